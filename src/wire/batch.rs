@@ -1,0 +1,323 @@
+//! A body becomes lines: the coding is recognised, the inflated size and the number of lines are bounded while
+//! inflating, and the bytes of each line are kept exactly.
+
+use std::io::{Read, Write};
+
+/// How a body is coded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// As it is.
+    Identity,
+    /// gzip (RFC 1952), one member or many.
+    Gzip,
+}
+
+/// The coding's name is unknown and the body does not begin like gzip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown content coding")]
+pub struct UnknownCoding;
+
+/// The first two bytes of a gzip member (RFC 1952, section 2.3.1).
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+impl Coding {
+    /// The coding of a body, from its declared name and its first bytes. Konnect documents the name
+    /// `application/gzip`, which is not registered; a body that begins like gzip is gzip whatever is declared,
+    /// for no event does.
+    ///
+    /// # Errors
+    /// An unknown name, and the body does not begin like gzip.
+    pub fn of(declared: Option<&str>, body: &[u8]) -> Result<Self, UnknownCoding> {
+        if body.starts_with(&GZIP_MAGIC) {
+            return Ok(Self::Gzip);
+        }
+        let name = declared.unwrap_or("").trim().to_ascii_lowercase();
+        match name.as_str() {
+            "" | "identity" => Ok(Self::Identity),
+            "application/gzip" | "application/x-gzip" | "gzip" | "x-gzip" => Ok(Self::Gzip),
+            _ => Err(UnknownCoding),
+        }
+    }
+
+    /// The code under which it is stored.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Identity => 0,
+            Self::Gzip => 1,
+        }
+    }
+
+    /// The coding with that stored code.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::Identity, Self::Gzip].into_iter().find(|coding| coding.code() == code)
+    }
+}
+
+/// What one body may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// Bytes after inflation.
+    pub decoded: usize,
+    /// Lines that are not blank.
+    pub lines: usize,
+}
+
+impl Caps {
+    /// No bounds: for bodies that passed the bounds once and were stored by us.
+    pub const NONE: Self = Self { decoded: usize::MAX, lines: usize::MAX };
+}
+
+/// Why a whole body is no batch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// More bytes than [`Caps::decoded`].
+    #[error("the body inflates to more than {0} bytes")]
+    TooLarge(usize),
+    /// More lines than [`Caps::lines`].
+    #[error("the body has more than {0} lines")]
+    TooManyLines(usize),
+    /// The bytes are not what their coding says.
+    #[error("the body is no valid gzip: {0}")]
+    Undecodable(String),
+    /// The memory for it could not be had.
+    #[error("no room for the inflated body")]
+    NoRoom,
+}
+
+/// A body's bytes after inflation, known to be within the caps.
+#[derive(Debug)]
+pub struct Decoded {
+    bytes: Vec<u8>,
+}
+
+/// How many bytes are inflated between two looks at the caps.
+const STEP: usize = 64 * 1024;
+
+/// Inflates a body. `reserve` is asked before each growth of the memory in use, in bytes, and may refuse.
+///
+/// # Errors
+/// See [`DecodeError`]. Of a body that breaks a cap no line is looked at.
+pub fn decode(
+    body: &[u8],
+    coding: Coding,
+    caps: Caps,
+    reserve: &mut dyn FnMut(usize) -> bool,
+) -> Result<Decoded, DecodeError> {
+    let mut bytes = Vec::new();
+    let mut lines = LineCount::default();
+    match coding {
+        Coding::Identity => {
+            if body.len() > caps.decoded {
+                return Err(DecodeError::TooLarge(caps.decoded));
+            }
+            lines.add(body, caps.lines)?;
+            if !reserve(body.len()) {
+                return Err(DecodeError::NoRoom);
+            }
+            bytes.extend_from_slice(body);
+        }
+        // An empty body has no member, and no line either.
+        Coding::Gzip if body.is_empty() => {}
+        Coding::Gzip => {
+            #[expect(clippy::disallowed_types, reason = "this is the one place that caps what it inflates")]
+            let mut reader = flate2::bufread::MultiGzDecoder::new(body);
+            loop {
+                let start = bytes.len();
+                if bytes.capacity() < start + STEP {
+                    // Grow by half, never past the cap: doubling would hold twice the cap for a moment.
+                    let target = (start + start / 2 + STEP).min(caps.decoded.saturating_add(STEP));
+                    let more = target.max(start + STEP) - bytes.capacity();
+                    if !reserve(more) {
+                        return Err(DecodeError::NoRoom);
+                    }
+                    bytes.reserve_exact(target.max(start + STEP) - start);
+                }
+                bytes.resize(start + STEP, 0);
+                let read = match reader.read(&mut bytes[start..]) {
+                    Ok(read) => read,
+                    Err(error) => return Err(DecodeError::Undecodable(error.to_string())),
+                };
+                bytes.truncate(start + read);
+                if bytes.len() > caps.decoded {
+                    return Err(DecodeError::TooLarge(caps.decoded));
+                }
+                lines.add(&bytes[start..], caps.lines)?;
+                if read == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(Decoded { bytes })
+}
+
+/// Codes lines for the way to a receiver: one gzip member.
+pub fn encode(lines: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(lines)?;
+    encoder.finish()
+}
+
+impl Decoded {
+    /// The lines in their order, without terminator (`\n` or `\r\n`) and without blank ones.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        lines(&self.bytes)
+    }
+
+    /// All bytes, terminators and blank lines included.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The bytes themselves.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// The lines of inflated bytes: see [`Decoded::lines`].
+pub fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(bytes);
+    std::iter::from_fn(move || {
+        let bytes = rest?;
+        let (line, behind) = match memchr::memchr(b'\n', bytes) {
+            Some(at) => (&bytes[..at], Some(&bytes[at + 1..])),
+            None => (bytes, None),
+        };
+        rest = behind;
+        Some(line.strip_suffix(b"\r").unwrap_or(line))
+    })
+    .filter(|line| !is_blank(line))
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
+}
+
+/// Counts the lines of a stream of pieces that are not blank.
+#[derive(Default)]
+struct LineCount {
+    lines: usize,
+    /// The line that the last piece left open holds something.
+    open: bool,
+}
+
+impl LineCount {
+    fn add(&mut self, piece: &[u8], cap: usize) -> Result<(), DecodeError> {
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', piece) {
+            self.line(&piece[start..end], cap)?;
+            self.open = false;
+            start = end + 1;
+        }
+        self.line(&piece[start..], cap)
+    }
+
+    fn line(&mut self, part: &[u8], cap: usize) -> Result<(), DecodeError> {
+        if !self.open && !is_blank(part) {
+            self.open = true;
+            self.lines += 1;
+            if self.lines > cap {
+                return Err(DecodeError::TooManyLines(cap));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPS: Caps = Caps { decoded: 1 << 20, lines: 1000 };
+
+    fn inflate(body: &[u8], caps: Caps) -> Result<Vec<Vec<u8>>, DecodeError> {
+        let coding = Coding::of(Some("application/gzip"), body).unwrap();
+        Ok(decode(body, coding, caps, &mut |_| true)?.lines().map(<[u8]>::to_vec).collect())
+    }
+
+    #[test]
+    fn every_documented_name_is_a_coding() {
+        let gzip = encode(b"x").unwrap();
+        for name in ["application/gzip", "application/x-gzip", "gzip", "x-gzip", "GZIP", " gzip "] {
+            assert_eq!(Coding::of(Some(name), b""), Ok(Coding::Gzip), "{name}");
+            assert_eq!(Coding::of(Some(name), &gzip), Ok(Coding::Gzip), "{name}");
+        }
+        assert_eq!(Coding::of(None, &gzip), Ok(Coding::Gzip));
+        assert_eq!(Coding::of(None, b"CEF:0"), Ok(Coding::Identity));
+        assert_eq!(Coding::of(Some("identity"), b"{"), Ok(Coding::Identity));
+        assert_eq!(Coding::of(Some("br"), b"{"), Err(UnknownCoding));
+        assert_eq!(Coding::of(Some("br"), &gzip), Ok(Coding::Gzip));
+    }
+
+    #[test]
+    fn lines_keep_their_bytes() {
+        let body = b"a \r\n\n\r\n  \n\xff\x00b\r\r\nlast";
+        let found: Vec<_> = lines(body).collect();
+        assert_eq!(found, [&b"a "[..], b"\xff\x00b\r", b"last"]);
+        assert_eq!(lines(b"").count(), 0);
+        assert_eq!(lines(b"a\n").count(), 1);
+    }
+
+    #[test]
+    fn members_follow_each_other_even_within_a_line() {
+        let body = [encode(b"one\ntw").unwrap(), encode(b"o\nthree").unwrap(), encode(b"").unwrap()].concat();
+        assert_eq!(inflate(&body, CAPS).unwrap(), [&b"one"[..], b"two", b"three"]);
+    }
+
+    #[test]
+    fn what_is_cut_or_damaged_is_undecodable() {
+        let body = encode(b"one\ntwo\n").unwrap();
+        for cut in 2..body.len() {
+            assert!(matches!(inflate(&body[..cut], CAPS), Err(DecodeError::Undecodable(_))), "{cut}");
+        }
+        let mut damaged = body.clone();
+        let at = body.len() - 5;
+        damaged[at] ^= 1;
+        assert!(matches!(inflate(&damaged, CAPS), Err(DecodeError::Undecodable(_))));
+        assert!(matches!(inflate(b"plain text", CAPS), Err(DecodeError::Undecodable(_))));
+        assert!(matches!(
+            inflate(&[&body[..], b"trailing"].concat(), CAPS),
+            Err(DecodeError::Undecodable(_))
+        ));
+        assert_eq!(inflate(b"", CAPS).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn the_caps_hold_to_the_byte_and_to_the_line() {
+        let caps = Caps { decoded: 1 << 20, lines: 10 };
+        for (size, fits) in [(caps.decoded, true), (caps.decoded + 1, false)] {
+            let text = vec![b'x'; size];
+            for body in [text.clone(), encode(&text).unwrap()] {
+                let coding = Coding::of(None, &body).unwrap();
+                let decoded = decode(&body, coding, caps, &mut |_| true);
+                assert_eq!(decoded.is_ok(), fits);
+                assert!(fits || decoded.unwrap_err() == DecodeError::TooLarge(caps.decoded));
+            }
+        }
+        assert_eq!(inflate(&encode(&b"a\n\n".repeat(10)).unwrap(), caps).unwrap().len(), 10);
+        assert_eq!(inflate(&encode(&b"a\n".repeat(11)).unwrap(), caps), Err(DecodeError::TooManyLines(10)));
+    }
+
+    #[test]
+    fn a_bomb_costs_no_more_than_its_cap() {
+        let body = encode(&vec![0; 64 << 20]).unwrap();
+        let mut reserved = 0;
+        let result = decode(&body, Coding::Gzip, CAPS, &mut |more| {
+            reserved += more;
+            true
+        });
+        assert!(matches!(result, Err(DecodeError::TooLarge(_))));
+        assert!(reserved <= CAPS.decoded + 2 * STEP, "{reserved}");
+    }
+
+    #[test]
+    fn no_room_is_said_so() {
+        let body = encode(&vec![b'x'; 1 << 19]).unwrap();
+        let mut left = 300_000usize;
+        let result = decode(&body, Coding::Gzip, CAPS, &mut |more| {
+            left.checked_sub(more).inspect(|rest| left = *rest).is_some()
+        });
+        assert_eq!(result.unwrap_err(), DecodeError::NoRoom);
+    }
+}

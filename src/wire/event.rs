@@ -1,0 +1,400 @@
+//! What one audit event says, in one schema for every format, and the nouns for what became of a line.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// How a line spells its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// `{timestamp} konghq.com CEF:0|…|key=value …`
+    Cef,
+    /// One JSON object.
+    Json,
+    /// The JSON object wrapped once: `{"event":{…}}`.
+    Cps,
+}
+
+impl Format {
+    /// Every format, for command lines and tests.
+    pub const ALL: [Self; 3] = [Self::Cef, Self::Json, Self::Cps];
+
+    /// The name that Konnect's webhook configuration uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cef => "cef",
+            Self::Json => "json",
+            Self::Cps => "cps",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is no format; use cef, json or cps"))
+    }
+}
+
+/// Why a line (or a whole body) is in quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// It is no event: not UTF-8, no CEF header, no JSON object, two signatures.
+    Malformed,
+    /// It carries a signature that no trusted key made.
+    BadSignature,
+    /// It carries no signature although its source must sign.
+    Unsigned,
+    /// It is longer than the `line` limit.
+    LineTooLong,
+    /// The body was whole, but it could not be decoded into lines.
+    UndecodableBody,
+}
+
+impl Reason {
+    /// Every reason, in the order of their stored codes.
+    pub const ALL: [Self; 5] =
+        [Self::Malformed, Self::BadSignature, Self::Unsigned, Self::LineTooLong, Self::UndecodableBody];
+
+    /// The name in quarantine records, metrics and receipts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::BadSignature => "bad_signature",
+            Self::Unsigned => "unsigned",
+            Self::LineTooLong => "line_too_long",
+            Self::UndecodableBody => "undecodable_body",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What was found out about one line, before anybody asked whether it is new.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A trusted key made its signature.
+    Verified {
+        /// The index of that key in the key set that judged the batch.
+        key: usize,
+    },
+    /// The source's policy lets it through without a proof.
+    Unverified,
+    /// It goes to quarantine.
+    Rejected {
+        /// The reason's closed name.
+        reason: Reason,
+        /// What exactly is wrong, for people. Never longer than a few hundred bytes.
+        detail: Cow<'static, str>,
+    },
+}
+
+/// Which output a line belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// Lines whose signature a trusted key made.
+    Verified,
+    /// Lines that a source's policy let through without a proof.
+    Unverified,
+    /// Lines that were refused, with their reason.
+    Quarantine,
+}
+
+impl Stream {
+    /// Every stream.
+    pub const ALL: [Self; 3] = [Self::Verified, Self::Unverified, Self::Quarantine];
+
+    /// The name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Unverified => "unverified",
+            Self::Quarantine => "quarantine",
+        }
+    }
+}
+
+/// A line that is no event, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub Cow<'static, str>);
+
+impl From<&'static str> for Malformed {
+    fn from(text: &'static str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+}
+
+/// One field's value. Numbers keep every digit as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A string.
+    Text(String),
+    /// A number in JSON's notation (RFC 8259, section 6), never converted.
+    Number(String),
+    /// `true` or `false`.
+    Boolean(bool),
+    /// JSON's `null`.
+    Null,
+    /// An array or object of an unknown field, as the bytes that came.
+    Json(String),
+}
+
+impl Value {
+    /// The value as text, the way a CEF line or a log message shows it.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Text(text) | Self::Number(text) | Self::Json(text) => Cow::Borrowed(text),
+            Self::Boolean(value) => Cow::Borrowed(if *value { "true" } else { "false" }),
+            Self::Null => Cow::Borrowed(""),
+        }
+    }
+}
+
+/// An event's fields under Konnect's flat names, sorted by name, each at most once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    fields: Vec<(Cow<'static, str>, Value)>,
+    ambiguous: Vec<String>,
+}
+
+impl Event {
+    /// An event without a field.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The field of that name.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        self.fields.binary_search_by(|(known, _)| known.as_ref().cmp(name)).ok().map(|at| &self.fields[at].1)
+    }
+
+    /// The field's value as text, when it is there.
+    pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.field(name).map(Value::text)
+    }
+
+    /// Sets a field, bringing the value to the field's documented type where it can be read as such.
+    pub fn set(&mut self, name: impl Into<Cow<'static, str>>, value: Value) {
+        let name = name.into();
+        let value = schema::documented(&name, value);
+        match self.fields.binary_search_by(|(known, _)| known.cmp(&name)) {
+            Ok(at) => self.fields[at].1 = value,
+            Err(at) => self.fields.insert(at, (name, value)),
+        }
+    }
+
+    /// Takes a field out.
+    pub fn remove(&mut self, name: &str) -> Option<Value> {
+        let at = self.fields.binary_search_by(|(known, _)| known.as_ref().cmp(name)).ok()?;
+        Some(self.fields.remove(at).1)
+    }
+
+    /// The fields in the order of their names.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.fields.iter().map(|(name, value)| (name.as_ref(), value))
+    }
+
+    /// The keys that occurred twice, hid behind a free-text value or collided with a header field: they are
+    /// in the line, and it is not known which of them the producer wrote, so none of them is a field.
+    pub fn ambiguous(&self) -> &[String] {
+        &self.ambiguous
+    }
+
+    /// Notes a key as ambiguous. Of a colliding key the header field stays.
+    pub fn mark_ambiguous(&mut self, name: &str) {
+        if let Err(at) = self.ambiguous.binary_search_by(|known| known.as_str().cmp(name)) {
+            self.ambiguous.insert(at, name.to_owned());
+        }
+    }
+
+    /// Builds an event from fields in any order, names unique.
+    pub(crate) fn from_parts(fields: Vec<(Cow<'static, str>, Value)>, mut ambiguous: Vec<String>) -> Self {
+        let mut fields: Vec<_> = fields
+            .into_iter()
+            .map(|(name, value)| {
+                let value = schema::documented(&name, value);
+                (name, value)
+            })
+            .collect();
+        fields.sort_by(|(left, _), (right, _)| left.cmp(right));
+        fields.dedup_by(|(later, _), (earlier, _)| later == earlier);
+        ambiguous.sort_unstable();
+        ambiguous.dedup();
+        Self { fields, ambiguous }
+    }
+}
+
+/// What Konnect documents about its fields. Source: Kong's audit-log reference, "Log formats".
+pub mod schema {
+    use super::{Cow, Value};
+
+    /// The CEF header's fields under their flat names, in header order.
+    pub const HEADER: [&str; 8] = [
+        "event_ts",
+        "cef_version",
+        "event_vendor",
+        "event_product",
+        "event_version",
+        "event_class_id",
+        "name",
+        "severity",
+    ];
+
+    /// Values that a caller of Konnect's API controls: they can hold anything, ` key=value` included.
+    pub const FREE_TEXT: [&str; 4] = ["principal_name", "query", "request", "user_agent"];
+
+    /// The name for `Cow::Borrowed`, so that known fields cost no allocation.
+    pub fn interned(name: &str) -> Cow<'static, str> {
+        const KNOWN: [&str; 26] = [
+            "act",
+            "action",
+            "actor_id",
+            "cef_version",
+            "event_class_id",
+            "event_product",
+            "event_ts",
+            "event_vendor",
+            "event_version",
+            "granted",
+            "kong_initiated",
+            "name",
+            "org_id",
+            "portal_id",
+            "principal_id",
+            "principal_name",
+            "query",
+            "request",
+            "rt",
+            "severity",
+            "sig",
+            "src",
+            "status",
+            "success",
+            "trace_id",
+            "user_agent",
+        ];
+        KNOWN
+            .iter()
+            .find(|known| **known == name)
+            .map_or_else(|| Cow::Owned(name.to_owned()), |known| Cow::Borrowed(*known))
+    }
+
+    /// Which of Konnect's three types an event is, told by its `name`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Type {
+        /// `AUTHENTICATION_OUTCOME_*`
+        Authentication,
+        /// `Authz.*`
+        Authorization,
+        /// `Ingress`
+        Access,
+        /// Something that Konnect does not document yet.
+        Other,
+    }
+
+    impl Type {
+        /// The type of the event with that `name`.
+        pub fn of(name: &str) -> Self {
+            if name.starts_with("AUTHENTICATION_OUTCOME_") {
+                Self::Authentication
+            } else if name.starts_with("Authz.") {
+                Self::Authorization
+            } else if name == "Ingress" {
+                Self::Access
+            } else {
+                Self::Other
+            }
+        }
+
+        /// Whether every event of this type has that extension field.
+        pub fn requires(self, field: &str, product: &str) -> bool {
+            match field {
+                "rt" | "src" | "org_id" | "principal_id" | "trace_id" | "user_agent" => true,
+                "portal_id" => product == "Dev-Portal",
+                "success" => self == Self::Authentication,
+                "action" | "granted" => self == Self::Authorization,
+                "act" | "status" | "query" => self == Self::Access,
+                "request" => matches!(self, Self::Authentication | Self::Access),
+                _ => false,
+            }
+        }
+    }
+
+    /// Brings a value to its field's documented type: `rt`, `status` and `severity` are integers, `success`,
+    /// `granted` and `kong_initiated` booleans, the other known fields text. What cannot be read that way
+    /// stays as it came; unknown fields are never touched.
+    pub fn documented(name: &str, value: Value) -> Value {
+        match name {
+            "rt" | "status" | "severity" => match value {
+                Value::Text(text) if is_integer(&text) => Value::Number(text),
+                other => other,
+            },
+            "success" | "granted" | "kong_initiated" => match value {
+                Value::Text(text) if text == "true" => Value::Boolean(true),
+                Value::Text(text) if text == "false" => Value::Boolean(false),
+                other => other,
+            },
+            "act" | "action" | "actor_id" | "cef_version" | "event_class_id" | "event_product"
+            | "event_ts" | "event_vendor" | "event_version" | "name" | "org_id" | "portal_id"
+            | "principal_id" | "principal_name" | "query" | "request" | "sig" | "src" | "trace_id"
+            | "user_agent" => match value {
+                Value::Number(text) => Value::Text(text),
+                Value::Boolean(value) => Value::Text(value.to_string()),
+                other => other,
+            },
+            _ => value,
+        }
+    }
+
+    /// An integer in JSON's notation, so that writing it as a number changes no byte.
+    fn is_integer(text: &str) -> bool {
+        let digits = text.strip_prefix('-').unwrap_or(text).as_bytes();
+        match digits {
+            [] => false,
+            [b'0'] => true,
+            [b'0', ..] => false,
+            _ => digits.iter().all(u8::is_ascii_digit),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_documented_type_is_kept_to_the_last_digit() {
+        let mut event = Event::new();
+        event.set("trace_id", Value::Number("18446744073709551616".into()));
+        event.set("rt", Value::Text("1684196881193".into()));
+        event.set("success", Value::Text("true".into()));
+        event.set("new_field", Value::Number("1e3".into()));
+        assert_eq!(event.field("trace_id"), Some(&Value::Text("18446744073709551616".into())));
+        assert_eq!(event.field("rt"), Some(&Value::Number("1684196881193".into())));
+        assert_eq!(event.field("success"), Some(&Value::Boolean(true)));
+        assert_eq!(event.field("new_field"), Some(&Value::Number("1e3".into())));
+    }
+
+    #[test]
+    fn what_cannot_be_read_as_its_type_stays_text() {
+        for odd in ["3958q3097698", "007", "-", "", "1.5"] {
+            let mut event = Event::new();
+            event.set("rt", Value::Text(odd.into()));
+            assert_eq!(event.field("rt"), Some(&Value::Text(odd.into())));
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! A JSON or CPS line, both directions (RFC 8259).
+//!
+//! The line is checked as JSON in one pass that notes where each member of the top object stands; values are
+//! read only on demand, and numbers never leave their spelling.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::event::{Event, Format, Malformed, Value};
+use super::line::{Field, Line, Spelled, mark_repeated};
+use super::signature::{Reading, Signed, cut_member};
+
+/// Takes a JSON or CPS line apart.
+pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
+    let outer = members(text)?;
+    match wrapped(&outer) {
+        Some(inner) => parse_wrapped(text, &outer, inner.get()),
+        None => {
+            let signed = signature(text, &outer)?;
+            Ok(line(text, Format::Json, signed, outer))
+        }
+    }
+}
+
+/// Writes an event as one JSON object without spaces, members in the order of their names.
+pub fn write(event: &Event) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    out.push(b'{');
+    for (index, (name, value)) in event.fields().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write_string(&mut out, name);
+        out.push(b':');
+        match value {
+            Value::Text(text) => write_string(&mut out, text),
+            Value::Number(text) | Value::Json(text) => out.extend_from_slice(text.as_bytes()),
+            Value::Boolean(true) => out.extend_from_slice(b"true"),
+            Value::Boolean(false) => out.extend_from_slice(b"false"),
+            Value::Null => out.extend_from_slice(b"null"),
+        }
+    }
+    out.push(b'}');
+    out
+}
+
+/// Writes an event as CPS: the JSON object wrapped once.
+pub fn write_wrapped(event: &Event) -> Vec<u8> {
+    [WRAPPER.as_bytes(), &write(event), b"}"].concat()
+}
+
+/// Reads a JSON value. A string whose escapes name no character (a lone surrogate) keeps its spelling.
+pub(super) fn read(raw: &RawValue) -> Value {
+    let spelled = raw.get();
+    match spelled.as_bytes() {
+        [b'"', ..] => match serde_json::from_str(spelled) {
+            Ok(text) => Value::Text(text),
+            Err(_) => Value::Text(spelled[1..spelled.len() - 1].to_owned()),
+        },
+        [b't', ..] => Value::Boolean(true),
+        [b'f', ..] => Value::Boolean(false),
+        [b'n', ..] => Value::Null,
+        [b'{' | b'[', ..] => Value::Json(spelled.to_owned()),
+        _ => Value::Number(spelled.to_owned()),
+    }
+}
+
+const WRAPPER: &str = r#"{"event":"#;
+
+/// CPS's inner object, when the only member besides a signature is `event` and holds an object.
+fn wrapped<'a>(outer: &[Member<'a>]) -> Option<&'a RawValue> {
+    let mut inner = None;
+    for member in outer {
+        match member.key.as_ref() {
+            "event" if inner.is_none() && member.value.get().starts_with('{') => inner = Some(member.value),
+            "sig" => {}
+            _ => return None,
+        }
+    }
+    inner
+}
+
+fn parse_wrapped<'a>(text: &'a str, outer: &[Member<'a>], inner: &'a str) -> Result<Line<'a>, Malformed> {
+    let members = members(inner)?;
+    let outside = signature(text, outer)?;
+    let inside = signature(inner, &members)?;
+    let signed = match (outside, inside) {
+        (Some(_), Some(_)) => return Err(TWO_SIGNATURES),
+        (None, Some(inside)) => {
+            let start = offset(text, inner);
+            let end = start + inner.len();
+            // The reading of the inner object leaves the wrapper unsigned, so the wrapper must be spelled in
+            // the one way that Kong documents, give or take its space.
+            let plain = matches!(&text[..start], WRAPPER | r#"{"event": "#) && &text[end..] == "}";
+            let cut = start + inside.first.before.len()..end - inside.first.after.len();
+            let whole = Reading { before: &text.as_bytes()[..cut.start], after: &text.as_bytes()[cut.end..] };
+            Some(Signed { value: inside.value, first: whole, second: plain.then_some(inside.first) })
+        }
+        (outside, None) => outside,
+    };
+    Ok(line(text, Format::Cps, signed, members))
+}
+
+const TWO_SIGNATURES: Malformed = Malformed(Cow::Borrowed("two members `sig`"));
+
+/// Finds the signature among an object's members.
+fn signature<'a>(text: &'a str, members: &[Member<'a>]) -> Result<Option<Signed<'a>>, Malformed> {
+    let mut found = None;
+    for (index, member) in members.iter().enumerate().filter(|(_, member)| member.key == "sig") {
+        let Cow::Borrowed(key) = member.key else {
+            return Err("an escaped spelling of the key `sig`".into());
+        };
+        if found.is_some() {
+            return Err(TWO_SIGNATURES);
+        }
+        let spelled = member.value.get();
+        let Some(value) = spelled.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+            return Err("the member `sig` is no string".into());
+        };
+        let key = offset(text, key) - 1..offset(text, key) + key.len() + 1;
+        let start = offset(text, spelled);
+        let cut = cut_member(text, key, start..start + spelled.len(), index == 0)?;
+        let bytes = text.as_bytes();
+        let first = Reading { before: &bytes[..cut.start], after: &bytes[cut.end..] };
+        found = Some(Signed { value, first, second: None });
+    }
+    Ok(found)
+}
+
+fn line<'a>(text: &'a str, format: Format, signed: Option<Signed<'a>>, members: Vec<Member<'a>>) -> Line<'a> {
+    let mut fields: Vec<Field<'a>> = members
+        .into_iter()
+        .map(|member| Field { key: member.key, value: Spelled::Json(member.value), ambiguous: false })
+        .collect();
+    mark_repeated(&mut fields);
+    Line { bytes: text.as_bytes(), format, signed, fields }
+}
+
+/// Where a part of `text` begins in it.
+fn offset(text: &str, part: &str) -> usize {
+    part.as_ptr() as usize - text.as_ptr() as usize
+}
+
+fn write_string(out: &mut Vec<u8>, text: &str) {
+    // Writing a string into memory cannot fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// A member of an object, in the order of the line, repeated keys included.
+struct Member<'a> {
+    key: Cow<'a, str>,
+    value: &'a RawValue,
+}
+
+fn members(text: &str) -> Result<Vec<Member<'_>>, Malformed> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let members = deserializer.deserialize_map(Members).map_err(|error| no_json(&error))?;
+    deserializer.end().map_err(|error| no_json(&error))?;
+    Ok(members)
+}
+
+/// serde_json names a line, which is always 1 here.
+fn no_json(error: &serde_json::Error) -> Malformed {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    Malformed(Cow::Owned(format!("no JSON object: {what} at byte {}", error.column())))
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Vec<Member<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::with_capacity(24);
+        while let Some(key) = map.next_key_seed(Key)? {
+            members.push(Member { key, value: map.next_value()? });
+        }
+        Ok(members)
+    }
+}
+
+/// A key, borrowed unless it is spelled with escapes.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(text))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(line: &str) -> String {
+        let parsed = parse(line).unwrap();
+        String::from_utf8(parsed.signed().unwrap().first.message().into_owned()).unwrap()
+    }
+
+    #[test]
+    fn the_signature_is_cut_wherever_it_stands() {
+        assert_eq!(message(r#"{"sig":"x","a":1,"b":2}"#), r#"{"a":1,"b":2}"#);
+        assert_eq!(message(r#"{"a":1,"sig":"x","b":2}"#), r#"{"a":1,"b":2}"#);
+        assert_eq!(message(r#"{"a":1,"b":2,"sig":"x"}"#), r#"{"a":1,"b":2}"#);
+        assert_eq!(message(r#"{"sig":"x"}"#), "{}");
+        assert_eq!(message(r#"{"a": 1, "sig": "x", "b": 2}"#), r#"{"a": 1, "b": 2}"#);
+        assert_eq!(message(r#"{"a": 1, "b": 2, "sig": "x"}"#), r#"{"a": 1, "b": 2}"#);
+        assert_eq!(message(r#"{"a":"\"sig\":\"y\"","sig":"x"}"#), r#"{"a":"\"sig\":\"y\""}"#);
+    }
+
+    #[test]
+    fn white_space_that_no_signature_covers_is_refused() {
+        for line in [
+            "{\"a\":1,\"sig\":\t\"x\"}",
+            "{\"a\":1,\"sig\" :\"x\"}",
+            "{\"a\":1,\t\"sig\":\"x\"}",
+            "{\"a\":1,  \"sig\":\"x\"}",
+            "{\"sig\":\"x\" ,\"a\":1}",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn two_signatures_or_a_disguised_one_are_malformed() {
+        for line in [
+            r#"{"sig":"x","sig":"y"}"#,
+            r#"{"s\u0069g":"x"}"#,
+            r#"{"sig":5}"#,
+            r#"{"event":{"sig":"x","sig":"y"}}"#,
+            r#"{"event":{"sig":"x"},"sig":"y"}"#,
+            r#"{"event":{"\u0073ig":"x"}}"#,
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn cps_has_two_readings_and_only_a_plain_wrapper_has_the_second() {
+        let line = parse(r#"{"event":{"a":1,"sig":"x"}}"#).unwrap();
+        assert_eq!(line.format(), Format::Cps);
+        let signed = line.signed().unwrap();
+        assert_eq!(signed.first.message().as_ref(), br#"{"event":{"a":1}}"#);
+        assert_eq!(signed.second.unwrap().message().as_ref(), br#"{"a":1}"#);
+        assert!(parse(r#"{"event": {"a":1,"sig":"x"}}"#).unwrap().signed().unwrap().second.is_some());
+        for line in [
+            "{\"event\":\t{\"sig\":\"x\"}}",
+            "{\"event\":{\"sig\":\"x\"} }",
+            "{\"\\u0065vent\":{\"sig\":\"x\"}}",
+        ] {
+            assert!(parse(line).unwrap().signed().unwrap().second.is_none(), "{line}");
+        }
+        let outside = parse(r#"{"event":{"a":1},"sig":"x"}"#).unwrap();
+        assert_eq!(outside.format(), Format::Cps);
+        assert_eq!(outside.signed().unwrap().first.message().as_ref(), br#"{"event":{"a":1}}"#);
+        assert_eq!(parse(r#"{"event":{"a":1},"b":2}"#).unwrap().format(), Format::Json);
+        assert_eq!(parse(r#"{"event":"x"}"#).unwrap().format(), Format::Json);
+    }
+
+    #[test]
+    fn a_repeated_member_is_ambiguous_however_it_is_spelled() {
+        let event = parse(r#"{"a":1,"\u0061":2,"trace_id":18446744073709551616,"rt":"12"}"#).unwrap().event();
+        assert_eq!(event.ambiguous(), ["a"]);
+        assert_eq!(event.field("a"), None);
+        assert_eq!(event.field("trace_id"), Some(&Value::Text("18446744073709551616".into())));
+        assert_eq!(event.field("rt"), Some(&Value::Number("12".into())));
+    }
+
+    #[test]
+    fn what_is_no_object_is_malformed() {
+        for line in
+            ["{", "{}x", r#"{"a":1,}"#, r#"{"a":01}"#, r#"{"a":"\x"}"#, "{\"a\":\"\u{1}\"}", r#"{"a" 1}"#]
+        {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_lone_surrogate_costs_no_event() {
+        let event = parse(r#"{"user_agent":"x\ud800y"}"#).unwrap().event();
+        assert_eq!(event.text("user_agent").unwrap(), r"x\ud800y");
+    }
+
+    #[test]
+    fn a_hostile_number_of_members_is_no_work() {
+        let mut line = String::from("{");
+        for _ in 0..40_000 {
+            line.push_str("\"a\":1,");
+        }
+        line.push_str("\"b\":1}");
+        let event = parse(&line).unwrap().event();
+        assert_eq!(event.ambiguous(), ["a"]);
+    }
+}
