@@ -1,3 +1,5 @@
 //! skeleton
 pub mod cli;
+pub mod ledger;
+pub mod trust;
 pub mod wire;

@@ -38,18 +38,52 @@ impl Coding {
             _ => Err(UnknownCoding),
         }
     }
+}
 
+/// How a stored body is taken apart again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Into its lines.
+    Lines(Coding),
+    /// Not at all: it could not be decoded, and is kept in one piece.
+    Whole,
+}
+
+impl Packing {
     /// The code under which it is stored.
     pub fn code(self) -> u8 {
         match self {
-            Self::Identity => 0,
-            Self::Gzip => 1,
+            Self::Lines(Coding::Identity) => 0,
+            Self::Lines(Coding::Gzip) => 1,
+            Self::Whole => 2,
         }
     }
 
-    /// The coding with that stored code.
+    /// The packing with that stored code.
     pub fn from_code(code: u8) -> Option<Self> {
-        [Self::Identity, Self::Gzip].into_iter().find(|coding| coding.code() == code)
+        [Self::Lines(Coding::Identity), Self::Lines(Coding::Gzip), Self::Whole]
+            .into_iter()
+            .find(|packing| packing.code() == code)
+    }
+
+    /// Inflates a stored body, which passed the caps when it came.
+    ///
+    /// # Errors
+    /// When the bytes are not what they were.
+    pub fn unpack(self, body: &[u8]) -> Result<Vec<u8>, DecodeError> {
+        match self {
+            Self::Lines(coding) => Ok(decode(body, coding, Caps::NONE, &mut |_| true)?.into_bytes()),
+            Self::Whole => Ok(body.to_vec()),
+        }
+    }
+
+    /// The lines of an inflated body, in the order of their verdicts.
+    pub fn lines(self, inflated: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let (whole, split) = match self {
+            Self::Lines(_) => (None, Some(lines(inflated))),
+            Self::Whole => (Some(inflated), None),
+        };
+        whole.into_iter().chain(split.into_iter().flatten())
     }
 }
 

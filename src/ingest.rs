@@ -1,0 +1,376 @@
+//! The recipe: decode, parse, verify, commit. The only file that knows the order.
+//!
+//! The work on the bytes happens on a blocking thread, at most one batch per core at a time. Nothing here
+//! answers anybody: a [`Receipt`] or a [`Rejection`] comes back, and the caller decides what to say.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
+use crate::room::Reservation;
+use crate::trust::keyring::KeyRing;
+use crate::trust::jwks::KeySet;
+use crate::trust::verify::{self, Claim, Fit};
+use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
+use crate::wire::event::{Reason, Verdict};
+use crate::wire::line::Line;
+use crate::wire::signature::{self, Reading};
+
+/// What a source's signatures are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Every line must be signed.
+    Require,
+    /// A line without a signature passes as unverified; one with a signature must prove it.
+    AcceptUnsigned,
+    /// No signature is looked at.
+    Off,
+}
+
+/// What makes two lines the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sameness {
+    /// The same signed bytes.
+    Event,
+    /// The same trace ID within an organisation, or the same signed bytes where there is none.
+    TraceId,
+}
+
+/// A configured source, as far as its lines are concerned.
+pub struct Source {
+    /// The configured name.
+    pub name: Arc<str>,
+    /// What its signatures are for.
+    pub policy: Policy,
+    /// What is a duplicate.
+    pub sameness: Sameness,
+    /// The keys we believe; none only where no signature is looked at.
+    pub keys: Option<Arc<KeyRing>>,
+}
+
+/// One whole body on its way in.
+pub struct Delivery {
+    /// Where it came from.
+    pub source: Arc<Source>,
+    /// When it had arrived, in milliseconds since the Unix epoch.
+    pub received_at: i64,
+    /// The name of its coding as the sender gave it.
+    pub declared_coding: Option<String>,
+    /// The bytes.
+    pub body: Vec<u8>,
+    /// The room that the bytes take; inflating takes more of it.
+    pub reservation: Reservation,
+}
+
+/// What a batch may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of the whole body.
+    pub caps: Caps,
+    /// Bytes of one line.
+    pub line: usize,
+    /// Committed and undelivered bytes, over all batches.
+    pub backlog: u64,
+}
+
+/// A batch that was committed.
+#[derive(Debug)]
+pub struct Ingested {
+    /// The proof.
+    pub receipt: Receipt,
+    /// The own times of the lines that were let through, in milliseconds since the Unix epoch.
+    pub times: Vec<i64>,
+}
+
+/// Why a batch was not committed as lines.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    /// The sender's fault: a coding that we do not know.
+    #[error("unknown content coding")]
+    UnknownCoding,
+    /// The sender's fault, or a limit that is too small.
+    #[error("{0}")]
+    TooLarge(DecodeError),
+    /// The sender's fault. The body is in quarantine: the proof is here.
+    #[error("{detail}")]
+    Undecodable {
+        /// What is wrong with it.
+        detail: String,
+        /// The proof that it was kept.
+        receipt: Receipt,
+    },
+    /// Nobody's fault: too much at once.
+    #[error("no room for the batch")]
+    NoRoom,
+    /// The operator's: sinks do not keep up.
+    #[error("the backlog is full")]
+    BacklogFull,
+    /// The operator's: no key has been loaded yet.
+    #[error("no key has been loaded yet")]
+    NoKeys,
+    /// Ours or the machine's.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Ours.
+    #[error("a bug: the work on the batch ended early")]
+    Bug,
+}
+
+/// The recipe with its tools.
+#[derive(Clone)]
+pub struct Ingest {
+    ledger: Ledger,
+    limits: Limits,
+    cores: Arc<Semaphore>,
+}
+
+/// Lines are worked on in chunks, so that what parsing and verifying need besides the body stays small.
+const CHUNK_LINES: usize = 1024;
+const CHUNK_BYTES: usize = 1 << 20;
+
+impl Ingest {
+    /// The recipe over a ledger.
+    pub fn new(ledger: Ledger, limits: Limits) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { ledger, limits, cores: Arc::new(Semaphore::new(cores)) }
+    }
+
+    /// Whether a batch of a source could be taken now: asked before its body is read.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn may_take(&self, source: &Source) -> Result<(), Rejection> {
+        if self.ledger.is_unwritable() {
+            return Err(Rejection::Commit(CommitError::Storage("the last write failed".to_owned())));
+        }
+        if self.ledger.backlog().0 >= self.limits.backlog {
+            return Err(Rejection::BacklogFull);
+        }
+        source.judges().map(|_| ())
+    }
+
+    /// Takes a body in. Dropping the future does not undo a commit; run it detached from the connection.
+    ///
+    /// # Errors
+    /// See [`Rejection`].
+    pub async fn take(&self, delivery: Delivery) -> Result<Ingested, Rejection> {
+        let keys = delivery.source.judges()?;
+        let core = Arc::clone(&self.cores).acquire_owned().await.map_err(|_| Rejection::Bug)?;
+        let (identifier, limits) = (self.ledger.identifier().clone(), self.limits);
+        let runtime = tokio::runtime::Handle::current();
+        let work = tokio::task::spawn_blocking(move || {
+            let _core = core;
+            judge(delivery, keys.as_deref(), &identifier, limits, &runtime)
+        });
+        let judged = work.await.map_err(|_| Rejection::Bug)??;
+        // Rubbish has its own share of the backlog, so that it cannot crowd out verified events.
+        if judged.has_rejects && self.ledger.backlog().1 >= self.limits.backlog / 4 {
+            return Err(Rejection::BacklogFull);
+        }
+        let receipt = self.ledger.commit(judged.batch).await?;
+        match judged.undecodable {
+            Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
+            None => Ok(Ingested { receipt, times: judged.times }),
+        }
+    }
+}
+
+impl Source {
+    /// The keys that judge its lines; none where no signature is looked at.
+    fn judges(&self) -> Result<Option<Arc<KeySet>>, Rejection> {
+        match (self.policy, &self.keys) {
+            (Policy::Off, _) => Ok(None),
+            (_, Some(ring)) => ring.current().map(Some).ok_or(Rejection::NoKeys),
+            (_, None) => Err(Rejection::NoKeys),
+        }
+    }
+}
+
+/// A batch whose every line has its verdict.
+struct Judged {
+    batch: Batch,
+    times: Vec<i64>,
+    has_rejects: bool,
+    /// What is wrong with the body as a whole.
+    undecodable: Option<String>,
+    /// Until the batch is committed.
+    _reservation: Reservation,
+}
+
+fn judge(
+    mut delivery: Delivery,
+    keys: Option<&KeySet>,
+    identifier: &Identifier,
+    limits: Limits,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Judged, Rejection> {
+    let coding = Coding::of(delivery.declared_coding.as_deref(), &delivery.body)
+        .map_err(|_| Rejection::UnknownCoding)?;
+    let reservation = &mut delivery.reservation;
+    let mut reserve = |bytes| runtime.block_on(reservation.grow(bytes));
+    let decoded = match decode(&delivery.body, coding, limits.caps, &mut reserve) {
+        Ok(decoded) => decoded,
+        Err(DecodeError::Undecodable(detail)) => return Ok(whole_body(delivery, identifier, detail)),
+        Err(DecodeError::NoRoom) => return Err(Rejection::NoRoom),
+        Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
+            return Err(Rejection::TooLarge(error));
+        }
+    };
+
+    let source = &delivery.source;
+    let bench = Bench { source, keys, identifier, longest: limits.line };
+    let (mut entries, mut times) = (Vec::new(), Vec::new());
+    let mut chunk = Vec::with_capacity(CHUNK_LINES);
+    let mut bytes = 0;
+    for line in decoded.lines() {
+        bytes += line.len();
+        chunk.push(line);
+        if chunk.len() >= CHUNK_LINES || bytes >= CHUNK_BYTES {
+            bench.judge(&chunk, &mut entries, &mut times);
+            chunk.clear();
+            bytes = 0;
+        }
+    }
+    bench.judge(&chunk, &mut entries, &mut times);
+
+    let has_rejects = entries.iter().any(|entry| matches!(entry.verdict, Verdict::Rejected { .. }));
+    let key_ids = keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| key.id().to_owned()).collect());
+    let batch = Batch {
+        source: Arc::clone(&source.name),
+        received_at: delivery.received_at,
+        packing: Packing::Lines(coding).code(),
+        body: delivery.body,
+        decoded: Arc::new(decoded.into_bytes()),
+        key_ids: key_ids.into(),
+        entries,
+    };
+    Ok(Judged { batch, times, has_rejects, undecodable: None, _reservation: delivery.reservation })
+}
+
+/// A body that cannot be taken apart is kept in one piece.
+fn whole_body(delivery: Delivery, identifier: &Identifier, detail: String) -> Judged {
+    let entry = Entry {
+        verdict: Verdict::Rejected { reason: Reason::UndecodableBody, detail: detail.clone().into() },
+        identity: identifier.reject(&delivery.source.name, &delivery.body),
+    };
+    let batch = Batch {
+        source: Arc::clone(&delivery.source.name),
+        received_at: delivery.received_at,
+        packing: Packing::Whole.code(),
+        decoded: Arc::new(delivery.body.clone()),
+        body: delivery.body,
+        key_ids: Arc::new([]),
+        entries: vec![entry],
+    };
+    let times = Vec::new();
+    Judged { batch, times, has_rejects: true, undecodable: Some(detail), _reservation: delivery.reservation }
+}
+
+/// Where lines are judged.
+struct Bench<'a> {
+    source: &'a Source,
+    keys: Option<&'a KeySet>,
+    identifier: &'a Identifier,
+    longest: usize,
+}
+
+/// A line before its signature was checked.
+enum Opened<'a> {
+    /// It is decided already.
+    Decided(Option<Line<'a>>, Verdict),
+    /// The next claim decides.
+    Claimed(Line<'a>),
+}
+
+impl Bench<'_> {
+    /// Judges some lines, in their order.
+    fn judge(&self, lines: &[&[u8]], entries: &mut Vec<Entry>, times: &mut Vec<i64>) {
+        let mut claims = Vec::with_capacity(lines.len());
+        let opened: Vec<Opened<'_>> = lines.iter().map(|line| self.open(line, &mut claims)).collect();
+        let keys: Vec<[u8; 32]> =
+            self.keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| *key.bytes()).collect());
+        let mut fits = verify::verify(&claims, &keys, &mut rand::rng()).into_iter();
+        for (bytes, opened) in lines.iter().zip(opened) {
+            let (line, verdict, content) = match opened {
+                Opened::Decided(line, verdict) => {
+                    let content = line.as_ref().map(Line::content);
+                    (line, verdict, content)
+                }
+                Opened::Claimed(line) => {
+                    let fit = fits.next().flatten();
+                    let content = signed_bytes(&line, fit);
+                    let verdict = match fit {
+                        Some(fit) => Verdict::Verified { key: fit.key },
+                        None => rejected(Reason::BadSignature, "no trusted key made this signature"),
+                    };
+                    (Some(line), verdict, content)
+                }
+            };
+            let identity = match (&verdict, line, content) {
+                (Verdict::Verified { .. } | Verdict::Unverified, Some(line), Some(content)) => {
+                    let time = line.time();
+                    times.extend(time);
+                    let verified = matches!(verdict, Verdict::Verified { .. });
+                    let trace = (self.source.sameness == Sameness::TraceId).then(|| line.trace()).flatten();
+                    let source = &self.source.name;
+                    match trace {
+                        Some((organisation, trace)) => self.identifier.trace(source, &organisation, &trace),
+                        None => {
+                            self.identifier.event(source, verified, (content.before, content.after), time)
+                        }
+                    }
+                }
+                _ => self.identifier.reject(&self.source.name, bytes),
+            };
+            entries.push(Entry { verdict, identity });
+        }
+    }
+
+    /// Takes a line apart as far as it goes without a key.
+    fn open<'a>(&self, bytes: &'a [u8], claims: &mut Vec<Claim<'a>>) -> Opened<'a> {
+        if bytes.len() > self.longest {
+            let detail = format!("{} bytes, and `limits.line` is {}", bytes.len(), self.longest);
+            let reason = Reason::LineTooLong;
+            return Opened::Decided(None, Verdict::Rejected { reason, detail: detail.into() });
+        }
+        let line = match Line::parse(bytes) {
+            Ok(line) => line,
+            Err(malformed) => {
+                let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: malformed.0 };
+                return Opened::Decided(None, verdict);
+            }
+        };
+        let signed = match (self.source.policy, line.signed()) {
+            (Policy::Off, _) | (Policy::AcceptUnsigned, None) => {
+                return Opened::Decided(Some(line), Verdict::Unverified);
+            }
+            (Policy::Require, None) => {
+                return Opened::Decided(Some(line), rejected(Reason::Unsigned, "the line has no signature"));
+            }
+            (_, Some(signed)) => signed,
+        };
+        match signature::decode(signed.value) {
+            Ok(signature) => {
+                let parts = |reading: Reading<'a>| (reading.before, reading.after);
+                claims.push(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) });
+                Opened::Claimed(line)
+            }
+            Err(error) => {
+                let verdict =
+                    Verdict::Rejected { reason: Reason::BadSignature, detail: error.to_string().into() };
+                Opened::Decided(Some(line), verdict)
+            }
+        }
+    }
+}
+
+/// The bytes that the fitting signature was made over.
+fn signed_bytes<'a>(line: &Line<'a>, fit: Option<Fit>) -> Option<Reading<'a>> {
+    let signed = line.signed()?;
+    if fit?.second { signed.second } else { Some(signed.first) }
+}
+
+fn rejected(reason: Reason, detail: &'static str) -> Verdict {
+    Verdict::Rejected { reason, detail: detail.into() }
+}

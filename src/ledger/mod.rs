@@ -1,0 +1,468 @@
+//! What we have promised: which events were accepted, which batches are not delivered yet, and how far each
+//! sink has come. One SQLite database in `data_dir`, and all state that matters is in it.
+//!
+//! Who owns what: one thread, the [`writer`], holds the only connection that writes; everybody else sends it
+//! messages through the [`Ledger`]. A commit puts the new fingerprints ([`seen`]) and the batch ([`outbox`])
+//! into one transaction; commits that wait at the same time share it and its fsync. Only then is a
+//! [`Receipt`] made, and without one there is no 200.
+//!
+//! Durability: WAL with `synchronous=FULL`, so a committed transaction survives power loss. What a sink has
+//! delivered may be recorded a little late (a sink finds out by itself what it has, see
+//! `deliver::sink::Sink`), but a batch is never forgotten before every sink's own fsync.
+
+mod outbox;
+mod schema;
+mod seen;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+pub use outbox::{Body, Feed, Next, Outbox, Stored};
+pub use seen::{Identifier, Identity};
+
+use crate::wire::event::{Reason, Stream, Verdict};
+
+/// The two clocks that expiry needs: the wall clock in milliseconds since the Unix epoch, and one that only
+/// goes forward. Where they disagree, the wall clock has jumped.
+#[derive(Clone)]
+pub struct Clock {
+    /// Milliseconds since the Unix epoch.
+    pub wall: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// Time since any fixed moment.
+    pub steady: Arc<dyn Fn() -> Duration + Send + Sync>,
+}
+
+impl Clock {
+    /// The machine's clocks.
+    pub fn system() -> Self {
+        let start = std::time::Instant::now();
+        Self {
+            wall: Arc::new(|| {
+                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+            }),
+            steady: Arc::new(move || start.elapsed()),
+        }
+    }
+}
+
+/// How long an accepted event of a source is remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// For accepted events.
+    pub events: Duration,
+    /// For quarantined lines.
+    pub rejects: Duration,
+}
+
+/// Which lines a sink wants. Sinks are known by name; the name is what their position is kept under.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// The configured name.
+    pub sink: String,
+    /// The type of the sink, since a position means something to one type only.
+    pub kind: &'static str,
+    /// The streams it takes.
+    pub streams: Vec<Stream>,
+    /// The sources it takes; all when none are named.
+    pub sources: Option<Vec<String>>,
+}
+
+impl Subscription {
+    /// Whether it takes lines of that source and stream.
+    pub fn wants(&self, source: &str, stream: Stream) -> bool {
+        self.streams.contains(&stream)
+            && self.sources.as_ref().is_none_or(|sources| sources.iter().any(|known| known == source))
+    }
+}
+
+/// What the ledger is opened with.
+#[derive(Clone)]
+pub struct Options {
+    /// The directory it lives in. Created, for its owner only, when it is missing.
+    pub data_dir: PathBuf,
+    /// Every configured sink.
+    pub subscriptions: Vec<Subscription>,
+    /// How long each source's events are remembered.
+    pub windows: BTreeMap<String, Window>,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// One line and what was found out about it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What it is recognised by when it comes again.
+    pub identity: Identity,
+}
+
+/// One body, judged, ready to be committed.
+#[derive(Debug)]
+pub struct Batch {
+    /// The configured name of its source.
+    pub source: Arc<str>,
+    /// When it arrived, in milliseconds since the Unix epoch.
+    pub received_at: i64,
+    /// The body as it came; what delivery makes of it is told by `packing`.
+    pub body: Vec<u8>,
+    /// How to take the body apart again: opaque here.
+    pub packing: u8,
+    /// The inflated body, so that sinks need not inflate it again.
+    pub decoded: Arc<Vec<u8>>,
+    /// The key IDs that verdicts point at.
+    pub key_ids: Arc<[String]>,
+    /// One entry a line, in the order of the lines.
+    pub entries: Vec<Entry>,
+}
+
+/// The proof that every line of a batch is durably committed. Only the writer makes one, after the fsync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    accepted: u64,
+    duplicates: u64,
+    rejected: [u64; Reason::ALL.len()],
+}
+
+impl Receipt {
+    /// Lines that are new and were let through.
+    pub fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    /// Lines that had been committed before.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// Lines that are new in quarantine.
+    pub fn quarantined(&self) -> u64 {
+        self.rejected.iter().sum()
+    }
+
+    /// Lines that are new in quarantine, by reason.
+    pub fn rejected(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL.into_iter().zip(self.rejected)
+    }
+}
+
+/// Why a commit gave no receipt. Nothing of the batch was kept, unless it says otherwise.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The transaction was rolled back: no space, an I/O error. Worth another try.
+    #[error("the ledger could not write: {0}")]
+    Storage(String),
+    /// The ledger is closed: the process ends. It is not known whether the batch was kept; recovery decides.
+    #[error("the ledger is closed")]
+    Closed,
+}
+
+/// Why the ledger cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another daemon has it.
+    #[error("{0} is in use by another auditgate; each daemon needs a data_dir of its own")]
+    InUse(PathBuf),
+    /// The directory or a file in it cannot be used.
+    #[error("cannot use {path}: {cause}")]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// The system's words.
+        cause: std::io::Error,
+    },
+    /// SQLite refuses it.
+    #[error("cannot open the ledger {path}: {cause}")]
+    Database {
+        /// The database file.
+        path: PathBuf,
+        /// SQLite's words.
+        cause: rusqlite::Error,
+    },
+    /// A later version of auditgate wrote it.
+    #[error("the ledger {path} has schema version {found}, and this auditgate knows {known}; use the newer auditgate")]
+    TooNew {
+        /// The database file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// A sink is gone from the configuration although events wait for it.
+    #[error("sink `{sink}` is no longer configured, but {pending} events wait for it; configure it again, or give them up with `auditgate forget-sink {sink}`")]
+    Orphaned {
+        /// The sink's name.
+        sink: String,
+        /// Events that it has not had.
+        pending: u64,
+    },
+    /// A sink's name now belongs to another type.
+    #[error("sink `{sink}` was of type {was} and is now of type {is}; give the new sink another name")]
+    KindChanged {
+        /// The sink's name.
+        sink: String,
+        /// The type its position belongs to.
+        was: String,
+        /// The configured type.
+        is: &'static str,
+    },
+}
+
+/// How far a sink has come: every line before this one is safe in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The first batch that is not wholly delivered.
+    pub batch: i64,
+    /// How many lines of that batch are.
+    pub line: u32,
+}
+
+/// What a sink got since its last advance.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Delivered {
+    /// Lines.
+    pub events: u64,
+    /// When the batch of the last of them arrived, in milliseconds since the Unix epoch.
+    pub received_at: i64,
+}
+
+/// What a sink had recorded when the ledger was opened.
+#[derive(Clone, Debug)]
+pub struct Resume {
+    /// Where to go on.
+    pub position: Position,
+    /// What the sink itself noted about that place; empty for a new sink.
+    pub mark: Vec<u8>,
+}
+
+/// Counters that anybody may read at any time.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    backlog_bytes: AtomicU64,
+    quarantine_bytes: AtomicU64,
+    unwritable: AtomicBool,
+    pending: Mutex<BTreeMap<String, Pending>>,
+}
+
+/// What waits for one sink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Lines that the sink wants and has not got.
+    pub events: u64,
+    /// When the oldest of them arrived, in milliseconds since the Unix epoch.
+    pub oldest: Option<i64>,
+}
+
+/// The handle through which everybody reaches the ledger. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    messages: mpsc::Sender<writer::Message>,
+    identifier: Identifier,
+    database: PathBuf,
+    id: [u8; 16],
+    resume: BTreeMap<String, Resume>,
+    feed: Arc<Feed>,
+    gauges: Arc<Gauges>,
+    /// Held for as long as the ledger lives; the lock is the open file's.
+    _lock: File,
+}
+
+/// The writer's thread, and the news of its end.
+pub struct Running {
+    /// Ends with the ledger.
+    pub thread: JoinHandle<()>,
+    /// Resolves when the ledger can no longer be trusted and the process must end, with the reason.
+    pub failed: oneshot::Receiver<String>,
+}
+
+impl Ledger {
+    /// Opens the ledger of a directory, makes or migrates its tables, registers the sinks and starts the
+    /// writer.
+    ///
+    /// A sink that is new starts at the present: it gets what is committed from now on.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Nothing was changed then.
+    pub fn open(options: Options) -> Result<(Self, Running), OpenError> {
+        let lock = lock(&options.data_dir)?;
+        let database = options.data_dir.join("ledger.db");
+        let opened = schema::open(&database)?;
+        let resume = outbox::register(&opened.connection, &options.subscriptions, &database)?;
+        let gauges = Arc::new(Gauges::default());
+        let feed = Arc::new(Feed::new(opened.last_position));
+        let (messages, inbox) = mpsc::channel();
+        let (failure, failed) = oneshot::channel();
+        let writer = writer::Writer::new(writer::Parts {
+            connection: opened.connection,
+            inbox,
+            failure,
+            feed: Arc::clone(&feed),
+            gauges: Arc::clone(&gauges),
+            subscriptions: options.subscriptions,
+            windows: options.windows,
+            clock: options.clock,
+        })
+        .map_err(|cause| OpenError::Database { path: database.clone(), cause })?;
+        let thread = std::thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|cause| OpenError::Io { path: database.clone(), cause })?;
+        let shared = Shared {
+            messages,
+            identifier: Identifier::new(opened.identity_key),
+            database,
+            id: opened.ledger_id,
+            resume,
+            feed,
+            gauges,
+            _lock: lock,
+        };
+        Ok((Self { shared: Arc::new(shared) }, Running { thread, failed }))
+    }
+
+    /// Gives up everything that waits for a sink that is no longer configured. Returns how many events.
+    ///
+    /// # Errors
+    /// When the ledger cannot be opened or written; a name that it does not know gives `None`.
+    pub fn forget_sink(data_dir: &Path, sink: &str) -> Result<Option<u64>, OpenError> {
+        let _lock = lock(data_dir)?;
+        let database = data_dir.join("ledger.db");
+        let opened = schema::open(&database)?;
+        outbox::forget_sink(&opened.connection, sink)
+            .map_err(|cause| OpenError::Database { path: database, cause })
+    }
+
+    /// Names what a line is recognised by.
+    pub fn identifier(&self) -> &Identifier {
+        &self.shared.identifier
+    }
+
+    /// A random name of this ledger, which sinks store beside their data to notice that it was recreated.
+    pub fn id(&self) -> [u8; 16] {
+        self.shared.id
+    }
+
+    /// Commits a batch: returns after the fsync. Dropping the future does not undo it.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn commit(&self, batch: Batch) -> Result<Receipt, CommitError> {
+        self.send_commit(batch).await.map_err(|_| CommitError::Closed)?
+    }
+
+    /// Notes that everything before `position` is safe in a sink, soon: with the next commit, or within a
+    /// tenth of a second. A batch that every sink has is forgotten in the same transaction.
+    pub fn advance(&self, sink: &str, position: Position, mark: Vec<u8>, delivered: Delivered) {
+        let sink = sink.to_owned();
+        // A closed ledger means that the process ends, and the sink will find out by itself what it has.
+        let _ = self.send(writer::Message::Advance { sink, position, mark, delivered, reply: None });
+    }
+
+    /// The same, and returns when it is durable: for what a sink must know before it writes.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub fn advance_now(&self, sink: &str, position: Position, mark: Vec<u8>) -> Result<(), CommitError> {
+        let (reply, answer) = oneshot::channel();
+        let (sink, delivered, reply) = (sink.to_owned(), Delivered::default(), Some(reply));
+        self.send(writer::Message::Advance { sink, position, mark, delivered, reply })?;
+        answer.blocking_recv().map_err(|_| CommitError::Closed)?
+    }
+
+    /// Where a sink goes on after the start.
+    pub fn resume(&self, sink: &str) -> Option<&Resume> {
+        self.shared.resume.get(sink)
+    }
+
+    /// A reader of undelivered batches, for one sink's thread.
+    ///
+    /// # Errors
+    /// When the database cannot be opened a second time.
+    pub fn outbox(&self) -> rusqlite::Result<Outbox> {
+        Outbox::open(&self.shared.database, Arc::clone(&self.shared.feed))
+    }
+
+    /// Bytes that are committed and not delivered to every sink, and how many of them are quarantined lines.
+    pub fn backlog(&self) -> (u64, u64) {
+        let gauges = &self.shared.gauges;
+        (gauges.backlog_bytes.load(Ordering::Relaxed), gauges.quarantine_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Whether the last write failed and none has succeeded since.
+    pub fn is_unwritable(&self) -> bool {
+        self.shared.gauges.unwritable.load(Ordering::Relaxed)
+    }
+
+    /// What waits for a sink.
+    pub fn pending(&self, sink: &str) -> Pending {
+        self.shared.gauges.pending().get(sink).copied().unwrap_or_default()
+    }
+
+    /// The size of the database and its log on disk, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let mut log = self.shared.database.clone().into_os_string();
+        log.push("-wal");
+        [self.shared.database.as_path(), Path::new(&log)]
+            .iter()
+            .filter_map(|path| path.metadata().ok())
+            .map(|metadata| metadata.len())
+            .sum()
+    }
+
+    /// Writes what is still to be noted and ends the writer. Workers that wait for batches are woken.
+    pub fn close(&self) {
+        let _ = self.send(writer::Message::Close);
+    }
+
+    /// Wakes the workers and lets them know that no batch will follow.
+    pub fn close_feed(&self) {
+        self.shared.feed.close();
+    }
+
+    /// A ledger that is closed drops the sender, which the receiver notices.
+    fn send_commit(&self, batch: Batch) -> oneshot::Receiver<Result<Receipt, CommitError>> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.send(writer::Message::Commit(Box::new(batch), reply));
+        answer
+    }
+
+    fn send(&self, message: writer::Message) -> Result<(), CommitError> {
+        self.shared.messages.send(message).map_err(|_| CommitError::Closed)
+    }
+}
+
+/// Takes the directory for this process alone.
+fn lock(data_dir: &Path) -> Result<File, OpenError> {
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| OpenError::Io { path, cause }
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(io(data_dir))?;
+    let path = data_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data_dir.to_owned())),
+        Err(TryLockError::Error(cause)) => Err(OpenError::Io { path, cause }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! The tables, the pragmas and the versions between which we migrate.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+
+use super::OpenError;
+
+/// The version of the tables below (`PRAGMA user_version`).
+const VERSION: i64 = 1;
+
+/// "audg": marks the file as ours (`PRAGMA application_id`).
+const APPLICATION_ID: i32 = 0x6175_6467;
+
+/// Version 1.
+///
+/// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16 bytes), all
+/// big-endian, so that events of one moment lie on few pages. Times are in seconds in `seen` and its partitions,
+/// in milliseconds elsewhere.
+const TABLES: &str = "
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE seen (key BLOB PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE seen_partition (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        kind INTEGER NOT NULL,
+        bucket INTEGER NOT NULL,
+        last_insert INTEGER NOT NULL,
+        window INTEGER NOT NULL,
+        UNIQUE (source, kind, bucket)
+    ) STRICT;
+    CREATE TABLE batch (
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        received_at INTEGER NOT NULL,
+        packing INTEGER NOT NULL,
+        verified INTEGER NOT NULL,
+        unverified INTEGER NOT NULL,
+        quarantined INTEGER NOT NULL,
+        quarantined_bytes INTEGER NOT NULL,
+        key_ids TEXT NOT NULL,
+        verdicts BLOB NOT NULL,
+        body BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE sink (
+        name TEXT PRIMARY KEY,
+        kind TEXT NOT NULL,
+        batch INTEGER NOT NULL,
+        line INTEGER NOT NULL,
+        mark BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// An open database.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) ledger_id: [u8; 16],
+    pub(super) identity_key: [u8; 32],
+    /// The position of the newest batch ever committed, forgotten ones included.
+    pub(super) last_position: i64,
+}
+
+/// Opens or makes the database.
+pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
+    let database = |cause| OpenError::Database { path: path.to_owned(), cause };
+    let mut connection = Connection::open(path).map_err(database)?;
+    restrict(path)?;
+    prepare(&connection).map_err(database)?;
+    let found: i64 = connection
+        .query_row("SELECT user_version FROM pragma_user_version", [], |row| row.get(0))
+        .map_err(database)?;
+    match found {
+        0 => create(&mut connection).map_err(database)?,
+        VERSION => {}
+        _ => return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION }),
+    }
+    let meta = |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
+    let ledger_id = meta("ledger_id").map_err(database)?;
+    let identity_key = connection
+        .query_row("SELECT value FROM meta WHERE name = 'identity_key'", [], |row| row.get(0))
+        .map_err(database)?;
+    let last_position = last_position(&connection).map_err(database)?;
+    Ok(Opened { connection, ledger_id, identity_key, last_position })
+}
+
+/// Opens the database a second time, for reading only.
+pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(Duration::from_secs(10))?;
+    Ok(connection)
+}
+
+/// The position of the newest batch ever committed.
+pub(super) fn last_position(connection: &Connection) -> rusqlite::Result<i64> {
+    connection
+        .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'batch'", [], |row| row.get(0))
+        .optional()
+        .map(|found| found.unwrap_or(0))
+}
+
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(10))?;
+    // Only takes effect before the first table is made; frees disk space step by step.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // Every commit is synced before it counts: the promise behind a 200.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.
+    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "cache_size", -16 * 1024)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(TABLES)?;
+    let mut random = rand::rng();
+    let (ledger_id, identity_key) = (random.random::<[u8; 16]>(), random.random::<[u8; 32]>());
+    transaction.execute(
+        "INSERT INTO meta VALUES ('ledger_id', ?1), ('identity_key', ?2)",
+        params![ledger_id, identity_key],
+    )?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}
+
+/// The ledger holds whole events and the key of the fingerprints: nobody else's business. SQLite gives its log
+/// files the mode of the database.
+fn restrict(path: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|cause| OpenError::Io { path: path.to_owned(), cause })
+}

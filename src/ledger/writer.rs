@@ -1,0 +1,345 @@
+//! The one thread that writes: it takes every message that waits, puts them into one transaction, and answers
+//! after the fsync (group commit).
+//!
+//! What happens when it fails: a failed statement or a full disk rolls the transaction back, and everybody in
+//! it hears so. A failed fsync ends the ledger: the kernel may have dropped the pages and will not say so
+//! again, so what is on the disk is not known; after the restart, recovery reads it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode};
+use tokio::sync::oneshot;
+
+use super::outbox::{self, Body, Feed, Stored, Weight};
+use super::seen::Seen;
+use super::{Batch, Clock, CommitError, Delivered, Gauges, Position, Receipt, Subscription, Window};
+use crate::wire::event::{Stream, Verdict};
+
+pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;
+
+pub(super) enum Message {
+    /// Commit a batch.
+    Commit(Box<Batch>, Answer<Receipt>),
+    /// Note how far a sink has come, and answer when that is durable, if somebody waits.
+    Advance {
+        sink: String,
+        position: Position,
+        mark: Vec<u8>,
+        delivered: Delivered,
+        reply: Option<Answer<()>>,
+    },
+    /// Write what is left and end.
+    Close,
+}
+
+pub(super) struct Parts {
+    pub(super) connection: Connection,
+    pub(super) inbox: Receiver<Message>,
+    pub(super) failure: oneshot::Sender<String>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) gauges: Arc<Gauges>,
+    pub(super) subscriptions: Vec<Subscription>,
+    pub(super) windows: BTreeMap<String, Window>,
+    pub(super) clock: Clock,
+}
+
+pub(super) struct Writer {
+    parts: Parts,
+    seen: Seen,
+    /// Advances that nobody waits for: the newest of each sink.
+    advances: BTreeMap<String, (Position, Vec<u8>)>,
+    last_housekeeping: Instant,
+}
+
+/// Positions ride along with the next commit, or go on their own after this time.
+const ADVANCE_DELAY: Duration = Duration::from_millis(100);
+
+/// How often expired fingerprints and free pages are looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// After a failed write: how often it is tried whether writing works again.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// At most this many bytes of bodies in one transaction, so that no request waits for the whole world.
+const GROUP_BYTES: usize = 32 << 20;
+
+type Commits = Vec<(Batch, Answer<Receipt>)>;
+
+impl Writer {
+    pub(super) fn new(parts: Parts) -> rusqlite::Result<Self> {
+        let seen = Seen::new(&parts.connection, parts.windows.clone(), parts.clock.clone())?;
+        let weight = outbox::weigh(&parts.connection)?;
+        parts.gauges.backlog_bytes.store(weight.bytes, Ordering::Relaxed);
+        parts.gauges.quarantine_bytes.store(weight.quarantine_bytes, Ordering::Relaxed);
+        for subscription in &parts.subscriptions {
+            let position = outbox::position(&parts.connection, &subscription.sink)?;
+            let pending = outbox::pending(&parts.connection, subscription, position)?;
+            parts.gauges.pending().insert(subscription.sink.clone(), pending);
+        }
+        Ok(Self { parts, seen, advances: BTreeMap::new(), last_housekeeping: Instant::now() })
+    }
+
+    /// Works until [`Message::Close`], until every handle is gone, or until the disk cannot be trusted.
+    pub(super) fn run(mut self) {
+        loop {
+            let patience = if !self.advances.is_empty() {
+                ADVANCE_DELAY
+            } else if self.parts.gauges.unwritable.load(Ordering::Relaxed) {
+                PROBE
+            } else {
+                HOUSEKEEPING
+            };
+            let first = match self.parts.inbox.recv_timeout(patience) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Message::Close),
+            };
+            let (commits, waiting, closing) = self.gather(first);
+            let result = self.transact(commits, waiting);
+            if let Err(Lost(cause)) = result {
+                let _ = self.parts.failure.send(cause);
+                self.parts.feed.close();
+                return;
+            }
+            if closing {
+                self.parts.feed.close();
+                return;
+            }
+            if self.last_housekeeping.elapsed() >= HOUSEKEEPING {
+                self.keep_house();
+            }
+        }
+    }
+
+    /// Everything that waits now.
+    fn gather(&mut self, first: Option<Message>) -> (Commits, Vec<Answer<()>>, bool) {
+        let (mut commits, mut waiting, mut closing) = (Commits::new(), Vec::new(), false);
+        let mut bytes = 0;
+        let mut next = first;
+        while let Some(message) = next {
+            match message {
+                Message::Commit(batch, reply) => {
+                    bytes += batch.body.len();
+                    commits.push((*batch, reply));
+                }
+                Message::Advance { sink, position, mark, delivered, reply } => {
+                    self.parts.gauges.delivered(&sink, delivered);
+                    self.advances.insert(sink, (position, mark));
+                    waiting.extend(reply);
+                }
+                Message::Close => closing = true,
+            }
+            if closing || bytes > GROUP_BYTES {
+                break;
+            }
+            next = self.parts.inbox.try_recv().ok();
+        }
+        (commits, waiting, closing)
+    }
+
+    /// One transaction for all of it, then the answers.
+    fn transact(&mut self, commits: Commits, waiting: Vec<Answer<()>>) -> Result<(), Lost> {
+        let probing = self.parts.gauges.unwritable.load(Ordering::Relaxed);
+        if commits.is_empty() && self.advances.is_empty() && !probing {
+            return Ok(());
+        }
+        let written = self.write(&commits);
+        match written {
+            Ok(written) => {
+                // The point of no return: from here on the batches are promised, whatever happens.
+                self.parts.gauges.unwritable.store(false, Ordering::Relaxed);
+                self.advances.clear();
+                self.publish(commits, written);
+                for reply in waiting {
+                    let _ = reply.send(Ok(()));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let text = describe(&error);
+                self.parts.gauges.unwritable.store(true, Ordering::Relaxed);
+                if !probing {
+                    tracing::error!(cause = text, "the ledger could not write; batches are refused until it can");
+                }
+                let lost = is_lost(&error) || !self.roll_back();
+                self.seen.forget_cached();
+                for (_, reply) in commits {
+                    let _ = reply.send(Err(CommitError::Storage(text.clone())));
+                }
+                for reply in waiting {
+                    let _ = reply.send(Err(CommitError::Storage(text.clone())));
+                }
+                if lost { Err(Lost(text)) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// The transaction itself. Nothing outside the database changes here.
+    fn write(&mut self, commits: &Commits) -> rusqlite::Result<Written> {
+        let connection = &self.parts.connection;
+        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let now = self.seen.look_at_the_clock(connection)?;
+        let mut written = Written { batches: Vec::with_capacity(commits.len()), forgotten: Weight::default(), reached: 0 };
+        for (batch, _) in commits {
+            let mut verdicts = Vec::with_capacity(batch.entries.len());
+            for entry in &batch.entries {
+                let is_new = self.seen.insert(connection, &batch.source, &entry.identity, now)?;
+                verdicts.push(is_new.then(|| entry.verdict.clone()));
+            }
+            // Nothing new, nothing to deliver: no row.
+            let row = if verdicts.iter().any(Option::is_some) {
+                let quarantine_bytes = quarantine_bytes(batch, &verdicts);
+                Some(outbox::append(connection, batch, &verdicts, quarantine_bytes)?)
+            } else {
+                None
+            };
+            written.batches.push((verdicts, row));
+        }
+        if !self.advances.is_empty() {
+            for (sink, (position, mark)) in &self.advances {
+                outbox::record(connection, sink, *position, mark)?;
+            }
+            (written.forgotten, written.reached) = outbox::forget(connection)?;
+        }
+        connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(written)
+    }
+
+    /// Tells the workers and the requests.
+    fn publish(&self, commits: Commits, written: Written) {
+        let gauges = &self.parts.gauges;
+        for ((batch, reply), (verdicts, row)) in commits.into_iter().zip(written.batches) {
+            let receipt = receipt(&verdicts);
+            if let Some((position, weight)) = row {
+                gauges.backlog_bytes.fetch_add(weight.bytes, Ordering::Relaxed);
+                gauges.quarantine_bytes.fetch_add(weight.quarantine_bytes, Ordering::Relaxed);
+                let stored = Stored {
+                    position,
+                    source: batch.source,
+                    received_at: batch.received_at,
+                    key_ids: batch.key_ids,
+                    verdicts,
+                    body: Body::Decoded { packing: batch.packing, bytes: batch.decoded },
+                };
+                gauges.committed(&self.parts.subscriptions, &stored);
+                self.parts.feed.publish(stored);
+            }
+            let _ = reply.send(Ok(receipt));
+        }
+        gauges.backlog_bytes.fetch_sub(written.forgotten.bytes, Ordering::Relaxed);
+        gauges.quarantine_bytes.fetch_sub(written.forgotten.quarantine_bytes, Ordering::Relaxed);
+        self.parts.feed.forget_before(written.reached);
+    }
+
+    /// Ends a transaction that failed; false when SQLite does not know how.
+    fn roll_back(&self) -> bool {
+        self.parts.connection.is_autocommit() || self.parts.connection.execute_batch("ROLLBACK").is_ok()
+    }
+
+    /// Expires fingerprints and gives free pages back, a little at a time.
+    fn keep_house(&mut self) {
+        match self.seen.expire_some(&self.parts.connection) {
+            // More to do: come back soon, but let requests go first.
+            Ok(true) => {}
+            Ok(false) => self.last_housekeeping = Instant::now(),
+            Err(error) => {
+                self.last_housekeeping = Instant::now();
+                tracing::warn!(cause = describe(&error), "expired fingerprints could not be deleted");
+            }
+        }
+        if let Err(error) = shrink(&self.parts.connection) {
+            tracing::warn!(cause = describe(&error), "the ledger could not be made smaller");
+        }
+    }
+}
+
+/// The disk cannot be trusted.
+struct Lost(String);
+
+/// What a transaction wrote: for each batch the verdicts of its new lines, and its row.
+struct Written {
+    batches: Vec<(Vec<Option<Verdict>>, Option<(i64, Weight)>)>,
+    forgotten: Weight,
+    reached: i64,
+}
+
+fn receipt(verdicts: &[Option<Verdict>]) -> Receipt {
+    let mut receipt = Receipt { accepted: 0, duplicates: 0, rejected: Default::default() };
+    for verdict in verdicts {
+        match verdict {
+            None => receipt.duplicates += 1,
+            Some(Verdict::Verified { .. } | Verdict::Unverified) => receipt.accepted += 1,
+            Some(Verdict::Rejected { reason, .. }) => receipt.rejected[*reason as usize] += 1,
+        }
+    }
+    receipt
+}
+
+/// The quarantined part of a batch's bytes, by its share of the lines.
+fn quarantine_bytes(batch: &Batch, verdicts: &[Option<Verdict>]) -> u64 {
+    let quarantined = verdicts
+        .iter()
+        .flatten()
+        .filter(|verdict| Stored::stream(verdict) == Stream::Quarantine)
+        .count();
+    (batch.body.len() * quarantined / verdicts.len().max(1)) as u64
+}
+
+/// Gives pages back to the file system when more than a quarter of the file (and more than 16 MiB) is free.
+fn shrink(connection: &Connection) -> rusqlite::Result<()> {
+    const PAGES: i64 = 4096;
+    let read = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (free, all) = (read("freelist_count")?, read("page_count")?);
+    if free > PAGES && free > all / 4 {
+        connection.execute_batch(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+    }
+    Ok(())
+}
+
+/// After these nothing is known about what is on the disk.
+fn is_lost(error: &rusqlite::Error) -> bool {
+    const FSYNC: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
+    const DIR_FSYNC: i32 = rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC;
+    match error.sqlite_error() {
+        Some(cause) => {
+            matches!(cause.extended_code, FSYNC | DIR_FSYNC)
+                || matches!(cause.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        }
+        None => false,
+    }
+}
+
+fn describe(error: &rusqlite::Error) -> String {
+    match error.sqlite_error() {
+        Some(cause) => format!("{error} (SQLite code {})", cause.extended_code),
+        None => error.to_string(),
+    }
+}
+
+impl Gauges {
+    pub(super) fn pending(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, super::Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn committed(&self, subscriptions: &[Subscription], stored: &Stored) {
+        let mut pending = self.pending();
+        for subscription in subscriptions {
+            let events = stored.wanted(subscription, 0).count() as u64;
+            if let Some(pending) = pending.get_mut(&subscription.sink).filter(|_| events > 0) {
+                pending.events += events;
+                pending.oldest.get_or_insert(stored.received_at);
+            }
+        }
+    }
+
+    fn delivered(&self, sink: &str, delivered: Delivered) {
+        if let Some(pending) = self.pending().get_mut(sink) {
+            pending.events = pending.events.saturating_sub(delivered.events);
+            pending.oldest = (pending.events > 0).then_some(delivered.received_at);
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! Which keys we believe.
+pub mod verify;

@@ -1,0 +1,223 @@
+//! Many lines at once become verdicts. Pure.
+//!
+//! One accept rule on every path: ZIP 215 (<https://zips.z.cash/zip-0215>), whose batch and single verdicts
+//! always agree, through ed25519-zebra. A single check is a batch of one.
+//!
+//! Batch verification is three to five times cheaper than single checks, but says only that some line is bad.
+//! So a batch that fails is cut in halves until the bad lines are found; where many are bad, halving costs more
+//! than it saves, and what is left is checked one by one.
+
+use ed25519_zebra::batch::{Item, Verifier};
+use ed25519_zebra::{Signature, VerificationKeyBytes};
+use rand::CryptoRng;
+
+/// A signature and the messages that it may have been made over, each in two parts.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// R and s (RFC 8032, section 5.1.6).
+    pub signature: [u8; 64],
+    /// The message that is tried first.
+    pub first: (&'a [u8], &'a [u8]),
+    /// Another message, where it is not known which is signed.
+    pub second: Option<(&'a [u8], &'a [u8])>,
+}
+
+/// Which key and which message a signature fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// The index of the key.
+    pub key: usize,
+    /// Whether it is the second message.
+    pub second: bool,
+}
+
+/// As many signatures are verified together: beyond a few hundred the gain is small, and a bad line costs more.
+const TOGETHER: usize = 1024;
+
+/// Tells for each claim which of the keys made it; none when no key did.
+///
+/// `random` weighs the signatures of a batch against each other: who could guess it could make bad
+/// signatures that cancel out.
+pub fn verify(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng) -> Vec<Option<Fit>> {
+    let mut fits = vec![None; claims.len()];
+    let mut open: Vec<usize> = (0..claims.len()).collect();
+    for attempt in attempts(claims, keys, random) {
+        let (tried, mut rest): (Vec<usize>, Vec<usize>) =
+            open.into_iter().partition(|index| message(&claims[*index], attempt.second).is_some());
+        let key = VerificationKeyBytes::from(keys[attempt.key]);
+        for chunk in tried.chunks(TOGETHER) {
+            let items: Vec<Item> =
+                chunk.iter().filter_map(|index| item(&claims[*index], attempt.second, key)).collect();
+            let mut good = vec![false; chunk.len()];
+            judge(&items, &mut good, random);
+            for (index, good) in chunk.iter().zip(good) {
+                if good {
+                    fits[*index] = Some(attempt);
+                } else {
+                    rest.push(*index);
+                }
+            }
+        }
+        rest.sort_unstable();
+        open = rest;
+        if open.is_empty() {
+            break;
+        }
+    }
+    fits
+}
+
+/// Every key with every reading, the likeliest first: the lines of one batch mostly come from one key and one
+/// producer, so the one that fits a line in the middle is tried first on all.
+fn attempts(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng) -> Vec<Fit> {
+    let has_second = claims.iter().any(|claim| claim.second.is_some());
+    let mut attempts: Vec<Fit> =
+        [false, true]
+            .into_iter()
+            .filter(|second| !second || has_second)
+            .flat_map(|second| (0..keys.len()).map(move |key| Fit { key, second }))
+            .collect();
+    if attempts.len() > 1
+        && let Some(probe) = claims.get(claims.len() / 2)
+    {
+        let likeliest = attempts.iter().position(|attempt| {
+            let key = VerificationKeyBytes::from(keys[attempt.key]);
+            item(probe, attempt.second, key).is_some_and(|item| holds(std::slice::from_ref(&item), random))
+        });
+        if let Some(likeliest) = likeliest {
+            attempts[..=likeliest].rotate_right(1);
+        }
+    }
+    attempts
+}
+
+/// Marks the good items: all together if that holds, else by halves, else one by one.
+fn judge(items: &[Item], good: &mut [bool], random: &mut impl CryptoRng) {
+    const FEW: usize = 8;
+    if items.is_empty() {
+        return;
+    }
+    if holds(items, random) {
+        good.fill(true);
+        return;
+    }
+    if items.len() == 1 {
+        return;
+    }
+    if items.len() <= FEW || mostly_bad(items, random) {
+        for (item, good) in items.iter().zip(good) {
+            *good = holds(std::slice::from_ref(item), random);
+        }
+        return;
+    }
+    let middle = items.len() / 2;
+    let (left, right) = good.split_at_mut(middle);
+    judge(&items[..middle], left, random);
+    judge(&items[middle..], right, random);
+}
+
+/// Looks at a few items of a batch that failed.
+fn mostly_bad(items: &[Item], random: &mut impl CryptoRng) -> bool {
+    const PROBES: usize = 4;
+    let bad = (0..PROBES)
+        .map(|probe| &items[(items.len() - 1) * probe / (PROBES - 1)])
+        .filter(|item| !holds(std::slice::from_ref(item), random))
+        .count();
+    bad >= PROBES / 2
+}
+
+fn holds(items: &[Item], random: &mut impl CryptoRng) -> bool {
+    let mut verifier = Verifier::new();
+    for item in items {
+        verifier.queue(item.clone());
+    }
+    verifier.verify(random).is_ok()
+}
+
+fn item(claim: &Claim<'_>, second: bool, key: VerificationKeyBytes) -> Option<Item> {
+    let (before, after) = message(claim, second)?;
+    let signature = Signature::from_bytes(&claim.signature);
+    Some(if after.is_empty() {
+        Item::from((key, signature, before))
+    } else {
+        Item::from((key, signature, &[before, after].concat()))
+    })
+}
+
+fn message<'a>(claim: &Claim<'a>, second: bool) -> Option<(&'a [u8], &'a [u8])> {
+    if second { claim.second } else { Some(claim.first) }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::{Signer as _, SigningKey};
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
+    use super::*;
+
+    fn keys(count: u8) -> (Vec<SigningKey>, Vec<[u8; 32]>) {
+        let signing: Vec<_> = (0..count).map(|seed| SigningKey::from_bytes(&[seed + 1; 32])).collect();
+        let public = signing.iter().map(|key| key.verifying_key().to_bytes()).collect();
+        (signing, public)
+    }
+
+    #[test]
+    fn each_bad_line_is_found_at_every_density() {
+        let (signing, public) = keys(3);
+        let mut random = StdRng::seed_from_u64(7);
+        for (count, bad_of_100) in [(1, 0), (1, 100), (9, 50), (700, 0), (700, 1), (700, 30), (300, 100), (1500, 1)] {
+            let mut wanted = Vec::new();
+            let lines: Vec<(Vec<u8>, [u8; 64])> = (0..count)
+                .map(|number| {
+                    let key = number * 7 / 5 % 2;
+                    let line = format!("line {number}").into_bytes();
+                    let mut signature = signing[key].sign(&line).to_bytes();
+                    let bad = random.random_range(0..100) < bad_of_100;
+                    if bad {
+                        signature[random.random_range(0..64)] ^= 1 << random.random_range(0..8);
+                    }
+                    wanted.push((!bad).then_some(Fit { key, second: false }));
+                    (line, signature)
+                })
+                .collect();
+            let claims: Vec<_> = lines
+                .iter()
+                .map(|(line, signature)| {
+                    let (before, after) = line.split_at(line.len() / 2);
+                    Claim { signature: *signature, first: (before, after), second: None }
+                })
+                .collect();
+            assert_eq!(verify(&claims, &public, &mut random), wanted, "{count} lines, {bad_of_100} % bad");
+        }
+    }
+
+    #[test]
+    fn either_reading_will_do_and_no_third() {
+        let (signing, public) = keys(2);
+        let mut random = StdRng::seed_from_u64(7);
+        let signature = |message: &[u8]| signing[1].sign(message).to_bytes();
+        let claim = |signature| Claim { signature, first: (b"outer", b""), second: Some((b"in", b"ner")) };
+        let claims = [claim(signature(b"inner")), claim(signature(b"outer")), claim(signature(b"other"))];
+        let fit = |second| Some(Fit { key: 1, second });
+        assert_eq!(verify(&claims, &public, &mut random), [fit(true), fit(false), None]);
+        assert_eq!(verify(&claims, &public[..1], &mut random), [None; 3]);
+        assert_eq!(verify(&[], &public, &mut random), []);
+        assert_eq!(verify(&claims, &[], &mut random), [None; 3]);
+    }
+
+    #[test]
+    fn every_bit_of_a_signature_counts() {
+        let (signing, public) = keys(1);
+        let mut random = StdRng::seed_from_u64(7);
+        let signature = signing[0].sign(b"message").to_bytes();
+        let flipped: Vec<_> = (0..512)
+            .map(|bit| {
+                let mut signature = signature;
+                signature[bit / 8] ^= 1 << (bit % 8);
+                Claim { signature, first: (b"message", b""), second: None }
+            })
+            .collect();
+        assert!(verify(&flipped, &public, &mut random).iter().all(Option::is_none));
+    }
+}
