@@ -75,9 +75,10 @@ impl Endpoint {
         if url.contains('#') {
             return Err(EndpointError::Fragment { url: owned() });
         }
-        let uri: Uri = url
-            .parse()
-            .map_err(|e: hyper::http::uri::InvalidUri| EndpointError::NotAUrl { url: owned(), cause: e.to_string() })?;
+        let uri: Uri = url.parse().map_err(|e: hyper::http::uri::InvalidUri| EndpointError::NotAUrl {
+            url: owned(),
+            cause: e.to_string(),
+        })?;
         let plain = match uri.scheme_str() {
             Some("https") => false,
             Some("http") => true,
@@ -208,7 +209,9 @@ mod tests {
 
     #[test]
     fn a_password_is_never_repeated() {
-        for text in ["https://user:secret@h/", "https://user:sec ret@h/", "user:secret@h", "http://secret@h:x/"] {
+        for text in
+            ["https://user:secret@h/", "https://user:sec ret@h/", "user:secret@h", "http://secret@h:x/"]
+        {
             let error = Endpoint::parse(text).unwrap_err();
             assert_eq!(error, EndpointError::UserInfo);
             assert!(!error.to_string().contains("sec"));

@@ -42,7 +42,8 @@ impl Answer {
 
     fn whole(status: &str, headers: &str, body: &str) -> Answer {
         let length = body.len();
-        let bytes = format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n{body}").into_bytes();
+        let bytes =
+            format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n{body}").into_bytes();
         Answer::Raw { bytes, close: false }
     }
 }

@@ -95,7 +95,10 @@ fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
 }
 
 /// A system's store may hold some certificates that cannot be parsed; the others still count.
-fn system_roots(found: Vec<CertificateDer<'static>>, cause: Option<String>) -> Result<RootCertStore, TlsError> {
+fn system_roots(
+    found: Vec<CertificateDer<'static>>,
+    cause: Option<String>,
+) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found);
     if roots.is_empty() {

@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use base64::engine::{DecodePaddingMode, Engine};
@@ -159,7 +158,9 @@ pub enum JwksError {
     #[error("the JWKS document lists {0} keys, but at most {MAX_ENTRIES} are looked at")]
     TooManyEntries(usize),
     /// More usable keys than we would try for an event.
-    #[error("the JWKS document has more than {MAX_KEYS} Ed25519 keys, which is more than are used for one source")]
+    #[error(
+        "the JWKS document has more than {MAX_KEYS} Ed25519 keys, which is more than are used for one source"
+    )]
     TooManyKeys,
     /// Nothing in it is a key for us.
     #[error("the JWKS document has no usable Ed25519 key: {}", listed(.0))]
@@ -292,9 +293,8 @@ fn public_key(jwk: Jwk) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
 
 fn distinct_id(kid: Option<String>, bytes: &[u8; PUBLIC_KEY_LENGTH], earlier: &[Key]) -> String {
     let thumbprint = thumbprint(bytes);
-    let mut id = kid
-        .filter(|kid| !kid.is_empty() && kid.len() <= MAX_ID_BYTES)
-        .unwrap_or_else(|| thumbprint.clone());
+    let mut id =
+        kid.filter(|kid| !kid.is_empty() && kid.len() <= MAX_ID_BYTES).unwrap_or_else(|| thumbprint.clone());
     let mut suffix = &thumbprint[..8];
     // More than one round only for a document that imitates such ids.
     while earlier.iter().any(|key| key.id == id) {
@@ -495,7 +495,16 @@ mod tests {
         for text in ["", "{", "nonsense", "{\"keys\":[]} x", "\u{feff}{}", "<html>"] {
             assert!(matches!(parse(text.as_bytes()), Err(JwksError::NotJson(_))), "{text}");
         }
-        for text in ["{}", "[]", "[[]]", "7", "null", r#"{"keys":{}}"#, r#"{"keys":null}"#, r#"{"keys":[],"keys":[]}"#] {
+        for text in [
+            "{}",
+            "[]",
+            "[[]]",
+            "7",
+            "null",
+            r#"{"keys":{}}"#,
+            r#"{"keys":null}"#,
+            r#"{"keys":[],"keys":[]}"#,
+        ] {
             assert_eq!(parse(text.as_bytes()), Err(JwksError::NotAKeySet), "{text}");
         }
         let empty = parse(br#"{"keys":[]}"#).unwrap_err();
