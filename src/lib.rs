@@ -1,5 +1,11 @@
 //! skeleton
 pub mod cli;
+pub mod config;
+pub mod deliver;
+pub mod ingest;
 pub mod ledger;
+pub mod net;
+pub mod observe;
+pub mod room;
 pub mod trust;
 pub mod wire;
