@@ -1,2 +1,4 @@
 //! skeleton
 pub mod cli;
+pub mod config;
+pub mod net;
