@@ -1,2 +1,3 @@
 //! skeleton
+pub mod check_config;
 pub mod exit;

@@ -1,0 +1,281 @@
+//! `auditgate check-config`: what is wrong with a configuration, or what it comes to.
+
+use std::fmt::{self, Display, Write as _};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::exit::Failure;
+use crate::config::{
+    self, Config, DEFAULT_FILE, Jwks, Secret, Secrets, SinkKind, Tls, display_size, display_time,
+    disrupts_output,
+};
+
+/// Says what is wrong with a configuration, or prints the effective one.
+///
+/// Every problem comes with its line and a hint, and the exit code is then 78. Otherwise the configuration
+/// is printed as TOML with all defaults filled in, all paths absolute and secrets masked. Certificates, keys
+/// and key sets are not loaded.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The configuration file
+    #[arg(value_name = "FILE", default_value = DEFAULT_FILE)]
+    pub file: PathBuf,
+
+    /// Check on a machine that does not hold the secrets: one that cannot be read is left unread
+    #[arg(long)]
+    pub skip_secrets: bool,
+}
+
+/// Checks the file and prints the effective configuration to `out`.
+///
+/// # Errors
+/// The configuration's problems, one a line (exit code 78), or `out` that cannot be written (74).
+pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
+    let secrets = if args.skip_secrets { Secrets::SkipMissing } else { Secrets::Require };
+    let config =
+        config::load(&args.file, &|name| std::env::var_os(name), secrets).map_err(Failure::config)?;
+    let text = effective(&config).map_err(Failure::bug)?;
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::io(format!("cannot write the configuration to standard output: {error}")))
+}
+
+/// The configuration as TOML, in the order and notation of `config.example.toml`. By hand, because the
+/// serialiser sorts the keys and takes every inline table apart.
+fn effective(config: &Config) -> Result<String, fmt::Error> {
+    let Config { file, data_dir, listen, admin, log, limits, sources, sinks } = config;
+    let mut toml = String::new();
+    let out = &mut toml;
+    writeln!(out, "# The effective configuration of {}", quoted(file.to_string_lossy()))?;
+    writeln!(out, "data_dir = {}", path(data_dir))?;
+
+    writeln!(out, "\n[listen]\naddress = {}", quoted(listen.address))?;
+    match &listen.tls {
+        Tls::Off => writeln!(out, "tls = \"off\"")?,
+        Tls::Files { cert, key } => {
+            writeln!(out, "tls = {{ cert = {}, key = {} }}", path(cert), path(key))?;
+        }
+    }
+
+    writeln!(out, "\n[admin]\naddress = {}", quoted(admin.address))?;
+
+    writeln!(out, "\n[log]\nlevel = {}\nformat = {}", quoted(&log.level), quoted(log.format.name()))?;
+
+    writeln!(out, "\n[limits]")?;
+    writeln!(out, "body = {}", size(limits.body))?;
+    writeln!(out, "decoded = {}", size(limits.decoded))?;
+    writeln!(out, "line = {}", size(limits.line))?;
+    writeln!(out, "lines = {}", limits.lines)?;
+    writeln!(out, "connections = {}", limits.connections)?;
+    writeln!(out, "request_timeout = {}", quoted(display_time(limits.request_timeout)))?;
+    writeln!(out, "in_flight = {}", size(limits.in_flight))?;
+    writeln!(out, "backlog = {}", quoted(display_size(limits.backlog)))?;
+
+    for source in sources {
+        writeln!(out, "\n[sources.{}]", quoted(&source.name))?;
+        writeln!(out, "path = {}", quoted(&source.path))?;
+        match source.authorization.as_slice() {
+            [only] => writeln!(out, "authorization = {}", secret(only))?,
+            several => writeln!(out, "authorization = [{}]", list(several.iter().map(secret)))?,
+        }
+        match &source.jwks {
+            Some(Jwks::File(file)) => writeln!(out, "jwks = {{ file = {} }}", path(file))?,
+            Some(Jwks::Url { url, refresh, ca, token }) => {
+                let (url, refresh) = (quoted(url), quoted(display_time(*refresh)));
+                write!(out, "jwks = {{ url = {url}, refresh = {refresh}")?;
+                if let Some(ca) = ca {
+                    write!(out, ", ca = {}", path(ca))?;
+                }
+                if let Some(token) = token {
+                    write!(out, ", token = {}", secret(token))?;
+                }
+                writeln!(out, " }}")?;
+            }
+            None => {}
+        }
+        writeln!(out, "signatures = {}", quoted(source.signatures.name()))?;
+        let (by, window) = (quoted(source.dedup.by.name()), quoted(display_time(source.dedup.window)));
+        writeln!(out, "dedup = {{ by = {by}, window = {window} }}")?;
+    }
+
+    for sink in sinks {
+        writeln!(out, "\n[sinks.{}]", quoted(&sink.name))?;
+        match &sink.kind {
+            SinkKind::File { path: file, format } => {
+                let (file, format) = (path(file), quoted(format.name()));
+                writeln!(out, "type = \"file\"\npath = {file}\nformat = {format}")?;
+            }
+        }
+        writeln!(out, "stream = [{}]", list(sink.streams.iter().map(|stream| quoted(stream.name()))))?;
+        if let Some(sources) = &sink.sources {
+            writeln!(out, "sources = [{}]", list(sources.iter().map(quoted)))?;
+        }
+    }
+    Ok(toml)
+}
+
+fn path(path: &Path) -> String {
+    quoted(path.to_string_lossy())
+}
+
+fn size(bytes: usize) -> String {
+    u64::try_from(bytes).map_or_else(|_| bytes.to_string(), |bytes| quoted(display_size(bytes)))
+}
+
+fn secret(secret: &Secret) -> String {
+    format!("{{ value = {} }}", quoted(secret))
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(", ")
+}
+
+/// A TOML basic string that is safe on a terminal.
+fn quoted(value: impl Display) -> String {
+    let value = value.to_string();
+    let mut text = String::with_capacity(value.len() + 2);
+    text.push('"');
+    for character in value.chars() {
+        match character {
+            '"' | '\\' => text.extend(['\\', character]),
+            // Every character that disrupts is below U+10000, where four digits do.
+            _ if disrupts_output(character) => text.push_str(&format!("\\u{:04X}", u32::from(character))),
+            _ => text.push(character),
+        }
+    }
+    text.push('"');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::cli::exit::Exit;
+
+    const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml");
+
+    fn check(file: &Path, skip_secrets: bool) -> Result<String, Failure> {
+        let mut out = Vec::new();
+        run(&Args { file: file.to_owned(), skip_secrets }, &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    /// Without the first line, which names the file.
+    fn body(text: &str) -> &str {
+        text.split_once('\n').unwrap().1
+    }
+
+    /// The keys of all tables, `sources.konnect-us.jwks.url` and so on.
+    fn keys(table: &toml::Table, prefix: &str, found: &mut BTreeSet<String>) {
+        for (key, value) in table {
+            let key = format!("{prefix}{key}");
+            if let Some(table) = value.as_table() {
+                keys(table, &format!("{key}."), found);
+            }
+            found.insert(key);
+        }
+    }
+
+    #[test]
+    fn the_example_passes_without_its_secrets_and_shows_the_defaults() {
+        let text = check(Path::new(EXAMPLE), true).unwrap();
+        let effective: toml::Table = text.parse().unwrap();
+        let example: toml::Table = std::fs::read_to_string(EXAMPLE).unwrap().parse().unwrap();
+        assert_eq!(effective["limits"], example["limits"]);
+        assert_eq!(effective["admin"], example["admin"]);
+        assert_eq!(effective["log"], example["log"]);
+        assert_eq!(effective["sources"]["konnect-us"]["dedup"], example["sources"]["konnect-us"]["dedup"]);
+        assert_eq!(effective["sources"]["konnect-us"]["jwks"], example["sources"]["konnect-us"]["jwks"]);
+
+        let (mut shown, mut written) = (BTreeSet::new(), BTreeSet::new());
+        keys(&effective, "", &mut shown);
+        keys(&example, "", &mut written);
+        let added: Vec<_> = shown.difference(&written).collect();
+        assert_eq!(added, ["sources.konnect-us.authorization.value"]);
+    }
+
+    #[test]
+    fn the_examples_limits_are_the_defaults() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = std::fs::read_to_string(EXAMPLE).unwrap();
+        let short: String = text
+            .lines()
+            .filter(|line| {
+                let limit =
+                    ["body", "decoded", "lin", "connections", "request_timeout", "in_flight", "backlog"];
+                let others = ["level", "signatures", "dedup"];
+                !limit.iter().chain(&others).any(|key| line.starts_with(key))
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, short).unwrap();
+        assert_eq!(body(&check(&file, true).unwrap()), body(&check(Path::new(EXAMPLE), true).unwrap()));
+    }
+
+    #[test]
+    fn what_is_printed_loads_and_prints_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        let text = r#"
+            data_dir = "da\"ta\\\u202e"
+            listen = { address = "[::1]:0", tls = "off" }
+            log = { format = "json" }
+            limits = { lines = 5, line = 1025, request_timeout = "90s", body = "1.5MiB" }
+            [sources.us]
+            path = "/us"
+            authorization = [{ value = "hush-1" }, { value = "hush-2" }]
+            jwks = { url = "https://x.test/", refresh = "90m", ca = "ca", token = { value = "hush-3" } }
+            dedup = { by = "trace_id", window = "1500ms" }
+            [sources."a.b"]
+            path = "/ab"
+            authorization = { value = "hush-4" }
+            jwks = { file = "keys.json" }
+            signatures = "accept-unsigned"
+            [sources.off]
+            path = "/off"
+            authorization = { value = "hush-5" }
+            signatures = "off"
+            [sinks.good]
+            type = "file"
+            path = "good.log"
+            format = "raw"
+            sources = ["us", "a.b"]
+            [sinks.rest]
+            type = "file"
+            path = "rest.jsonl"
+            format = "json"
+            stream = ["unverified", "quarantine"]
+        "#;
+        std::fs::write(&file, text).unwrap();
+        let first = check(&file, false).unwrap();
+        assert!(!first.contains("hush"), "{first}");
+        assert!(!first.contains('\u{202e}'), "{first}");
+        assert!(first.contains("authorization = [{ value = \"***\" }, { value = \"***\" }]"), "{first}");
+        assert!(
+            first.contains("window = \"1500ms\"") && first.contains("request_timeout = \"90s\""),
+            "{first}"
+        );
+        assert!(first.contains("line = \"1025B\"") && first.contains("body = \"1536KiB\""), "{first}");
+
+        std::fs::write(&file, &first).unwrap();
+        assert_eq!(check(&file, false).unwrap(), first);
+    }
+
+    #[test]
+    fn problems_end_with_the_configurations_exit_code() {
+        let failure = check(Path::new(EXAMPLE), false).unwrap_err();
+        assert_eq!(failure.exit, Exit::Config);
+        assert!(failure.message.contains("/etc/auditgate/tokens/us"), "{failure}");
+        assert_eq!(failure.message.lines().count(), 1, "{failure}");
+    }
+
+    #[test]
+    fn a_closed_output_is_an_error_of_output() {
+        let mut full: &mut [u8] = &mut [];
+        let args = Args { file: PathBuf::from(EXAMPLE), skip_secrets: true };
+        assert_eq!(run(&args, &mut full).unwrap_err().exit, Exit::Io);
+    }
+}

@@ -1,0 +1,1210 @@
+//! From the tables as written to the configuration: defaults, paths, secrets, and every check that needs
+//! more than the shape of one value.
+//!
+//! Nothing stops at the first problem. A function that returns `None` has reported why.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+use tracing_subscriber::EnvFilter;
+
+use super::file::{self, OneOrMany, Size, Text};
+use super::problem::{Findings, Problem, suggest};
+use super::secret::Origin;
+use super::{
+    Admin, Config, Dedup, DedupBy, Environment, FileFormat, Jwks, Limits, Listen, Log, LogFormat, Secret,
+    Secrets, Signatures, Sink, SinkKind, Source, Stream, Tls, quantity,
+};
+use crate::net::Endpoint;
+
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
+const DEFAULT_LEVEL: &str = "info";
+const DEFAULT_REFRESH: Duration = Duration::from_secs(3600);
+const DEFAULT_WINDOW: Duration = Duration::from_secs(8 * 86_400);
+
+/// Checks everything and fills in the defaults. `path` is the absolute path of the file, `text` its text.
+///
+/// # Errors
+/// All problems that were found; never an empty list.
+pub(super) fn resolve(
+    written: file::File,
+    text: &str,
+    path: PathBuf,
+    environment: Environment<'_>,
+    secrets: Secrets,
+) -> Result<Config, Vec<Problem>> {
+    let base = path.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut resolver = Resolver { findings: Findings::new(text), base, environment, secrets };
+    let config = resolver.config(written, path);
+    match config {
+        Some(config) if resolver.findings.is_empty() => Ok(config),
+        _ => Err(resolver.findings.into_problems()),
+    }
+}
+
+struct Resolver<'a> {
+    findings: Findings<'a>,
+    /// The directory that relative paths start from.
+    base: PathBuf,
+    environment: Environment<'a>,
+    secrets: Secrets,
+}
+
+impl Resolver<'_> {
+    fn config(&mut self, written: file::File, file: PathBuf) -> Option<Config> {
+        if written.data_dir.is_none() {
+            self.findings.report_missing(
+                "missing key `data_dir`",
+                "add data_dir = \"/var/lib/auditgate\" above the first table",
+            );
+        }
+        let data_dir = written.data_dir.and_then(|text| self.path(&text, "data_dir"));
+        if written.listen.is_none() {
+            self.findings.report_missing("missing table [listen]", "add it with the keys address and tls");
+        }
+        let admin_at = written.admin.address.as_ref().map(Spanned::span);
+        let listen_at = written.listen.as_ref().map(Spanned::span);
+        let listen = written.listen.and_then(|table| self.listen(table));
+        let admin = self.admin(written.admin);
+        if let (Some(listen), Some(admin)) = (&listen, &admin)
+            && listen.address == admin.address
+            && listen.address.port() != 0
+            && let Some(at) = admin_at.or(listen_at)
+        {
+            let message = format!("[listen] and [admin] both want the address {}", admin.address);
+            self.findings.report(&at, message, "give one of them another port");
+        }
+        let log = self.log(written.log);
+        let limits = self.limits(&written.limits);
+
+        let known: Vec<String> = written.sources.iter().map(|(name, _)| name.get_ref().clone()).collect();
+        let sinks_written = written.sinks.len();
+        let sources: Vec<(Range<usize>, Source)> = written
+            .sources
+            .into_iter()
+            .filter_map(|(name, source)| Some((name.span(), self.source(&name, source)?)))
+            .collect();
+        let sinks: Vec<(Range<usize>, Sink)> = written
+            .sinks
+            .into_iter()
+            .filter_map(|(name, sink)| Some((name.span(), self.sink(&name, sink, &known)?)))
+            .collect();
+        if known.is_empty() {
+            self.findings.report_missing("there is no source", "add a table [sources.NAME] for each sender");
+        }
+        if sinks_written == 0 {
+            self.findings.report_missing("there is no sink", "add a table [sinks.NAME] for each output");
+        }
+        self.unique_paths(&sources);
+        self.unique_files(&sinks);
+        // A sink that did not resolve might be the one that takes the stream.
+        if sinks_written != 0 && sinks.len() == sinks_written {
+            self.every_stream_is_taken(&sources, &sinks);
+        }
+        Some(Config {
+            file,
+            data_dir: data_dir?,
+            listen: listen?,
+            admin: admin?,
+            log: log?,
+            limits: limits?,
+            sources: sources.into_iter().map(|(_, source)| source).collect(),
+            sinks: sinks.into_iter().map(|(_, sink)| sink).collect(),
+        })
+    }
+
+    fn listen(&mut self, table: Spanned<file::Listen>) -> Option<Listen> {
+        let at = table.span();
+        let file::Listen { address, tls } = table.into_inner();
+        let address_at = address.as_ref().map(Spanned::span);
+        let address = self
+            .required(address, &at, "address", "[listen]", "such as address = \"0.0.0.0:8443\"")
+            .and_then(|text| self.address(&text, "0.0.0.0:8443"));
+        let tls = self.required(
+            tls,
+            &at,
+            "tls",
+            "[listen]",
+            "such as tls = { cert = \"cert.pem\", key = \"key.pem\" }",
+        );
+        let tls = tls.and_then(|tls| self.tls(tls, address.as_ref(), address_at.as_ref()));
+        Some(Listen { address: address?, tls: tls? })
+    }
+
+    fn tls(
+        &mut self,
+        tls: Spanned<file::Tls>,
+        address: Option<&SocketAddr>,
+        address_at: Option<&Range<usize>>,
+    ) -> Option<Tls> {
+        const FORMS: &str = "write { cert = \"PATH\", key = \"PATH\" } or \"off\"";
+
+        let at = tls.span();
+        match tls.into_inner() {
+            file::Tls::Word(word) if word == "off" => {
+                // Loopback, for IPv4-mapped IPv6 addresses too.
+                if let Some(address) = address.filter(|address| !address.ip().to_canonical().is_loopback()) {
+                    let message = format!("tls = \"off\" with `{address}`, which is not a loopback address");
+                    let hint = "configure cert and key, or listen on 127.0.0.1 behind a proxy";
+                    self.findings.report(address_at.unwrap_or(&at), message, hint);
+                    return None;
+                }
+                Some(Tls::Off)
+            }
+            file::Tls::Word(_) => {
+                self.findings.report(&at, "unknown word for `tls` in [listen]", FORMS);
+                None
+            }
+            file::Tls::Files(file::TlsFiles { cert, key }) => {
+                let cert = self
+                    .required(cert, &at, "cert", "`tls` of [listen]", FORMS)
+                    .and_then(|text| self.path(&text, "cert"));
+                let key = self
+                    .required(key, &at, "key", "`tls` of [listen]", FORMS)
+                    .and_then(|text| self.path(&text, "key"));
+                Some(Tls::Files { cert: cert?, key: key? })
+            }
+        }
+    }
+
+    fn admin(&mut self, table: file::Admin) -> Option<Admin> {
+        let address =
+            table.address.map_or(Some(DEFAULT_ADMIN), |text| self.address(&text, "127.0.0.1:9464"))?;
+        Some(Admin { address })
+    }
+
+    fn log(&mut self, table: file::Log) -> Option<Log> {
+        let level = table.level.map_or_else(|| Some(DEFAULT_LEVEL.to_owned()), |text| self.level(text));
+        let format = table.format.map_or(Some(LogFormat::default()), |text| {
+            self.word(&text, "format", &LogFormat::ALL, LogFormat::name)
+        });
+        Some(Log { level: level?, format: format? })
+    }
+
+    /// A word alone is a level here. For `EnvFilter` it is also a target, so that a misspelt level would
+    /// silence everything.
+    fn level(&mut self, text: Text) -> Option<String> {
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+        let at = text.span();
+        let text = text.into_inner();
+        let is_word =
+            |directive: &&str| directive.chars().all(|c| c.is_alphanumeric() || c == '_' || c == ':');
+        let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+        if text.trim().is_empty() {
+            let hint = format!("write one of: {}", LEVELS.join(", "));
+            self.findings.report(&at, "the log level is empty", hint);
+            None
+        } else if let Some(word) =
+            text.split(',').map(str::trim).filter(is_word).find(|word| !word.is_empty() && !is_level(word))
+        {
+            self.findings.report(
+                &at,
+                format!("unknown log level `{word}`"),
+                format!("{}; for a single module write MODULE=LEVEL", suggest(word, "levels", LEVELS)),
+            );
+            None
+        } else if EnvFilter::builder().parse(&text).is_err() {
+            let hint = "write a level such as \"info\", or \"info,MODULE=LEVEL\"";
+            self.findings.report(&at, format!("`{text}` is not a log level"), hint);
+            None
+        } else {
+            Some(text)
+        }
+    }
+
+    fn limits(&mut self, table: &file::Limits) -> Option<Limits> {
+        let default = Limits::default();
+        let body = self.bytes(table.body.as_ref(), "body", default.body);
+        let decoded = self.bytes(table.decoded.as_ref(), "decoded", default.decoded);
+        let line = self.bytes(table.line.as_ref(), "line", default.line);
+        let lines = self.count(table.lines.as_ref(), "lines", default.lines);
+        let connections = self.count(table.connections.as_ref(), "connections", default.connections);
+        let request_timeout =
+            self.time(table.request_timeout.as_ref(), "request_timeout", default.request_timeout);
+        let in_flight = self.bytes(table.in_flight.as_ref(), "in_flight", default.in_flight);
+        let backlog = self.size(table.backlog.as_ref(), "backlog", default.backlog);
+
+        let written = |size: &Option<Spanned<Size>>| size.as_ref().map(Spanned::span);
+        self.ordered(
+            ("line", line, written(&table.line)),
+            ("decoded", decoded, written(&table.decoded)),
+            "no line could ever be that long",
+        );
+        for smaller in [("body", body, written(&table.body)), ("decoded", decoded, written(&table.decoded))] {
+            let larger = ("in_flight", in_flight, written(&table.in_flight));
+            self.ordered(smaller, larger, "a batch of that size would be answered 429 for ever");
+        }
+        Some(Limits {
+            body: body?,
+            decoded: decoded?,
+            line: line?,
+            lines: lines?,
+            connections: connections?,
+            request_timeout: request_timeout?,
+            in_flight: in_flight?,
+            backlog: backlog?,
+        })
+    }
+
+    /// Both are (key, value, place where written); a limit that did not resolve is in order.
+    fn ordered(
+        &mut self,
+        (smaller, small, small_at): (&str, Option<usize>, Option<Range<usize>>),
+        (larger, large, large_at): (&str, Option<usize>, Option<Range<usize>>),
+        consequence: &str,
+    ) {
+        if let (Some(small), Some(large)) = (small, large)
+            && small > large
+            // The defaults are in order, so that at least one of the two was written.
+            && let Some(at) = large_at.or(small_at)
+        {
+            let show = |bytes: usize| {
+                u64::try_from(bytes).map_or_else(|_| bytes.to_string(), quantity::display_size)
+            };
+            let (small, large) = (show(small), show(large));
+            self.findings.report(
+                &at,
+                format!("`{smaller}` ({small}) is larger than `{larger}` ({large}): {consequence}"),
+                format!("raise `{larger}` or lower `{smaller}` in [limits]"),
+            );
+        }
+    }
+
+    fn source(&mut self, name: &Text, table: file::Source) -> Option<Source> {
+        let at = name.span();
+        let name = self.name(name, "source");
+        let shown = name.as_deref().unwrap_or("NAME");
+        let within = format!("[sources.{shown}]");
+
+        let hint = format!("such as path = \"/konnect/{shown}\"");
+        let path =
+            self.required(table.path, &at, "path", &within, &hint).and_then(|text| self.request_path(text));
+        let hint = format!("such as authorization = {{ file = \"tokens/{shown}\" }}");
+        let authorization = self
+            .required(table.authorization, &at, "authorization", &within, &hint)
+            .and_then(|one_or_many| self.authorization(one_or_many));
+        let signatures_at = table.signatures.as_ref().map(Spanned::span);
+        let signatures = table.signatures.map_or(Some(Signatures::default()), |text| {
+            self.word(&text, "signatures", &Signatures::ALL, Signatures::name)
+        });
+        let jwks = match table.jwks {
+            Some(jwks) => self.jwks(jwks).map(Some),
+            None if signatures.is_none_or(|word| word == Signatures::Off) => Some(None),
+            None => {
+                self.findings.report(
+                    signatures_at.as_ref().unwrap_or(&at),
+                    format!("missing key `jwks` in {within}, without which no signature can be checked"),
+                    "add jwks = { url = \"https://…/jwks.json\" }, or write signatures = \"off\"",
+                );
+                None
+            }
+        };
+        let dedup = self.dedup(&table.dedup.unwrap_or_default(), signatures);
+        Some(Source {
+            name: name?,
+            path: path?,
+            authorization: authorization?,
+            jwks: jwks?,
+            signatures: signatures?,
+            dedup: dedup?,
+        })
+    }
+
+    fn authorization(&mut self, written: Spanned<OneOrMany<file::Secret>>) -> Option<Vec<Secret>> {
+        let at = written.span();
+        let OneOrMany(forms) = written.into_inner();
+        if forms.is_empty() {
+            let hint = "name at least one, or nobody could send";
+            self.findings.report(&at, "`authorization` is an empty array", hint);
+            return None;
+        }
+        let secrets: Vec<Option<Secret>> = forms.into_iter().map(|form| self.secret(form, &at)).collect();
+        secrets.into_iter().collect()
+    }
+
+    /// `around` is the place to name when the form itself is empty.
+    fn secret(&mut self, form: file::Secret, around: &Range<usize>) -> Option<Secret> {
+        const FORMS: &str = "write { file = \"PATH\" }, { env = \"NAME\" }, { credential = \"NAME\" } or \
+                             { value = \"SECRET\" }";
+
+        let (origin, at) = match (form.file, form.env, form.credential, form.value) {
+            (Some(path), None, None, None) => (Origin::File(self.path(&path, "file")?), path.span()),
+            (None, Some(name), None, None) => {
+                let at = name.span();
+                (Origin::Environment(name.into_inner()), at)
+            }
+            (None, None, Some(name), None) => {
+                let at = name.span();
+                (Origin::Credential(name.into_inner()), at)
+            }
+            (None, None, None, Some(value)) => {
+                let at = value.span();
+                (Origin::Value(value.into_inner().0), at)
+            }
+            (None, None, None, None) => {
+                self.findings.report(around, "the secret has no origin", FORMS);
+                return None;
+            }
+            (file, env, credential, value) => {
+                let texts = [file, env, credential];
+                let spans =
+                    texts.iter().flatten().map(Spanned::span).chain(value.as_ref().map(Spanned::span));
+                let at = spans.min_by_key(|span| span.start).unwrap_or_else(|| around.clone());
+                self.findings.report(&at, "the secret has more than one origin", FORMS);
+                return None;
+            }
+        };
+        match origin.read(self.environment) {
+            Ok(secret) => Some(secret),
+            Err(error) if error.is_absence() && self.secrets == Secrets::SkipMissing => {
+                Some(Secret::unread())
+            }
+            Err(error) => {
+                self.findings.report(&at, error.to_string(), error.hint());
+                None
+            }
+        }
+    }
+
+    fn jwks(&mut self, table: Spanned<file::Jwks>) -> Option<Jwks> {
+        const FORMS: &str = "write { url = \"https://…\" } or { file = \"PATH\" }";
+
+        let at = table.span();
+        let file::Jwks { file, url, refresh, ca, token } = table.into_inner();
+        match (file, url) {
+            (Some(file), None) => {
+                let only_url = [
+                    ("refresh", refresh.as_ref().map(Spanned::span)),
+                    ("ca", ca.as_ref().map(Spanned::span)),
+                    ("token", token.as_ref().map(Spanned::span)),
+                ];
+                for (key, written) in only_url {
+                    if let Some(at) = written {
+                        let message = format!("`{key}` with a `jwks` that is a file");
+                        self.findings.report(&at, message, format!("remove `{key}`, or use url"));
+                    }
+                }
+                self.path(&file, "file").map(Jwks::File)
+            }
+            (None, Some(url)) => {
+                let url_at = url.span();
+                let url = Endpoint::parse(url.get_ref())
+                    .map_err(|error| {
+                        let hint = "use an https:// URL; http:// is for loopback only";
+                        self.findings.report(&url_at, format!("`url` of `jwks`: {error}"), hint);
+                    })
+                    .ok();
+                let refresh = self.time(refresh.as_ref(), "refresh", DEFAULT_REFRESH);
+                let ca = ca.map_or(Some(None), |text| self.path(&text, "ca").map(Some));
+                let token = token.map_or(Some(None), |token| self.bearer_token(token).map(Some));
+                Some(Jwks::Url { url: url?, refresh: refresh?, ca: ca?, token: token? })
+            }
+            (None, None) => {
+                self.findings.report(&at, "`jwks` has neither `url` nor `file`", FORMS);
+                None
+            }
+            (Some(_), Some(_)) => {
+                self.findings.report(&at, "`jwks` has both `url` and `file`", FORMS);
+                None
+            }
+        }
+    }
+
+    fn bearer_token(&mut self, token: Spanned<file::Secret>) -> Option<Secret> {
+        let at = token.span();
+        let secret = self.secret(token.into_inner(), &at)?;
+        // RFC 6750, section 2.1: no white space in a token, so this has its scheme before it.
+        if secret.expose().contains(&b' ') {
+            let message = "the token of `jwks` contains a space";
+            self.findings.report(&at, message, "write the token alone, without the word Bearer");
+            return None;
+        }
+        Some(secret)
+    }
+
+    fn dedup(&mut self, table: &file::Dedup, signatures: Option<Signatures>) -> Option<Dedup> {
+        let by = table
+            .by
+            .as_ref()
+            .map_or(Some(DedupBy::default()), |text| self.word(text, "by", &DedupBy::ALL, DedupBy::name));
+        let window = self.time(table.window.as_ref(), "window", DEFAULT_WINDOW);
+        if by == Some(DedupBy::TraceId)
+            && signatures.is_some_and(|word| word != Signatures::Require)
+            && let Some(at) = table.by.as_ref().map(Spanned::span)
+        {
+            self.findings.report(
+                &at,
+                "by = \"trace_id\" without signatures = \"require\": an unsigned event could hide a good one",
+                "write by = \"event\" or require signatures",
+            );
+        }
+        Some(Dedup { by: by?, window: window? })
+    }
+
+    fn sink(&mut self, name: &Text, table: file::Sink, known: &[String]) -> Option<Sink> {
+        let at = name.span();
+        let name = self.name(name, "sink");
+        let shown = name.as_deref().unwrap_or("NAME");
+        let within = format!("[sinks.{shown}]");
+
+        let stream_at = table.stream.as_ref().map(Spanned::span);
+        let streams = self.streams(table.stream);
+        let sources = table.sources.map_or(Some(None), |names| self.sink_sources(names, known).map(Some));
+        let kind = match table.kind {
+            file::SinkKind::File(file) => {
+                let hint = format!("such as path = \"/var/log/auditgate/{shown}.log\"");
+                let path = self
+                    .required(file.path, &at, "path", &within, &hint)
+                    .and_then(|text| self.output_file(&text));
+                let format = self
+                    .required(file.format, &at, "format", &within, "write format = \"raw\" or \"json\"")
+                    .and_then(|text| self.word(&text, "format", &FileFormat::ALL, FileFormat::name));
+                if let (Some(FileFormat::Raw), Some(streams)) = (format, &streams)
+                    && streams.len() > 1
+                {
+                    self.findings.report(
+                        stream_at.as_ref().unwrap_or(&at),
+                        format!(
+                            "format = \"raw\" with several streams in {within}: nothing would tell them apart"
+                        ),
+                        "write format = \"json\", or a sink for each stream",
+                    );
+                }
+                path.zip(format).map(|(path, format)| SinkKind::File { path, format })
+            }
+        };
+        Some(Sink { name: name?, kind: kind?, streams: streams?, sources: sources? })
+    }
+
+    fn streams(&mut self, written: Option<Spanned<OneOrMany<String>>>) -> Option<Vec<Stream>> {
+        let Some(written) = written else {
+            return Some(vec![Stream::Verified]);
+        };
+        let at = written.span();
+        let OneOrMany(words) = written.into_inner();
+        if words.is_empty() {
+            self.findings.report(
+                &at,
+                "`stream` is an empty array",
+                "name at least one stream, or remove the key",
+            );
+            return None;
+        }
+        let mut streams = Vec::new();
+        let mut sound = true;
+        for word in words {
+            let word = Spanned::new(at.clone(), word);
+            match self.word(&word, "stream", &Stream::ALL, Stream::name) {
+                Some(stream) if streams.contains(&stream) => {
+                    let message = format!("`stream` names `{}` twice", stream.name());
+                    self.findings.report(&at, message, "name it once");
+                }
+                Some(stream) => streams.push(stream),
+                None => sound = false,
+            }
+        }
+        sound.then_some(streams)
+    }
+
+    fn sink_sources(&mut self, written: Spanned<Vec<Text>>, known: &[String]) -> Option<Vec<String>> {
+        if written.get_ref().is_empty() {
+            let hint = "name at least one source, or remove the key to take from all";
+            self.findings.report(&written.span(), "`sources` is an empty array", hint);
+            return None;
+        }
+        let mut names = Vec::new();
+        let mut sound = true;
+        for name in written.into_inner() {
+            if known.contains(name.get_ref()) {
+                names.push(name.into_inner());
+            } else {
+                let message = format!("`sources` names the unknown source `{}`", name.get_ref());
+                let hint = suggest(name.get_ref(), "sources", known.iter().map(String::as_str));
+                self.findings.report(&name.span(), message, hint);
+                sound = false;
+            }
+        }
+        sound.then_some(names)
+    }
+
+    fn unique_paths(&mut self, sources: &[(Range<usize>, Source)]) {
+        let mut seen: HashMap<&str, &Source> = HashMap::new();
+        for (at, source) in sources {
+            if let Some(first) = seen.insert(&source.path, source) {
+                self.findings.report(
+                    at,
+                    format!(
+                        "the sources `{}` and `{}` share the path `{}`",
+                        first.name, source.name, source.path
+                    ),
+                    "give each its own path",
+                );
+            }
+        }
+    }
+
+    fn unique_files(&mut self, sinks: &[(Range<usize>, Sink)]) {
+        let mut seen: HashMap<PathBuf, &str> = HashMap::new();
+        for (at, sink) in sinks {
+            let SinkKind::File { path, .. } = &sink.kind;
+            if let Some(first) = seen.insert(identity(path), &sink.name) {
+                self.findings.report(
+                    at,
+                    format!(
+                        "the sinks `{first}` and `{}` write to one file, `{}`",
+                        sink.name,
+                        path.display()
+                    ),
+                    "give each its own file, or make it one sink with a list of streams",
+                );
+            }
+        }
+    }
+
+    fn every_stream_is_taken(&mut self, sources: &[(Range<usize>, Source)], sinks: &[(Range<usize>, Sink)]) {
+        for (at, source) in sources {
+            for stream in source.signatures.streams() {
+                if sinks.iter().any(|(_, sink)| sink.takes(&source.name, *stream)) {
+                    continue;
+                }
+                let (source, stream) = (&source.name, stream.name());
+                self.findings.report(
+                    at,
+                    format!(
+                        "no sink takes the stream `{stream}` of source `{source}`: a 200 would lose lines"
+                    ),
+                    format!("add `{stream}` to the `stream` of a sink that takes from `{source}`"),
+                );
+            }
+        }
+    }
+
+    fn required<T>(
+        &mut self,
+        value: Option<T>,
+        at: &Range<usize>,
+        key: &str,
+        within: &str,
+        hint: &str,
+    ) -> Option<T> {
+        if value.is_none() {
+            self.findings.report(at, format!("missing key `{key}` in {within}"), hint);
+        }
+        value
+    }
+
+    fn name(&mut self, name: &Text, what: &str) -> Option<String> {
+        let text = name.get_ref();
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        let sound = (1..=64).contains(&text.len()) && text.bytes().all(legal) && text != "." && text != "..";
+        if !sound {
+            let hint = "use 1 to 64 of the letters A to Z and a to z, digits, `_`, `.` and `-`";
+            self.findings.report(&name.span(), format!("`{text}` is no name for a {what}"), hint);
+        }
+        sound.then(|| text.clone())
+    }
+
+    fn address(&mut self, text: &Text, example: &str) -> Option<SocketAddr> {
+        let address = text.get_ref().parse().ok();
+        if address.is_none() {
+            let message = format!("`{}` is not an IP address with a port", text.get_ref());
+            self.findings.report(&text.span(), message, format!("write one such as \"{example}\""));
+        }
+        address
+    }
+
+    /// An absolute path; nothing need exist there.
+    fn path(&mut self, text: &Text, key: &str) -> Option<PathBuf> {
+        let path = text.get_ref();
+        if path.is_empty() || path.contains('\0') {
+            let message = format!("`{key}` is not a path");
+            self.findings.report(
+                &text.span(),
+                message,
+                "write the path of a file, absolute or from this file's directory",
+            );
+            return None;
+        }
+        // Drops `.` and doubled slashes; `..` stays, for it may follow a symbolic link.
+        Some(self.base.join(path).components().collect())
+    }
+
+    fn output_file(&mut self, text: &Text) -> Option<PathBuf> {
+        let path = self.path(text, "path")?;
+        if text.get_ref().ends_with('/') || path.file_name().is_none() {
+            let message = format!("`{}` is a directory, not a file", text.get_ref());
+            self.findings.report(&text.span(), message, "add a file name");
+            return None;
+        }
+        Some(path)
+    }
+
+    fn request_path(&mut self, text: Text) -> Option<String> {
+        // RFC 3986, section 3.3: pchar and the slash.
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%/".contains(&byte);
+
+        let path = text.get_ref();
+        let hint = if !path.starts_with('/') {
+            "begin it with `/`"
+        } else if path.contains(['?', '#']) {
+            "leave out the query and the fragment"
+        } else if !path.bytes().all(legal) {
+            "use letters, digits and `-`, `_`, `.`, `/` only, and no spaces"
+        } else {
+            return Some(text.into_inner());
+        };
+        self.findings.report(&text.span(), format!("`{path}` is no path of a request"), hint);
+        None
+    }
+
+    fn word<T: Copy>(&mut self, text: &Text, key: &str, all: &[T], name: fn(T) -> &'static str) -> Option<T> {
+        let found = all.iter().copied().find(|word| name(*word) == text.get_ref());
+        if found.is_none() {
+            let message = format!("unknown word `{}` for `{key}`", text.get_ref());
+            let hint = suggest(text.get_ref(), "words", all.iter().map(|word| name(*word)));
+            self.findings.report(&text.span(), message, hint);
+        }
+        found
+    }
+
+    fn time(&mut self, text: Option<&Text>, key: &str, default: Duration) -> Option<Duration> {
+        let Some(text) = text else {
+            return Some(default);
+        };
+        quantity::parse_time(text.get_ref())
+            .map_err(|hint| {
+                let message = format!("`{}` is no time for `{key}`", text.get_ref());
+                self.findings.report(&text.span(), message, hint);
+            })
+            .ok()
+    }
+
+    fn size(&mut self, size: Option<&Spanned<Size>>, key: &str, default: u64) -> Option<u64> {
+        let Some(size) = size else {
+            return Some(default);
+        };
+        let Size(text) = size.get_ref();
+        quantity::parse_size(text)
+            .map_err(|hint| {
+                self.findings.report(&size.span(), format!("`{text}` is no size for `{key}`"), hint);
+            })
+            .ok()
+    }
+
+    /// A size that has to fit into memory.
+    fn bytes(&mut self, size: Option<&Spanned<Size>>, key: &str, default: usize) -> Option<usize> {
+        let Some(size) = size else {
+            return Some(default);
+        };
+        let bytes = usize::try_from(self.size(Some(size), key, 0)?).ok();
+        if bytes.is_none() {
+            let message = format!("`{key}` is more than this machine can address");
+            self.findings.report(&size.span(), message, "write a smaller size");
+        }
+        bytes
+    }
+
+    fn count(&mut self, count: Option<&Spanned<i64>>, key: &str, default: usize) -> Option<usize> {
+        let Some(count) = count else {
+            return Some(default);
+        };
+        let checked = u32::try_from(*count.get_ref()).ok().filter(|count| *count > 0);
+        if checked.is_none() {
+            let message = format!("{} is no number for `{key}`", count.get_ref());
+            self.findings.report(
+                &count.span(),
+                message,
+                format!("write a whole number from 1 to {}", u32::MAX),
+            );
+        }
+        checked.and_then(|count| usize::try_from(count).ok())
+    }
+}
+
+/// What tells two output files apart: the file itself where it exists, else its name in its real directory,
+/// else the path with `..` taken out.
+fn identity(path: &Path) -> PathBuf {
+    let in_real_directory = || {
+        let directory = path.parent()?.canonicalize().ok()?;
+        Some(directory.join(path.file_name().unwrap_or(OsStr::new(""))))
+    };
+    path.canonicalize().ok().or_else(in_real_directory).unwrap_or_else(|| {
+        path.components().fold(PathBuf::new(), |mut clean, component| {
+            if component == Component::ParentDir {
+                clean.pop();
+            } else {
+                clean.push(component);
+            }
+            clean
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::file::parse;
+    use super::*;
+
+    /// One source and two sinks with which nothing is wrong, on known lines.
+    const GOOD: &str = r#"data_dir = "data"
+[listen]
+address = "127.0.0.1:8443"
+tls = "off"
+[sources.us]
+path = "/us"
+authorization = { value = "Bearer abc" }
+jwks = { url = "https://us.example.com/jwks.json" }
+[sinks.good]
+type = "file"
+path = "good.log"
+format = "raw"
+[sinks.bad]
+type = "file"
+path = "bad.jsonl"
+format = "json"
+stream = "quarantine"
+"#;
+
+    fn resolve_text(text: &str, secrets: Secrets) -> Result<Config, Vec<Problem>> {
+        let environment = |name: &str| (name == "TOKEN").then(|| "Bearer env".into());
+        parse(text).and_then(|written| {
+            resolve(written, text, PathBuf::from("/nonexistent/base/config.toml"), &environment, secrets)
+        })
+    }
+
+    fn config(text: &str) -> Config {
+        resolve_text(text, Secrets::Require).unwrap_or_else(|problems| panic!("{problems:#?}"))
+    }
+
+    /// The problems as `LINE: message; hint`, line 0 for those without one.
+    fn problems(text: &str) -> Vec<String> {
+        let mut problems = resolve_text(text, Secrets::Require).expect_err("all is well");
+        problems.sort_by_key(|problem| problem.line);
+        let show = |Problem { line, message, hint }: &Problem| {
+            format!("{}: {message}; {}", line.unwrap_or(0), hint.as_deref().unwrap_or("no hint"))
+        };
+        problems.iter().map(show).collect()
+    }
+
+    /// GOOD with a replacement has exactly one problem, which begins with `expected`.
+    #[track_caller]
+    fn refused(from: &str, to: &str, expected: &str) {
+        assert!(GOOD.contains(from), "{from}");
+        let found = problems(&GOOD.replacen(from, to, 1));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with(expected), "{found:#?}");
+    }
+
+    #[track_caller]
+    fn accepted(from: &str, to: &str) -> Config {
+        assert!(GOOD.contains(from), "{from}");
+        config(&GOOD.replacen(from, to, 1))
+    }
+
+    #[test]
+    fn what_is_not_written_has_its_default() {
+        let config = config(GOOD);
+        assert_eq!(config.file, Path::new("/nonexistent/base/config.toml"));
+        assert_eq!(config.data_dir, Path::new("/nonexistent/base/data"));
+        assert!(matches!(config.listen.tls, Tls::Off));
+        assert_eq!(config.admin.address, "127.0.0.1:9464".parse().unwrap());
+        assert_eq!((config.log.level.as_str(), config.log.format), ("info", LogFormat::Human));
+        assert_eq!(config.limits, Limits::default());
+        let source = &config.sources[0];
+        assert_eq!((source.name.as_str(), source.path.as_str()), ("us", "/us"));
+        assert!(source.authorization[0].matches(b"Bearer abc"));
+        assert_eq!(source.signatures, Signatures::Require);
+        assert_eq!(source.dedup, Dedup { by: DedupBy::Event, window: Duration::from_secs(8 * 86_400) });
+        let Some(Jwks::Url { url, refresh, ca: None, token: None }) = &source.jwks else {
+            panic!("{source:?}");
+        };
+        assert_eq!(url.to_string(), "https://us.example.com/jwks.json");
+        assert_eq!(*refresh, Duration::from_secs(3600));
+        let names: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+        assert_eq!(names, ["bad", "good"]);
+        assert_eq!(config.sinks[1].streams, [Stream::Verified]);
+        assert_eq!(config.sinks[1].sources, None);
+    }
+
+    #[test]
+    fn everything_can_be_written() {
+        let config = config(
+            r#"
+            data_dir = "/data"
+            listen = { address = "[::]:8443", tls = { cert = "tls/./cert.pem", key = "/key.pem" } }
+            admin = { address = "0.0.0.0:1" }
+            log = { level = "info,auditgate::trust=debug", format = "json" }
+            limits = { body = 1024, decoded = "2KiB", line = "1KiB", lines = 7, connections = 8,
+                       request_timeout = "9s", in_flight = "1GiB", backlog = "5GiB" }
+            [sources.a]
+            path = "/a"
+            authorization = [{ env = "TOKEN" }, { value = "Splunk x" }]
+            jwks = { file = "jwks.json" }
+            signatures = "require"
+            dedup = { by = "trace_id", window = "1d" }
+            [sources.b]
+            path = "/b"
+            authorization = { value = "Bearer b" }
+            signatures = "off"
+            [sources.c]
+            path = "/c"
+            authorization = { value = "Bearer c" }
+            jwks = { url = "http://127.0.0.1:1/jwks", refresh = "5m", ca = "ca.pem", token = { value = "t" } }
+            signatures = "accept-unsigned"
+            [sinks.all]
+            type = "file"
+            path = "all"
+            format = "json"
+            stream = ["verified", "unverified", "quarantine"]
+            sources = ["a", "b", "c"]
+            "#,
+        );
+        let base = Path::new("/nonexistent/base");
+        let Tls::Files { cert, key } = &config.listen.tls else { panic!("{config:?}") };
+        assert_eq!((cert.as_path(), key.as_path()), (&*base.join("tls/cert.pem"), Path::new("/key.pem")));
+        assert_eq!((config.limits.body, config.limits.decoded, config.limits.lines), (1024, 2048, 7));
+        assert_eq!(config.limits.request_timeout, Duration::from_secs(9));
+        assert_eq!(config.limits.backlog, 5 << 30);
+        let [a, b, c] = config.sources.as_slice() else { panic!("{config:?}") };
+        assert!(a.authorization[0].matches(b"Bearer env") && a.authorization[1].matches(b"Splunk x"));
+        assert!(matches!(&a.jwks, Some(Jwks::File(file)) if *file == base.join("jwks.json")));
+        assert_eq!(a.dedup.by, DedupBy::TraceId);
+        assert!(b.jwks.is_none());
+        assert!(
+            matches!(&c.jwks, Some(Jwks::Url { ca: Some(_), token: Some(token), .. }) if token.matches(b"t"))
+        );
+        assert_eq!(config.sinks[0].streams, Stream::ALL);
+        assert_eq!(config.sinks[0].sources.as_deref().unwrap(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn an_empty_file_tells_all_that_is_missing() {
+        let found = problems("");
+        let messages: Vec<&str> = found.iter().map(|text| text.split(';').next().unwrap()).collect();
+        assert_eq!(
+            messages,
+            [
+                "0: missing key `data_dir`",
+                "0: missing table [listen]",
+                "0: there is no source",
+                "0: there is no sink"
+            ]
+        );
+    }
+
+    #[test]
+    fn every_missing_key_is_told_with_its_table() {
+        let found = problems("data_dir = \"d\"\n[listen]\n[sources.s]\n[sinks.k]\ntype = \"file\"\n");
+        for expected in [
+            "2: missing key `address` in [listen]",
+            "2: missing key `tls` in [listen]",
+            "3: missing key `path` in [sources.s]",
+            "3: missing key `authorization` in [sources.s]",
+            "3: missing key `jwks` in [sources.s]",
+            "4: missing key `path` in [sinks.k]",
+            "4: missing key `format` in [sinks.k]",
+        ] {
+            assert!(found.iter().any(|text| text.starts_with(expected)), "{expected} in {found:#?}");
+        }
+        assert_eq!(found.len(), 7, "{found:#?}");
+        refused("tls = \"off\"", "tls = { cert = \"c\" }", "4: missing key `key` in `tls` of [listen]");
+        refused("\"data\"", "\"\"", "1: `data_dir` is not a path");
+    }
+
+    #[test]
+    fn problems_of_all_parts_are_reported_together() {
+        let text = GOOD
+            .replace("127.0.0.1:8443", "localhost:8443")
+            .replace("\"/us\"", "\"us\"")
+            .replace("\"raw\"", "\"row\"")
+            + "[limits]\nline = \"1GB\"\nlines = 0\n";
+        let lines: Vec<String> =
+            problems(&text).iter().map(|text| text.split(':').next().unwrap().to_owned()).collect();
+        assert_eq!(lines, ["3", "6", "12", "19", "20"]);
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback() {
+        refused(
+            "127.0.0.1:8443",
+            "0.0.0.0:8443",
+            "3: tls = \"off\" with `0.0.0.0:8443`, which is not a loopback address; configure cert and key",
+        );
+        accepted("127.0.0.1:8443", "[::1]:8443");
+        accepted("127.0.0.1:8443", "[::ffff:127.0.0.1]:0");
+        refused("tls = \"off\"", "tls = \"on\"", "4: unknown word for `tls` in [listen]");
+    }
+
+    #[test]
+    fn addresses_are_ip_addresses_with_ports_and_differ() {
+        refused("127.0.0.1:8443", "localhost:8443", "3: `localhost:8443` is not an IP address with a port");
+        refused("127.0.0.1:8443", "127.0.0.1", "3: `127.0.0.1` is not");
+        refused(
+            "127.0.0.1:8443",
+            "127.0.0.1:9464",
+            "2: [listen] and [admin] both want the address 127.0.0.1:9464",
+        );
+        refused("[sources.us]", "[admin]\naddress = \"x\"\n[sources.us]", "6: `x` is not an IP address");
+        accepted("127.0.0.1:8443\"", "127.0.0.1:0\"\n");
+    }
+
+    #[test]
+    fn log_levels_are_checked() {
+        let log = |level: &str| format!("[log]\nlevel = \"{level}\"\n[sources.us]");
+        refused("[sources.us]", &log("inof"), "6: unknown log level `inof`; did you mean `info`?");
+        refused("[sources.us]", &log("info,hyper"), "6: unknown log level `hyper`; known levels: off, error");
+        refused("[sources.us]", &log(""), "6: the log level is empty");
+        refused("[sources.us]", &log("info,hyper=loud"), "6: `info,hyper=loud` is not a log level");
+        for level in
+            ["off", "WARN", "info,hyper=debug", "auditgate::trust=trace", "[batch{source}]=debug,info"]
+        {
+            assert_eq!(accepted("[sources.us]", &log(level)).log.level, level);
+        }
+        refused(
+            "[sources.us]",
+            "[log]\nformat = \"jsn\"\n[sources.us]",
+            "6: unknown word `jsn` for `format`; did you mean `json`?",
+        );
+    }
+
+    #[test]
+    fn limits_are_positive_and_in_order() {
+        let limits = |lines: &str| format!("[limits]\n{lines}\n[sources.us]");
+        let refused = |lines: &str, expected: &str| refused("[sources.us]", &limits(lines), expected);
+        refused(
+            "body = \"8MB\"",
+            "6: `8MB` is no size for `body`; write a number and one of B, KiB, MiB, GiB",
+        );
+        refused("backlog = 0", "6: `0` is no size for `backlog`; write at least 1B");
+        refused("body = -1", "6: `-1` is no size for `body`");
+        refused("lines = 0", "6: 0 is no number for `lines`; write a whole number from 1 to 4294967295");
+        refused("connections = -5", "6: -5 is no number for `connections`");
+        refused("request_timeout = \"0s\"", "6: `0s` is no time for `request_timeout`; write at least 1ms");
+        refused(
+            "request_timeout = \"1w\"",
+            "6: `1w` is no time for `request_timeout`; write a number and one of ms",
+        );
+        refused(
+            "decoded = \"1KiB\"",
+            "6: `line` (256KiB) is larger than `decoded` (1KiB): no line could ever be that long",
+        );
+        refused("body = \"300MiB\"", "6: `body` (300MiB) is larger than `in_flight` (256MiB)");
+        refused("in_flight = \"32MiB\"", "6: `decoded` (64MiB) is larger than `in_flight` (32MiB)");
+        accepted("[sources.us]", &limits("decoded = \"256MiB\"\nline = \"256MiB\"\nbody = \"256MiB\""));
+    }
+
+    #[test]
+    fn source_paths_are_paths_and_unique() {
+        for path in ["us", "", "/us?x=1", "/us#x", "/u s", "/ü", "https://x/us"] {
+            refused("\"/us\"", &format!("\"{path}\""), &format!("6: `{path}` is no path of a request; "));
+        }
+        accepted("\"/us\"", "\"/a%20b/c-d_e.f~g\"");
+        let twin = "[sources.eu]\npath = \"/us\"\nauthorization = { env = \"TOKEN\" }\njwks.file = \"j\"\n";
+        assert_eq!(
+            problems(&(GOOD.to_owned() + twin)),
+            ["5: the sources `eu` and `us` share the path `/us`; give each its own path"]
+        );
+    }
+
+    #[test]
+    fn names_are_plain() {
+        for name in ["a b", "", "..", "ü", &"x".repeat(65)] {
+            refused(
+                "[sources.us]",
+                &format!("[sources.\"{name}\"]"),
+                &format!("5: `{name}` is no name for a source"),
+            );
+            refused(
+                "[sinks.good]",
+                &format!("[sinks.\"{name}\"]"),
+                &format!("9: `{name}` is no name for a sink"),
+            );
+        }
+        accepted("[sources.us]", "[sources.\"A.b_c-9\"]");
+        accepted("[sources.us]", &format!("[sources.{}]", "x".repeat(64)));
+    }
+
+    #[test]
+    fn a_source_says_who_may_send() {
+        let secret = "{ value = \"Bearer abc\" }";
+        refused(secret, "[]", "7: `authorization` is an empty array");
+        refused(secret, "{}", "7: the secret has no origin; write { file");
+        refused(secret, "[{ value = \"x\" }, {}]", "7: the secret has no origin");
+        refused(secret, "{ value = \"x\", env = \"y\" }", "7: the secret has more than one origin");
+        refused(secret, "{ value = \"\" }", "7: the secret is empty");
+        refused(secret, "{ value = \"a\\nb\" }", "7: the secret contains a control character");
+        refused(secret, "{ value = \" a\" }", "7: the secret begins or ends with white space");
+        refused(
+            secret,
+            "[\n{ value = \"x\" },\n{ env = \"NONE\" }]",
+            "9: the environment variable `NONE` is not set; set",
+        );
+        refused(secret, "{ credential = \"us\" }", "7: the credential `us` was not passed");
+        refused(
+            secret,
+            "{ file = \"tokens/us\" }",
+            "7: cannot read the secret file `/nonexistent/base/tokens/us`: No such file or directory \
+             (os error 2); create `/nonexistent/base/tokens/us` and let the daemon's user read it",
+        );
+    }
+
+    #[test]
+    fn missing_secrets_can_be_left_unread_but_wrong_ones_not() {
+        for form in ["{ file = \"tokens/us\" }", "{ env = \"NONE\" }", "{ credential = \"us\" }"] {
+            let text = GOOD.replace("{ value = \"Bearer abc\" }", form);
+            let config = resolve_text(&text, Secrets::SkipMissing).unwrap();
+            assert!(!config.sources[0].authorization[0].matches(b""));
+        }
+        let text = GOOD.replace("Bearer abc", "");
+        assert!(resolve_text(&text, Secrets::SkipMissing).is_err());
+    }
+
+    #[test]
+    fn key_sets_are_required_and_come_from_one_place() {
+        let jwks = "jwks = { url = \"https://us.example.com/jwks.json\" }";
+        refused(
+            jwks,
+            "",
+            "5: missing key `jwks` in [sources.us], without which no signature can be checked; add jwks",
+        );
+        refused(jwks, "jwks = {}", "8: `jwks` has neither `url` nor `file`");
+        refused(jwks, "jwks = { url = \"https://x\", file = \"y\" }", "8: `jwks` has both");
+        refused(
+            jwks,
+            "jwks = { file = \"y\", refresh = \"1h\" }",
+            "8: `refresh` with a `jwks` that is a file",
+        );
+        refused(jwks, "jwks = { url = \"http://us.example.com/\" }", "8: `url` of `jwks`: ");
+        refused(jwks, "jwks = { url = \"nonsense\" }", "8: `url` of `jwks`: ");
+        refused(
+            jwks,
+            "jwks = { url = \"https://x/\", refresh = \"0s\" }",
+            "8: `0s` is no time for `refresh`",
+        );
+        refused(jwks, "jwks = { url = \"https://x/\", token = {} }", "8: the secret has no origin");
+        refused(
+            jwks,
+            "jwks = { url = \"https://x/\", token = { value = \"Bearer x\" } }",
+            "8: the token of `jwks` contains a space; write the token alone",
+        );
+        accepted(jwks, "jwks = { url = \"http://localhost:1/\" }");
+    }
+
+    #[test]
+    fn words_are_known_ones() {
+        let next = "[sinks.good]";
+        refused(
+            next,
+            "signatures = \"requird\"\n[sinks.good]",
+            "9: unknown word `requird` for `signatures`; did you mean `require`?",
+        );
+        refused(
+            next,
+            "dedup = { by = \"trace-id\" }\n[sinks.good]",
+            "9: unknown word `trace-id` for `by`; did you mean `trace_id`?",
+        );
+        refused(next, "dedup = { window = \"0d\" }\n[sinks.good]", "9: `0d` is no time for `window`");
+        refused(
+            "\"quarantine\"",
+            "\"rejects\"",
+            "17: unknown word `rejects` for `stream`; known words: verified, unverified, quarantine",
+        );
+        refused("\"raw\"", "\"text\"", "12: unknown word `text` for `format`; known words: raw, json");
+    }
+
+    #[test]
+    fn trace_ids_are_believed_only_when_signed() {
+        for signatures in ["off", "accept-unsigned"] {
+            let written =
+                format!("signatures = \"{signatures}\"\ndedup = {{ by = \"trace_id\" }}\n[sinks.good]");
+            let text = GOOD
+                .replace("[sinks.good]", &written)
+                .replace("\"quarantine\"", "[\"quarantine\", \"unverified\"]");
+            let found = problems(&text);
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert!(
+                found[0].starts_with("10: by = \"trace_id\" without signatures = \"require\""),
+                "{found:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_stream_has_a_sink() {
+        refused(
+            "stream = \"quarantine\"",
+            "stream = \"verified\"",
+            "5: no sink takes the stream `quarantine` of source `us`: a 200 would lose lines; add",
+        );
+        let unsigned = GOOD.replace("[sinks.good]", "signatures = \"accept-unsigned\"\n[sinks.good]");
+        assert!(problems(&unsigned)[0].starts_with("5: no sink takes the stream `unverified`"));
+        let off = GOOD.replace("[sinks.good]", "signatures = \"off\"\n[sinks.good]");
+        assert!(problems(&off)[0].starts_with("5: no sink takes the stream `unverified`"));
+        let off = off.replace("format = \"raw\"", "format = \"raw\"\nstream = \"unverified\"");
+        assert_eq!(config(&off).sinks[1].streams, [Stream::Unverified]);
+
+        let other =
+            "[sources.eu]\npath = \"/eu\"\nauthorization = { value = \"x\" }\njwks = { file = \"j\" }\n";
+        let limited = GOOD.replace("format = \"raw\"", "format = \"raw\"\nsources = [\"us\"]") + other;
+        let found = problems(&limited);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with("19: no sink takes the stream `verified` of source `eu`"), "{found:#?}");
+    }
+
+    #[test]
+    fn a_sink_that_is_wrong_does_not_make_its_stream_untaken() {
+        refused("path = \"bad.jsonl\"", "path = \"\"", "15: `path` is not a path");
+    }
+
+    #[test]
+    fn sinks_name_known_sources_and_streams_once() {
+        refused(
+            "format = \"raw\"",
+            "format = \"raw\"\nsources = [\"su\", \"us\"]",
+            "13: `sources` names the unknown source `su`; ",
+        );
+        refused("format = \"raw\"", "format = \"raw\"\nsources = []", "13: `sources` is an empty array");
+        refused("\"quarantine\"", "[]", "17: `stream` is an empty array");
+        refused(
+            "\"quarantine\"",
+            "[\"quarantine\", \"quarantine\"]",
+            "17: `stream` names `quarantine` twice",
+        );
+    }
+
+    #[test]
+    fn raw_is_for_one_stream() {
+        let text = GOOD.replace("format = \"json\"", "format = \"raw\"");
+        assert_eq!(config(&text).sinks[0].streams, [Stream::Quarantine]);
+        let text = text.replace("\"quarantine\"", "[\"quarantine\", \"verified\"]");
+        assert!(problems(&text)[0].starts_with("17: format = \"raw\" with several streams in [sinks.bad]"));
+    }
+
+    #[test]
+    fn two_sinks_never_share_a_file() {
+        for path in ["good.log", "./good.log", "x/../good.log", "/nonexistent/base//good.log"] {
+            refused("bad.jsonl", path, "9: the sinks `bad` and `good` write to one file, ");
+        }
+        refused("bad.jsonl", "bad/", "15: `bad/` is a directory, not a file");
+        refused("bad.jsonl", "..", "15: `..` is a directory, not a file");
+    }
+
+    #[test]
+    fn a_shared_file_is_found_through_symbolic_links() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        assert_eq!(identity(&root.join("real/a")), identity(&root.join("link/a")));
+        assert_ne!(identity(&root.join("real/a")), identity(&root.join("link/b")));
+        std::fs::write(root.join("real/a"), "").unwrap();
+        std::os::unix::fs::symlink("real/a", root.join("b")).unwrap();
+        assert_eq!(identity(&root.join("real/a")), identity(&root.join("b")));
+    }
+}

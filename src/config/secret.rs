@@ -1,0 +1,287 @@
+//! Secrets: where they come from, and bytes that are masked when printed and zeroed when dropped.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// The longest secret: 16 KiB. More than fits a header means that the wrong file was named.
+pub const MAX_SECRET: usize = 16 * 1024;
+
+/// What is printed instead of a secret.
+const MASK: &str = "***";
+/// Where systemd puts a unit's credentials: systemd.exec(5), `LoadCredential=`.
+const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+
+/// The lookup of an environment variable, `std::env::var_os` in the daemon.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// A secret that is a legal HTTP field value (RFC 9110, section 5.5): 1 to [`MAX_SECRET`] bytes, no control
+/// character but the tab, no white space at either end.
+///
+/// Its bytes are zeroed when it is dropped, and `Debug`, `Display` and `Serialize` give `***`.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Checks and takes the bytes.
+    ///
+    /// # Errors
+    /// The bytes could never be the value of a header: empty, too long, a control character, white space
+    /// at an end (which HTTP strips).
+    pub fn new(bytes: Vec<u8>) -> Result<Self, SecretError> {
+        let bytes = Zeroizing::new(bytes);
+        if bytes.is_empty() {
+            Err(SecretError::Empty)
+        } else if bytes.len() > MAX_SECRET {
+            Err(SecretError::TooLong)
+        } else if bytes.trim_ascii().len() != bytes.len() {
+            Err(SecretError::Padded)
+        } else if bytes.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            Err(SecretError::ControlCharacter)
+        } else {
+            Ok(Self(bytes))
+        }
+    }
+
+    /// Whether `presented` is this secret, in a time that does not depend on where they differ. The time
+    /// does tell whether the lengths differ.
+    pub fn matches(&self, presented: &[u8]) -> bool {
+        !self.0.is_empty() && bool::from(self.0.as_slice().ct_eq(presented))
+    }
+
+    /// The bytes themselves, for the header of an outgoing request. Never log them.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Stands for a secret that this machine does not hold; it matches nothing.
+    pub(super) fn unread() -> Self {
+        Self(Zeroizing::new(Vec::new()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(MASK)
+    }
+}
+
+/// Why there is no secret. No variant holds a byte of it.
+#[derive(Debug, Error)]
+pub enum SecretError {
+    /// There is nothing in it.
+    #[error("the secret is empty")]
+    Empty,
+    /// Longer than [`MAX_SECRET`].
+    #[error("the secret is longer than 16KiB")]
+    TooLong,
+    /// HTTP strips white space around a value, so this could never be presented.
+    #[error("the secret begins or ends with white space, which HTTP strips")]
+    Padded,
+    /// Not legal in an HTTP field value: a line break, mostly.
+    #[error("the secret contains a control character or line break")]
+    ControlCharacter,
+    /// The file is missing or may not be read.
+    #[error("cannot read the secret file `{path}`: {source}")]
+    File {
+        /// The file as resolved.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The environment variable is not set.
+    #[error("the environment variable `{name}` is not set")]
+    Variable {
+        /// The variable's name.
+        name: String,
+    },
+    /// systemd has not passed any credential.
+    #[error("the credential `{name}` was not passed, because $CREDENTIALS_DIRECTORY is not set")]
+    NoCredentials {
+        /// The credential's name.
+        name: String,
+    },
+    /// The credential's name would leave the directory.
+    #[error("the credential name `{name}` is not a plain file name")]
+    CredentialName {
+        /// The credential's name as written.
+        name: String,
+    },
+}
+
+impl SecretError {
+    /// Whether the secret is merely not on this machine, as opposed to wrong.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::File { .. } | Self::Variable { .. } | Self::NoCredentials { .. })
+    }
+
+    /// What the operator can do about it.
+    pub(super) fn hint(&self) -> String {
+        match self {
+            Self::Empty => "put the exact value of the sender's Authorization header into it".to_owned(),
+            Self::TooLong | Self::ControlCharacter => {
+                "it must be one line, fit for an HTTP header".to_owned()
+            }
+            Self::Padded => "remove the white space".to_owned(),
+            Self::File { path, .. } => {
+                format!("create `{}` and let the daemon's user read it", path.display())
+            }
+            Self::Variable { name } => format!("set `{name}` for the daemon, by the unit's EnvironmentFile="),
+            Self::NoCredentials { name } => format!("add LoadCredential={name}:FILE to the systemd unit"),
+            Self::CredentialName { .. } => "use the name given in the unit's LoadCredential=".to_owned(),
+        }
+    }
+}
+
+/// Where a secret comes from.
+pub(super) enum Origin {
+    /// A file; surrounding white space is dropped.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(String),
+    /// A systemd credential: a file in `$CREDENTIALS_DIRECTORY`.
+    Credential(String),
+    /// The configuration itself.
+    Value(Zeroizing<String>),
+}
+
+impl Origin {
+    pub(super) fn read(&self, environment: Environment<'_>) -> Result<Secret, SecretError> {
+        match self {
+            Self::File(path) => read_file(path),
+            Self::Environment(name) => {
+                let value = environment(name).ok_or_else(|| SecretError::Variable { name: name.clone() })?;
+                Secret::new(value.into_encoded_bytes())
+            }
+            Self::Credential(name) => {
+                if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+                    return Err(SecretError::CredentialName { name: name.clone() });
+                }
+                let directory = environment(CREDENTIALS_DIRECTORY)
+                    .ok_or_else(|| SecretError::NoCredentials { name: name.clone() })?;
+                read_file(&Path::new(&directory).join(name))
+            }
+            Self::Value(value) => Secret::new(value.as_bytes().to_vec()),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<Secret, SecretError> {
+    // Room for the longest secret, its white space and one byte more, so that the buffer never moves and
+    // leaves a copy behind.
+    const ROOM: usize = MAX_SECRET + 1024;
+
+    let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
+    let limit = u64::try_from(ROOM).unwrap_or(u64::MAX);
+    File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .map_err(|source| SecretError::File { path: path.to_owned(), source })?;
+    if bytes.len() == ROOM {
+        return Err(SecretError::TooLong);
+    }
+    Secret::new(bytes.trim_ascii().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(text.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn only_the_same_bytes_match() {
+        let secret = secret("Bearer abc");
+        assert!(secret.matches(b"Bearer abc"));
+        for wrong in ["Bearer abd", "bearer abc", "Bearer ab", "Bearer abcd", ""] {
+            assert!(!secret.matches(wrong.as_bytes()), "{wrong}");
+        }
+        assert_eq!(secret.expose(), b"Bearer abc");
+    }
+
+    #[test]
+    fn an_unread_secret_matches_nothing() {
+        assert!(!Secret::unread().matches(b""));
+        assert!(!Secret::unread().matches(b"***"));
+    }
+
+    #[test]
+    fn it_is_masked_however_it_is_printed() {
+        let secret = secret("hush");
+        assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
+        assert_eq!(serde_json::to_string(&secret).unwrap(), "\"***\"");
+    }
+
+    #[test]
+    fn what_no_header_can_carry_is_refused() {
+        let refused = |bytes: &[u8]| Secret::new(bytes.to_vec()).unwrap_err();
+        assert!(matches!(refused(b""), SecretError::Empty));
+        assert!(matches!(refused(b" a"), SecretError::Padded));
+        assert!(matches!(refused(b"a\n"), SecretError::Padded));
+        assert!(matches!(refused(b"a\nb"), SecretError::ControlCharacter));
+        assert!(matches!(refused(b"a\x7f"), SecretError::ControlCharacter));
+        assert!(matches!(refused(b"\0"), SecretError::ControlCharacter));
+        assert!(matches!(refused(&vec![b'a'; MAX_SECRET + 1]), SecretError::TooLong));
+        assert!(Secret::new(vec![b'a'; MAX_SECRET]).is_ok());
+        // A tab inside and obs-text are legal (RFC 9110, section 5.5).
+        assert!(Secret::new(b"a\tb\xff".to_vec()).is_ok());
+    }
+
+    #[test]
+    fn a_file_loses_its_surrounding_white_space() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        std::fs::write(&path, "\n  Bearer abc \r\n").unwrap();
+        let unset = |_: &str| None;
+        assert!(Origin::File(path.clone()).read(&unset).unwrap().matches(b"Bearer abc"));
+
+        let credentials = |name: &str| (name == "CREDENTIALS_DIRECTORY").then(|| directory.path().into());
+        assert!(Origin::Credential("token".to_owned()).read(&credentials).unwrap().matches(b"Bearer abc"));
+        assert!(matches!(
+            Origin::Credential("token".to_owned()).read(&unset),
+            Err(SecretError::NoCredentials { .. })
+        ));
+        for name in ["", "..", "../token", "/etc/shadow"] {
+            let read = Origin::Credential(name.to_owned()).read(&credentials);
+            assert!(matches!(read, Err(SecretError::CredentialName { .. })), "{name}");
+        }
+
+        std::fs::write(&path, " \n").unwrap();
+        assert!(matches!(Origin::File(path.clone()).read(&unset), Err(SecretError::Empty)));
+        std::fs::write(&path, vec![b'a'; 2 * MAX_SECRET]).unwrap();
+        assert!(matches!(Origin::File(path).read(&unset), Err(SecretError::TooLong)));
+    }
+
+    #[test]
+    fn a_secret_that_is_not_here_is_told_from_a_wrong_one() {
+        let unset = |_: &str| None;
+        let missing = Origin::File(PathBuf::from("/nonexistent/token")).read(&unset).unwrap_err();
+        assert!(missing.is_absence());
+        assert!(missing.to_string().starts_with("cannot read the secret file `/nonexistent/token`: "));
+        assert!(missing.hint().contains("/nonexistent/token"));
+        assert!(Origin::Environment("TOKEN".to_owned()).read(&unset).unwrap_err().is_absence());
+        assert!(!SecretError::Empty.is_absence());
+        let set = |name: &str| (name == "TOKEN").then(|| "abc".into());
+        assert!(Origin::Environment("TOKEN".to_owned()).read(&set).unwrap().matches(b"abc"));
+    }
+}
