@@ -1,2 +1,3 @@
 //! skeleton
 pub mod cli;
+pub mod observe;
