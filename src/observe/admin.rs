@@ -94,7 +94,7 @@ async fn serve_accepted<A, F>(
             Err(error) => {
                 // Once for a row of failures: the condition lasts and would fill the log.
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "The admin endpoint cannot accept connections for now; it keeps trying");
+                    tracing::warn!(%error, "The admin endpoint cannot accept connections; it keeps trying");
                 }
                 tokio::select! {
                     () = &mut stopped => break,

@@ -21,7 +21,7 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// The daemon reads its configuration again; [`ready`] ends it, whether the new configuration was good or not.
+/// The daemon reads its configuration again; [`ready`] ends it, whether the new one was good or not.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         // systemd 253 and later want the time with it for Type=notify-reload; others ignore it.
