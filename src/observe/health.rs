@@ -1,0 +1,145 @@
+//! Whether the daemon is ready for deliveries, and if not, why.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// The daemon's readiness: its phase of life and the named conditions that its parts report.
+///
+/// Shared behind an `Arc`. It only remembers: whoever reports a problem also logs it.
+#[derive(Debug, Default)]
+pub struct Health {
+    state: Mutex<State>,
+}
+
+/// One reason why the daemon is not ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Which condition is not met, for example `ledger`.
+    pub condition: String,
+    /// One sentence for the operator.
+    pub problem: String,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    problems: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Starting,
+    Running,
+    Draining,
+}
+
+impl Health {
+    /// Not ready until [`Health::started`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reports a condition: met, or not met and why in one sentence. A later report replaces an earlier one
+    /// of the same name. The names come from the code and the configuration, never from the network.
+    pub fn set(&self, condition: &str, state: Result<(), String>) {
+        let mut this = self.lock();
+        match state {
+            Ok(()) => {
+                this.problems.remove(condition);
+            }
+            Err(problem) => {
+                this.problems.insert(condition.to_owned(), problem);
+            }
+        }
+    }
+
+    /// Takes a reported problem back; nothing happens when there was none.
+    pub fn clear(&self, condition: &str) {
+        self.set(condition, Ok(()));
+    }
+
+    /// The start is over. After [`Health::draining`] it changes nothing.
+    pub fn started(&self) {
+        let mut this = self.lock();
+        if this.phase == Phase::Starting {
+            this.phase = Phase::Running;
+        }
+    }
+
+    /// The daemon shuts down: from now on it is not ready.
+    pub fn draining(&self) {
+        self.lock().phase = Phase::Draining;
+    }
+
+    /// Ready for deliveries?
+    ///
+    /// # Errors
+    /// Every problem, the daemon's phase first and then by the condition's name.
+    pub fn ready(&self) -> Result<(), Vec<Problem>> {
+        let this = self.lock();
+        let phase = match this.phase {
+            Phase::Starting => Some(("startup", "The daemon is starting.")),
+            Phase::Running => None,
+            Phase::Draining => Some(("shutdown", "The daemon is shutting down.")),
+        };
+        let problems: Vec<_> = phase
+            .into_iter()
+            .chain(this.problems.iter().map(|(condition, problem)| (condition.as_str(), problem.as_str())))
+            .map(|(condition, problem)| Problem { condition: condition.into(), problem: problem.into() })
+            .collect();
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    /// A panic elsewhere leaves the state whole: each change is a single step.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conditions(health: &Health) -> Vec<String> {
+        health.ready().err().unwrap_or_default().into_iter().map(|problem| problem.condition).collect()
+    }
+
+    #[test]
+    fn it_is_ready_between_start_and_shutdown_only() {
+        let health = Health::new();
+        assert_eq!(conditions(&health), ["startup"]);
+        health.started();
+        assert_eq!(health.ready(), Ok(()));
+        health.draining();
+        assert_eq!(conditions(&health), ["shutdown"]);
+        health.started();
+        assert_eq!(conditions(&health), ["shutdown"]);
+    }
+
+    #[test]
+    fn a_shutdown_during_the_start_stays_one() {
+        let health = Health::new();
+        health.draining();
+        health.started();
+        assert_eq!(conditions(&health), ["shutdown"]);
+    }
+
+    #[test]
+    fn problems_are_listed_until_they_are_taken_back() {
+        let health = Health::new();
+        health.started();
+        health.set("sink siem", Err("The server does not answer.".into()));
+        health.set("ledger", Err("disk is full".into()));
+        health.set("ledger", Err("The disk is full.".into()));
+        assert_eq!(conditions(&health), ["ledger", "sink siem"]);
+        assert_eq!(health.ready().unwrap_err()[0].problem, "The disk is full.");
+        health.set("ledger", Ok(()));
+        assert_eq!(conditions(&health), ["sink siem"]);
+        health.clear("sink siem");
+        health.clear("sink siem");
+        assert_eq!(health.ready(), Ok(()));
+    }
+}

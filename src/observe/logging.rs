@@ -1,0 +1,451 @@
+//! The daemon's log: one line an event to stderr, for people or for machines.
+//!
+//! No environment variable sets the level; the configuration does, and [`Handle::set_level`] changes it while
+//! the daemon runs. What a sender wrote can end up in a field, so every value is escaped before it is
+//! written: nobody can forge a line, colour a terminal or turn the reading direction around.
+//!
+//! A line that cannot be written (stderr is closed, its disk is full) is lost; the daemon goes on.
+
+use std::fmt::{self, Write as _};
+use std::io::IsTerminal as _;
+
+use tracing::dispatcher::{self, Dispatch};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Registry;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{Format as EventFormat, Json, JsonFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// RFC 3339 time in UTC, level, message and fields; in colour on a terminal unless `NO_COLOR` is set.
+    #[default]
+    Human,
+    /// One object a line: `timestamp`, `level`, `message`, then the fields; `spans` where there are any.
+    Json,
+}
+
+/// Why logging could not be started or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The operator's: the level cannot be read.
+    #[error(
+        "{0:?} in the log level is neither off, error, warn, info, debug or trace nor a part of the program \
+         with one of these: write for example \"info\" or \"info,auditgate::receive=debug\""
+    )]
+    Directive(String),
+    /// Ours: a process has one log.
+    #[error("the log has already been started in this process; this is a bug, please report it")]
+    AlreadyStarted,
+    /// Ours: the log that the handle belongs to is gone.
+    #[error("the log level could not be changed ({0}); the former one stays in force")]
+    Reload(#[source] reload::Error),
+}
+
+/// Starts the process's log on stderr.
+///
+/// `level_directives` is a level (`info`), or a list with other levels for parts of the program
+/// (`info,auditgate::receive=debug`); without a level of its own the rest is at `info`.
+///
+/// # Errors
+/// [`LoggingError::Directive`] for an unreadable level, [`LoggingError::AlreadyStarted`] the second time.
+pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingError> {
+    let levels = parse_levels(level_directives)?;
+    // https://no-color.org: any value but the empty one.
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = !plain && std::io::stderr().is_terminal();
+    let (log, handle) = build(levels, format, colours, std::io::stderr);
+    dispatcher::set_global_default(log).map_err(|_| LoggingError::AlreadyStarted)?;
+    Ok(handle)
+}
+
+/// Changes the level of a log that runs.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    levels: reload::Handle<Targets, Registry>,
+}
+
+impl Handle {
+    /// Replaces the level, from the next line on. `level_directives` is as for [`start`].
+    ///
+    /// # Errors
+    /// [`LoggingError::Directive`] for an unreadable level; the former one then stays in force.
+    pub fn set_level(&self, level_directives: &str) -> Result<(), LoggingError> {
+        self.levels.reload(parse_levels(level_directives)?).map_err(LoggingError::Reload)
+    }
+}
+
+fn build<W>(levels: Targets, format: Format, colours: bool, writer: W) -> (Dispatch, Handle)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let (levels, handle) = reload::Layer::new(levels);
+    let registry = tracing_subscriber::registry().with(levels);
+    // The layer would report a failed write with eprintln!, which panics when stderr is what failed.
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
+    let log = match format {
+        Format::Human => {
+            let layer = layer.with_target(false).with_ansi(colours).fmt_fields(HumanFields);
+            Dispatch::new(registry.with(layer))
+        }
+        Format::Json => {
+            let lines = EventFormat::default()
+                .json()
+                .flatten_event(true)
+                .with_target(false)
+                .with_current_span(false)
+                .with_span_list(true);
+            let layer = layer.with_ansi(false).fmt_fields(JsonFields::new()).event_format(JsonLines(lines));
+            Dispatch::new(registry.with(layer))
+        }
+    };
+    (log, Handle { levels: handle })
+}
+
+/// Stricter than the parser of tracing-subscriber, which takes a misspelt level for the name of a part of
+/// the program and then logs nothing.
+fn parse_levels(directives: &str) -> Result<Targets, LoggingError> {
+    let mut levels = Targets::new().with_default(LevelFilter::INFO);
+    for directive in directives.split(',').map(str::trim) {
+        let refused = || LoggingError::Directive(directive.to_owned());
+        let (target, level) = match directive.split_once('=') {
+            Some((target, level)) => (Some(target.trim()), level.trim()),
+            None => (None, directive),
+        };
+        // LevelFilter reads an empty text as a level.
+        if level.is_empty() || target.is_some_and(str::is_empty) {
+            return Err(refused());
+        }
+        let level: LevelFilter = level.parse().map_err(|_| refused())?;
+        levels = match target {
+            Some(target) => levels.with_target(target, level),
+            None => levels.with_default(level),
+        };
+    }
+    Ok(levels)
+}
+
+/// `message key=value key=value`. Only the values are escaped: the names stand in our code, and the colours
+/// are ours.
+struct HumanFields;
+
+impl<'writer> FormatFields<'writer> for HumanFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut visitor = HumanVisitor { writer, first: true, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct HumanVisitor<'writer> {
+    writer: Writer<'writer>,
+    first: bool,
+    result: fmt::Result,
+}
+
+impl HumanVisitor<'_> {
+    fn write(&mut self, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+        if !std::mem::take(&mut self.first) {
+            self.writer.write_char(' ')?;
+        }
+        match field.name() {
+            "message" => {}
+            name if self.writer.has_ansi_escapes() => {
+                write!(self.writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?;
+            }
+            name => write!(self.writer, "{name}=")?,
+        }
+        write!(Escaping { notation: Notation::Human, out: &mut self.writer }, "{value:?}")
+    }
+}
+
+impl Visit for HumanVisitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if self.result.is_ok() {
+            self.result = self.write(field, value);
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.record_debug(field, &format_args!("{value}"));
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
+}
+
+/// The JSON formatter's lines, with the escapes that JSON itself does not ask for.
+struct JsonLines(EventFormat<Json>);
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut escaping = Escaping { notation: Notation::Json, out: &mut writer };
+        self.0.format_event(context, Writer::new(&mut escaping), event)
+    }
+}
+
+/// How an escaped character is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Notation {
+    /// `\u{202e}`.
+    Human,
+    /// `\u202e`, for text that already is JSON. A line feed stays: inside a JSON string none is left, so it
+    /// is the one that ends the line.
+    Json,
+}
+
+/// Writes `text` with every character escaped that can steer a terminal or mislead a reader: C0 and C1
+/// controls, DEL, the line and paragraph separators, and the bidirectional controls (Unicode UAX #9).
+pub(super) fn escape_controls(text: &str, notation: Notation, out: &mut dyn fmt::Write) -> fmt::Result {
+    let mut written = 0;
+    for (at, character) in text.char_indices().filter(|&(_, character)| is_steering(character)) {
+        let code = u32::from(character);
+        let escaped = match notation {
+            Notation::Json if character == '\n' => continue,
+            Notation::Json => format_args!("\\u{code:04x}"),
+            Notation::Human => format_args!("\\u{{{code:x}}}"),
+        };
+        out.write_str(&text[written..at])?;
+        out.write_fmt(escaped)?;
+        written = at + character.len_utf8();
+    }
+    out.write_str(&text[written..])
+}
+
+fn is_steering(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Passes text on through [`escape_controls`].
+struct Escaping<'a, W> {
+    notation: Notation,
+    out: &'a mut W,
+}
+
+impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        escape_controls(text, self.notation, self.out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// One of each kind, and what is next to them and harmless.
+    const HOSTILE: &str = "a\n\r\t\x1b[31m\x00\x07\x7f\u{85}\u{9b}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\
+         \u{2066}\u{2069}z\u{a0}\u{200d}\u{2027}\u{202f}\u{2065}\u{206a}é😀\"\\";
+
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Output {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+
+        fn json(&self) -> serde_json::Value {
+            serde_json::from_str(&self.text()).unwrap()
+        }
+    }
+
+    impl io::Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(levels: &str, format: Format, colours: bool, events: impl FnOnce(&Handle)) -> Output {
+        let output = Output::default();
+        let writer = output.clone();
+        let (log, handle) = build(parse_levels(levels).unwrap(), format, colours, move || writer.clone());
+        dispatcher::with_default(&log, || events(&handle));
+        output
+    }
+
+    fn assert_one_harmless_line(text: &str) {
+        let line = text.strip_suffix('\n').unwrap();
+        assert!(!line.chars().any(is_steering), "{line:?}");
+    }
+
+    struct Shown;
+
+    impl fmt::Debug for Shown {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(HOSTILE)
+        }
+    }
+
+    impl fmt::Display for Shown {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(HOSTILE)
+        }
+    }
+
+    impl std::error::Error for Shown {}
+
+    fn hostile_events() {
+        let span = tracing::info_span!("delivery", peer = %HOSTILE, later = tracing::field::Empty);
+        let _entered = span.enter();
+        span.record("later", HOSTILE);
+        let error: &dyn std::error::Error = &Shown;
+        tracing::error!(text = HOSTILE, shown = %Shown, debug = ?Shown, error, r#type = HOSTILE, "{HOSTILE}");
+    }
+
+    #[test]
+    fn a_human_line_has_time_level_message_and_fields() {
+        let text = logged("info", Format::Human, false, |_| {
+            tracing::info!(source = "us", events = 3, peer = %"::1", "Batch committed");
+        })
+        .text();
+        let (time, rest) = text.split_at(27);
+        time::OffsetDateTime::parse(time, &time::format_description::well_known::Rfc3339).unwrap();
+        assert!(time.ends_with('Z'));
+        assert_eq!(rest, "  INFO Batch committed source=\"us\" events=3 peer=::1\n");
+    }
+
+    #[test]
+    fn a_message_given_as_a_field_is_not_quoted() {
+        let text = logged("info", Format::Human, false, |_| tracing::info!(message = "Plain", n = 1)).text();
+        assert!(text.ends_with(" Plain n=1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_json_line_is_one_flat_object() {
+        let output = logged("info", Format::Json, false, |_| {
+            tracing::warn!(source = "us", events = 3, "Batch committed");
+        });
+        assert_eq!(output.text().matches('\n').count(), 1);
+        let mut object = output.json();
+        let time = object["timestamp"].take();
+        time::OffsetDateTime::parse(time.as_str().unwrap(), &time::format_description::well_known::Rfc3339)
+            .unwrap();
+        assert_eq!(
+            object,
+            serde_json::json!({
+                "timestamp": null, "level": "WARN", "message": "Batch committed", "source": "us", "events": 3,
+            })
+        );
+    }
+
+    #[test]
+    fn hostile_values_are_one_harmless_human_line() {
+        let text = logged("info", Format::Human, false, |_| hostile_events()).text();
+        assert_one_harmless_line(&text);
+        assert!(text.contains(r"a\u{a}\u{d}\u{9}\u{1b}[31m\u{0}\u{7}\u{7f}\u{85}\u{9b}\u{61c}"), "{text}");
+        assert!(text.contains("delivery{"), "{text}");
+    }
+
+    #[test]
+    fn hostile_values_are_one_harmless_json_line_and_are_read_back_whole() {
+        let output = logged("info", Format::Json, false, |_| hostile_events());
+        assert_one_harmless_line(&output.text());
+        assert!(output.text().contains(r"\u007f\u0085\u009b\u061c\u200e\u200f\u2028\u2029\u202a\u202e"));
+        let object = output.json();
+        for field in ["message", "text", "shown", "debug", "error"] {
+            assert_eq!(object[field], HOSTILE, "{field}");
+        }
+        assert_eq!(object["spans"][0]["peer"], HOSTILE);
+        assert_eq!(object["spans"][0]["later"], HOSTILE);
+    }
+
+    #[test]
+    fn colours_are_written_by_us_only() {
+        let text = logged("info", Format::Human, true, |_| hostile_events()).text();
+        assert!(text.contains("\x1b[31mERROR\x1b[0m"), "{text:?}");
+        assert!(text.contains("\x1b[3mtext\x1b[0m\x1b[2m=\x1b[0m\""), "{text:?}");
+        let mut rest = text;
+        for sequence in ["\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[3m", "\x1b[31mERROR"] {
+            rest = rest.replace(sequence, "");
+        }
+        assert_one_harmless_line(&rest);
+    }
+
+    #[test]
+    fn the_level_can_be_changed_while_running() {
+        let text = logged("warn", Format::Human, false, |handle| {
+            tracing::info!("one");
+            handle.set_level("info").unwrap();
+            tracing::info!("two");
+            handle.set_level("inof").unwrap_err();
+            tracing::info!("three");
+            handle.set_level("off").unwrap();
+            tracing::error!("four");
+        })
+        .text();
+        let logged: Vec<_> = ["one", "two", "three", "four"].map(|word| text.contains(word)).into();
+        assert_eq!(logged, [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_part_of_the_program_can_have_its_own_level() {
+        let text = logged("auditgate::receive = debug , off", Format::Human, false, |_| {
+            tracing::debug!(target: "auditgate::receive::tls", "shown");
+            tracing::error!(target: "hyper", "hidden");
+        })
+        .text();
+        assert!(text.contains("shown") && !text.contains("hidden"));
+        let levels = parse_levels("auditgate=debug").unwrap();
+        assert_eq!(levels.default_level(), Some(LevelFilter::INFO));
+    }
+
+    #[test]
+    fn a_misspelt_level_is_refused_by_name() {
+        for (directives, named) in [
+            ("", ""),
+            ("inof", "inof"),
+            ("info,", ""),
+            ("info, a=loud", "a=loud"),
+            ("=info", "=info"),
+            ("a=", "a="),
+        ] {
+            match parse_levels(directives) {
+                Err(LoggingError::Directive(directive)) => assert_eq!(directive, named),
+                other => panic!("{directives:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_handle_without_its_log_says_so() {
+        let (log, handle) = build(Targets::new(), Format::Human, false, io::sink);
+        drop(log);
+        assert!(matches!(handle.set_level("info"), Err(LoggingError::Reload(_))));
+    }
+
+    #[test]
+    fn exactly_the_steering_characters_are_escaped() {
+        let expected: Vec<u32> = [0..=0x1f, 0x7f..=0x9f, 0x61c..=0x61c, 0x200e..=0x200f, 0x2028..=0x202e]
+            .into_iter()
+            .chain([0x2066..=0x2069])
+            .flatten()
+            .collect();
+        let found: Vec<u32> = ('\0'..=char::MAX).filter(|&c| is_steering(c)).map(u32::from).collect();
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,706 @@
+//! The daemon's Prometheus metrics, each declared once.
+//!
+//! Every series exists from the start and none is added later: a label value comes from the configuration
+//! or from a closed list, so that no sender can grow the memory of the daemon or of the Prometheus server,
+//! and a counter stands at 0 before its first event, as `rate()` needs it. Call sites name a source or a
+//! sink, never a label; the handle of each series is looked up here.
+//!
+//! Recording never fails and never blocks for long: a series is an atomic number.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// The `Content-Type` of [`Metrics::render`]: Prometheus's text exposition format, version 0.0.4.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// The statuses that the receiver can answer (contract, "Answers"), ascending. A status that is not listed
+/// is not counted.
+pub const STATUS_CODES: [u16; 10] = [200, 400, 401, 404, 405, 413, 415, 429, 431, 500];
+
+/// Seconds. A request ends within its timeout, 30 s unless configured otherwise.
+const REQUEST_BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Seconds. Fine around Konnect's 15 s of retries; the upper end tells a replay job (up to 7 days, Konnect's
+/// retention) from an outage.
+const DELAY_BUCKETS: [f64; 14] =
+    [1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0, 345_600.0, 691_200.0];
+
+/// Seconds. From a commit on an NVMe disk to one on a disk that is about to fail.
+const COMMIT_BUCKETS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Seconds, one year. The sender writes the time that a delay is counted from: one absurd value must not
+/// drown the histogram's sum.
+const LONGEST_DELAY: f64 = 366.0 * 86_400.0;
+
+/// What became of one line: the closed list behind the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Committed for delivery.
+    Accepted,
+    /// Already committed within the source's window.
+    Duplicate,
+    /// Quarantined: neither CEF nor JSON nor CPS, or not UTF-8.
+    Malformed,
+    /// Quarantined: no key verifies it.
+    BadSignature,
+    /// Quarantined: the source requires a signature.
+    Unsigned,
+    /// Quarantined: longer than `limits.line`.
+    LineTooLong,
+    /// Quarantined: the whole body could not be decoded; counts as one.
+    UndecodableBody,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of declaration.
+    pub const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Duplicate,
+        Self::Malformed,
+        Self::BadSignature,
+        Self::Unsigned,
+        Self::LineTooLong,
+        Self::UndecodableBody,
+    ];
+
+    /// The value of the label, which for a quarantined line is also the `reason` in the quarantine.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Malformed => "malformed",
+            Self::BadSignature => "bad_signature",
+            Self::Unsigned => "unsigned",
+            Self::LineTooLong => "line_too_long",
+            Self::UndecodableBody => "undecodable_body",
+        }
+    }
+}
+
+/// Why metrics could not be set up or rendered. Always a fault of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// Two declarations contradict each other, or a name is not one.
+    #[error("the metrics could not be registered ({0}); this is a bug, please report it")]
+    Register(#[source] prometheus::Error),
+    /// The text encoder refused a series.
+    #[error("the metrics could not be written as text ({0}); this is a bug, please report it")]
+    Encode(#[source] prometheus::Error),
+}
+
+/// A callback of [`Metrics::before_render`].
+pub type BeforeRender = Box<dyn Fn(&Metrics) + Send + Sync>;
+
+/// Every metric of the daemon, in a registry of its own. Shared behind an `Arc` by the stages' edges, which
+/// write it, and the admin endpoint, which renders it.
+pub struct Metrics {
+    registry: Registry,
+    sources: HashMap<String, SourceSeries>,
+    unrouted: RequestSeries,
+    sinks: HashMap<String, SinkSeries>,
+    connections: IntGauge,
+    commit_duration: Histogram,
+    ledger_bytes: IntGauge,
+    certificate_not_after: IntGauge,
+    before_render: RwLock<Vec<BeforeRender>>,
+}
+
+/// The requests to one source's path, or to none.
+struct RequestSeries {
+    by_code: [IntCounter; STATUS_CODES.len()],
+    duration: Histogram,
+}
+
+struct SourceSeries {
+    requests: RequestSeries,
+    events: [IntCounter; Outcome::ALL.len()],
+    delay: Histogram,
+    last_event: IntGauge,
+    jwks_keys: IntGauge,
+    jwks_refreshed: IntGauge,
+    jwks_refresh_errors: IntCounter,
+}
+
+struct SinkSeries {
+    delivered: IntCounter,
+    pending: IntGauge,
+    oldest_pending: Gauge,
+    errors: IntCounter,
+}
+
+impl Metrics {
+    /// Declares every metric and creates every series, for the configured names of sources and sinks.
+    ///
+    /// # Errors
+    /// [`MetricsError::Register`] when the declarations below contradict each other.
+    pub fn new(sources: &[String], sinks: &[String]) -> Result<Self, MetricsError> {
+        let registry = Registry::new();
+        let declare = Declarations(&registry);
+
+        let requests = RequestFamilies {
+            total: declare.counters(
+                "auditgate_http_requests_total",
+                "Requests answered, by status; the source is empty when the path is no source's.",
+                &["source", "code"],
+            )?,
+            duration: declare.histograms(
+                "auditgate_http_request_duration_seconds",
+                "Time from a request's header to the end of its answer.",
+                &["source"],
+                &REQUEST_BUCKETS,
+            )?,
+        };
+        let connections =
+            declare.gauge("auditgate_http_connections", "Connections open at the receiving listener.")?;
+
+        let events = declare.counters(
+            "auditgate_events_total",
+            "Lines received in committed batches, by what became of them.",
+            &["source", "outcome"],
+        )?;
+        let delay = declare.histograms(
+            "auditgate_event_delay_seconds",
+            "Arrival minus the event's own time (rt), between 0 and one year.",
+            &["source"],
+            &DELAY_BUCKETS,
+        )?;
+        let last_event = declare.gauges(
+            "auditgate_last_event_timestamp_seconds",
+            "Unix time at which the last event was accepted; 0 before the first.",
+            &["source"],
+        )?;
+
+        let commit_duration = declare.histogram(
+            "auditgate_commit_duration_seconds",
+            "Time that one transaction of the ledger took, with its fsync.",
+            &COMMIT_BUCKETS,
+        )?;
+        let ledger_bytes =
+            declare.gauge("auditgate_ledger_bytes", "Size of the ledger's files on disk in bytes.")?;
+
+        let delivered = declare.counters(
+            "auditgate_sink_events_total",
+            "Events and quarantined lines that the sink holds safely.",
+            &["sink"],
+        )?;
+        let pending = declare.gauges(
+            "auditgate_sink_pending_events",
+            "Events and quarantined lines committed but not yet delivered to the sink.",
+            &["sink"],
+        )?;
+        let oldest_pending = declare.float_gauges(
+            "auditgate_sink_oldest_pending_seconds",
+            "Age of the oldest line that waits for the sink; 0 when none waits.",
+            &["sink"],
+        )?;
+        let sink_errors = declare.counters(
+            "auditgate_sink_errors_total",
+            "Attempts to write to the sink that failed and are tried again.",
+            &["sink"],
+        )?;
+
+        let jwks_keys = declare.gauges(
+            "auditgate_jwks_keys",
+            "Public keys in use; 0 while none is loaded or where signatures are off.",
+            &["source"],
+        )?;
+        let jwks_refreshed = declare.gauges(
+            "auditgate_jwks_refreshed_timestamp_seconds",
+            "Unix time at which the key set was last read from its origin; 0 before the first time.",
+            &["source"],
+        )?;
+        let jwks_refresh_errors = declare.counters(
+            "auditgate_jwks_refresh_errors_total",
+            "Attempts to refresh the key set that failed; the former keys stay in use.",
+            &["source"],
+        )?;
+        let certificate_not_after = declare.gauge(
+            "auditgate_tls_certificate_not_after_timestamp_seconds",
+            "Unix time at which the served certificate expires; 0 without TLS.",
+        )?;
+
+        declare
+            .gauges("auditgate_build_info", "Always 1; the label is the running version.", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        declare.process()?;
+
+        let source_series = |name: &String| SourceSeries {
+            requests: requests.of(name),
+            events: Outcome::ALL.map(|outcome| events.with_label_values(&[name.as_str(), outcome.as_str()])),
+            delay: delay.with_label_values(&[name]),
+            last_event: last_event.with_label_values(&[name]),
+            jwks_keys: jwks_keys.with_label_values(&[name]),
+            jwks_refreshed: jwks_refreshed.with_label_values(&[name]),
+            jwks_refresh_errors: jwks_refresh_errors.with_label_values(&[name]),
+        };
+        let sink_series = |name: &String| SinkSeries {
+            delivered: delivered.with_label_values(&[name]),
+            pending: pending.with_label_values(&[name]),
+            oldest_pending: oldest_pending.with_label_values(&[name]),
+            errors: sink_errors.with_label_values(&[name]),
+        };
+        Ok(Self {
+            sources: sources.iter().map(|name| (name.clone(), source_series(name))).collect(),
+            unrouted: requests.of(""),
+            sinks: sinks.iter().map(|name| (name.clone(), sink_series(name))).collect(),
+            connections,
+            commit_duration,
+            ledger_bytes,
+            certificate_not_after,
+            before_render: RwLock::default(),
+            registry,
+        })
+    }
+
+    /// Counts one answered request. `source` is `None` when the path is no source's; `code` is one of
+    /// [`STATUS_CODES`]; `elapsed` runs from the request's header to the end of the answer.
+    pub fn http_request(&self, source: Option<&str>, code: u16, elapsed: Duration) {
+        let series = match source {
+            None => Some(&self.unrouted),
+            Some(name) => self.source(name).map(|source| &source.requests),
+        };
+        let code = STATUS_CODES.iter().position(|&known| known == code);
+        debug_assert!(code.is_some(), "a status outside STATUS_CODES was answered");
+        if let (Some(series), Some(code)) = (series, code) {
+            series.by_code[code].inc();
+            series.duration.observe(elapsed.as_secs_f64());
+        }
+    }
+
+    /// Counts a connection as open until the guard is dropped.
+    #[must_use = "the connection counts as closed when the guard is dropped"]
+    pub fn connection_opened(&self) -> ConnectionGuard {
+        self.connections.inc();
+        ConnectionGuard { connections: self.connections.clone() }
+    }
+
+    /// Counts `n` lines of a committed batch.
+    pub fn events(&self, source: &str, outcome: Outcome, n: u64) {
+        if let Some(series) = self.source(source) {
+            series.events[outcome as usize].inc_by(n);
+        }
+    }
+
+    /// Records how long events were on their way, in seconds, for a whole batch at once: some 10 ns an
+    /// event, and the shared series is touched once. A sender whose clock is ahead counts as 0, and nothing
+    /// as more than a year.
+    pub fn event_delays(&self, source: &str, seconds: &[f64]) {
+        if let Some(series) = self.source(source) {
+            let local = series.delay.local();
+            for delay in seconds {
+                // A NaN would stay in the sum for ever.
+                let delay = if delay.is_nan() { 0.0 } else { delay.clamp(0.0, LONGEST_DELAY) };
+                local.observe(delay);
+            }
+            local.flush();
+        }
+    }
+
+    /// When the source's last event was accepted, in seconds since the Unix epoch, by our clock.
+    pub fn last_event(&self, source: &str, unix_seconds: u64) {
+        if let Some(series) = self.source(source) {
+            series.last_event.set(saturate(unix_seconds));
+        }
+    }
+
+    /// Records how long one transaction of the ledger took.
+    pub fn commit(&self, elapsed: Duration) {
+        self.commit_duration.observe(elapsed.as_secs_f64());
+    }
+
+    /// The size of the ledger's files in bytes.
+    pub fn ledger_bytes(&self, bytes: u64) {
+        self.ledger_bytes.set(saturate(bytes));
+    }
+
+    /// Counts `n` events (or quarantined lines) that the sink reported as safe.
+    pub fn sink_delivered(&self, sink: &str, n: u64) {
+        if let Some(series) = self.sink(sink) {
+            series.delivered.inc_by(n);
+        }
+    }
+
+    /// What waits for the sink: how many, and the age of the oldest in seconds (0 when none waits).
+    pub fn sink_pending(&self, sink: &str, events: u64, oldest_seconds: f64) {
+        if let Some(series) = self.sink(sink) {
+            series.pending.set(saturate(events));
+            series.oldest_pending.set(oldest_seconds);
+        }
+    }
+
+    /// Counts one failed attempt to write to the sink.
+    pub fn sink_error(&self, sink: &str) {
+        if let Some(series) = self.sink(sink) {
+            series.errors.inc();
+        }
+    }
+
+    /// The key set now in use: how many keys it has, and when it was read from its origin in seconds since
+    /// the Unix epoch. For a set from the cache on disk that is the time at which it was cached.
+    pub fn jwks_loaded(&self, source: &str, keys: u64, unix_seconds: u64) {
+        if let Some(series) = self.source(source) {
+            series.jwks_keys.set(saturate(keys));
+            series.jwks_refreshed.set(saturate(unix_seconds));
+        }
+    }
+
+    /// Counts one failed refresh of the source's key set.
+    pub fn jwks_refresh_error(&self, source: &str) {
+        if let Some(series) = self.source(source) {
+            series.jwks_refresh_errors.inc();
+        }
+    }
+
+    /// When the served certificate expires, in seconds since the Unix epoch.
+    pub fn certificate_not_after(&self, unix_seconds: u64) {
+        self.certificate_not_after.set(saturate(unix_seconds));
+    }
+
+    /// Adds a callback that brings values up to date before each rendering, in the order of the calls. It
+    /// runs on an async thread of the admin endpoint: it reads what is already in memory, does not block,
+    /// and calls neither this nor [`Metrics::render`].
+    pub fn before_render(&self, hook: BeforeRender) {
+        self.before_render.write().unwrap_or_else(PoisonError::into_inner).push(hook);
+    }
+
+    /// Runs the callbacks, then writes every series in the format named by [`CONTENT_TYPE`].
+    ///
+    /// # Errors
+    /// [`MetricsError::Encode`] when a series cannot be written.
+    pub fn render(&self) -> Result<Vec<u8>, MetricsError> {
+        for hook in self.before_render.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            hook(self);
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
+        Ok(text)
+    }
+
+    fn source(&self, name: &str) -> Option<&SourceSeries> {
+        let series = self.sources.get(name);
+        debug_assert!(series.is_some(), "no source of this name is configured");
+        series
+    }
+
+    fn sink(&self, name: &str) -> Option<&SinkSeries> {
+        let series = self.sinks.get(name);
+        debug_assert!(series.is_some(), "no sink of this name is configured");
+        series
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// One open connection; dropping it counts the connection as closed, however it ended.
+#[derive(Debug)]
+pub struct ConnectionGuard {
+    connections: IntGauge,
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.connections.dec();
+    }
+}
+
+/// The two families that also have series for requests to no source.
+struct RequestFamilies {
+    total: IntCounterVec,
+    duration: HistogramVec,
+}
+
+impl RequestFamilies {
+    fn of(&self, source: &str) -> RequestSeries {
+        RequestSeries {
+            by_code: STATUS_CODES
+                .map(|code| self.total.with_label_values(&[source, code.to_string().as_str()])),
+            duration: self.duration.with_label_values(&[source]),
+        }
+    }
+}
+
+/// Builds a metric and enters it into the registry, so that none can be made and forgotten.
+struct Declarations<'a>(&'a Registry);
+
+impl Declarations<'_> {
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, MetricsError> {
+        self.enter(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, MetricsError> {
+        self.enter(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, MetricsError> {
+        self.enter(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, MetricsError> {
+        self.enter(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, MetricsError> {
+        self.enter(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, MetricsError> {
+        self.enter(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    }
+
+    /// The standard `process_*` metrics, which are read from /proc.
+    #[cfg(target_os = "linux")]
+    fn process(&self) -> Result<(), MetricsError> {
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        self.0.register(Box::new(process)).map_err(MetricsError::Register)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn process(&self) -> Result<(), MetricsError> {
+        Ok(())
+    }
+
+    /// The registry keeps one handle and the caller the other, both to the same series.
+    fn enter<C: Collector + Clone + 'static>(
+        &self,
+        metric: prometheus::Result<C>,
+    ) -> Result<C, MetricsError> {
+        let metric = metric.map_err(MetricsError::Register)?;
+        self.0.register(Box::new(metric.clone())).map_err(MetricsError::Register)?;
+        Ok(metric)
+    }
+}
+
+fn saturate(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::new(&["us".into(), "eu".into()], &["verified".into(), "siem".into()]).unwrap()
+    }
+
+    fn text(metrics: &Metrics) -> String {
+        String::from_utf8(metrics.render().unwrap()).unwrap()
+    }
+
+    /// The lines without their values: name and labels.
+    fn series(metrics: &Metrics) -> BTreeSet<String> {
+        text(metrics)
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
+            .collect()
+    }
+
+    fn assert_has(text: &str, line: &str) {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+
+    #[test]
+    fn every_metric_of_the_contract_is_there_before_the_first_event() {
+        let text = text(&metrics());
+        for family in [
+            "auditgate_http_requests_total counter",
+            "auditgate_http_request_duration_seconds histogram",
+            "auditgate_http_connections gauge",
+            "auditgate_events_total counter",
+            "auditgate_event_delay_seconds histogram",
+            "auditgate_last_event_timestamp_seconds gauge",
+            "auditgate_commit_duration_seconds histogram",
+            "auditgate_ledger_bytes gauge",
+            "auditgate_sink_events_total counter",
+            "auditgate_sink_pending_events gauge",
+            "auditgate_sink_oldest_pending_seconds gauge",
+            "auditgate_sink_errors_total counter",
+            "auditgate_jwks_keys gauge",
+            "auditgate_jwks_refreshed_timestamp_seconds gauge",
+            "auditgate_jwks_refresh_errors_total counter",
+            "auditgate_tls_certificate_not_after_timestamp_seconds gauge",
+            "auditgate_build_info gauge",
+        ] {
+            assert_has(&text, &format!("# TYPE {family}"));
+        }
+        for outcome in Outcome::ALL {
+            assert_has(
+                &text,
+                &format!("auditgate_events_total{{outcome=\"{}\",source=\"eu\"}} 0", outcome.as_str()),
+            );
+        }
+        for code in STATUS_CODES {
+            assert_has(&text, &format!("auditgate_http_requests_total{{code=\"{code}\",source=\"\"}} 0"));
+        }
+        assert_has(&text, "auditgate_sink_events_total{sink=\"siem\"} 0");
+        assert_has(&text, &format!("auditgate_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
+        if cfg!(target_os = "linux") {
+            assert_has(&text, "# TYPE process_resident_memory_bytes gauge");
+        }
+    }
+
+    #[test]
+    fn every_family_has_help() {
+        let text = text(&metrics());
+        for line in text.lines().filter(|line| line.starts_with("# TYPE auditgate_")) {
+            let name = line.split(' ').nth(2).unwrap();
+            let help = format!("# HELP {name} ");
+            assert!(text.lines().any(|found| found.len() > help.len() && found.starts_with(&help)), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_counts_under_its_own_name() {
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            let metrics = metrics();
+            metrics.events("us", outcome, index as u64 + 5);
+            assert_has(
+                &text(&metrics),
+                &format!(
+                    "auditgate_events_total{{outcome=\"{}\",source=\"us\"}} {}",
+                    outcome.as_str(),
+                    index + 5
+                ),
+            );
+        }
+    }
+
+    #[test]
+    fn values_reach_their_series() {
+        let metrics = metrics();
+        metrics.http_request(Some("us"), 200, Duration::from_millis(2));
+        metrics.http_request(None, 404, Duration::from_millis(1));
+        metrics.last_event("us", 1_700_000_000);
+        metrics.commit(Duration::from_micros(200));
+        metrics.ledger_bytes(u64::MAX);
+        metrics.sink_delivered("siem", 7);
+        metrics.sink_pending("siem", 3, 1.5);
+        metrics.sink_error("siem");
+        metrics.jwks_loaded("us", 2, 1_700_000_001);
+        metrics.jwks_refresh_error("us");
+        metrics.certificate_not_after(1_800_000_000);
+        let text = text(&metrics);
+        for line in [
+            "auditgate_http_requests_total{code=\"200\",source=\"us\"} 1",
+            "auditgate_http_requests_total{code=\"200\",source=\"eu\"} 0",
+            "auditgate_http_requests_total{code=\"404\",source=\"\"} 1",
+            "auditgate_http_request_duration_seconds_bucket{source=\"us\",le=\"0.001\"} 0",
+            "auditgate_http_request_duration_seconds_bucket{source=\"us\",le=\"0.0025\"} 1",
+            "auditgate_last_event_timestamp_seconds{source=\"us\"} 1700000000",
+            "auditgate_commit_duration_seconds_bucket{le=\"0.00025\"} 1",
+            "auditgate_sink_events_total{sink=\"siem\"} 7",
+            "auditgate_sink_pending_events{sink=\"siem\"} 3",
+            "auditgate_sink_oldest_pending_seconds{sink=\"siem\"} 1.5",
+            "auditgate_sink_errors_total{sink=\"siem\"} 1",
+            "auditgate_jwks_keys{source=\"us\"} 2",
+            "auditgate_jwks_refreshed_timestamp_seconds{source=\"us\"} 1700000001",
+            "auditgate_jwks_refresh_errors_total{source=\"us\"} 1",
+            "auditgate_tls_certificate_not_after_timestamp_seconds 1800000000",
+        ] {
+            assert_has(&text, line);
+        }
+        // Beyond i64 it stays at the top instead of turning negative; the text has the digits of an f64.
+        assert_has(&text, "auditgate_ledger_bytes 9223372036854776000");
+    }
+
+    #[test]
+    fn delays_are_bounded_and_counted_one_by_one() {
+        let metrics = metrics();
+        metrics.event_delays("us", &[-5.0, f64::NAN, 0.5, 20.0, 1e300, f64::INFINITY]);
+        metrics.event_delays("us", &[]);
+        let text = text(&metrics);
+        assert_has(&text, "auditgate_event_delay_seconds_bucket{source=\"us\",le=\"1\"} 3");
+        assert_has(&text, "auditgate_event_delay_seconds_bucket{source=\"us\",le=\"30\"} 4");
+        assert_has(&text, "auditgate_event_delay_seconds_bucket{source=\"us\",le=\"691200\"} 4");
+        assert_has(&text, "auditgate_event_delay_seconds_count{source=\"us\"} 6");
+        let sum = 20.5 + 2.0 * LONGEST_DELAY;
+        assert_has(&text, &format!("auditgate_event_delay_seconds_sum{{source=\"us\"}} {sum}"));
+    }
+
+    #[test]
+    fn a_connection_counts_until_its_guard_is_dropped() {
+        let metrics = metrics();
+        let first = metrics.connection_opened();
+        let second = metrics.connection_opened();
+        drop(first);
+        assert_has(&text(&metrics), "auditgate_http_connections 1");
+        drop(second);
+        assert_has(&text(&metrics), "auditgate_http_connections 0");
+    }
+
+    #[test]
+    fn hostile_traffic_adds_no_series() {
+        let metrics = metrics();
+        let before = series(&metrics);
+        for code in STATUS_CODES {
+            for source in [None, Some("us"), Some("eu")] {
+                metrics.http_request(source, code, Duration::from_secs(100_000));
+            }
+        }
+        for outcome in Outcome::ALL {
+            metrics.events("us", outcome, u64::from(u32::MAX));
+        }
+        metrics.event_delays("us", &[f64::MIN, f64::MAX, f64::NAN]);
+        let _connections: Vec<_> = (0..1000).map(|_| metrics.connection_opened()).collect();
+
+        // What a careless call site could do: a debug build says so, a release build ignores it.
+        let mistakes: [&dyn Fn(); 8] = [
+            &|| metrics.http_request(Some("../../etc/passwd"), 200, Duration::ZERO),
+            &|| metrics.http_request(None, 599, Duration::ZERO),
+            &|| metrics.events("", Outcome::Accepted, 1),
+            &|| metrics.event_delays("US", &[1.0]),
+            &|| metrics.last_event("us\n", 1),
+            &|| metrics.sink_delivered("us", 1),
+            &|| metrics.sink_pending("\"} 1", 1, 1.0),
+            &|| metrics.jwks_loaded("siem", 1, 1),
+        ];
+        for mistake in mistakes {
+            assert_eq!(catch_unwind(AssertUnwindSafe(mistake)).is_err(), cfg!(debug_assertions));
+        }
+        assert_eq!(series(&metrics), before);
+    }
+
+    #[test]
+    fn callbacks_run_at_each_rendering_in_order() {
+        let metrics = metrics();
+        let size = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&size);
+        metrics.before_render(Box::new(|metrics| metrics.ledger_bytes(99)));
+        metrics.before_render(Box::new(move |metrics| {
+            metrics.ledger_bytes(seen.fetch_add(10, Ordering::Relaxed));
+        }));
+        assert_has(&text(&metrics), "auditgate_ledger_bytes 0");
+        assert_has(&text(&metrics), "auditgate_ledger_bytes 10");
+    }
+
+    #[test]
+    fn status_codes_are_ascending() {
+        assert!(STATUS_CODES.is_sorted());
+    }
+}
