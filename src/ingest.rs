@@ -4,13 +4,14 @@
 //! answers anybody: a [`Receipt`] or a [`Rejection`] comes back, and the caller decides what to say.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
 use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
 use crate::room::Reservation;
-use crate::trust::keyring::KeyRing;
 use crate::trust::jwks::KeySet;
+use crate::trust::keyring::KeyRing;
 use crate::trust::verify::{self, Claim, Fit};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
 use crate::wire::event::{Reason, Verdict};
@@ -81,6 +82,8 @@ pub struct Ingested {
     pub receipt: Receipt,
     /// The own times of the lines that were let through, in milliseconds since the Unix epoch.
     pub times: Vec<i64>,
+    /// How long the commit took, the wait for its turn included.
+    pub commit: Duration,
 }
 
 /// Why a batch was not committed as lines.
@@ -109,6 +112,9 @@ pub enum Rejection {
     /// The operator's: no key has been loaded yet.
     #[error("no key has been loaded yet")]
     NoKeys,
+    /// The machine's: the last write failed, and none has succeeded since.
+    #[error("the ledger cannot be written")]
+    Unwritable,
     /// Ours or the machine's.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -142,7 +148,7 @@ impl Ingest {
     /// What stands in the way.
     pub fn may_take(&self, source: &Source) -> Result<(), Rejection> {
         if self.ledger.is_unwritable() {
-            return Err(Rejection::Commit(CommitError::Storage("the last write failed".to_owned())));
+            return Err(Rejection::Unwritable);
         }
         if self.ledger.backlog().0 >= self.limits.backlog {
             return Err(Rejection::BacklogFull);
@@ -168,10 +174,11 @@ impl Ingest {
         if judged.has_rejects && self.ledger.backlog().1 >= self.limits.backlog / 4 {
             return Err(Rejection::BacklogFull);
         }
+        let start = Instant::now();
         let receipt = self.ledger.commit(judged.batch).await?;
         match judged.undecodable {
             Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
-            None => Ok(Ingested { receipt, times: judged.times }),
+            None => Ok(Ingested { receipt, times: judged.times, commit: start.elapsed() }),
         }
     }
 }
@@ -235,7 +242,8 @@ fn judge(
     bench.judge(&chunk, &mut entries, &mut times);
 
     let has_rejects = entries.iter().any(|entry| matches!(entry.verdict, Verdict::Rejected { .. }));
-    let key_ids = keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| key.id().to_owned()).collect());
+    let key_ids =
+        keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| key.id().to_owned()).collect());
     let batch = Batch {
         source: Arc::clone(&source.name),
         received_at: delivery.received_at,
@@ -353,7 +361,11 @@ impl Bench<'_> {
         match signature::decode(signed.value) {
             Ok(signature) => {
                 let parts = |reading: Reading<'a>| (reading.before, reading.after);
-                claims.push(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) });
+                claims.push(Claim {
+                    signature,
+                    first: parts(signed.first),
+                    second: signed.second.map(parts),
+                });
                 Opened::Claimed(line)
             }
             Err(error) => {

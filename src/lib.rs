@@ -6,6 +6,8 @@ pub mod ingest;
 pub mod ledger;
 pub mod net;
 pub mod observe;
+pub mod printable;
+pub mod receive;
 pub mod room;
 pub mod trust;
 pub mod wire;

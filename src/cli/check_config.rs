@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::exit::Failure;
 use crate::config::{
     self, Config, DEFAULT_FILE, Jwks, Secret, Secrets, SinkKind, Tls, display_size, display_time,
-    disrupts_output,
 };
+use crate::printable::is_hazardous;
 
 /// Says what is wrong with a configuration, or prints the effective one.
 ///
@@ -106,7 +106,7 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
                 writeln!(out, "type = \"file\"\npath = {file}\nformat = {format}")?;
             }
         }
-        writeln!(out, "stream = [{}]", list(sink.streams.iter().map(|stream| quoted(stream.name()))))?;
+        writeln!(out, "stream = [{}]", list(sink.streams.iter().map(|stream| quoted(stream.as_str()))))?;
         if let Some(sources) = &sink.sources {
             writeln!(out, "sources = [{}]", list(sources.iter().map(quoted)))?;
         }
@@ -139,7 +139,7 @@ fn quoted(value: impl Display) -> String {
         match character {
             '"' | '\\' => text.extend(['\\', character]),
             // Every character that disrupts is below U+10000, where four digits do.
-            _ if disrupts_output(character) => text.push_str(&format!("\\u{:04X}", u32::from(character))),
+            _ if is_hazardous(character) => text.push_str(&format!("\\u{:04X}", u32::from(character))),
             _ => text.push(character),
         }
     }

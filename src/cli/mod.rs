@@ -1,3 +1,49 @@
-//! skeleton
+//! The command line: one file a subcommand.
+
 pub mod check_config;
 pub mod exit;
+pub mod serve;
+
+use clap::{Parser, Subcommand};
+
+use exit::{Exit, Failure};
+
+/// Receives signed audit-log batches over HTTPS, verifies every event and delivers it once.
+#[derive(Parser, Debug)]
+#[command(name = "auditgate", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Serve(serve::Args),
+    CheckConfig(check_config::Args),
+}
+
+/// Runs the command line of this process and gives its exit code.
+pub fn run() -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap knows where each goes.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Good };
+        }
+    };
+    let mut out = std::io::stdout().lock();
+    let result = match &cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::CheckConfig(args) => check_config::run(args, &mut out),
+    };
+    match result {
+        Ok(()) => Exit::Good,
+        Err(Failure { exit, message }) => {
+            use std::io::Write as _;
+            // When stderr is gone there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "auditgate: {message}");
+            exit
+        }
+    }
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::net::Endpoint;
+pub use crate::wire::event::Stream;
 
 mod file;
 mod problem;
@@ -18,7 +19,6 @@ mod quantity;
 mod resolve;
 mod secret;
 
-pub(crate) use problem::disrupts_output;
 pub use problem::{ConfigError, Problem};
 pub(crate) use quantity::{display_size, display_time};
 pub use secret::{Environment, MAX_SECRET, Secret, SecretError};
@@ -270,31 +270,6 @@ impl Sink {
     pub fn takes(&self, source: &str, stream: Stream) -> bool {
         self.streams.contains(&stream)
             && self.sources.as_ref().is_none_or(|names| names.iter().any(|name| name == source))
-    }
-}
-
-/// The kinds of accepted lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stream {
-    /// `verified`: the signature is right.
-    Verified,
-    /// `unverified`: let through by `accept-unsigned` or `off`.
-    Unverified,
-    /// `quarantine`: malformed, unsigned or wrongly signed.
-    Quarantine,
-}
-
-impl Stream {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::Verified, Self::Unverified, Self::Quarantine];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Verified => "verified",
-            Self::Unverified => "unverified",
-            Self::Quarantine => "quarantine",
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is wrong with a configuration file: every problem with its line, in the words of the operator.
 
+use crate::printable::printable;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -41,9 +42,9 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Problem { line, message, hint }) in self.problems.iter().enumerate() {
             let newline = if index == 0 { "" } else { "\n" };
-            let file = printable(&self.file.to_string_lossy());
+            let file = self.file.to_string_lossy();
             let line = line.map(|line| format!("{line}:")).unwrap_or_default();
-            write!(f, "{newline}{file}:{line} {}", printable(message))?;
+            write!(f, "{newline}{}:{line} {}", printable(&file), printable(message))?;
             if let Some(hint) = hint {
                 write!(f, "; {}", printable(hint))?;
             }
@@ -108,24 +109,6 @@ pub(super) fn suggest<'a>(wrong: &str, kind: &str, known: impl IntoIterator<Item
         Some((_, word)) => format!("did you mean `{word}`?"),
         None => format!("known {kind}: {}", known.join(", ")),
     }
-}
-
-/// Whether a character could move the cursor, hide text or turn its direction on the reader's terminal.
-pub(crate) fn disrupts_output(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}')
-        || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn printable(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut printed, character| {
-        if disrupts_output(character) {
-            printed.extend(character.escape_unicode());
-        } else {
-            printed.push(character);
-        }
-        printed
-    })
 }
 
 #[cfg(test)]

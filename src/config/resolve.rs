@@ -11,7 +11,6 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
-use tracing_subscriber::EnvFilter;
 
 use super::file::{self, OneOrMany, Size, Text};
 use super::problem::{Findings, Problem, suggest};
@@ -186,36 +185,15 @@ impl Resolver<'_> {
         Some(Log { level: level?, format: format? })
     }
 
-    /// A word alone is a level here. For `EnvFilter` it is also a target, so that a misspelt level would
-    /// silence everything.
     fn level(&mut self, text: Text) -> Option<String> {
-        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-
         let at = text.span();
         let text = text.into_inner();
-        let is_word =
-            |directive: &&str| directive.chars().all(|c| c.is_alphanumeric() || c == '_' || c == ':');
-        let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-        if text.trim().is_empty() {
-            let hint = format!("write one of: {}", LEVELS.join(", "));
-            self.findings.report(&at, "the log level is empty", hint);
-            None
-        } else if let Some(word) =
-            text.split(',').map(str::trim).filter(is_word).find(|word| !word.is_empty() && !is_level(word))
-        {
-            self.findings.report(
-                &at,
-                format!("unknown log level `{word}`"),
-                format!("{}; for a single module write MODULE=LEVEL", suggest(word, "levels", LEVELS)),
-            );
-            None
-        } else if EnvFilter::builder().parse(&text).is_err() {
-            let hint = "write a level such as \"info\", or \"info,MODULE=LEVEL\"";
-            self.findings.report(&at, format!("`{text}` is not a log level"), hint);
-            None
-        } else {
-            Some(text)
+        if let Err(error) = crate::observe::logging::check(&text) {
+            let hint = "write off, error, warn, info, debug or trace, or \"info,MODULE=LEVEL\"";
+            self.findings.report(&at, error.to_string(), hint);
+            return None;
         }
+        Some(text)
     }
 
     fn limits(&mut self, table: &file::Limits) -> Option<Limits> {
@@ -500,9 +478,9 @@ impl Resolver<'_> {
         let mut sound = true;
         for word in words {
             let word = Spanned::new(at.clone(), word);
-            match self.word(&word, "stream", &Stream::ALL, Stream::name) {
+            match self.word(&word, "stream", &Stream::ALL, Stream::as_str) {
                 Some(stream) if streams.contains(&stream) => {
-                    let message = format!("`stream` names `{}` twice", stream.name());
+                    let message = format!("`stream` names `{}` twice", stream.as_str());
                     self.findings.report(&at, message, "name it once");
                 }
                 Some(stream) => streams.push(stream),
@@ -573,7 +551,7 @@ impl Resolver<'_> {
                 if sinks.iter().any(|(_, sink)| sink.takes(&source.name, *stream)) {
                     continue;
                 }
-                let (source, stream) = (&source.name, stream.name());
+                let (source, stream) = (&source.name, stream.as_str());
                 self.findings.report(
                     at,
                     format!(

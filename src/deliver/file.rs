@@ -315,7 +315,8 @@ mod tests {
 
     #[test]
     fn pages_that_a_power_loss_left_empty_are_filled() {
-        for (start, end, longer) in [(0, 5, 0), (3, 8, 0), (0, TEXT.len(), 9), (TEXT.len(), TEXT.len(), 4096)] {
+        for (start, end, longer) in [(0, 5, 0), (3, 8, 0), (0, TEXT.len(), 9), (TEXT.len(), TEXT.len(), 4096)]
+        {
             let mut bench = Bench::new();
             bench.sink();
             let mut bytes = TEXT.as_bytes().to_vec();

@@ -58,7 +58,8 @@ impl Worker {
 
     fn deliver(&mut self) -> Result<(), Ended> {
         let name = self.subscription.sink.clone();
-        let outbox = self.until_it_works(|worker| worker.ledger.outbox().map_err(|cause| unreadable(&cause)))?;
+        let outbox =
+            self.until_it_works(|worker| worker.ledger.outbox().map_err(|cause| unreadable(&cause)))?;
         let resume = self.ledger.resume(&name).cloned().ok_or(Ended)?;
         let mut position = resume.position;
         self.until_it_works(|worker| worker.open(&resume.mark, position))?;
@@ -76,10 +77,12 @@ impl Worker {
                     continue;
                 }
             }
-            if reached != position {
+            let is_idle = reached == position;
+            if !is_idle {
                 position = reached;
                 self.settle(position, &mut progress)?;
-            } else if ended || self.stop.load(Ordering::Relaxed) {
+            }
+            if (ended && is_idle) || self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
         }
@@ -87,12 +90,7 @@ impl Worker {
 
     /// Collects the wanted lines of a batch from a position on, flushing in between where it is long. Returns
     /// the position behind it.
-    fn push(
-        &mut self,
-        batch: &Stored,
-        from: Position,
-        progress: &mut Delivered,
-    ) -> Result<Position, Ended> {
+    fn push(&mut self, batch: &Stored, from: Position, progress: &mut Delivered) -> Result<Position, Ended> {
         let first_line = if batch.position == from.batch { from.line } else { 0 };
         let behind = Position { batch: batch.position + 1, line: 0 };
         if batch.wanted(&self.subscription, first_line).next().is_none() {
@@ -146,7 +144,10 @@ impl Worker {
     }
 
     /// Tries until it succeeds, waiting longer each time: twice as long, jittered, at most half a minute.
-    fn until_it_works<T>(&mut self, mut attempt: impl FnMut(&mut Self) -> Result<T, SinkError>) -> Result<T, Ended> {
+    fn until_it_works<T>(
+        &mut self,
+        mut attempt: impl FnMut(&mut Self) -> Result<T, SinkError>,
+    ) -> Result<T, Ended> {
         let mut wait = FIRST_WAIT;
         let mut failed = false;
         loop {

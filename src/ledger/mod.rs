@@ -190,7 +190,9 @@ pub enum OpenError {
         cause: rusqlite::Error,
     },
     /// A later version of auditgate wrote it.
-    #[error("the ledger {path} has schema version {found}, and this auditgate knows {known}; use the newer auditgate")]
+    #[error(
+        "the ledger {path} has schema version {found}, and this auditgate knows {known}; use the newer auditgate"
+    )]
     TooNew {
         /// The database file.
         path: PathBuf,
@@ -200,7 +202,9 @@ pub enum OpenError {
         known: i64,
     },
     /// A sink is gone from the configuration although events wait for it.
-    #[error("sink `{sink}` is no longer configured, but {pending} events wait for it; configure it again, or give them up with `auditgate forget-sink {sink}`")]
+    #[error(
+        "sink `{sink}` is no longer configured, but {pending} events wait for it; configure it again, or give them up with `auditgate forget-sink {sink}`"
+    )]
     Orphaned {
         /// The sink's name.
         sink: String,

@@ -254,7 +254,12 @@ pub(super) fn append(
 }
 
 /// Notes how far a sink has come.
-pub(super) fn record(connection: &Connection, sink: &str, position: Position, mark: &[u8]) -> rusqlite::Result<()> {
+pub(super) fn record(
+    connection: &Connection,
+    sink: &str,
+    position: Position,
+    mark: &[u8],
+) -> rusqlite::Result<()> {
     let mut update =
         connection.prepare_cached("UPDATE sink SET batch = ?2, line = ?3, mark = ?4 WHERE name = ?1")?;
     update.execute(params![sink, position.batch, position.line, mark])?;
@@ -463,9 +468,8 @@ mod tests {
 
     #[test]
     fn verdicts_are_read_back() {
-        let rejected = |reason, detail: &str| {
-            Some(Verdict::Rejected { reason, detail: Cow::Owned(detail.to_owned()) })
-        };
+        let rejected =
+            |reason, detail: &str| Some(Verdict::Rejected { reason, detail: Cow::Owned(detail.to_owned()) });
         let mut verdicts = vec![
             None,
             Some(Verdict::Unverified),

@@ -76,7 +76,8 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
         VERSION => {}
         _ => return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION }),
     }
-    let meta = |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
+    let meta =
+        |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
     let ledger_id = meta("ledger_id").map_err(database)?;
     let identity_key = connection
         .query_row("SELECT value FROM meta WHERE name = 'identity_key'", [], |row| row.get(0))

@@ -55,7 +55,13 @@ impl Identifier {
 
     /// An accepted event: its source, its signed bytes in two parts and its own time in milliseconds since
     /// the Unix epoch.
-    pub fn event(&self, source: &str, verified: bool, content: (&[u8], &[u8]), time: Option<i64>) -> Identity {
+    pub fn event(
+        &self,
+        source: &str,
+        verified: bool,
+        content: (&[u8], &[u8]),
+        time: Option<i64>,
+    ) -> Identity {
         let hash = self.hash(b'e', source, &[&[u8::from(verified)], content.0, content.1]);
         match time {
             Some(time) => Identity {

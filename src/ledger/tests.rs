@@ -32,8 +32,7 @@ impl Bench {
 
     fn options(&self, sinks: &[&str]) -> Options {
         let (wall, steady) = (Arc::clone(&self.wall), Arc::clone(&self.steady));
-        let window =
-            Window { events: Duration::from_secs(8 * 86_400), rejects: Duration::from_secs(86_400) };
+        let window = Window { events: Duration::from_secs(8 * 86_400), rejects: Duration::from_secs(86_400) };
         Options {
             data_dir: self.dir.path().to_owned(),
             subscriptions: sinks

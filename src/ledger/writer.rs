@@ -163,7 +163,10 @@ impl Writer {
                 let text = describe(&error);
                 self.parts.gauges.unwritable.store(true, Ordering::Relaxed);
                 if !probing {
-                    tracing::error!(cause = text, "the ledger could not write; batches are refused until it can");
+                    tracing::error!(
+                        cause = text,
+                        "the ledger could not write; batches are refused until it can"
+                    );
                 }
                 let lost = is_lost(&error) || !self.roll_back();
                 self.seen.forget_cached();
@@ -183,7 +186,8 @@ impl Writer {
         let connection = &self.parts.connection;
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let now = self.seen.look_at_the_clock(connection)?;
-        let mut written = Written { batches: Vec::with_capacity(commits.len()), forgotten: Weight::default(), reached: 0 };
+        let mut written =
+            Written { batches: Vec::with_capacity(commits.len()), forgotten: Weight::default(), reached: 0 };
         for (batch, _) in commits {
             let mut verdicts = Vec::with_capacity(batch.entries.len());
             for entry in &batch.entries {
@@ -281,11 +285,8 @@ fn receipt(verdicts: &[Option<Verdict>]) -> Receipt {
 
 /// The quarantined part of a batch's bytes, by its share of the lines.
 fn quarantine_bytes(batch: &Batch, verdicts: &[Option<Verdict>]) -> u64 {
-    let quarantined = verdicts
-        .iter()
-        .flatten()
-        .filter(|verdict| Stored::stream(verdict) == Stream::Quarantine)
-        .count();
+    let quarantined =
+        verdicts.iter().flatten().filter(|verdict| Stored::stream(verdict) == Stream::Quarantine).count();
     (batch.body.len() * quarantined / verdicts.len().max(1)) as u64
 }
 

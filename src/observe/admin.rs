@@ -25,8 +25,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::health::{Health, Problem};
-use super::logging::{Notation, escape_controls};
 use super::metrics::{self, Metrics};
+use crate::printable::{Notation, write_escaped};
 
 /// Further connections wait in the kernel's queue.
 const MAX_CONNECTIONS: u32 = 64;
@@ -201,7 +201,7 @@ fn not_ready(problems: &[Problem]) -> String {
 
     let mut body = String::new();
     let written = serde_json::to_string(&NotReady { ready: false, problems })
-        .is_ok_and(|json| escape_controls(&json, Notation::Json, &mut body).is_ok());
+        .is_ok_and(|json| write_escaped(&json, Notation::Json, &mut body).is_ok());
     if written { body } else { r#"{"ready":false,"problems":[]}"#.to_owned() }
 }
 

@@ -9,6 +9,7 @@
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
 
+use crate::printable::{Notation, write_escaped};
 use tracing::dispatcher::{self, Dispatch};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -63,6 +64,14 @@ pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingEr
     let (log, handle) = build(levels, format, colours, std::io::stderr);
     dispatcher::set_global_default(log).map_err(|_| LoggingError::AlreadyStarted)?;
     Ok(handle)
+}
+
+/// Whether a level is one that [`start`] takes.
+///
+/// # Errors
+/// [`LoggingError::Directive`] for an unreadable level.
+pub fn check(level_directives: &str) -> Result<(), LoggingError> {
+    parse_levels(level_directives).map(|_| ())
 }
 
 /// Changes the level of a log that runs.
@@ -200,41 +209,7 @@ where
     }
 }
 
-/// How an escaped character is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Notation {
-    /// `\u{202e}`.
-    Human,
-    /// `\u202e`, for text that already is JSON. A line feed stays: inside a JSON string none is left, so it
-    /// is the one that ends the line.
-    Json,
-}
-
-/// Writes `text` with every character escaped that can steer a terminal or mislead a reader: C0 and C1
-/// controls, DEL, the line and paragraph separators, and the bidirectional controls (Unicode UAX #9).
-pub(super) fn escape_controls(text: &str, notation: Notation, out: &mut dyn fmt::Write) -> fmt::Result {
-    let mut written = 0;
-    for (at, character) in text.char_indices().filter(|&(_, character)| is_steering(character)) {
-        let code = u32::from(character);
-        let escaped = match notation {
-            Notation::Json if character == '\n' => continue,
-            Notation::Json => format_args!("\\u{code:04x}"),
-            Notation::Human => format_args!("\\u{{{code:x}}}"),
-        };
-        out.write_str(&text[written..at])?;
-        out.write_fmt(escaped)?;
-        written = at + character.len_utf8();
-    }
-    out.write_str(&text[written..])
-}
-
-fn is_steering(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Passes text on through [`escape_controls`].
+/// Passes text on through [`write_escaped`].
 struct Escaping<'a, W> {
     notation: Notation,
     out: &'a mut W,
@@ -242,12 +217,13 @@ struct Escaping<'a, W> {
 
 impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        escape_controls(text, self.notation, self.out)
+        write_escaped(text, self.notation, self.out)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::printable::is_hazardous;
     use std::io;
     use std::sync::{Arc, Mutex};
 
@@ -290,7 +266,7 @@ mod tests {
 
     fn assert_one_harmless_line(text: &str) {
         let line = text.strip_suffix('\n').unwrap();
-        assert!(!line.chars().any(is_steering), "{line:?}");
+        assert!(!line.chars().any(is_hazardous), "{line:?}");
     }
 
     struct Shown;
@@ -445,7 +421,7 @@ mod tests {
             .chain([0x2066..=0x2069])
             .flatten()
             .collect();
-        let found: Vec<u32> = ('\0'..=char::MAX).filter(|&c| is_steering(c)).map(u32::from).collect();
+        let found: Vec<u32> = ('\0'..=char::MAX).filter(|&c| is_hazardous(c)).map(u32::from).collect();
         assert_eq!(found, expected);
     }
 }

@@ -71,12 +71,11 @@ pub fn verify(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoR
 /// producer, so the one that fits a line in the middle is tried first on all.
 fn attempts(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng) -> Vec<Fit> {
     let has_second = claims.iter().any(|claim| claim.second.is_some());
-    let mut attempts: Vec<Fit> =
-        [false, true]
-            .into_iter()
-            .filter(|second| !second || has_second)
-            .flat_map(|second| (0..keys.len()).map(move |key| Fit { key, second }))
-            .collect();
+    let mut attempts: Vec<Fit> = [false, true]
+        .into_iter()
+        .filter(|second| !second || has_second)
+        .flat_map(|second| (0..keys.len()).map(move |key| Fit { key, second }))
+        .collect();
     if attempts.len() > 1
         && let Some(probe) = claims.get(claims.len() / 2)
     {
@@ -166,7 +165,9 @@ mod tests {
     fn each_bad_line_is_found_at_every_density() {
         let (signing, public) = keys(3);
         let mut random = StdRng::seed_from_u64(7);
-        for (count, bad_of_100) in [(1, 0), (1, 100), (9, 50), (700, 0), (700, 1), (700, 30), (300, 100), (1500, 1)] {
+        for (count, bad_of_100) in
+            [(1, 0), (1, 100), (9, 50), (700, 0), (700, 1), (700, 30), (300, 100), (1500, 1)]
+        {
             let mut wanted = Vec::new();
             let lines: Vec<(Vec<u8>, [u8; 64])> = (0..count)
                 .map(|number| {

@@ -4,7 +4,6 @@
 //! separators U+2028 and U+2029 and the bidirectional controls are escaped wherever they occur in a string.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io;
 
 use base64::Engine as _;
@@ -17,6 +16,7 @@ use time::macros::format_description;
 
 use super::event::{Event, Reason, Value};
 use super::line::Line;
+use crate::printable::is_hazardous;
 
 /// A line that came through, with what is known about its arrival.
 #[derive(Debug)]
@@ -192,30 +192,6 @@ pub fn time_stamp(milliseconds: i64) -> String {
         .unwrap_or_else(|| milliseconds.to_string())
 }
 
-/// Whether a character can steer a terminal, break a line or turn the reading direction.
-pub fn is_hazardous(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{061c}'
-            | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Text for a terminal or a log: hazardous characters become `\u{…}`.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_hazardous) {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for character in text.chars() {
-        if is_hazardous(character) {
-            let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
-        } else {
-            out.push(character);
-        }
-    }
-    Cow::Owned(out)
-}
-
 /// Appends `lead` and a JSON string.
 fn member_text(out: &mut Vec<u8>, lead: &str, text: &str) {
     out.extend_from_slice(lead.as_bytes());
@@ -296,7 +272,6 @@ mod tests {
         let read: serde_json::Value = serde_json::from_str(&record).unwrap();
         assert_eq!(read["event"]["a"], format!("\u{1b}[31m{hazard}"));
         assert_eq!(read["event"][format!("b{hazard}")][0], hazard);
-        assert_eq!(printable("a\u{1b}b\n"), "a\\u{1b}b\\u{a}");
     }
 
     #[test]

@@ -1,0 +1,521 @@
+//! `auditgate serve`: the daemon. The only wiring: which part gets which, in which order they start, and in
+//! which order they end.
+//!
+//! Start: configuration, log, certificates, keys, ledger, sockets, sinks, then readiness. Whatever is the
+//! operator's to mend stops the start with one sentence.
+//!
+//! End: no new connection; requests come to their end; sinks get what is committed; the ledger is closed. What a
+//! sink cannot take by the deadline stays in the ledger for the next start.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
+
+use super::exit::Failure;
+use crate::config::{self, Config, DedupBy, FileFormat, Jwks, Secret, Secrets, Signatures, SinkKind, Tls};
+use crate::deliver::file::{FileSink, Rendering};
+use crate::deliver::sink::{Sink, SinkError};
+use crate::deliver::worker::{Watcher, Worker};
+use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
+use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Subscription, Window};
+use crate::net;
+use crate::observe::health::Health;
+use crate::observe::metrics::{Metrics, Outcome};
+use crate::observe::{admin, logging, systemd};
+use crate::receive::listener::Listener;
+use crate::receive::request::{self, IN_WORK, Route, Service};
+use crate::receive::tls;
+use crate::room::Room;
+use crate::trust::keyring::{KeyRing, Origin, Refresh};
+use crate::wire::batch::Caps;
+use crate::wire::event::Reason;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    pub config: PathBuf,
+}
+
+/// A quarantined line is a duplicate for so long.
+const REJECT_WINDOW: Duration = Duration::from_secs(86_400);
+
+/// How long a batch waits for memory before it is told to come back.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the first fetch of keys may hold up the start.
+const FIRST_FETCH: Duration = Duration::from_secs(10);
+
+/// For handshakes and headers, and for idle connections.
+const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// After the requests: how long sinks may take for what is committed.
+const SINK_DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs the daemon. Returns after an orderly end.
+///
+/// # Errors
+/// 78 for the configuration and the files that it names, 74 for sockets and disks.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::Require)
+        .map_err(Failure::config)?;
+    let format = match config.log.format {
+        config::LogFormat::Human => logging::Format::Human,
+        config::LogFormat::Json => logging::Format::Json,
+    };
+    logging::start(&config.log.level, format).map_err(Failure::config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
+    let result = runtime.block_on(serve(&config));
+    // Whatever still runs on a blocking thread has lost its reader.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: &Config) -> Result<(), Failure> {
+    let certificates = match &config.listen.tls {
+        Tls::Off => None,
+        Tls::Files { cert, key } => Some(tls::server(cert, key).map_err(Failure::config)?),
+    };
+    let names = |of: &mut dyn Iterator<Item = &String>| of.cloned().collect::<Vec<_>>();
+    let metrics = Metrics::new(
+        &names(&mut config.sources.iter().map(|source| &source.name)),
+        &names(&mut config.sinks.iter().map(|sink| &sink.name)),
+    )
+    .map_err(Failure::bug)?;
+    let metrics = Arc::new(metrics);
+    let health = Arc::new(Health::new());
+    let (stop, stopped) = watch::channel(false);
+
+    check_sinks(config)?;
+    let (ledger, mut running) = open_ledger(config)?;
+    let sources = sources(config, &metrics).await?;
+    let socket = bind(config.listen.address, "listen.address").await?;
+    let admin_socket = bind(config.admin.address, "admin.address").await?;
+
+    if let Ok(address) = admin_socket.local_addr() {
+        tracing::info!("admin endpoint on http://{address}");
+    }
+
+    let workers = start_workers(config, &ledger, &metrics, &health)?;
+    scrape(&metrics, &ledger, config);
+    let admin = tokio::spawn(admin::serve(
+        admin_socket,
+        Arc::clone(&metrics),
+        Arc::clone(&health),
+        admin_stop(&stop),
+    ));
+    for source in &sources {
+        if let Some(keys) = &source.keys {
+            tokio::spawn(Arc::clone(keys).keep_fresh(stopped.clone()));
+        }
+    }
+    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), sources.clone(), config.limits.backlog));
+
+    let listener = listener(config, certificates, sources, &ledger, &metrics);
+    let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
+    health.started();
+    systemd::ready("receiving batches");
+    tokio::spawn(systemd::watchdog(|| true));
+
+    let lost = tokio::select! {
+        () = told_to_stop() => None,
+        reason = &mut running.failed => Some(reason.unwrap_or_else(|_| "its thread ended".to_owned())),
+    };
+    if let Some(reason) = lost {
+        health.draining();
+        return Err(Failure::io(format!(
+            "the ledger in {} cannot be trusted any more: {reason}; nothing more is accepted, and what was \
+             is recovered at the next start",
+            config.data_dir.display()
+        )));
+    }
+
+    tracing::info!("stopping: requests come to their end, then sinks get what is committed");
+    systemd::stopping();
+    health.draining();
+    let _ = stop.send(true);
+    if !serving.await.unwrap_or(false) {
+        tracing::warn!("some requests did not end in time; their senders will repeat them");
+    }
+    tokio::task::spawn_blocking(move || end(&ledger, workers, running))
+        .await
+        .map_err(|error| Failure::bug(format!("the drain ended early: {error}")))?;
+    admin.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The threads of the sinks.
+struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Lets the sinks catch up, for a while, and closes the ledger.
+fn end(ledger: &Ledger, workers: Workers, running: Running) {
+    ledger.close_feed();
+    let deadline = std::time::Instant::now() + SINK_DRAIN;
+    let mut threads = workers.threads;
+    while std::time::Instant::now() < deadline && threads.iter().any(|thread| !thread.is_finished()) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    workers.stop.store(true, Ordering::Relaxed);
+    for thread in threads.drain(..) {
+        let _ = thread.join();
+    }
+    ledger.close();
+    let _ = running.thread.join();
+}
+
+/// The admin socket outlives the drain, so that `/readyz` can say what is going on.
+fn admin_stop(stop: &watch::Sender<bool>) -> watch::Receiver<bool> {
+    let (never, receiver) = watch::channel(false);
+    // Dropping the sender would end the server.
+    let kept = stop.subscribe();
+    tokio::spawn(async move {
+        let _kept = kept;
+        never.closed().await;
+    });
+    receiver
+}
+
+async fn told_to_stop() {
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+    else {
+        tracing::error!("signals cannot be received; only SIGKILL will end this process");
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return,
+            _ = interrupt.recv() => return,
+            _ = hang_up.recv() => {
+                tracing::warn!("SIGHUP: nothing is reloaded in this version; restart to apply a new configuration");
+            }
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "; another process has the port: stop it or choose another",
+            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+            _ => "",
+        };
+        Failure::io(format!("cannot listen on {address} ({key}): {error}{hint}"))
+    })
+}
+
+/// A sink whose directory is missing would fail for ever.
+fn check_sinks(config: &Config) -> Result<(), Failure> {
+    for sink in &config.sinks {
+        let SinkKind::File { path, .. } = &sink.kind;
+        let directory = path.parent().unwrap_or(path);
+        if !directory.is_dir() {
+            return Err(Failure::config(format!(
+                "sink `{}` writes to {}, but {} is no directory; make it, writable for this user",
+                sink.name,
+                path.display(),
+                directory.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
+    let windows: BTreeMap<String, Window> = config
+        .sources
+        .iter()
+        .map(|source| (source.name.clone(), Window { events: source.dedup.window, rejects: REJECT_WINDOW }))
+        .collect();
+    let options = ledger::Options {
+        data_dir: config.data_dir.clone(),
+        subscriptions: config.sinks.iter().map(subscription).collect(),
+        windows,
+        clock: Clock::system(),
+    };
+    Ledger::open(options).map_err(|error| match error {
+        OpenError::Orphaned { .. } | OpenError::KindChanged { .. } | OpenError::TooNew { .. } => {
+            Failure::config(error)
+        }
+        OpenError::InUse(_) | OpenError::Io { .. } | OpenError::Database { .. } => Failure::io(error),
+    })
+}
+
+fn subscription(sink: &config::Sink) -> Subscription {
+    Subscription {
+        sink: sink.name.clone(),
+        kind: match sink.kind {
+            SinkKind::File { .. } => "file",
+        },
+        streams: sink.streams.clone(),
+        sources: sink.sources.clone(),
+    }
+}
+
+/// The configured sources, each with its keys loaded as far as they can be had.
+async fn sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<Source>>, Failure> {
+    let mut sources = Vec::with_capacity(config.sources.len());
+    for source in &config.sources {
+        let keys = match &source.jwks {
+            Some(jwks) => Some(keys(config, source, jwks, metrics).await?),
+            None => None,
+        };
+        sources.push(Arc::new(Source {
+            name: source.name.as_str().into(),
+            policy: match source.signatures {
+                Signatures::Require => Policy::Require,
+                Signatures::AcceptUnsigned => Policy::AcceptUnsigned,
+                Signatures::Off => Policy::Off,
+            },
+            sameness: match source.dedup.by {
+                DedupBy::Event => Sameness::Event,
+                DedupBy::TraceId => Sameness::TraceId,
+            },
+            keys,
+        }));
+    }
+    Ok(sources)
+}
+
+async fn keys(
+    config: &Config,
+    source: &config::Source,
+    jwks: &Jwks,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<KeyRing>, Failure> {
+    let named = |error: &dyn std::fmt::Display| Failure::config(format!("source `{}`: {error}", source.name));
+    let origin = match jwks {
+        Jwks::File(path) => Origin::File(path.clone()),
+        Jwks::Url { url, refresh, ca, token } => Origin::Url {
+            endpoint: url.clone(),
+            refresh: *refresh,
+            ca: ca.clone(),
+            token: match token {
+                Some(token) => Some(net::bearer(token.expose()).map_err(|error| named(&error))?),
+                None => None,
+            },
+        },
+    };
+    let (metrics, name) = (Arc::clone(metrics), source.name.clone());
+    let observer = move |refresh| match refresh {
+        Refresh::Loaded { keys, unix_seconds } => metrics.jwks_loaded(&name, keys as u64, unix_seconds),
+        Refresh::Cached { keys } => metrics.jwks_loaded(&name, keys as u64, 0),
+        Refresh::Failed => metrics.jwks_refresh_error(&name),
+    };
+    let ring =
+        KeyRing::new(&source.name, origin, &config.data_dir, observer).map_err(|error| named(&error))?;
+    ring.load_at_start(FIRST_FETCH).await.map_err(|error| named(&error))?;
+    Ok(Arc::new(ring))
+}
+
+fn start_workers(
+    config: &Config,
+    ledger: &Ledger,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+) -> Result<Workers, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::with_capacity(config.sinks.len());
+    for sink in &config.sinks {
+        let SinkKind::File { path, format } = &sink.kind;
+        let rendering = match format {
+            FileFormat::Raw => Rendering::Raw,
+            FileFormat::Json => Rendering::Json,
+        };
+        let opened: Box<dyn Sink> = Box::new(FileSink::new(path.clone(), rendering));
+        let worker = Worker {
+            subscription: subscription(sink),
+            sink: opened,
+            ledger: ledger.clone(),
+            watcher: Box::new(SinkWatcher { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
+            stop: Arc::clone(&stop),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("sink {}", sink.name))
+            .spawn(move || worker.run())
+            .map_err(|error| Failure::io(format!("cannot start a thread: {error}")))?;
+        threads.push(thread);
+    }
+    Ok(Workers { threads, stop })
+}
+
+fn listener(
+    config: &Config,
+    certificates: Option<Arc<rustls::ServerConfig>>,
+    sources: Vec<Arc<Source>>,
+    ledger: &Ledger,
+    metrics: &Arc<Metrics>,
+) -> Listener {
+    let limits = &config.limits;
+    let routes: HashMap<String, Route> = config
+        .sources
+        .iter()
+        .zip(sources)
+        .map(|(configured, source)| {
+            let secrets: Vec<Secret> = configured.authorization.clone();
+            let authorises = move |presented: &[u8]| {
+                // Every secret is compared, so that the time does not tell which one nearly fitted.
+                secrets.iter().fold(false, |known, secret| known | secret.matches(presented))
+            };
+            (configured.path.clone(), Route { source, authorises: Box::new(authorises) })
+        })
+        .collect();
+    let ingest = Ingest::new(
+        ledger.clone(),
+        Limits {
+            caps: Caps { decoded: limits.decoded, lines: limits.lines },
+            line: limits.line,
+            backlog: limits.backlog,
+        },
+    );
+    let scheme = if certificates.is_some() { "https" } else { "http" };
+    for source in &config.sources {
+        tracing::debug!(source = source.name, path = source.path, "takes batches");
+    }
+    let service = Service {
+        routes,
+        ingest,
+        room: Room::new(limits.in_flight, ROOM_PATIENCE),
+        body_limit: limits.body,
+        body_deadline: limits.request_timeout,
+        now: Clock::system().wall,
+        observer: Box::new(RequestWatcher { metrics: Arc::clone(metrics) }),
+        in_work: Arc::new(Semaphore::new(IN_WORK)),
+    };
+    let connections = Arc::clone(metrics);
+    Listener {
+        scheme,
+        tls: certificates,
+        connections: limits.connections,
+        header_deadline: HEADER_DEADLINE,
+        service: Arc::new(service),
+        connected: Box::new(move || Box::new(connections.connection_opened())),
+    }
+}
+
+/// Values that are looked up when somebody asks.
+fn scrape(metrics: &Metrics, ledger: &Ledger, config: &Config) {
+    let ledger = ledger.clone();
+    let sinks: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
+    let now = Clock::system().wall;
+    metrics.before_render(Box::new(move |metrics| {
+        metrics.ledger_bytes(ledger.bytes());
+        for sink in &sinks {
+            let pending = ledger.pending(sink);
+            let age = pending.oldest.map_or(0, |oldest| (now() - oldest).max(0));
+            metrics.sink_pending(sink, pending.events, seconds(age));
+        }
+    }));
+}
+
+/// Turns the state of the parts into readiness, once a second.
+async fn watch_health(health: Arc<Health>, ledger: Ledger, sources: Vec<Arc<Source>>, backlog: u64) {
+    let mut every_second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        every_second.tick().await;
+        let state = |is_bad: bool, problem: &str| if is_bad { Err(problem.to_owned()) } else { Ok(()) };
+        health.set("ledger", state(ledger.is_unwritable(), "the ledger cannot be written; see the log"));
+        health.set(
+            "backlog",
+            state(ledger.backlog().0 >= backlog, "undelivered events fill limits.backlog; look at the sinks"),
+        );
+        for source in &sources {
+            let keyless = source.keys.as_ref().is_some_and(|keys| keys.current().is_none());
+            let condition = format!("source {}", source.name);
+            health.set(&condition, state(keyless, "no verification key has been loaded yet; see the log"));
+        }
+    }
+}
+
+struct SinkWatcher {
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+}
+
+impl Watcher for SinkWatcher {
+    fn delivered(&self, sink: &str, events: u64) {
+        self.metrics.sink_delivered(sink, events);
+    }
+
+    fn failed(&self, sink: &str, error: &SinkError) {
+        tracing::error!(sink, %error, "the sink failed; its events wait in the ledger, and it is tried again");
+        self.metrics.sink_error(sink);
+        self.health.set(&format!("sink {sink}"), Err(error.to_string()));
+    }
+
+    fn recovered(&self, sink: &str) {
+        tracing::info!(sink, "the sink works again");
+        self.health.clear(&format!("sink {sink}"));
+    }
+}
+
+struct RequestWatcher {
+    metrics: Arc<Metrics>,
+}
+
+impl RequestWatcher {
+    fn count(&self, source: &str, receipt: &Receipt) {
+        self.metrics.events(source, Outcome::Accepted, receipt.accepted());
+        self.metrics.events(source, Outcome::Duplicate, receipt.duplicates());
+        for (reason, lines) in receipt.rejected() {
+            let outcome = match reason {
+                Reason::Malformed => Outcome::Malformed,
+                Reason::BadSignature => Outcome::BadSignature,
+                Reason::Unsigned => Outcome::Unsigned,
+                Reason::LineTooLong => Outcome::LineTooLong,
+                Reason::UndecodableBody => Outcome::UndecodableBody,
+            };
+            self.metrics.events(source, outcome, lines);
+        }
+    }
+}
+
+impl request::Observer for RequestWatcher {
+    fn answered(&self, source: Option<&str>, status: u16, elapsed: Duration) {
+        self.metrics.http_request(source, status, elapsed);
+    }
+
+    fn committed(&self, source: &str, batch: &Ingested, received_at: i64) {
+        self.count(source, &batch.receipt);
+        self.metrics.commit(batch.commit);
+        let delays: Vec<f64> =
+            batch.times.iter().map(|time| seconds(received_at.saturating_sub(*time))).collect();
+        self.metrics.event_delays(source, &delays);
+        if batch.receipt.accepted() > 0 {
+            self.metrics.last_event(source, u64::try_from(received_at / 1000).unwrap_or(0));
+        }
+        tracing::debug!(
+            source,
+            accepted = batch.receipt.accepted(),
+            duplicates = batch.receipt.duplicates(),
+            quarantined = batch.receipt.quarantined(),
+            "a batch is committed"
+        );
+    }
+
+    fn undecodable(&self, source: &str, receipt: &Receipt) {
+        self.count(source, receipt);
+    }
+}
+
+/// Milliseconds as seconds.
+#[expect(clippy::cast_precision_loss, reason = "a metric needs no more than 53 bits of milliseconds")]
+fn seconds(milliseconds: i64) -> f64 {
+    milliseconds as f64 / 1000.0
+}

@@ -1,0 +1,65 @@
+//! Text that cannot steer the terminal of whoever reads it, break a line or turn its direction: a leaf, for
+//! everything that we print, log or write as JSON.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// Whether a character is a C0 or C1 control, DEL, a line or paragraph separator, or a bidirectional control
+/// (Unicode UAX #9).
+pub fn is_hazardous(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// How a hazardous character is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notation {
+    /// `\u{202e}`.
+    Human,
+    /// `\u202e`, for text that already is JSON. A line feed stays: inside a JSON string none is left, so it
+    /// is the one that ends the line.
+    Json,
+}
+
+/// Writes text with its hazardous characters escaped.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_escaped(text: &str, notation: Notation, out: &mut dyn fmt::Write) -> fmt::Result {
+    let mut written = 0;
+    for (at, character) in text.char_indices().filter(|&(_, character)| is_hazardous(character)) {
+        let code = u32::from(character);
+        let escaped = match notation {
+            Notation::Json if character == '\n' => continue,
+            Notation::Json => format_args!("\\u{code:04x}"),
+            Notation::Human => format_args!("\\u{{{code:x}}}"),
+        };
+        out.write_str(&text[written..at])?;
+        out.write_fmt(escaped)?;
+        written = at + character.len_utf8();
+    }
+    out.write_str(&text[written..])
+}
+
+/// Text for a terminal or a log.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_hazardous) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    // Writing into memory cannot fail.
+    let _ = write_escaped(text, Notation::Human, &mut out);
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_hazardous_is_escaped() {
+        assert_eq!(printable("plain Zürich 日本"), "plain Zürich 日本");
+        assert_eq!(printable("a\u{1b}b\n\u{202e}"), "a\\u{1b}b\\u{a}\\u{202e}");
+    }
+}

@@ -1,0 +1,142 @@
+//! The only place where a [`Receipt`] or a refusal becomes a status. A 200 needs a receipt; everything else is
+//! `application/problem+json` (RFC 9457).
+//!
+//! Konnect retries 500, 429 and connection errors, and nothing else: whatever may go away by itself is one
+//! of these.
+
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Response, StatusCode};
+use rand::RngExt as _;
+
+use crate::ingest::Rejection;
+use crate::ledger::{CommitError, Receipt};
+
+/// Why a request got no receipt.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Not a source's path.
+    NotFound,
+    /// Not `POST`.
+    MethodNotAllowed,
+    /// No or wrong `Authorization`.
+    Unauthorized,
+    /// Another type than `text/plain`.
+    UnsupportedMediaType,
+    /// More bytes than `limits.body`.
+    BodyTooLarge(usize),
+    /// What the recipe says.
+    Rejected(Rejection),
+}
+
+impl Refusal {
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::UnsupportedMediaType | Self::Rejected(Rejection::UnknownCoding) => {
+                StatusCode::UNSUPPORTED_MEDIA_TYPE
+            }
+            Self::BodyTooLarge(_) | Self::Rejected(Rejection::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Rejected(Rejection::Undecodable { .. }) => StatusCode::BAD_REQUEST,
+            Self::Rejected(Rejection::NoRoom | Rejection::BacklogFull | Rejection::NoKeys) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::Rejected(Rejection::Unwritable) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Rejected(Rejection::Commit(CommitError::Storage(_) | CommitError::Closed))
+            | Self::Rejected(Rejection::Bug) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Whether Konnect loses the batch over it, until somebody starts a replay job.
+    pub fn loses_the_batch(&self) -> bool {
+        matches!(self.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE)
+    }
+
+    /// How long the sender should wait. Konnect waits as told, so a longer time keeps the batch alive longer.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            // Jittered, so that the senders of a busy moment do not come back together.
+            Self::Rejected(Rejection::NoRoom) => Some(Duration::from_secs(rand::rng().random_range(5..=10))),
+            Self::Rejected(Rejection::BacklogFull | Rejection::NoKeys | Rejection::Unwritable) => {
+                Some(Duration::from_secs(30))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the sender is told. The log says more.
+    fn detail(&self) -> String {
+        match self {
+            Self::NotFound => "no source has this path".to_owned(),
+            Self::MethodNotAllowed => "batches are posted".to_owned(),
+            Self::Unauthorized => "the Authorization header is missing or wrong".to_owned(),
+            Self::UnsupportedMediaType => "batches are text/plain".to_owned(),
+            Self::BodyTooLarge(limit) => format!("the body has more than {limit} bytes"),
+            Self::Rejected(Rejection::UnknownCoding) => "the body is neither gzip nor uncoded".to_owned(),
+            Self::Rejected(Rejection::TooLarge(error)) => error.to_string(),
+            Self::Rejected(Rejection::Undecodable { detail, .. }) => detail.clone(),
+            Self::Rejected(Rejection::NoRoom) => "too much at once; send it again later".to_owned(),
+            Self::Rejected(Rejection::BacklogFull) => {
+                "undelivered events fill the backlog; send it again later".to_owned()
+            }
+            Self::Rejected(Rejection::NoKeys) => {
+                "no verification key has been loaded yet; send it again later".to_owned()
+            }
+            Self::Rejected(Rejection::Unwritable | Rejection::Commit(_)) => {
+                "the batch could not be stored; send it again later".to_owned()
+            }
+            Self::Rejected(Rejection::Bug) => "an internal error; send it again later".to_owned(),
+        }
+    }
+}
+
+/// The answer to a batch that is durably committed.
+pub fn receipt(receipt: &Receipt) -> Response<Full<Bytes>> {
+    let body = format!(
+        r#"{{"accepted":{},"duplicates":{},"quarantined":{}}}"#,
+        receipt.accepted(),
+        receipt.duplicates(),
+        receipt.quarantined()
+    );
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The answer to any other request. `is_early` says that the body was not read to its end, so that the
+/// connection cannot be used again.
+pub fn refusal(refusal: &Refusal, is_early: bool) -> Response<Full<Bytes>> {
+    let status = refusal.status();
+    let body = serde_json::json!({
+        "title": status.canonical_reason().unwrap_or_default(),
+        "status": status.as_u16(),
+        "detail": refusal.detail(),
+    });
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    match refusal {
+        Refusal::MethodNotAllowed => {
+            headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        Refusal::Unauthorized => {
+            // RFC 9110, section 15.5.2, wants a challenge; the real scheme is the operator's secret.
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"auditgate\""));
+        }
+        _ => {}
+    }
+    if let Some(wait) = refusal.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+    }
+    if is_early {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
