@@ -1,0 +1,138 @@
+//! Whom we trust when we call out.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// Why there is no TLS client configuration. Each is for the operator of this machine to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file cannot be read or is not PEM.
+    #[error("cannot read certificate authorities from {path}: {cause}")]
+    Unreadable {
+        /// The PEM file.
+        path: PathBuf,
+        /// What went wrong.
+        cause: rustls::pki_types::pem::Error,
+    },
+    /// The file was read but holds no certificate.
+    #[error("{path} holds no certificate: a PEM file with CERTIFICATE sections is needed")]
+    Empty {
+        /// The PEM file.
+        path: PathBuf,
+    },
+    /// A section of the file is no usable certificate.
+    #[error("certificate {position} in {path} cannot be used as an authority: {cause}")]
+    Unusable {
+        /// The PEM file.
+        path: PathBuf,
+        /// Which certificate of the file, from 1.
+        position: usize,
+        /// What went wrong.
+        cause: rustls::Error,
+    },
+    /// The system offers no certificate authority at all.
+    #[error("this system has no certificate authorities{}: install ca-certificates or name a ca", because(.cause))]
+    NoSystemRoots {
+        /// What the search stumbled over, if anything.
+        cause: Option<String>,
+    },
+    /// The TLS library refused the settings; a defect of ours.
+    #[error("cannot set up TLS: {0}")]
+    Setup(rustls::Error),
+}
+
+/// A configuration that verifies the server and offers no client certificate, for TLS 1.2 and 1.3.
+///
+/// Only the authorities in the PEM file `ca` are trusted; without one, those of the system
+/// (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured). Read once: a later change of the files
+/// needs a new configuration. Blocks on the file system.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn client_tls(ca: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    let roots = match ca {
+        Some(path) => roots_from_file(path)?,
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            system_roots(found.certs, found.errors.first().map(ToString::to_string))?
+        }
+    };
+    with_roots(roots)
+}
+
+/// A configuration that trusts nobody, for a client that only ever speaks plain HTTP.
+pub(super) fn trusting_nobody() -> Result<ClientConfig, TlsError> {
+    with_roots(RootCertStore::empty())
+}
+
+fn with_roots(roots: RootCertStore) -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(TlsError::Setup)?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
+    let unreadable = |cause| TlsError::Unreadable { path: path.to_owned(), cause };
+    let mut roots = RootCertStore::empty();
+    for (index, certificate) in CertificateDer::pem_file_iter(path).map_err(unreadable)?.enumerate() {
+        roots.add(certificate.map_err(unreadable)?).map_err(|cause| TlsError::Unusable {
+            path: path.to_owned(),
+            position: index + 1,
+            cause,
+        })?;
+    }
+    if roots.is_empty() {
+        return Err(TlsError::Empty { path: path.to_owned() });
+    }
+    Ok(roots)
+}
+
+/// A system's store may hold some certificates that cannot be parsed; the others still count.
+fn system_roots(
+    found: Vec<CertificateDer<'static>>,
+    cause: Option<String>,
+) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found);
+    if roots.is_empty() {
+        return Err(TlsError::NoSystemRoots { cause });
+    }
+    Ok(roots)
+}
+
+fn because(cause: &Option<String>) -> String {
+    cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_system_without_authorities_says_what_to_do() {
+        let message = system_roots(Vec::new(), None).unwrap_err().to_string();
+        assert!(message.contains("install ca-certificates or name a ca"), "{message}");
+        let message = system_roots(Vec::new(), Some("no /etc/ssl".to_owned())).unwrap_err().to_string();
+        assert!(message.contains("(no /etc/ssl)"), "{message}");
+    }
+
+    #[test]
+    fn a_bad_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        assert!(matches!(client_tls(Some(&path)), Err(TlsError::Unreadable { .. })));
+        std::fs::write(&path, "no PEM at all\n").unwrap();
+        assert!(matches!(client_tls(Some(&path)), Err(TlsError::Empty { .. })));
+        std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        let error = client_tls(Some(&path)).unwrap_err();
+        assert!(matches!(error, TlsError::Unusable { position: 1, .. }));
+        assert!(error.to_string().contains("ca.pem"));
+    }
+}
