@@ -33,11 +33,14 @@ struct Line {
 fn main() {
     let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(3_u64);
     let key = SigningKey::from_bytes(&[7; 32]);
-    println!("{EVENTS_A_BATCH} events a batch, {CONNECTIONS} connections, {BATCHES} batches, {rounds} rounds");
+    println!(
+        "{EVENTS_A_BATCH} events a batch, {CONNECTIONS} connections, {BATCHES} batches, {rounds} rounds"
+    );
     let mut shares = Vec::new();
     for round in 0..rounds {
-        let lines: Vec<Line> =
-            (0..BATCHES * EVENTS_A_BATCH).map(|number| line(&key, round * 1_000_000 + number as u64)).collect();
+        let lines: Vec<Line> = (0..BATCHES * EVENTS_A_BATCH)
+            .map(|number| line(&key, round * 1_000_000 + number as u64))
+            .collect();
         let bare = bare(&key, &lines);
         let daemon = Daemon::start(&key);
         let (whole, wall) = daemon.whole_path(&lines);
@@ -122,7 +125,8 @@ impl Daemon {
         let port = log
             .find_map(|line| {
                 let line = line.unwrap();
-                line.rsplit_once("listening on https://127.0.0.1:").map(|(_, port)| port.trim().parse().unwrap())
+                line.rsplit_once("listening on https://127.0.0.1:")
+                    .map(|(_, port)| port.trim().parse().unwrap())
             })
             .expect("the daemon did not start");
         std::thread::spawn(move || log.for_each(drop));

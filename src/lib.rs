@@ -9,5 +9,6 @@ pub mod observe;
 pub mod printable;
 pub mod receive;
 pub mod room;
+pub mod send;
 pub mod trust;
 pub mod wire;

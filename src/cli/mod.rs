@@ -3,6 +3,7 @@
 pub mod check_config;
 pub mod exit;
 pub mod serve;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -19,6 +20,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Serve(serve::Args),
+    Verify(verify::Args),
     CheckConfig(check_config::Args),
 }
 
@@ -35,6 +37,7 @@ pub fn run() -> Exit {
     let mut out = std::io::stdout().lock();
     let result = match &cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Verify(args) => verify::run(args, &mut out),
         Command::CheckConfig(args) => check_config::run(args, &mut out),
     };
     match result {

@@ -158,7 +158,10 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
     let mut plain = BufReader::with_capacity(256 * 1024, source);
     let start = plain.fill_buf().map_err(failed)?;
     if start.starts_with(&[0x1f, 0x8b]) {
-        #[expect(clippy::disallowed_types, reason = "the file is the operator's own, and is read as a stream")]
+        #[expect(
+            clippy::disallowed_types,
+            reason = "the file is the operator's own, and is read as a stream"
+        )]
         let inflated = flate2::bufread::MultiGzDecoder::new(plain);
         Ok(Box::new(BufReader::with_capacity(256 * 1024, inflated)))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
@@ -188,8 +191,7 @@ struct Finding {
 
 impl<'a> Checker<'a> {
     fn new(keys: &'a [KeySet], path: &'a Path, json: bool, out: &'a mut dyn Write) -> Self {
-        let keys =
-            keys.iter().flat_map(KeySet::keys).map(|key| (*key.bytes(), key.id())).collect();
+        let keys = keys.iter().flat_map(KeySet::keys).map(|key| (*key.bytes(), key.id())).collect();
         let out = (!json).then_some(out);
         Self { keys, path, counts: Counts::default(), bad_lines: Vec::new(), out }
     }
@@ -248,14 +250,20 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// Whether the rest of a record still says what its raw line says.
+    /// Whether the rest of a record still says what its raw line says. `received_at` and `source` are
+    /// auditgate's own words, which no signature covers.
     fn record_holds(&self, saved: Option<&Saved<'_>>, line: &Line<'_>, key: usize) -> Result<(), Finding> {
         let Some(saved) = saved else { return Ok(()) };
         if saved.claims.as_ref().is_some_and(|claims| !claims.hold_for(line)) {
             return Err(bad("the record says something else than its raw line"));
         }
-        let key_id = self.keys.get(key).map(|(_, id)| *id);
-        if saved.claims.is_some() && saved.key_id.as_deref() != key_id {
+        // The same key can be listed under several IDs.
+        let is_its_id = |id: &str| {
+            self.keys
+                .iter()
+                .any(|(bytes, known)| *known == id && self.keys.get(key).is_some_and(|(fit, _)| fit == bytes))
+        };
+        if saved.claims.is_some() && !saved.key_id.as_deref().is_some_and(is_its_id) {
             return Err(bad("the record names another key than the one that made the signature"));
         }
         Ok(())
@@ -269,14 +277,10 @@ impl<'a> Checker<'a> {
         }
         let file = self.path.display().to_string();
         match &mut self.out {
-            Some(out) => writeln!(
-                out,
-                "{}:{line}: {}: {}",
-                printable(&file),
-                finding.name,
-                printable(&finding.detail)
-            )
-            .map_err(|error| Failure::io(format!("cannot write the report: {error}"))),
+            Some(out) => {
+                writeln!(out, "{}:{line}: {}: {}", printable(&file), finding.name, printable(&finding.detail))
+                    .map_err(|error| Failure::io(format!("cannot write the report: {error}")))
+            }
             None => {
                 self.bad_lines.push(BadLine { file, line, finding: finding.name, detail: finding.detail });
                 Ok(())
