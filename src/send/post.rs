@@ -10,8 +10,8 @@ use time::OffsetDateTime;
 use super::batch::Batch;
 use super::retry::{self, Decision, Outcome, Retry};
 use crate::net::{Bytes, Client, ClientError, Endpoint, Fetched, HeaderName, HeaderValue, header};
-use crate::wire::batch::encode;
 use crate::printable::printable;
+use crate::wire::batch::encode;
 
 /// How much of an answer is read: a receipt or a problem document is far shorter.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
