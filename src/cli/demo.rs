@@ -146,7 +146,7 @@ impl Story {
         }
 
         say(out, "\n5. The file proves itself again, offline (auditgate verify):")?;
-        write!(out, "   ").map_err(unwritable)?;
+        write!(out, "   ").map_err(|error| unwritable(&error))?;
         let check = verify::Args {
             jwks: vec![self.dir.join("jwks.json").display().to_string()],
             ca: None,
@@ -410,10 +410,10 @@ fn failed<'a>(what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> Failure + 
 }
 
 fn say(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
-    writeln!(out, "{text}").map_err(unwritable)
+    writeln!(out, "{text}").map_err(|error| unwritable(&error))
 }
 
-fn unwritable(error: io::Error) -> Failure {
+fn unwritable(error: &io::Error) -> Failure {
     Failure::io(format!("cannot write to standard output: {error}"))
 }
 

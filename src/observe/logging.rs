@@ -37,8 +37,8 @@ pub enum Format {
 pub enum LoggingError {
     /// The operator's: the level cannot be read.
     #[error(
-        "{0:?} in the log level is neither off, error, warn, info, debug or trace nor a part of the program \
-         with one of these: write for example \"info\" or \"info,auditgate::receive=debug\""
+        "`{0}` is no log level; write off, error, warn, info, debug or trace, or a part of the program with one \
+         of these, as in \"info,auditgate::receive=debug\""
     )]
     Directive(String),
     /// Ours: a process has one log.
