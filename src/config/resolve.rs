@@ -20,6 +20,7 @@ use super::{
     Secrets, Signatures, Sink, SinkKind, Source, Stream, Tls, quantity,
 };
 use crate::net::Endpoint;
+use crate::observe::logging;
 
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 const DEFAULT_LEVEL: &str = "info";
@@ -188,12 +189,9 @@ impl Resolver<'_> {
     fn level(&mut self, text: Text) -> Option<String> {
         let at = text.span();
         let text = text.into_inner();
-        if let Err(error) = crate::observe::logging::check(&text) {
-            let (message, hint) = match error.to_string().split_once("; ") {
-                Some((message, hint)) => (message.to_owned(), hint.to_owned()),
-                None => (error.to_string(), String::new()),
-            };
-            self.findings.report(&at, message, hint);
+        if let Some(wrong) = logging::wrong_directive(&text) {
+            let hint = "write off, error, warn, info, debug or trace, or \"info,MODULE=LEVEL\"";
+            self.findings.report(&at, format!("`{wrong}` is no log level"), hint);
             return None;
         }
         Some(text)
