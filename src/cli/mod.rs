@@ -1,2 +1,4 @@
 //! skeleton
 pub mod exit;
+pub mod keygen;
+pub mod send;
