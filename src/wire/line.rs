@@ -29,6 +29,8 @@ pub(super) struct Field<'a> {
 /// How a value is spelled.
 #[derive(Debug)]
 pub(super) enum Spelled<'a> {
+    /// Without escapes.
+    Plain(&'a str),
     /// In a CEF header, with `\|` and `\\`.
     Header(&'a str),
     /// In a CEF extension, with `\=`, `\\`, `\n` and `\r`.
@@ -114,6 +116,7 @@ impl<'a> Line<'a> {
 impl<'a> Spelled<'a> {
     fn read(&self) -> Value {
         match self {
+            Self::Plain(text) => Value::Text((*text).to_owned()),
             Self::Header(text) => Value::Text(cef::unescape_header(text).into_owned()),
             Self::Extension(text) => Value::Text(cef::unescape_extension(text).into_owned()),
             Self::Json(raw) => json::read(raw),
@@ -123,6 +126,7 @@ impl<'a> Spelled<'a> {
     /// A scalar as text: without a copy in the common case.
     fn text(&self) -> Option<Cow<'a, str>> {
         match self {
+            Self::Plain(text) => Some(Cow::Borrowed(text)),
             Self::Header(text) => Some(cef::unescape_header(text)),
             Self::Extension(text) => Some(cef::unescape_extension(text)),
             Self::Json(raw) => {
