@@ -77,8 +77,7 @@ pub enum WriteError {
 ///   text that cannot be read as that type);
 /// - a field that would stand in doubt: one behind free text in an event that lacks its type's own fields;
 /// - a line break in the header or in `sig`; a ` sig=` in `sig`;
-/// - an `event_ts` that is empty, begins with `CEF:` or (behind white space) with `{`, or holds ` CEF:`, `\|`
-///   or `\\`;
+/// - an `event_ts` that is empty, begins with `CEF:` or (behind white space) with `{`, or holds ` CEF:`;
 /// - a `cef_version` that is no number; without `event_class_id`, a `severity` that is neither digits nor one
 ///   of CEF's words; a `name` that looks like a severity before a `severity` that begins with `key=`.
 ///
@@ -633,9 +632,7 @@ pub(super) mod tests {
     /// What the documentation of [`write`] says about `event_ts`.
     fn is_writable_stamp(text: &str) -> bool {
         let other_line = text.starts_with("CEF:") || text.trim_start_matches([' ', '\t']).starts_with('{');
-        !text.is_empty()
-            && !other_line
-            && !["\n", "\r", " CEF:", "\\|", "\\\\"].iter().any(|part| text.contains(part))
+        !text.is_empty() && !other_line && !["\n", "\r", " CEF:"].iter().any(|part| text.contains(part))
     }
 
     /// An event as Konnect documents it, with any text in it that the documentation of [`write`] allows.
