@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::event::{Event, Format, Malformed, Value, schema};
-use super::line::{Field, Line, Spelled, mark_repeated};
+use super::line::{Field, Line, Spelled, begins_like_json, mark_repeated};
 use super::signature::cut_cef;
 
 /// Takes a CEF line apart.
@@ -140,29 +140,15 @@ pub fn write(event: &Event) -> Result<Vec<u8>, WriteError> {
     if out.contains(['\n', '\r']) {
         return Err(WriteError::Unrepresentable("a line break outside the extension".to_owned()));
     }
-    match Line::parse(out.as_bytes()) {
+    // A line that begins with `{` would be read as JSON.
+    if begins_like_json(&out) {
+        return Err(WriteError::Unrepresentable("`event_ts` begins like JSON".to_owned()));
+    }
+    match parse(&out) {
         Ok(line) if line.event() == *event => Ok(out.into_bytes()),
         Ok(line) => Err(WriteError::Unrepresentable(difference(event, &line.event()))),
         Err(Malformed(detail)) => Err(WriteError::Unrepresentable(detail.into_owned())),
     }
-}
-
-/// Undoes `\|` and `\\`.
-pub(super) fn unescape_header(text: &str) -> Cow<'_, str> {
-    unescape(text, |escaped| match escaped {
-        '|' | '\\' => Some(escaped),
-        _ => None,
-    })
-}
-
-/// Undoes `\=`, `\\`, `\n` and `\r`; any other backslash stands for itself.
-pub(super) fn unescape_extension(text: &str) -> Cow<'_, str> {
-    unescape(text, |escaped| match escaped {
-        '=' | '\\' => Some(escaped),
-        'n' => Some('\n'),
-        'r' => Some('\r'),
-        _ => None,
-    })
 }
 
 /// Where `CEF:` begins: at the line's start or behind a space.
@@ -339,28 +325,6 @@ fn doubt(fields: &mut [Field<'_>], name: &str, product: &str) {
         }
         in_doubt |= is_free_text;
     }
-}
-
-fn unescape(text: &str, meaning: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
-    if !text.contains('\\') {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        if character != '\\' {
-            out.push(character);
-            continue;
-        }
-        match characters.clone().next().and_then(&meaning) {
-            Some(meant) => {
-                out.push(meant);
-                characters.next();
-            }
-            None => out.push('\\'),
-        }
-    }
-    Cow::Owned(out)
 }
 
 fn escape_header(out: &mut String, text: &str) {

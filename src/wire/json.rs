@@ -56,22 +56,6 @@ pub fn write_wrapped(event: &Event) -> Vec<u8> {
     [WRAPPER.as_bytes(), &write(event), b"}"].concat()
 }
 
-/// Reads a JSON value. A string whose escapes name no character (a lone surrogate) keeps its spelling.
-pub(super) fn read(raw: &RawValue) -> Value {
-    let spelled = raw.get();
-    match spelled.as_bytes() {
-        [b'"', ..] => match serde_json::from_str(spelled) {
-            Ok(text) => Value::Text(text),
-            Err(_) => Value::Text(spelled[1..spelled.len() - 1].to_owned()),
-        },
-        [b't', ..] => Value::Boolean(true),
-        [b'f', ..] => Value::Boolean(false),
-        [b'n', ..] => Value::Null,
-        [b'{' | b'[', ..] => Value::Json(spelled.to_owned()),
-        _ => Value::Number(spelled.to_owned()),
-    }
-}
-
 const WRAPPER: &str = r#"{"event":"#;
 
 /// CPS's inner object, when the only member besides a signature is `event` and holds an object.
