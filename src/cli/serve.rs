@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::exit::Failure;
 use crate::config::{self, Config, DedupBy, FileFormat, Jwks, Secret, Secrets, Signatures, SinkKind, Tls};
-use crate::deliver::file::{FileSink, Rendering};
+use crate::deliver::file::{self, FileSink, Rendering};
 use crate::deliver::sink::{Sink, SinkError};
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
@@ -333,12 +333,9 @@ fn start_workers(
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::with_capacity(config.sinks.len());
     for sink in &config.sinks {
-        let SinkKind::File { path, format } = &sink.kind;
-        let rendering = match format {
-            FileFormat::Raw => Rendering::Raw,
-            FileFormat::Json => Rendering::Json,
+        let opened: Box<dyn Sink> = match &sink.kind {
+            SinkKind::File { .. } => Box::new(FileSink::new(file_options(sink)?)),
         };
-        let opened: Box<dyn Sink> = Box::new(FileSink::new(path.clone(), rendering));
         let worker = Worker {
             subscription: subscription(sink),
             sink: opened,
@@ -353,6 +350,51 @@ fn start_workers(
         threads.push(thread);
     }
     Ok(Workers { threads, stop })
+}
+
+fn file_options(sink: &config::Sink) -> Result<file::Options, Failure> {
+    let SinkKind::File { path, format, rotate, fsync, mode, owner } = &sink.kind;
+    let named = |what: &str, name: &str| {
+        Failure::config(format!("sink `{}`: this machine has no {what} `{name}`", sink.name))
+    };
+    let mut ids = (None, None);
+    if let Some(owner) = owner {
+        if let Some(user) = &owner.user {
+            let known = || nix::unistd::User::from_name(user).ok().flatten().map(|user| user.uid.as_raw());
+            ids.0 = Some(user.parse().ok().or_else(known).ok_or_else(|| named("user", user))?);
+        }
+        if let Some(group) = &owner.group {
+            let known =
+                || nix::unistd::Group::from_name(group).ok().flatten().map(|group| group.gid.as_raw());
+            ids.1 = Some(group.parse().ok().or_else(known).ok_or_else(|| named("group", group))?);
+        }
+    }
+    Ok(file::Options {
+        path: path.clone(),
+        rendering: match format {
+            FileFormat::Raw => Rendering::Raw,
+            FileFormat::Json => Rendering::Json,
+        },
+        rotation: file::Rotation {
+            size: rotate.size,
+            every: rotate.every.map(|every| match every {
+                config::Every::Hourly => file::Period::Hourly,
+                config::Every::Daily => file::Period::Daily,
+            }),
+            keep: rotate.keep,
+            compress: rotate.compress.map(|compress| match compress {
+                config::Compress::Zstd => file::Compression::Zstd,
+                config::Compress::Gzip => file::Compression::Gzip,
+            }),
+        },
+        syncing: match fsync {
+            config::Fsync::Batch => file::Syncing::EachFlush,
+            config::Fsync::Interval(interval) => file::Syncing::Every(*interval),
+        },
+        mode: *mode,
+        owner: ids,
+        now: Clock::system().wall,
+    })
 }
 
 fn listener(

@@ -148,6 +148,20 @@ struct AnySink {
 pub(super) struct FileSink {
     pub(super) path: Option<Text>,
     pub(super) format: Option<Text>,
+    pub(super) rotate: Option<Rotate>,
+    pub(super) fsync: Option<Text>,
+    pub(super) fsync_interval: Option<Text>,
+    pub(super) mode: Option<Text>,
+    pub(super) owner: Option<Text>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table such as { size = \"256MiB\", keep = 14 }")]
+pub(super) struct Rotate {
+    pub(super) size: Option<Spanned<Size>>,
+    pub(super) every: Option<Text>,
+    pub(super) keep: Option<Spanned<i64>>,
+    pub(super) compress: Option<Text>,
 }
 
 /// One value, or an array of them.
@@ -419,8 +433,9 @@ mod tests {
             ),
             ("[sources.s]\njwks.token.fil = 1", "2: unknown key `fil` in [sources.s]; did you mean `file`?"),
             (
-                "[sinks.s]\ntype = \"file\"\nrotate = 1",
-                "3: unknown key `rotate` in [sinks.s]; known keys: type, stream, sources, path, format",
+                "[sinks.s]\ntype = \"file\"\nzzz = 1",
+                "3: unknown key `zzz` in [sinks.s]; known keys: type, stream, sources, path, format, \
+                 rotate, fsync, fsync_interval, mode, owner",
             ),
             (
                 "[sinks.s]\ntype = \"file\"\nstreams = 1",

@@ -282,7 +282,92 @@ pub enum SinkKind {
         path: PathBuf,
         /// Required.
         format: FileFormat,
+        /// When it is rotated; never by default.
+        rotate: Rotate,
+        /// When it is synced.
+        fsync: Fsync,
+        /// The permission bits of files that are made. Default 0640.
+        mode: u32,
+        /// Whom files that are made belong to; by default the daemon's user and group.
+        owner: Option<Owner>,
     },
+}
+
+/// When a file is rotated, and what becomes of rotated files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rotate {
+    /// Before it would be larger, in bytes.
+    pub size: Option<u64>,
+    /// When a new hour or day begins, in UTC.
+    pub every: Option<Every>,
+    /// How many rotated files are kept; all by default.
+    pub keep: Option<usize>,
+    /// How rotated files are compressed; not at all by default.
+    pub compress: Option<Compress>,
+}
+
+/// A stretch of time that has a file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// `hourly`
+    Hourly,
+    /// `daily`
+    Daily,
+}
+
+impl Every {
+    /// Every value, in the order of the documentation.
+    pub const ALL: [Self; 2] = [Self::Daily, Self::Hourly];
+
+    /// The word in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hourly => "hourly",
+            Self::Daily => "daily",
+        }
+    }
+}
+
+/// How rotated files are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compress {
+    /// `zstd`
+    Zstd,
+    /// `gzip`
+    Gzip,
+}
+
+impl Compress {
+    /// Every value, in the order of the documentation.
+    pub const ALL: [Self; 2] = [Self::Zstd, Self::Gzip];
+
+    /// The word in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+        }
+    }
+}
+
+/// When a file is synced to the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fsync {
+    /// `batch`: with each write. The default.
+    #[default]
+    Batch,
+    /// `interval`: at most this long after a write. Nothing is lost in between, for the ledger keeps it until
+    /// then.
+    Interval(Duration),
+}
+
+/// A user and a group, by name or number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user; left alone when not given.
+    pub user: Option<String>,
+    /// The group; left alone when not given.
+    pub group: Option<String>,
 }
 
 /// How a line is written to a file.
@@ -404,7 +489,7 @@ mod tests {
         assert_eq!(config.file, file);
         assert_eq!(config.data_dir, directory.path().join("data"));
         assert!(config.sources[0].authorization[0].matches(b"Bearer abc"));
-        let SinkKind::File { path, format } = &config.sinks[0].kind;
+        let SinkKind::File { path, format, .. } = &config.sinks[0].kind;
         assert_eq!((path, *format), (&directory.path().join("out/k.jsonl"), FileFormat::Json));
         assert!(config.sinks[0].takes("s", Stream::Unverified));
         assert!(!config.sinks[0].takes("s", Stream::Verified));

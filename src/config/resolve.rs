@@ -16,14 +16,16 @@ use super::file::{self, OneOrMany, Size, Text};
 use super::problem::{Findings, Problem, suggest};
 use super::secret::Origin;
 use super::{
-    Admin, Config, Dedup, DedupBy, Environment, FileFormat, Jwks, Limits, Listen, Log, LogFormat, Secret,
-    Secrets, Signatures, Sink, SinkKind, Source, Stream, Tls, quantity,
+    Admin, Compress, Config, Dedup, DedupBy, Environment, Every, FileFormat, Fsync, Jwks, Limits, Listen,
+    Log, LogFormat, Owner, Rotate, Secret, Secrets, Signatures, Sink, SinkKind, Source, Stream, Tls,
+    quantity,
 };
 use crate::net::Endpoint;
 use crate::observe::logging;
 
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 const DEFAULT_LEVEL: &str = "info";
+const DEFAULT_MODE: u32 = 0o640;
 const DEFAULT_REFRESH: Duration = Duration::from_secs(3600);
 const DEFAULT_WINDOW: Duration = Duration::from_secs(8 * 86_400);
 
@@ -455,10 +457,69 @@ impl Resolver<'_> {
                         "write format = \"json\", or a sink for each stream",
                     );
                 }
-                path.zip(format).map(|(path, format)| SinkKind::File { path, format })
+                let rotate = self.rotate(file.rotate.unwrap_or_default());
+                let fsync = self.fsync(file.fsync.as_ref(), file.fsync_interval.as_ref());
+                let mode = file.mode.map_or(Some(DEFAULT_MODE), |text| self.mode(&text));
+                let owner = file.owner.map_or(Some(None), |text| self.owner(&text).map(Some));
+                match (path, format, rotate, fsync, mode, owner) {
+                    (Some(path), Some(format), Some(rotate), Some(fsync), Some(mode), Some(owner)) => {
+                        Some(SinkKind::File { path, format, rotate, fsync, mode, owner })
+                    }
+                    _ => None,
+                }
             }
         };
         Some(Sink { name: name?, kind: kind?, streams: streams?, sources: sources? })
+    }
+
+    fn rotate(&mut self, table: file::Rotate) -> Option<Rotate> {
+        let size = table.size.as_ref().map_or(Some(None), |size| self.size(Some(size), "size", 0).map(Some));
+        let every = table
+            .every
+            .map_or(Some(None), |text| self.word(&text, "every", &Every::ALL, Every::name).map(Some));
+        let keep = table.keep.as_ref().map_or(Some(None), |keep| self.count(Some(keep), "keep", 0).map(Some));
+        let compress = table.compress.map_or(Some(None), |text| {
+            self.word(&text, "compress", &Compress::ALL, Compress::name).map(Some)
+        });
+        Some(Rotate { size: size?, every: every?, keep: keep?, compress: compress? })
+    }
+
+    fn fsync(&mut self, word: Option<&Text>, interval: Option<&Text>) -> Option<Fsync> {
+        const DEFAULT: Duration = Duration::from_secs(1);
+        let word = match word {
+            None => "batch",
+            Some(word) => self.word(word, "fsync", &["batch", "interval"], |word| word)?,
+        };
+        if word == "interval" {
+            return self.time(interval, "fsync_interval", DEFAULT).map(Fsync::Interval);
+        }
+        if let Some(interval) = interval {
+            let message = "`fsync_interval` without fsync = \"interval\"".to_owned();
+            self.findings.report(&interval.span(), message, "write fsync = \"interval\", or remove it");
+            return None;
+        }
+        Some(Fsync::Batch)
+    }
+
+    fn mode(&mut self, text: &Text) -> Option<u32> {
+        let mode = u32::from_str_radix(text.get_ref(), 8).ok().filter(|mode| (0o200..=0o777).contains(mode));
+        if mode.is_none() {
+            let message = format!("`{}` is no file mode", text.get_ref());
+            self.findings.report(&text.span(), message, "write an octal text such as \"0640\"");
+        }
+        mode
+    }
+
+    fn owner(&mut self, text: &Text) -> Option<Owner> {
+        let (user, group) = text.get_ref().split_once(':').unwrap_or((text.get_ref(), ""));
+        let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
+        let owner = Owner { user: part(user), group: part(group) };
+        if owner.user.is_none() && owner.group.is_none() || group.contains(':') {
+            let message = format!("`{}` is no owner", text.get_ref());
+            self.findings.report(&text.span(), message, "write \"user:group\", \"user\" or \":group\"");
+            return None;
+        }
+        Some(owner)
     }
 
     fn streams(&mut self, written: Option<Spanned<OneOrMany<String>>>) -> Option<Vec<Stream>> {
@@ -1153,6 +1214,37 @@ stream = "quarantine"
             "[\"quarantine\", \"quarantine\"]",
             "17: `stream` names `quarantine` twice",
         );
+    }
+
+    #[test]
+    fn a_file_is_rotated_and_synced_as_asked() {
+        let with = |more: &str| format!("format = \"raw\"\n{more}");
+        let file = |more: &str| {
+            let config = accepted("format = \"raw\"", &with(more));
+            let SinkKind::File { rotate, fsync, mode, owner, .. } = &config.sinks[1].kind;
+            (*rotate, *fsync, *mode, owner.clone())
+        };
+        assert_eq!(file(""), (Rotate::default(), Fsync::Batch, 0o640, None));
+        let rotate = Rotate {
+            size: Some(256 << 20),
+            every: Some(Every::Daily),
+            keep: Some(14),
+            compress: Some(Compress::Zstd),
+        };
+        let written = "rotate = { size = \"256MiB\", every = \"daily\", keep = 14, compress = \"zstd\" }\nfsync = \"interval\"\nmode = \"0600\"\nowner = \"audit:adm\"";
+        let owner = Owner { user: Some("audit".into()), group: Some("adm".into()) };
+        assert_eq!(file(written), (rotate, Fsync::Interval(Duration::from_secs(1)), 0o600, Some(owner)));
+        for (more, problem) in [
+            ("rotate = { every = \"weekly\" }", "13: unknown word `weekly` for `every`"),
+            ("rotate = { keep = 0 }", "13: 0 is no number for `keep`"),
+            ("rotate = { size = \"0B\" }", "13: "),
+            ("fsync_interval = \"1s\"", "13: `fsync_interval` without"),
+            ("mode = \"0888\"", "13: `0888` is no file mode"),
+            ("mode = \"0040\"", "13: `0040` is no file mode"),
+            ("owner = \":\"", "13: `:` is no owner"),
+        ] {
+            refused("format = \"raw\"", &with(more), problem);
+        }
     }
 
     #[test]

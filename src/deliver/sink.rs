@@ -2,14 +2,16 @@
 //!
 //! # Durability
 //!
-//! [`Sink::push`] only collects. [`Sink::flush`] makes everything collected so far safe against power loss and
-//! returns a mark: an opaque note about the place that was reached. The ledger keeps the mark together with the
-//! position, and forgets a batch only after the flush that covered it.
+//! [`Sink::push`] only collects. [`Sink::flush`] writes everything collected so far and, at once or a little later,
+//! makes it safe against power loss; then it returns a mark: an opaque note about the place that was reached. The
+//! ledger keeps the mark together with the position, and forgets a batch only after the flush that made it safe.
 //!
 //! # Retry
 //!
 //! A flush that fails may have done any part of its work. What was collected stays collected, and the worker
-//! calls flush again until it succeeds; a sink that can tell what it already has must not have it twice.
+//! calls flush again until it succeeds; a sink that can tell what it already has must not have it twice. When what
+//! was written before cannot be trusted any more, the error says [`SinkError::start_over`]: the sink is resumed from
+//! the last safe position.
 //!
 //! # Restart
 //!
@@ -46,16 +48,36 @@ pub struct SinkError {
     pub what: String,
     /// The system's words.
     pub cause: std::io::Error,
+    /// Nothing that was written since the last safe position can be trusted: it must all be pushed again.
+    pub start_over: bool,
+}
+
+impl SinkError {
+    /// A failure after which the same can be tried again.
+    pub fn new(what: String, cause: std::io::Error) -> Self {
+        Self { what, cause, start_over: false }
+    }
 }
 
 /// A place for lines. See the module's documentation for what it promises.
 pub trait Sink: Send {
-    /// Opens the place. `last` is what the ledger kept, its mark empty for a sink that is new. What comes back
-    /// must be durable in the ledger before anything is written.
+    /// Opens the place, at the start and when starting over; nothing is collected then. `last` is what the
+    /// ledger kept, its mark empty for a sink that is new. What comes back must be durable in the ledger before
+    /// anything is written.
     ///
     /// # Errors
     /// When the place cannot be opened; the worker tries again.
     fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError>;
+
+    /// Sees to the place before each flush, and about once a second while nothing is to be done: a file is
+    /// rotated, what is too old goes. When lines go to another place from now on, returns the mark that must be
+    /// durable in the ledger before the next flush.
+    ///
+    /// # Errors
+    /// When that failed; the worker tries again.
+    fn prepare(&mut self) -> Result<Option<Vec<u8>>, SinkError> {
+        Ok(None)
+    }
 
     /// Collects a line.
     fn push(&mut self, item: &Item<'_>);
@@ -63,10 +85,16 @@ pub trait Sink: Send {
     /// Bytes that are collected.
     fn collected(&self) -> usize;
 
-    /// Makes safe what was collected, which is everything that the sink wants before `behind`; returns the
-    /// mark of the place that was reached.
+    /// How many collected bytes make a flush worth while.
+    fn chunk(&self) -> usize {
+        1 << 20
+    }
+
+    /// Writes what was collected, which is everything that the sink wants before `behind`. Returns the mark of
+    /// the place that was reached when everything written is safe; none when that comes later, in a flush to
+    /// come. `at_once` says that there is no later.
     ///
     /// # Errors
     /// When it could not; nothing that was collected is lost.
-    fn flush(&mut self, behind: Position) -> Result<Vec<u8>, SinkError>;
+    fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Vec<u8>>, SinkError>;
 }

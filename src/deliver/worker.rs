@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use super::sink::{Item, Sink, SinkError};
-use crate::ledger::{Body, Delivered, Ledger, Next, Position, Resume, Stored, Subscription};
+use crate::ledger::{Body, Delivered, Ledger, Next, Position, Stored, Subscription};
 use crate::wire::batch::Packing;
 use crate::wire::event::Verdict;
 
@@ -36,68 +36,108 @@ pub struct Worker {
     pub stop: Arc<AtomicBool>,
 }
 
-/// A flush is due at this many collected bytes, and whenever nothing more waits.
-const CHUNK: usize = 1 << 20;
-
-/// How long a worker sleeps at most without looking whether it should end.
+/// How long a worker sleeps at most without looking whether it should end, and whether the sink has something
+/// to see to.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long lines that are written may wait for the sink to make them safe before it is asked again.
+const UNSAFE_PATIENCE: Duration = Duration::from_millis(50);
+
+/// A flush is due after this many batches even if the sink wants nothing of them, so that they are forgotten.
+const BATCHES: i64 = 64;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// The ledger is gone, or the process ends.
-struct Ended;
-
 impl Worker {
     /// Delivers until the ledger's feed is closed and everything in it is delivered, or until `stop` is set.
-    pub fn run(mut self) {
-        // Whoever ends a worker has the position of the last flush in the ledger, so that there is nothing
-        // to clean up.
-        let _ = self.deliver();
+    pub fn run(self) {
+        let mut delivery = Delivery { worker: self, wait: None };
+        // Whoever ends it has the last safe position in the ledger, so that there is nothing to clean up.
+        while let Err(Interrupted::StartOver) = delivery.run() {}
     }
+}
 
-    fn deliver(&mut self) -> Result<(), Ended> {
-        let name = self.subscription.sink.clone();
+/// A worker at work.
+struct Delivery {
+    worker: Worker,
+    /// The next pause after a failure; none while all is well.
+    wait: Option<Duration>,
+}
+
+/// How far the work has come. Each place is at or behind the one before it.
+struct Progress {
+    /// Everything before it is safe in the sink, and the ledger knows or will soon.
+    safe: Position,
+    /// Everything before it was flushed.
+    flushed: Position,
+    /// Everything before it was pushed.
+    pushed: Position,
+    /// What was pushed since `safe`.
+    delivered: Delivered,
+}
+
+/// Why the work stopped.
+enum Interrupted {
+    /// The ledger is gone, or the process ends.
+    Ended,
+    /// What was written since the last safe position cannot be trusted.
+    StartOver,
+}
+
+impl Delivery {
+    fn run(&mut self) -> Result<(), Interrupted> {
         let outbox =
             self.until_it_works(|worker| worker.ledger.outbox().map_err(|cause| unreadable(&cause)))?;
-        let last = self.ledger.resume(&name).cloned().ok_or(Ended)?;
-        let mut position = self.until_it_works(|worker| worker.open(&last))?;
-        let mut progress = Delivered::default();
-        let mut reached = position;
+        let start = self.until_it_opens()?;
+        let mut progress =
+            Progress { safe: start, flushed: start, pushed: start, delivered: Delivered::default() };
         loop {
-            let patience = if reached == position { PATIENCE } else { Duration::ZERO };
+            let patience = match &progress {
+                progress if progress.pushed != progress.flushed => Duration::ZERO,
+                progress if progress.flushed != progress.safe => UNSAFE_PATIENCE,
+                _ => PATIENCE,
+            };
             let next = self.until_it_works(|_| {
-                outbox.next(reached.batch, patience).map_err(|cause| unreadable(&cause))
+                outbox.next(progress.pushed.batch, patience).map_err(|cause| unreadable(&cause))
             })?;
-            let ended = matches!(next, Next::Closed);
-            if let Next::Batch(batch) = next {
-                reached = self.push(&batch, reached, &mut progress)?;
-                if self.sink.collected() < CHUNK {
-                    continue;
+            let mut ended = false;
+            match next {
+                Next::Batch(batch) => {
+                    self.push(&batch, &mut progress)?;
+                    let sink = &self.worker.sink;
+                    let passed = progress.pushed.batch - progress.flushed.batch;
+                    if sink.collected() < sink.chunk() && passed < BATCHES {
+                        continue;
+                    }
                 }
+                Next::Nothing => {}
+                Next::Closed => ended = true,
             }
-            let is_idle = reached == position;
-            if !is_idle {
-                position = reached;
-                self.settle(position, &mut progress)?;
+            let is_idle = progress.pushed == progress.safe;
+            if is_idle {
+                self.prepare(&progress)?;
+            } else {
+                self.settle(&mut progress, ended)?;
             }
-            if (ended && is_idle) || self.stop.load(Ordering::Relaxed) {
+            if (ended && is_idle) || self.worker.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
         }
     }
 
-    /// Collects the wanted lines of a batch from a position on, flushing in between where it is long. Returns
-    /// the position behind it.
-    fn push(&mut self, batch: &Stored, from: Position, progress: &mut Delivered) -> Result<Position, Ended> {
+    /// Collects the wanted lines of a batch, flushing in between where it is long.
+    fn push(&mut self, batch: &Stored, progress: &mut Progress) -> Result<(), Interrupted> {
+        let subscription = self.worker.subscription.clone();
+        let from = progress.pushed;
         let first_line = if batch.position == from.batch { from.line } else { 0 };
         let behind = Position { batch: batch.position + 1, line: 0 };
-        if batch.wanted(&self.subscription, first_line).next().is_none() {
-            return Ok(behind);
+        let mut wanted = batch.wanted(&subscription, first_line).peekable();
+        if wanted.peek().is_none() {
+            progress.pushed = behind;
+            return Ok(());
         }
         let (packing, inflated) = self.until_it_works(|_| unpack(batch))?;
-        let subscription = self.subscription.clone();
-        let mut wanted = batch.wanted(&subscription, first_line).peekable();
         for (index, line) in packing.lines(&inflated).enumerate() {
             let Some((_, verdict)) = wanted.next_if(|(wanted, _)| *wanted == index) else {
                 continue;
@@ -106,75 +146,102 @@ impl Worker {
                 Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
                 _ => None,
             };
-            let behind_line =
+            progress.pushed =
                 Position { batch: batch.position, line: u32::try_from(index + 1).unwrap_or(u32::MAX) };
-            self.sink.push(&Item {
-                behind: behind_line,
+            self.worker.sink.push(&Item {
+                behind: progress.pushed,
                 received_at: batch.received_at,
                 source: &batch.source,
                 verdict,
                 key_id,
                 raw: line,
             });
-            progress.events += 1;
-            progress.received_at = batch.received_at;
-            if self.sink.collected() >= CHUNK && wanted.peek().is_some() {
-                self.settle(behind_line, progress)?;
+            progress.delivered.events += 1;
+            progress.delivered.received_at = batch.received_at;
+            if self.worker.sink.collected() >= self.worker.sink.chunk() && wanted.peek().is_some() {
+                self.settle(progress, false)?;
             }
         }
-        Ok(behind)
-    }
-
-    /// Flushes, and lets the ledger know.
-    fn settle(&mut self, position: Position, progress: &mut Delivered) -> Result<(), Ended> {
-        let mark = self.until_it_works(|worker| worker.sink.flush(position))?;
-        self.watcher.delivered(&self.subscription.sink, progress.events);
-        self.ledger.advance(&self.subscription.sink, position, mark, std::mem::take(progress));
+        progress.pushed = behind;
         Ok(())
     }
 
-    /// Opens the sink, and makes durable where it is before anything is written.
-    fn open(&mut self, last: &Resume) -> Result<Position, SinkError> {
-        let opened = self.sink.resume(last)?;
-        let position = opened.position;
-        if opened != *last {
-            self.ledger
-                .advance_now(&self.subscription.sink, position, opened.mark)
-                .map_err(|cause| unreadable(&cause))?;
+    /// Flushes, and lets the ledger know what is safe.
+    fn settle(&mut self, progress: &mut Progress, at_once: bool) -> Result<(), Interrupted> {
+        self.prepare(progress)?;
+        let behind = progress.pushed;
+        let mark = self.until_it_works(|worker| worker.sink.flush(behind, at_once))?;
+        progress.flushed = behind;
+        if let Some(mark) = mark {
+            progress.safe = behind;
+            let (name, delivered) = (&self.worker.subscription.sink, std::mem::take(&mut progress.delivered));
+            self.worker.watcher.delivered(name, delivered.events);
+            self.worker.ledger.advance(name, behind, mark, delivered);
         }
-        Ok(position)
+        Ok(())
     }
 
-    /// Tries until it succeeds, waiting longer each time: twice as long, jittered, at most half a minute.
+    /// Lets the sink see to its place, and makes durable where it is then.
+    fn prepare(&mut self, progress: &Progress) -> Result<(), Interrupted> {
+        let safe = progress.safe;
+        self.until_it_works(|worker| match worker.sink.prepare()? {
+            Some(mark) => worker.note(safe, mark),
+            None => Ok(()),
+        })
+    }
+
+    /// Opens the sink where the ledger says it is, and makes durable where it really is.
+    fn until_it_opens(&mut self) -> Result<Position, Interrupted> {
+        let name = self.worker.subscription.sink.clone();
+        loop {
+            let last = self.worker.ledger.resume(&name).ok_or(Interrupted::Ended)?;
+            let opened = self.worker.sink.resume(&last).and_then(|opened| {
+                if opened != last {
+                    self.worker.note(opened.position, opened.mark)?;
+                }
+                Ok(opened.position)
+            });
+            match opened {
+                Ok(position) => return Ok(position),
+                // Opening again is already what starting over does.
+                Err(error) => self.back_off(&error)?,
+            }
+        }
+    }
+
+    /// Tries until it succeeds.
     fn until_it_works<T>(
         &mut self,
-        mut attempt: impl FnMut(&mut Self) -> Result<T, SinkError>,
-    ) -> Result<T, Ended> {
-        let mut wait = FIRST_WAIT;
-        let mut failed = false;
+        mut attempt: impl FnMut(&mut Worker) -> Result<T, SinkError>,
+    ) -> Result<T, Interrupted> {
         loop {
-            match attempt(self) {
+            match attempt(&mut self.worker) {
                 Ok(done) => {
-                    if failed {
-                        self.watcher.recovered(&self.subscription.sink);
+                    if self.wait.take().is_some() {
+                        self.worker.watcher.recovered(&self.worker.subscription.sink);
                     }
                     return Ok(done);
                 }
                 Err(error) => {
-                    failed = true;
-                    self.watcher.failed(&self.subscription.sink, &error);
+                    self.back_off(&error)?;
+                    if error.start_over {
+                        return Err(Interrupted::StartOver);
+                    }
                 }
             }
-            self.sleep(wait.mul_f64(rand::rng().random_range(0.5..1.0)))?;
-            wait = (wait * 2).min(LONGEST_WAIT);
         }
     }
 
-    /// Sleeps in small pieces, so that the end of the process is noticed.
-    fn sleep(&self, mut rest: Duration) -> Result<(), Ended> {
+    /// Waits after a failure: each time twice as long, jittered, at most half a minute.
+    fn back_off(&mut self, error: &SinkError) -> Result<(), Interrupted> {
+        self.worker.watcher.failed(&self.worker.subscription.sink, error);
+        let wait = self.wait.unwrap_or(FIRST_WAIT);
+        self.wait = Some((wait * 2).min(LONGEST_WAIT));
+        let mut rest = wait.mul_f64(rand::rng().random_range(0.5..1.0));
+        // In small pieces, so that the end of the process is noticed.
         while !rest.is_zero() {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Ended);
+            if self.worker.stop.load(Ordering::Relaxed) {
+                return Err(Interrupted::Ended);
             }
             let piece = rest.min(Duration::from_millis(100));
             std::thread::sleep(piece);
@@ -184,11 +251,19 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Makes durable where the sink is, before it writes there.
+    fn note(&self, position: Position, mark: Vec<u8>) -> Result<(), SinkError> {
+        let noted = self.ledger.advance_now(&self.subscription.sink, position, mark);
+        noted.map_err(|cause| unreadable(&cause))
+    }
+}
+
 /// The inflated body of a batch, and how its lines are found in it.
 fn unpack(batch: &Stored) -> Result<(Packing, Arc<Vec<u8>>), SinkError> {
-    let damaged = |why: &str| SinkError {
-        what: format!("cannot read batch {} from the ledger", batch.position),
-        cause: std::io::Error::other(why.to_owned()),
+    let damaged = |why: &str| {
+        let what = format!("cannot read batch {} from the ledger", batch.position);
+        SinkError::new(what, std::io::Error::other(why.to_owned()))
     };
     let packing = |code| Packing::from_code(code).ok_or_else(|| damaged("an unknown packing"));
     match &batch.body {
@@ -202,5 +277,5 @@ fn unpack(batch: &Stored) -> Result<(Packing, Arc<Vec<u8>>), SinkError> {
 }
 
 fn unreadable(cause: &dyn std::fmt::Display) -> SinkError {
-    SinkError { what: "cannot use the ledger".to_owned(), cause: std::io::Error::other(cause.to_string()) }
+    SinkError::new("cannot use the ledger".to_owned(), std::io::Error::other(cause.to_string()))
 }

@@ -257,6 +257,8 @@ pub struct Gauges {
     quarantine_bytes: AtomicU64,
     unwritable: AtomicBool,
     pending: Mutex<BTreeMap<String, Pending>>,
+    /// Where each sink is, as the table has it.
+    noted: Mutex<BTreeMap<String, Resume>>,
 }
 
 /// What waits for one sink.
@@ -279,7 +281,6 @@ struct Shared {
     identifier: Identifier,
     database: PathBuf,
     id: [u8; 16],
-    resume: BTreeMap<String, Resume>,
     feed: Arc<Feed>,
     gauges: Arc<Gauges>,
     /// Held for as long as the ledger lives; the lock is the open file's.
@@ -307,7 +308,7 @@ impl Ledger {
         let database = options.data_dir.join("ledger.db");
         let opened = schema::open(&database)?;
         let resume = outbox::register(&opened.connection, &options.subscriptions, &database)?;
-        let gauges = Arc::new(Gauges::default());
+        let gauges = Arc::new(Gauges { noted: Mutex::new(resume), ..Gauges::default() });
         let feed = Arc::new(Feed::new(opened.last_position));
         let (messages, inbox) = mpsc::channel();
         let (failure, failed) = oneshot::channel();
@@ -331,7 +332,6 @@ impl Ledger {
             identifier: Identifier::new(opened.identity_key),
             database,
             id: opened.ledger_id,
-            resume,
             feed,
             gauges,
             _lock: lock,
@@ -388,9 +388,9 @@ impl Ledger {
         answer.blocking_recv().map_err(|_| CommitError::Closed)?
     }
 
-    /// Where a sink goes on after the start.
-    pub fn resume(&self, sink: &str) -> Option<&Resume> {
-        self.shared.resume.get(sink)
+    /// Where a sink goes on: what was last noted durably.
+    pub fn resume(&self, sink: &str) -> Option<Resume> {
+        self.shared.gauges.noted().get(sink).cloned()
     }
 
     /// A reader of undelivered batches, for one sink's thread.

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::outbox::{self, Body, Feed, Stored, Weight};
 use super::seen::Seen;
-use super::{Batch, Clock, CommitError, Delivered, Gauges, Position, Receipt, Subscription, Window};
+use super::{Batch, Clock, CommitError, Delivered, Gauges, Position, Receipt, Resume, Subscription, Window};
 use crate::wire::event::{Stream, Verdict};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;
@@ -152,7 +152,9 @@ impl Writer {
             Ok(written) => {
                 // The point of no return: from here on the batches are promised, whatever happens.
                 self.parts.gauges.unwritable.store(false, Ordering::Relaxed);
-                self.advances.clear();
+                for (sink, (position, mark)) in std::mem::take(&mut self.advances) {
+                    self.parts.gauges.noted().insert(sink, Resume { position, mark });
+                }
                 self.publish(commits, written);
                 for reply in waiting {
                     let _ = reply.send(Ok(()));
@@ -327,6 +329,10 @@ fn describe(error: &rusqlite::Error) -> String {
 impl Gauges {
     pub(super) fn pending(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, super::Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn noted(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Resume>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn committed(&self, subscriptions: &[Subscription], stored: &Stored) {
