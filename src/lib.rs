@@ -1,4 +1,29 @@
-//! skeleton
+//! auditgate stands between an audit-log producer and a SIEM: it receives batches of signed events over HTTPS,
+//! verifies every signature, keeps what it promised through crashes, and delivers each event once.
+//!
+//! # The journey of one delivery
+//!
+//! 1. A connection comes in at [`receive::listener`], which bounds how many there are and how slow they may be.
+//!    [`receive::request`] routes the request by its path, compares its `Authorization`, and only then reads the
+//!    body, reserving memory in [`room`] as it arrives.
+//! 2. [`ingest`] runs the recipe, apart from the connection: [`wire::batch`] inflates the body under caps and
+//!    splits it; [`wire::line`] recognises each line as CEF, JSON or CPS, and [`wire::signature`] cuts out which of its bytes
+//!    are signed; [`trust::verify`] judges many lines at once by the keys that [`trust::keyring`] keeps.
+//! 3. [`ledger`] takes fingerprints and batch in one transaction with whatever else waits, syncs it, and only then
+//!    makes the [`ledger::Receipt`] that [`receive::response`] needs for a 200. This is the promise.
+//! 4. In [`deliver`], one worker per sink reads what the ledger holds, in commit order, and writes it where it
+//!    belongs; what a sink has made safe, the ledger notes, and what every sink has, it forgets.
+//!
+//! Beside that road: [`send`] is the producer's side, on the same [`wire`]; [`config`] turns the operator's file into
+//! checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows what is going on; [`printable`] keeps foreign
+//! text from steering terminals. [`cli`] is the command line, and `cli/serve.rs` the only place where the parts
+//! are put together.
+//!
+//! # Directions
+//!
+//! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` | `wire`); `cli` → `send` → (`wire` | `net`).
+//! Nothing points up. `receive` and `deliver` meet only in the ledger; only `ingest` knows the order of the recipe.
+
 pub mod cli;
 pub mod config;
 pub mod deliver;
@@ -9,5 +34,6 @@ pub mod observe;
 pub mod printable;
 pub mod receive;
 pub mod room;
+pub mod send;
 pub mod trust;
 pub mod wire;

@@ -1,8 +1,13 @@
 //! The command line: one file a subcommand.
 
 pub mod check_config;
+pub mod demo;
 pub mod exit;
+pub mod forget_sink;
+pub mod keygen;
+pub mod send;
 pub mod serve;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -18,8 +23,13 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Demo(demo::Args),
     Serve(serve::Args),
     CheckConfig(check_config::Args),
+    Send(send::Args),
+    Verify(verify::Args),
+    Keygen(keygen::Args),
+    ForgetSink(forget_sink::Args),
 }
 
 /// Runs the command line of this process and gives its exit code.
@@ -34,8 +44,13 @@ pub fn run() -> Exit {
     };
     let mut out = std::io::stdout().lock();
     let result = match &cli.command {
+        Command::Demo(args) => demo::run(args, &mut out),
         Command::Serve(args) => serve::run(args),
         Command::CheckConfig(args) => check_config::run(args, &mut out),
+        Command::Send(args) => send::run(args, &mut out),
+        Command::Verify(args) => verify::run(args, &mut out),
+        Command::Keygen(args) => keygen::run(args, &mut out),
+        Command::ForgetSink(args) => forget_sink::run(args, &mut out),
     };
     match result {
         Ok(()) => Exit::Good,

@@ -123,6 +123,9 @@ impl Sink for FileSink {
         let Some(open) = &mut self.open else {
             return Err(writing(io::Error::other("the file is not open")));
         };
+        if self.collected.is_empty() {
+            return Ok(Mark { device: open.device, inode: open.inode, safe: open.safe }.write());
+        }
         let end = open.put(&self.path, &self.collected).map_err(writing)?;
         if let Err(cause) = open.file.sync_data() {
             // The kernel may have dropped the pages, and will not say so twice.

@@ -190,29 +190,30 @@ impl Outbox {
             return Ok(found.map_or(Next::Nothing, |batch| Next::Batch(Arc::clone(batch))));
         }
         drop(state);
-        Ok(self.read(position)?.map_or(Next::Nothing, |batch| Next::Batch(Arc::new(batch))))
+        Ok(read_one(&self.connection, position)?.map_or(Next::Nothing, |batch| Next::Batch(Arc::new(batch))))
     }
+}
 
-    fn read(&self, position: i64) -> rusqlite::Result<Option<Stored>> {
-        let mut find = self.connection.prepare_cached(
-            "SELECT position, source, received_at, packing, key_ids, verdicts, body \
-             FROM batch WHERE position >= ?1 ORDER BY position LIMIT 1",
-        )?;
-        find.query_row([position], |row| {
-            let source: String = row.get(1)?;
-            let key_ids: String = row.get(4)?;
-            let verdicts = row.get_ref(5)?.as_blob()?;
-            Ok(Stored {
-                position: row.get(0)?,
-                source: source.into(),
-                received_at: row.get(2)?,
-                key_ids: serde_json::from_str::<Vec<String>>(&key_ids).unwrap_or_default().into(),
-                verdicts: read_verdicts(verdicts),
-                body: Body::Packed { packing: row.get(3)?, bytes: row.get(6)? },
-            })
+/// The first batch at or behind a position, as the table has it.
+fn read_one(connection: &Connection, position: i64) -> rusqlite::Result<Option<Stored>> {
+    let mut find = connection.prepare_cached(
+        "SELECT position, source, received_at, packing, key_ids, verdicts, body \
+         FROM batch WHERE position >= ?1 ORDER BY position LIMIT 1",
+    )?;
+    find.query_row([position], |row| {
+        let source: String = row.get(1)?;
+        let key_ids: String = row.get(4)?;
+        let verdicts = row.get_ref(5)?.as_blob()?;
+        Ok(Stored {
+            position: row.get(0)?,
+            source: source.into(),
+            received_at: row.get(2)?,
+            key_ids: serde_json::from_str::<Vec<String>>(&key_ids).unwrap_or_default().into(),
+            verdicts: read_verdicts(verdicts),
+            body: Body::Packed { packing: row.get(3)?, bytes: row.get(6)? },
         })
-        .optional()
-    }
+    })
+    .optional()
 }
 
 /// What a batch adds to the gauges.
@@ -306,10 +307,22 @@ pub(super) fn pending(
     position: Position,
 ) -> rusqlite::Result<Pending> {
     let mut pending = Pending::default();
+    // Of a batch that is partly delivered, the lines have to be looked at.
+    let from = if position.line == 0 {
+        position.batch
+    } else {
+        if let Some(batch) =
+            read_one(connection, position.batch)?.filter(|batch| batch.position == position.batch)
+        {
+            pending.events = batch.wanted(subscription, position.line).count() as u64;
+            pending.oldest = (pending.events > 0).then_some(batch.received_at);
+        }
+        position.batch + 1
+    };
     let mut find = connection.prepare_cached(
         "SELECT source, verified, unverified, quarantined, received_at FROM batch WHERE position >= ?1",
     )?;
-    let mut rows = find.query([position.batch])?;
+    let mut rows = find.query([from])?;
     while let Some(row) = rows.next()? {
         let source: String = row.get(0)?;
         for (column, stream) in Stream::ALL.into_iter().enumerate() {

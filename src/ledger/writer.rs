@@ -264,12 +264,15 @@ impl Writer {
 /// The disk cannot be trusted.
 struct Lost(String);
 
-/// What a transaction wrote: for each batch the verdicts of its new lines, and its row.
+/// What a transaction wrote.
 struct Written {
-    batches: Vec<(Vec<Option<Verdict>>, Option<(i64, Weight)>)>,
+    batches: Vec<WrittenBatch>,
     forgotten: Weight,
     reached: i64,
 }
+
+/// A batch's verdicts, none for a duplicate, and its row, if it needed one.
+type WrittenBatch = (Vec<Option<Verdict>>, Option<(i64, Weight)>);
 
 fn receipt(verdicts: &[Option<Verdict>]) -> Receipt {
     let mut receipt = Receipt { accepted: 0, duplicates: 0, rejected: Default::default() };
@@ -338,7 +341,7 @@ impl Gauges {
     }
 
     fn delivered(&self, sink: &str, delivered: Delivered) {
-        if let Some(pending) = self.pending().get_mut(sink) {
+        if let Some(pending) = self.pending().get_mut(sink).filter(|_| delivered.events > 0) {
             pending.events = pending.events.saturating_sub(delivered.events);
             pending.oldest = (pending.events > 0).then_some(delivered.received_at);
         }

@@ -37,8 +37,8 @@ pub enum Format {
 pub enum LoggingError {
     /// The operator's: the level cannot be read.
     #[error(
-        "{0:?} in the log level is neither off, error, warn, info, debug or trace nor a part of the program \
-         with one of these: write for example \"info\" or \"info,auditgate::receive=debug\""
+        "`{0}` is no log level; write off, error, warn, info, debug or trace, or a part of the program with one \
+         of these, as in \"info,auditgate::receive=debug\""
     )]
     Directive(String),
     /// Ours: a process has one log.
@@ -66,12 +66,12 @@ pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingEr
     Ok(handle)
 }
 
-/// Whether a level is one that [`start`] takes.
-///
-/// # Errors
-/// [`LoggingError::Directive`] for an unreadable level.
-pub fn check(level_directives: &str) -> Result<(), LoggingError> {
-    parse_levels(level_directives).map(|_| ())
+/// The first part of a level that [`start`] would refuse.
+pub fn wrong_directive(level_directives: &str) -> Option<String> {
+    match parse_levels(level_directives) {
+        Err(LoggingError::Directive(directive)) => Some(directive),
+        _ => None,
+    }
 }
 
 /// Changes the level of a log that runs.

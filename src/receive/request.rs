@@ -21,10 +21,13 @@ use crate::room::{Reservation, Room};
 pub struct Route {
     /// Where its lines come from.
     pub source: Arc<Source>,
-    /// Compares an `Authorization` header with every configured one, in a time that does not depend on where
-    /// they differ.
-    pub authorises: Box<dyn Fn(&[u8]) -> bool + Send + Sync>,
+    /// Who they are known by.
+    pub authorises: Authorise,
 }
+
+/// Tells whether an `Authorization` header is one of those configured, in a time that does not depend on where
+/// they differ.
+pub type Authorise = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// What the edge hears about each request.
 pub trait Observer: Send + Sync {
@@ -240,7 +243,7 @@ fn log(source: &str, refusal: &Refusal, now: i64) {
             );
         }
         refusal => {
-            tracing::warn!(source, status, reason = ?refusal, "a batch was refused; it may be sent again")
+            tracing::warn!(source, status, reason = ?refusal, "a batch was refused; it may be sent again");
         }
     }
 }

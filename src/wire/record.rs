@@ -124,17 +124,19 @@ pub struct Saved<'a> {
 #[derive(Debug)]
 pub struct Claims<'a> {
     format: Cow<'a, str>,
+    verified: bool,
     ambiguous: Vec<Cow<'a, str>>,
     event: &'a str,
 }
 
 impl Claims<'_> {
-    /// Whether the raw line says what the record says.
+    /// Whether a raw line that is verified says what the record says.
     pub fn hold_for(&self, line: &Line<'_>) -> bool {
         let event = line.event();
         let mut written = Vec::with_capacity(self.event.len());
         write_event(&mut written, &event);
-        self.format == line.format().as_str()
+        self.verified
+            && self.format == line.format().as_str()
             && self.ambiguous.iter().eq(event.ambiguous())
             && self.event.as_bytes() == written
     }
@@ -154,6 +156,7 @@ pub fn read(line: &[u8]) -> Option<Saved<'_>> {
         key_id: Option<Cow<'a, str>>,
         #[serde(borrow)]
         format: Option<Cow<'a, str>>,
+        verified: Option<bool>,
         #[serde(borrow, default)]
         ambiguous: Vec<Cow<'a, str>>,
         #[serde(borrow)]
@@ -170,9 +173,9 @@ pub fn read(line: &[u8]) -> Option<Saved<'_>> {
         (None, Some(text)) => Cow::Owned(STANDARD.decode(text.as_bytes()).ok()?),
         _ => return None,
     };
-    let claims = match (members.format, members.event) {
-        (Some(format), Some(event)) => {
-            Some(Claims { format, ambiguous: members.ambiguous, event: event.get() })
+    let claims = match (members.format, members.verified, members.event) {
+        (Some(format), Some(verified), Some(event)) => {
+            Some(Claims { format, verified, ambiguous: members.ambiguous, event: event.get() })
         }
         _ => None,
     };

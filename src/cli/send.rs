@@ -1,0 +1,979 @@
+//! `auditgate send`: events from files, from standard input or made up, to a receiver.
+//!
+//! A thread of its own reads, formats and signs; the runtime batches, posts and reports, so that a lingering
+//! batch leaves on time while standard input is silent.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytesize::ByteSize;
+use ed25519_dalek::SigningKey;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+use zeroize::Zeroizing;
+
+use super::exit::Failure;
+use crate::net::{Endpoint, HeaderValue};
+use crate::printable::printable;
+use crate::send::{
+    BatchLimits, Delivered, Options, Report, Retry, SendError, Sender, Summary, line, read_key, sample,
+};
+use crate::wire::event::Format;
+use crate::wire::line::Line;
+use crate::wire::record;
+
+/// The variable that holds the `Authorization` value when no argument does.
+const AUTHORIZATION_VARIABLE: &str = "AUDITGATE_AUTHORIZATION";
+/// An `Authorization` value is a token; a longer file is something else.
+const MAX_AUTHORIZATION_BYTES: u64 = 64 * 1024;
+/// How many lines wait between the reading thread and the sender.
+const READ_AHEAD: usize = 64;
+
+/// Sends events to a receiver, signed, batched and compressed as Kong Konnect does it.
+///
+/// A batch that gets no answer, a 429 or a 500 is sent again after 1 s, 2 s and so on, or when the receiver
+/// says. One line is printed for each batch, and a summary at the end.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Files with one event a line; `-`, the default, is standard input
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// Where to post: https, or http on loopback
+    #[arg(long, value_name = "URL")]
+    pub to: String,
+
+    /// The key to sign with: an Ed25519 key in PKCS#8 PEM, as `auditgate keygen` writes it
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+
+    /// Send events without a signature
+    #[arg(long)]
+    pub unsigned: bool,
+
+    /// Make up so many sample events instead of reading any
+    #[arg(long, value_name = "N")]
+    pub generate: Option<u64>,
+
+    /// Make up the same sample events each time, apart from their times
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// How events are spelled: cef, json or cps [default: as they came; cef for sample events]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+
+    /// What the files hold
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = InputFormat::Events)]
+    pub input_format: InputFormat,
+
+    /// A file with the value of the Authorization header, such as `Bearer abc`
+    #[arg(long, value_name = "FILE")]
+    pub authorization_file: Option<PathBuf>,
+
+    /// The value of the Authorization header; other users can see it among the processes, so prefer the file
+    /// or the variable AUDITGATE_AUTHORIZATION
+    #[arg(long, value_name = "VALUE", value_parser = authorization_value)]
+    pub authorization: Option<HeaderValue>,
+
+    /// A PEM file with the certificate authorities to trust instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// The most events in one batch
+    #[arg(long, value_name = "N", default_value = "500")]
+    pub batch_events: NonZeroUsize,
+
+    /// The most bytes in one batch, before compression
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1MiB")]
+    pub batch_bytes: NonZeroUsize,
+
+    /// How long an event waits for others to share its batch
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "1s")]
+    pub linger: Duration,
+
+    /// How many batches are under way at a time; with more than one their order is not kept
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub connections: NonZeroUsize,
+
+    /// How often a batch is sent again
+    #[arg(long, value_name = "N", default_value_t = Retry::default().retries)]
+    pub retries: u32,
+
+    /// How long one post may take
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "30s")]
+    pub timeout: Duration,
+
+    /// Print nothing on standard output
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// What the input lines are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum InputFormat {
+    /// Events in CEF, JSON or CPS, each signed anew
+    Events,
+    /// Lines that are sent as they are
+    Raw,
+    /// Lines of a quarantine file, whose `raw` is sent as it is
+    Quarantine,
+}
+
+/// Sends everything, and says on `out` what became of each batch. Input lines that cannot be sent are named
+/// on standard error, and the others still go out.
+///
+/// # Errors
+/// A batch that was not delivered or a bad input line (exit code 1), arguments that make no sense together
+/// (2), a file that cannot be read (74), an unusable key, certificate authority or authorization (78).
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut complaints = io::stderr();
+    let console = Console { stdin: Box::new(io::stdin()), out, complaints: &mut complaints };
+    send(args, &|name| std::env::var_os(name), console)
+}
+
+/// Where a run reads and writes, so that tests can take the places.
+struct Console<'a> {
+    stdin: Box<dyn Read + Send>,
+    out: &'a mut dyn Write,
+    complaints: &'a mut dyn Write,
+}
+
+fn send(
+    args: &Args,
+    environment: &dyn Fn(&str) -> Option<OsString>,
+    console: Console<'_>,
+) -> Result<(), Failure> {
+    let treatment = treatment(args)?;
+    let endpoint = Endpoint::parse(&args.to).map_err(|error| Failure::usage(format!("--to: {error}")))?;
+    let (settled, reports) = mpsc::unbounded_channel();
+    let options = Options {
+        authorization: authorization(args, environment)?,
+        ca: args.ca.clone(),
+        batch: BatchLimits {
+            events: args.batch_events.get(),
+            bytes: args.batch_bytes.get(),
+            linger: args.linger,
+        },
+        retry: Retry { retries: args.retries, ..Retry::default() },
+        connections: args.connections,
+        timeout: args.timeout,
+        observer: Some(Box::new(move |report| {
+            // Nobody listens any more only when the run has failed already.
+            let _ = settled.send(shown(report));
+        })),
+        ..Options::new(endpoint)
+    };
+    let Console { stdin, out, complaints } = console;
+    let input = Input::open(args, stdin)?;
+    let longest = longest_input_line(args.batch_bytes.get());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io(format!("cannot start the runtime: {error}")))?;
+    let out: Option<&mut dyn Write> = if args.quiet { None } else { Some(out) };
+    runtime.block_on(async move {
+        let sender = Sender::new(options).map_err(|error| match error {
+            SendError::Tls(error) => Failure::config(error),
+            error => Failure::bug(error),
+        })?;
+        let (feed, fed) = mpsc::channel(READ_AHEAD);
+        // Not joined: it ends with its input, or when nobody takes its lines any more, and a read from a
+        // silent terminal cannot be interrupted.
+        std::thread::Builder::new()
+            .name("input".to_owned())
+            .spawn(move || input.read(&treatment, longest, &feed))
+            .map_err(|error| Failure::io(format!("cannot start a thread for the input: {error}")))?;
+        Run { out, complaints, unwritable: None, bad_lines: 0, unreadable: None }
+            .go(sender, fed, reports)
+            .await
+    })
+}
+
+/// How an input line becomes a line to send.
+enum Treatment {
+    Events { format: Option<Format>, key: Option<SigningKey> },
+    Raw,
+    Quarantine,
+}
+
+fn treatment(args: &Args) -> Result<Treatment, Failure> {
+    if args.generate.is_some() && !args.files.is_empty() {
+        return Err(Failure::usage(
+            "--generate makes events up instead of reading FILE: leave one of them out",
+        ));
+    }
+    if args.seed.is_some() && args.generate.is_none() {
+        return Err(Failure::usage("--seed is for sample events only: add --generate N or leave it out"));
+    }
+    if args.authorization.is_some() && args.authorization_file.is_some() {
+        return Err(Failure::usage(
+            "--authorization and --authorization-file exclude each other: leave one out",
+        ));
+    }
+    let treatment = match args.input_format {
+        InputFormat::Events => {
+            let key = match (&args.key, args.unsigned) {
+                (Some(path), false) => Some(read_key(path).map_err(Failure::config)?),
+                (None, true) => None,
+                (Some(_), true) => {
+                    return Err(Failure::usage("--key and --unsigned exclude each other: leave one out"));
+                }
+                (None, false) => {
+                    return Err(Failure::usage("there is no key to sign with: add --key FILE or --unsigned"));
+                }
+            };
+            return Ok(Treatment::Events { format: args.format, key });
+        }
+        InputFormat::Raw => Treatment::Raw,
+        InputFormat::Quarantine => Treatment::Quarantine,
+    };
+    if args.generate.is_some() || args.key.is_some() || args.unsigned || args.format.is_some() {
+        return Err(Failure::usage(
+            "raw and quarantine lines are sent as they are: leave out --generate, --key, --unsigned and --format",
+        ));
+    }
+    Ok(treatment)
+}
+
+/// The value from the argument, the file or the variable, in this order.
+fn authorization(
+    args: &Args,
+    environment: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Option<HeaderValue>, Failure> {
+    if let Some(value) = &args.authorization {
+        return Ok(Some(value.clone()));
+    }
+    let (text, origin) = if let Some(path) = &args.authorization_file {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            Failure::config(format!("cannot read the authorization from {}: {error}", display(path)))
+        };
+        let mut text = Zeroizing::new(String::new());
+        let file = File::open(path).map_err(|error| unreadable(&error))?;
+        file.take(MAX_AUTHORIZATION_BYTES).read_to_string(&mut text).map_err(|error| unreadable(&error))?;
+        (text, display(path))
+    } else if let Some(value) = environment(AUTHORIZATION_VARIABLE) {
+        let text = value.into_string().map_err(|_| {
+            Failure::config(format!("the variable {AUTHORIZATION_VARIABLE} is no text (UTF-8)"))
+        })?;
+        (Zeroizing::new(text), format!("the variable {AUTHORIZATION_VARIABLE}"))
+    } else {
+        return Ok(None);
+    };
+    authorization_value(text.trim())
+        .map(Some)
+        .map_err(|problem| Failure::config(format!("the authorization in {origin} {problem}")))
+}
+
+fn authorization_value(text: &str) -> Result<HeaderValue, &'static str> {
+    if text.is_empty() {
+        return Err("is empty");
+    }
+    let mut value = HeaderValue::from_bytes(text.as_bytes())
+        .map_err(|_| "holds a control character, which no HTTP header can carry")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn size(text: &str) -> Result<NonZeroUsize, &'static str> {
+    const NOTATION: &str = "write a number and one of B, KiB, MiB, GiB, such as 1MiB";
+    let unit = text.trim_start_matches(|character: char| character.is_ascii_digit() || character == '.');
+    if !["", "B", "KiB", "MiB", "GiB"].contains(&unit) {
+        return Err(NOTATION);
+    }
+    let bytes = text.parse::<ByteSize>().map_err(|_| NOTATION)?.as_u64();
+    usize::try_from(bytes).ok().and_then(NonZeroUsize::new).ok_or(NOTATION)
+}
+
+/// A record of a line spells some bytes in six, and has some members around it.
+fn longest_input_line(batch_bytes: usize) -> usize {
+    batch_bytes.saturating_mul(6).saturating_add(64 * 1024)
+}
+
+/// Where the lines come from. Everything is open, so that a missing file stops the run before its first post.
+enum Input {
+    Files(Vec<(String, Box<dyn Read + Send>)>),
+    Samples { count: u64, seed: Option<u64> },
+}
+
+/// What the reading thread hands over.
+enum Fed {
+    /// A line to send, and where it stands.
+    Line { line: Vec<u8>, origin: Origin },
+    /// A line that cannot be sent, and why.
+    Bad { origin: Origin, problem: String },
+    /// A file that cannot be read on.
+    Unreadable(String),
+}
+
+/// Where a line stands.
+#[derive(Clone)]
+struct Origin {
+    file: std::sync::Arc<str>,
+    line: u64,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, line {}", self.file, self.line)
+    }
+}
+
+/// Nobody takes lines any more.
+struct Hangup;
+
+impl Input {
+    fn open(args: &Args, stdin: Box<dyn Read + Send>) -> Result<Self, Failure> {
+        if let Some(count) = args.generate {
+            return Ok(Self::Samples { count, seed: args.seed });
+        }
+        let mut stdin = Some(stdin);
+        let dash = [PathBuf::from("-")];
+        let paths = if args.files.is_empty() { &dash[..] } else { &args.files[..] };
+        let mut files: Vec<(String, Box<dyn Read + Send>)> = Vec::new();
+        for path in paths {
+            if path.as_os_str() == "-" {
+                let stdin =
+                    stdin.take().ok_or_else(|| Failure::usage("standard input (-) is named twice"))?;
+                files.push(("standard input".to_owned(), stdin));
+            } else {
+                let unreadable = |problem: &dyn std::fmt::Display| {
+                    Failure::io(format!("cannot read {}: {problem}", display(path)))
+                };
+                let file = File::open(path).map_err(|error| unreadable(&error))?;
+                if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                    return Err(unreadable(&"it is a directory"));
+                }
+                files.push((display(path), Box::new(file)));
+            }
+        }
+        Ok(Self::Files(files))
+    }
+
+    fn read(self, treatment: &Treatment, longest: usize, feed: &mpsc::Sender<Fed>) {
+        // A hang-up needs no report: whoever hung up knows why.
+        let _ = match self {
+            Self::Samples { count, seed } => generate(count, seed, treatment, feed),
+            Self::Files(files) => files
+                .into_iter()
+                .try_for_each(|(name, file)| read_file(&name, file, treatment, longest, feed)),
+        };
+    }
+}
+
+fn generate(
+    count: u64,
+    seed: Option<u64>,
+    treatment: &Treatment,
+    feed: &mpsc::Sender<Fed>,
+) -> Result<(), Hangup> {
+    let rng = seed.map_or_else(rand::make_rng, StdRng::seed_from_u64);
+    let mut samples = sample::Samples::new(rng, now);
+    let (format, key) = match treatment {
+        Treatment::Events { format, key } => (format.unwrap_or(Format::Cef), key.as_ref()),
+        Treatment::Raw | Treatment::Quarantine => return Ok(()),
+    };
+    let file = std::sync::Arc::from("sample events");
+    for number in 1..=count {
+        let Some(event) = samples.next() else { break };
+        let origin = Origin { file: std::sync::Arc::clone(&file), line: number };
+        give(feed, origin, line(format, &event, key).map_err(|error| error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn read_file(
+    name: &str,
+    file: Box<dyn Read + Send>,
+    treatment: &Treatment,
+    longest: usize,
+    feed: &mpsc::Sender<Fed>,
+) -> Result<(), Hangup> {
+    let mut lines = Lines { reader: BufReader::with_capacity(64 * 1024, file), longest, buffer: Vec::new() };
+    let name: std::sync::Arc<str> = std::sync::Arc::from(name);
+    for number in 1.. {
+        let origin = Origin { file: std::sync::Arc::clone(&name), line: number };
+        let treated = match lines.next() {
+            Ok(None) => break,
+            Ok(Some(Ok(text))) if crate::wire::batch::lines(text).next().is_none() => continue,
+            Ok(Some(Ok(text))) => treatment.apply(text),
+            Ok(Some(Err(TooLong))) => Err(format!("it is longer than {longest} bytes")),
+            Err(error) => {
+                let problem = format!("cannot read {name} beyond line {}: {error}", number - 1);
+                return feed.blocking_send(Fed::Unreadable(problem)).map_err(|_| Hangup);
+            }
+        };
+        give(feed, origin, treated)?;
+    }
+    Ok(())
+}
+
+fn give(feed: &mpsc::Sender<Fed>, origin: Origin, treated: Result<Vec<u8>, String>) -> Result<(), Hangup> {
+    let fed = match treated {
+        Ok(line) => Fed::Line { line, origin },
+        Err(problem) => Fed::Bad { origin, problem },
+    };
+    feed.blocking_send(fed).map_err(|_| Hangup)
+}
+
+impl Treatment {
+    /// The line to send for an input line, or what is wrong with it.
+    fn apply(&self, text: &[u8]) -> Result<Vec<u8>, String> {
+        match self {
+            Self::Raw => Ok(text.to_vec()),
+            Self::Quarantine => {
+                let saved = record::read(text).filter(|saved| saved.reason.is_some());
+                let saved =
+                    saved.ok_or("it is no quarantine record; for other lines use --input-format raw")?;
+                // An undecodable body is kept as a whole.
+                if saved.raw.contains(&b'\n') {
+                    return Err(
+                        "its raw bytes hold line feeds, so that they cannot be sent as one line".to_owned()
+                    );
+                }
+                Ok(saved.raw.into_owned())
+            }
+            Self::Events { format, key } => {
+                let parsed = Line::parse(text).map_err(|malformed| malformed.to_string())?;
+                let mut event = parsed.event();
+                let format = format.unwrap_or(parsed.format());
+                // A CEF line says itself whether it has a class; the other formats may lack the whole header.
+                if format == Format::Cef {
+                    sample::complete(&mut event, now());
+                }
+                line(format, &event, key.as_ref()).map_err(|error| error.to_string())
+            }
+        }
+    }
+}
+
+/// Lines of bounded length, without `\n` or `\r\n`.
+struct Lines {
+    reader: BufReader<Box<dyn Read + Send>>,
+    longest: usize,
+    buffer: Vec<u8>,
+}
+
+/// A line is longer than allowed; it has been read over.
+struct TooLong;
+
+impl Lines {
+    /// None at the end.
+    fn next(&mut self) -> io::Result<Option<Result<&[u8], TooLong>>> {
+        self.buffer.clear();
+        let limit = u64::try_from(self.longest).unwrap_or(u64::MAX).saturating_add(2);
+        if self.reader.by_ref().take(limit).read_until(b'\n', &mut self.buffer)? == 0 {
+            return Ok(None);
+        }
+        let whole = self.buffer.ends_with(b"\n");
+        let text = self.buffer.strip_suffix(b"\n").unwrap_or(&self.buffer);
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        if text.len() <= self.longest {
+            return Ok(Some(Ok(text)));
+        }
+        if !whole {
+            self.reader.skip_until(b'\n')?;
+        }
+        Ok(Some(Err(TooLong)))
+    }
+}
+
+/// A run under way: hands lines to the sender and prints what comes back.
+struct Run<'a> {
+    out: Option<&'a mut dyn Write>,
+    complaints: &'a mut dyn Write,
+    /// What kept standard output from being written; the events matter more, so the run goes on.
+    unwritable: Option<io::Error>,
+    bad_lines: u64,
+    unreadable: Option<String>,
+}
+
+impl Run<'_> {
+    async fn go(
+        mut self,
+        sender: Sender,
+        mut fed: mpsc::Receiver<Fed>,
+        mut reports: mpsc::UnboundedReceiver<String>,
+    ) -> Result<(), Failure> {
+        loop {
+            tokio::select! {
+                Some(report) = reports.recv() => self.print(&report),
+                next = fed.recv() => match next {
+                    Some(Fed::Line { line, origin }) => match sender.send_line(line).await {
+                        Ok(()) => {}
+                        Err(SendError::Line(problem)) => self.complain(&origin, &problem.to_string()),
+                        Err(error) => return Err(Failure::bug(error)),
+                    },
+                    Some(Fed::Bad { origin, problem }) => self.complain(&origin, &problem),
+                    Some(Fed::Unreadable(problem)) => {
+                        self.unreadable = Some(problem);
+                        break;
+                    }
+                    None => break,
+                },
+            }
+        }
+        // The reports that settle while closing would otherwise be printed all at once.
+        let closing = sender.close();
+        tokio::pin!(closing);
+        let summary = loop {
+            tokio::select! {
+                biased;
+                Some(report) = reports.recv() => self.print(&report),
+                summary = &mut closing => break summary.map_err(Failure::bug)?,
+            }
+        };
+        while let Ok(report) = reports.try_recv() {
+            self.print(&report);
+        }
+        self.print(&shown_summary(&summary));
+        self.end(&summary)
+    }
+
+    fn print(&mut self, text: &str) {
+        if self.unwritable.is_none()
+            && let Some(out) = &mut self.out
+        {
+            self.unwritable = writeln!(out, "{text}").and_then(|()| out.flush()).err();
+        }
+    }
+
+    fn complain(&mut self, origin: &Origin, problem: &str) {
+        self.bad_lines += 1;
+        // When standard error is gone too, the exit code and the count at the end still tell.
+        let _ = writeln!(self.complaints, "{origin}: cannot be sent: {}", printable(problem));
+    }
+
+    fn end(self, summary: &Summary) -> Result<(), Failure> {
+        let mut problems = Vec::new();
+        if let Some(first) = summary.failed.first() {
+            problems.push(format!(
+                "{} in {} of {} could not be delivered, the first because {}",
+                count(summary.events - summary.delivered, "event"),
+                summary.failed.len(),
+                count(summary.batches, "batch"),
+                first.error
+            ));
+        }
+        if self.bad_lines > 0 {
+            problems.push(format!("{} could not be sent", count(self.bad_lines, "input line")));
+        }
+        if let Some(problem) = self.unreadable {
+            problems.insert(0, format!("{problem}; the lines before it were handed to the sender"));
+            return Err(Failure::io(problems.join("; ")));
+        }
+        if !problems.is_empty() {
+            return Err(Failure::finding(problems.join("; ")));
+        }
+        match self.unwritable {
+            Some(error) => Err(Failure::io(format!(
+                "everything was delivered, but standard output cannot be written: {error}"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn shown(report: &Report) -> String {
+    let Report { number, events, attempts, .. } = report;
+    let events = count(*events, "event");
+    match &report.result {
+        Ok(Delivered { status, receipt: Some(receipt) }) => format!(
+            "batch {number}: {events}, {status}, accepted {}, duplicates {}, quarantined {}",
+            receipt.accepted, receipt.duplicates, receipt.quarantined
+        ),
+        Ok(Delivered { status, receipt: None }) => format!("batch {number}: {events}, {status}, no receipt"),
+        Err(error) => {
+            format!("batch {number}: {events}, not delivered, {}: {error}", count(*attempts, "attempt"))
+        }
+    }
+}
+
+fn shown_summary(summary: &Summary) -> String {
+    let mut text = format!(
+        "{} in {}: accepted {}, duplicates {}, quarantined {}",
+        count(summary.events, "event"),
+        count(summary.batches, "batch"),
+        summary.receipts.accepted,
+        summary.receipts.duplicates,
+        summary.receipts.quarantined
+    );
+    if summary.without_receipt > 0 {
+        text.push_str(&format!(", without a receipt {}", summary.without_receipt));
+    }
+    if summary.events > summary.delivered {
+        text.push_str(&format!(", not delivered {}", summary.events - summary.delivered));
+    }
+    text
+}
+
+fn count(number: impl TryInto<u64>, noun: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    let plural = match (number, noun) {
+        (1, _) => Cow::Borrowed(noun),
+        (_, "batch") => Cow::Borrowed("batches"),
+        _ => Cow::Owned(format!("{noun}s")),
+    };
+    format!("{number} {plural}")
+}
+
+fn display(path: &Path) -> String {
+    printable(&path.to_string_lossy()).into_owned()
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use ed25519_dalek::pkcs8::EncodePrivateKey;
+    use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+
+    use super::super::exit::Exit;
+    use super::*;
+    use crate::send::receiver::{Answer, Receiver};
+    use crate::wire::event::Reason;
+    use crate::wire::signature;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// What a run left behind.
+    struct Ran {
+        result: Result<(), Failure>,
+        out: String,
+        complaints: String,
+    }
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        receiver: Receiver,
+        stdin: Vec<u8>,
+        variable: Option<&'static str>,
+    }
+
+    impl Bench {
+        fn new(script: impl Into<Vec<Answer>>) -> Self {
+            let bench = Self {
+                dir: tempfile::tempdir().unwrap(),
+                receiver: Receiver::start(script),
+                stdin: Vec::new(),
+                variable: None,
+            };
+            let pem = key().to_pkcs8_pem(LineEnding::LF).unwrap();
+            bench.file("key.pem", pem.as_bytes());
+            bench
+        }
+
+        fn file(&self, name: &str, bytes: &[u8]) -> String {
+            let path = self.dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path.to_str().unwrap().to_owned()
+        }
+
+        fn path(&self, name: &str) -> String {
+            self.dir.path().join(name).to_str().unwrap().to_owned()
+        }
+
+        fn run(&self, args: &[&str]) -> Ran {
+            let to = self.receiver.endpoint().to_string();
+            let all = [&["send", "--to", &to, "--linger", "1h"], args].concat();
+            let args = Command::try_parse_from(all).unwrap_or_else(|error| panic!("{error}")).args;
+            let (mut out, mut complaints) = (Vec::new(), Vec::new());
+            let console = Console {
+                stdin: Box::new(io::Cursor::new(self.stdin.clone())),
+                out: &mut out,
+                complaints: &mut complaints,
+            };
+            let environment = |name: &str| {
+                assert_eq!(name, AUTHORIZATION_VARIABLE);
+                self.variable.map(OsString::from)
+            };
+            let result = send(&args, &environment, console);
+            let text = |bytes| String::from_utf8(bytes).unwrap();
+            Ran { result, out: text(out), complaints: text(complaints) }
+        }
+
+        fn lines(&self) -> Vec<String> {
+            self.receiver.requests().iter().flat_map(crate::send::receiver::Request::lines).collect()
+        }
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[9; 32])
+    }
+
+    fn verifies(line: &str) -> bool {
+        let parsed = Line::parse(line.as_bytes()).unwrap();
+        let Some(signed) = parsed.signed() else { return false };
+        let signature = ed25519_dalek::Signature::from_bytes(&signature::decode(signed.value).unwrap());
+        key().verifying_key().verify_strict(&signed.first.message(), &signature).is_ok()
+    }
+
+    const CEF: &str = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|konnect|Authz.usage|1|rt=1684454619000 src=::1 action=list granted=true org_id=o principal_id=p user_agent=a b trace_id=1 sig=old";
+    const JSON: &str = r#"{"name":"Ingress","rt":1684454619000,"sig":"old","trace_id":18446744073709551616,"user_agent":"x"}"#;
+    const CPS: &str = r#"{"event":{"name":"Ingress","rt":"1684454619000","trace_id":"2"}}"#;
+
+    #[test]
+    fn generated_events_are_signed_and_receipts_printed() {
+        let bench = Bench::new([Answer::receipt(3, 1, 0), Answer::receipt(1, 0, 0)]);
+        let key = bench.path("key.pem");
+        let ran = bench.run(&["--key", &key, "--generate", "5", "--seed", "1", "--batch-events", "4"]);
+        ran.result.unwrap();
+        assert_eq!(
+            ran.out,
+            "batch 1: 4 events, 200, accepted 3, duplicates 1, quarantined 0\n\
+             batch 2: 1 event, 200, accepted 1, duplicates 0, quarantined 0\n\
+             5 events in 2 batches: accepted 4, duplicates 1, quarantined 0\n"
+        );
+        assert_eq!(ran.complaints, "");
+        let lines = bench.lines();
+        assert_eq!(lines.len(), 5);
+        assert!(lines.iter().all(|line| line.contains(" CEF:0|KongInc|Konnect|") && verifies(line)));
+    }
+
+    #[test]
+    fn events_keep_their_format_and_get_a_new_signature() {
+        let mut bench = Bench::new([Answer::receipt(3, 0, 0)]);
+        bench.stdin = format!("{CEF}\r\n\n{JSON}\n{CPS}").into_bytes();
+        bench.run(&["--key", &bench.path("key.pem"), "--quiet"]).result.unwrap();
+        let lines = bench.lines();
+        let formats: Vec<Format> =
+            lines.iter().map(|line| Line::parse(line.as_bytes()).unwrap().format()).collect();
+        assert_eq!(formats, Format::ALL);
+        assert!(lines.iter().all(|line| verifies(line) && !line.contains("old")));
+        assert!(lines[1].contains("\"18446744073709551616\""), "{}", lines[1]);
+    }
+
+    #[test]
+    fn events_are_converted_and_what_a_header_needs_is_filled_in() {
+        let bench = Bench::new([Answer::receipt(2, 0, 0)]);
+        let file = bench.file("events", format!("{JSON}\n{CPS}\n").as_bytes());
+        bench.run(&["--unsigned", "--format", "cef", &file]).result.unwrap();
+        assert_eq!(
+            bench.lines(),
+            [
+                "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|Ingress|1|rt=1684454619000 user_agent=x trace_id=18446744073709551616",
+                "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|Ingress|1|rt=1684454619000 trace_id=2",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_bad_line_is_named_and_costs_the_others_nothing() {
+        let bench = Bench::new([Answer::receipt(2, 0, 0)]);
+        let long = format!("{{\"a\":\"{}\"}}", "x".repeat(1000));
+        let longer = "y".repeat(80_000);
+        let text = format!("{JSON}\n\nno event\x1b\n{{\"a\":1,\"a\":2}}\n{long}\n{longer}\n{CPS}\n");
+        let file = bench.file("events", text.as_bytes());
+        let ran = bench.run(&["--unsigned", "--batch-bytes", "1000B", &file]);
+        let failure = ran.result.unwrap_err();
+        assert_eq!(
+            (failure.exit, failure.message.as_str()),
+            (Exit::Finding, "4 input lines could not be sent")
+        );
+        assert_eq!(bench.lines().len(), 2);
+        let said: Vec<&str> = ran.complaints.lines().collect();
+        assert_eq!(said.len(), 4, "{}", ran.complaints);
+        for (said, what) in said.iter().zip([
+            "events, line 3: cannot be sent: neither a JSON object nor a CEF header",
+            "events, line 4: cannot be sent: the keys a are ambiguous",
+            "events, line 5: cannot be sent: its 1009 bytes do not fit into a batch of at most 1000",
+            "events, line 6: cannot be sent: it is longer than 71536 bytes",
+        ]) {
+            assert!(said.contains(what), "{said}");
+        }
+    }
+
+    #[test]
+    fn raw_lines_go_as_they_are() {
+        let bench = Bench::new([Answer::new(202, "", "")]);
+        let file = bench.file("raw", b"no event\r\n \n{} \r\r\n");
+        let ran = bench.run(&["--input-format", "raw", &file]);
+        ran.result.unwrap();
+        assert_eq!(bench.lines(), ["no event", "{} \r"]);
+        assert_eq!(
+            ran.out,
+            "batch 1: 2 events, 202, no receipt\n\
+             2 events in 1 batch: accepted 0, duplicates 0, quarantined 0, without a receipt 2\n"
+        );
+    }
+
+    #[test]
+    fn quarantined_lines_go_in_again() {
+        let mut bench = Bench::new([Answer::receipt(2, 0, 0)]);
+        let raws: [&[u8]; 3] = [CEF.as_bytes(), b"a\nb", "\u{202e}x\u{1b}".as_bytes()];
+        for raw in raws {
+            let reason = Reason::BadSignature;
+            let record =
+                record::Quarantined { received_at: 0, source: "us", reason, detail: "no key fits", raw };
+            record::write_quarantined(&mut bench.stdin, &record);
+        }
+        bench.stdin.extend_from_slice(JSON.as_bytes());
+        let ran = bench.run(&["--input-format", "quarantine", "-"]);
+        assert_eq!(ran.result.unwrap_err().message, "2 input lines could not be sent");
+        assert_eq!(bench.lines(), [CEF, "\u{202e}x\u{1b}"]);
+        assert!(
+            ran.complaints.contains("standard input, line 2: cannot be sent: its raw bytes hold line feeds")
+        );
+        assert!(
+            ran.complaints.contains("standard input, line 4: cannot be sent: it is no quarantine record")
+        );
+    }
+
+    #[test]
+    fn what_was_not_delivered_is_counted() {
+        let bench = Bench::new([Answer::receipt(2, 0, 0), Answer::new(401, "", "")]);
+        let ran = bench.run(&["--unsigned", "--generate", "5", "--batch-events", "2"]);
+        let failure = ran.result.unwrap_err();
+        let host = bench.receiver.endpoint().authority().to_owned();
+        assert_eq!(failure.exit, Exit::Finding);
+        assert_eq!(
+            failure.message,
+            format!(
+                "3 events in 2 of 3 batches could not be delivered, the first because {host} answered 401: check the authorization"
+            )
+        );
+        assert!(ran.out.contains("batch 2: 2 events, not delivered, 1 attempt: "), "{}", ran.out);
+        assert!(ran.out.ends_with("duplicates 0, quarantined 0, not delivered 3\n"), "{}", ran.out);
+    }
+
+    #[test]
+    fn retries_can_be_turned_off() {
+        let bench = Bench::new([Answer::new(500, "", "")]);
+        let ran = bench.run(&["--unsigned", "--generate", "1", "--retries", "0"]);
+        assert_eq!(ran.result.unwrap_err().exit, Exit::Finding);
+        assert_eq!(bench.receiver.requests().len(), 1);
+    }
+
+    #[test]
+    fn the_authorization_comes_from_one_of_three_places() {
+        let mut bench = Bench::new([Answer::receipt(1, 0, 0)]);
+        bench.variable = Some(" Bearer variable\n");
+        let file = bench.file("token", b"Splunk file \n");
+        for (args, wanted) in [
+            (&["--authorization", "Basic x y"][..], "Basic x y"),
+            (&["--authorization-file", &file], "Splunk file"),
+            (&[], "Bearer variable"),
+        ] {
+            bench.run(&[&["--unsigned", "--generate", "1"], args].concat()).result.unwrap();
+            let head = bench.receiver.requests().last().unwrap().head.clone();
+            assert!(head.contains(&format!("authorization: {wanted}\r\n")), "{head}");
+        }
+        bench.variable = None;
+        bench.run(&["--unsigned", "--generate", "1"]).result.unwrap();
+        assert!(!bench.receiver.requests().last().unwrap().head.contains("authorization"));
+        let args = Command::try_parse_from(["send", "--to", "x", "--authorization", "hunter2"]).unwrap().args;
+        assert!(!format!("{args:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_together_is_refused_before_any_post() {
+        let bench = Bench::new([]);
+        let key = bench.path("key.pem");
+        for args in [
+            &["x"][..],
+            &["--key", &key, "--unsigned"],
+            &["--unsigned", "--generate", "1", "x"],
+            &["--unsigned", "--seed", "1"],
+            &["--input-format", "raw", "--key", &key],
+            &["--input-format", "raw", "--format", "cef"],
+            &["--input-format", "quarantine", "--generate", "1"],
+            &["--unsigned", "--authorization", "a", "--authorization-file", &key],
+            &["--unsigned", "-", "-"],
+        ] {
+            assert_eq!(bench.run(args).result.unwrap_err().exit, Exit::Usage, "{args:?}");
+        }
+        let args =
+            Command::try_parse_from(["send", "--to", "http://example.com/", "--unsigned"]).unwrap().args;
+        let failure = run(&args, &mut Vec::new()).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.message.starts_with("--to: "), "{failure}");
+        for size in ["0", "1MB", "x", "-1", "1 KiB x"] {
+            assert!(super::size(size).is_err(), "{size}");
+        }
+        assert_eq!(super::size("2KiB").map(NonZeroUsize::get), Ok(2048));
+    }
+
+    #[test]
+    fn unusable_files_have_their_exit_codes() {
+        let bench = Bench::new([Answer::receipt(1, 0, 0)]);
+        let (missing, rubbish) = (bench.path("missing"), bench.file("rubbish", b"\x00\n\n"));
+        for (args, exit) in [
+            (&["--key", &missing][..], Exit::Config),
+            (&["--key", &rubbish], Exit::Config),
+            (&["--unsigned", "--authorization-file", &missing], Exit::Config),
+            (&["--unsigned", "--authorization-file", &rubbish], Exit::Config),
+            (&["--unsigned", &missing], Exit::Io),
+            (&["--unsigned", bench.dir.path().to_str().unwrap()], Exit::Io),
+        ] {
+            let failure = bench.run(args).result.unwrap_err();
+            assert_eq!(failure.exit, exit, "{failure}");
+            assert!(failure.message.contains(bench.dir.path().to_str().unwrap()), "{failure}");
+        }
+        let args =
+            Command::try_parse_from(["send", "--to", "https://localhost/", "--unsigned", "--ca", &rubbish]);
+        let failure = run(&args.unwrap().args, &mut Vec::new()).unwrap_err();
+        assert_eq!(failure.exit, Exit::Config, "{failure}");
+        assert!(failure.message.contains("rubbish"), "{failure}");
+        assert_eq!(bench.receiver.requests().len(), 0);
+    }
+
+    #[test]
+    fn a_file_that_breaks_off_is_told_after_what_was_read_is_sent() {
+        struct Breaks(bool);
+        impl Read for Breaks {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if std::mem::replace(&mut self.0, true) {
+                    return Err(io::Error::other("disk on fire"));
+                }
+                buffer[..2].copy_from_slice(b"x\n");
+                Ok(2)
+            }
+        }
+        let bench = Bench::new([Answer::receipt(0, 0, 1)]);
+        let to = bench.receiver.endpoint().to_string();
+        let args = Command::try_parse_from(["send", "--to", &to, "--input-format", "raw"]).unwrap().args;
+        let (mut out, mut complaints) = (Vec::new(), Vec::new());
+        let console = Console { stdin: Box::new(Breaks(false)), out: &mut out, complaints: &mut complaints };
+        let failure = send(&args, &|_| None, console).unwrap_err();
+        assert_eq!(failure.exit, Exit::Io);
+        assert!(failure.message.starts_with("cannot read standard input beyond line 1: disk on fire"));
+        assert_eq!(bench.lines(), ["x"]);
+    }
+
+    #[test]
+    fn a_closed_standard_output_loses_no_event() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let bench = Bench::new([Answer::receipt(1, 0, 0)]);
+        let to = bench.receiver.endpoint().to_string();
+        let all = ["send", "--to", &to, "--unsigned", "--generate", "3", "--batch-events", "1"];
+        let args = Command::try_parse_from(all).unwrap().args;
+        let mut complaints = Vec::new();
+        let console = Console { stdin: Box::new(io::empty()), out: &mut Closed, complaints: &mut complaints };
+        let failure = send(&args, &|_| None, console).unwrap_err();
+        assert_eq!(failure.exit, Exit::Io);
+        assert!(failure.message.starts_with("everything was delivered"), "{failure}");
+        assert_eq!(bench.lines().len(), 3);
+    }
+}

@@ -1,0 +1,163 @@
+//! Lines become batches: so many events, so many bytes, no longer than so long.
+
+use std::time::Duration;
+
+use crate::wire::batch::lines;
+
+/// When a batch is sent: whichever comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// So many events are in it. 500 by default; 0 counts as 1.
+    pub events: usize,
+    /// Another line would make it longer than this many bytes before compression, line terminators
+    /// included. 1 MiB by default. No body that is posted is longer.
+    pub bytes: usize,
+    /// Its first event has waited this long. 1 s by default.
+    pub linger: Duration,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { events: 500, bytes: 1 << 20, linger: Duration::from_secs(1) }
+    }
+}
+
+/// Why bytes cannot travel as one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LineError {
+    /// A line feed would make it two lines.
+    #[error("it holds a line feed, so that it cannot travel as one line")]
+    LineFeed,
+    /// A receiver skips blank lines.
+    #[error("it is blank, so that the receiver would skip it")]
+    Blank,
+    /// It does not fit into any batch.
+    #[error("its {bytes} bytes do not fit into a batch of at most {limit}")]
+    TooLong {
+        /// How long it is, with its terminator.
+        bytes: usize,
+        /// [`BatchLimits::bytes`].
+        limit: usize,
+    },
+}
+
+impl BatchLimits {
+    /// Whether `line` can travel.
+    ///
+    /// # Errors
+    /// See [`LineError`].
+    pub fn admit(&self, line: &[u8]) -> Result<(), LineError> {
+        if line.contains(&b'\n') {
+            return Err(LineError::LineFeed);
+        }
+        if lines(line).next().is_none() {
+            return Err(LineError::Blank);
+        }
+        let bytes = line.len() + terminator(line).len();
+        if bytes > self.bytes { Err(LineError::TooLong { bytes, limit: self.bytes }) } else { Ok(()) }
+    }
+}
+
+/// The batch that is being filled.
+#[derive(Debug, Default)]
+pub(super) struct Collector {
+    body: Vec<u8>,
+    events: usize,
+}
+
+/// A batch that is ready to go.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Batch {
+    /// The lines, each with its terminator.
+    pub(super) body: Vec<u8>,
+    /// How many lines there are.
+    pub(super) events: usize,
+}
+
+impl Collector {
+    /// Whether the batch would keep its limit with this line too. An empty batch takes every admitted line.
+    pub(super) fn fits(&self, line: &[u8], limits: &BatchLimits) -> bool {
+        self.events == 0 || self.body.len() + line.len() + terminator(line).len() <= limits.bytes
+    }
+
+    /// Adds an admitted line that fits.
+    pub(super) fn push(&mut self, line: &[u8]) {
+        self.body.extend_from_slice(line);
+        self.body.extend_from_slice(terminator(line));
+        self.events += 1;
+    }
+
+    /// Whether there is no need to wait for more.
+    pub(super) fn is_full(&self, limits: &BatchLimits) -> bool {
+        self.events >= limits.events || self.body.len() >= limits.bytes
+    }
+
+    /// The batch, and an empty one in its place; none when no line is in it.
+    pub(super) fn take(&mut self) -> Option<Batch> {
+        let Self { body, events } = std::mem::take(self);
+        (events > 0).then_some(Batch { body, events })
+    }
+}
+
+/// A carriage return at the end of a line is its own only when another one belongs to the terminator.
+fn terminator(line: &[u8]) -> &'static [u8] {
+    if line.ends_with(b"\r") { b"\r\n" } else { b"\n" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(events: usize, bytes: usize) -> BatchLimits {
+        BatchLimits { events, bytes, linger: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_batch_ends_with_its_last_event() {
+        let limits = limits(2, 100);
+        let mut collector = Collector::default();
+        assert_eq!(collector.take(), None);
+        collector.push(b"a");
+        assert!(!collector.is_full(&limits));
+        collector.push(b"b");
+        assert!(collector.is_full(&limits));
+        assert_eq!(collector.take(), Some(Batch { body: b"a\nb\n".to_vec(), events: 2 }));
+        assert_eq!(collector.take(), None);
+    }
+
+    #[test]
+    fn a_batch_keeps_its_bytes_to_the_last_one() {
+        let limits = limits(100, 6);
+        let mut collector = Collector::default();
+        collector.push(b"ab");
+        assert!(collector.fits(b"cd", &limits));
+        assert!(!collector.fits(b"cde", &limits));
+        assert!(!collector.fits(b"c\r\r", &limits));
+        collector.push(b"cd");
+        assert!(collector.is_full(&limits));
+        assert!(limits.admit(b"abcde").is_ok());
+        assert_eq!(limits.admit(b"abcdef"), Err(LineError::TooLong { bytes: 7, limit: 6 }));
+        assert_eq!(limits.admit(b"abcd\r"), Err(LineError::TooLong { bytes: 7, limit: 6 }));
+    }
+
+    #[test]
+    fn what_is_no_line_is_refused() {
+        let limits = BatchLimits::default();
+        assert_eq!(limits.admit(b"a\nb"), Err(LineError::LineFeed));
+        for blank in [&b""[..], b" \t", b"\r"] {
+            assert_eq!(limits.admit(blank), Err(LineError::Blank));
+        }
+    }
+
+    #[test]
+    fn lines_arrive_as_they_left() {
+        let sent = [&b"a"[..], b"b\r", b"\xff c ", b"d\r\r"];
+        let mut collector = Collector::default();
+        for line in sent {
+            BatchLimits::default().admit(line).unwrap();
+            collector.push(line);
+        }
+        let batch = collector.take().unwrap();
+        assert_eq!(lines(&batch.body).collect::<Vec<_>>(), sent);
+    }
+}

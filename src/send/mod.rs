@@ -1,0 +1,498 @@
+//! The producer's side of the wire: events are formatted, signed, batched, compressed, posted and posted
+//! again, as Kong Konnect does it.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use auditgate::net::{Endpoint, HeaderValue};
+//! use auditgate::send::{Options, Sender, read_key, sample};
+//!
+//! # async fn produce() -> Result<(), Box<dyn std::error::Error>> {
+//! let endpoint = Endpoint::parse("https://audit.example.com:8443/konnect/us")?;
+//! let sender = Sender::new(Options {
+//!     authorization: Some(HeaderValue::from_static("Bearer abc")),
+//!     signing_key: Some(read_key(Path::new("keys/signing-key.pem"))?),
+//!     observer: Some(Box::new(|report| match &report.result {
+//!         Ok(delivered) => println!("batch {}: {:?}", report.number, delivered.receipt),
+//!         Err(error) => println!("batch {}: {error}", report.number),
+//!     })),
+//!     ..Options::new(endpoint)
+//! })?;
+//! for event in sample::Samples::new(rand::rng(), || 1_767_323_045_678).take(1000) {
+//!     sender.send(&event).await?;
+//! }
+//! let summary = sender.close().await?;
+//! assert_eq!(summary.events, summary.delivered);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One background task owns the batch that is being filled and every post; [`Sender::send`] hands it lines
+//! through a bounded queue and waits while the queue is full, so that a slow receiver slows the producer
+//! instead of filling its memory. A batch that cannot be delivered is reported and does not stop the next.
+
+mod batch;
+mod post;
+#[cfg(test)]
+pub(crate) mod receiver;
+pub mod retry;
+pub mod sample;
+mod sign;
+
+use std::future::pending;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+pub use batch::{BatchLimits, LineError};
+pub use post::{Delivered, Receipt, Undelivered};
+pub use retry::Retry;
+pub use sign::{KeyError, SignError, line, read_key};
+
+use crate::net::{Bytes, Client, Endpoint, HeaderValue, TlsError};
+use crate::wire::event::{Event, Format};
+use batch::{Batch, Collector};
+use post::Poster;
+
+/// How many lines wait between [`Sender::send`] and the batch. Enough to keep the batch filling while the
+/// producer pauses; few enough that even the longest lines stay within some hundred MiB.
+const QUEUED_LINES: usize = 128;
+
+/// Called with the report of each batch, in the order in which they were settled. It runs on the task that
+/// fills the batches, so it must not block.
+pub type Observer = Box<dyn FnMut(&Report) + Send>;
+
+/// Where events go and how. [`Options::new`] fills in the defaults.
+pub struct Options {
+    /// Where batches are posted.
+    pub endpoint: Endpoint,
+    /// The `Authorization` header, sent verbatim: any scheme. None by default.
+    pub authorization: Option<HeaderValue>,
+    /// The PEM file of the certificate authorities to trust; by default those of the system.
+    pub ca: Option<PathBuf>,
+    /// How [`Sender::send`] spells an event. CEF by default.
+    pub format: Format,
+    /// When a batch is sent.
+    pub batch: BatchLimits,
+    /// Whether and when a batch is posted again.
+    pub retry: Retry,
+    /// How many batches are under way at the same time. The order of batches is kept with 1 only, which is
+    /// the default; within a batch it always is.
+    pub connections: NonZeroUsize,
+    /// How long one post may take, from name resolution to the answer's end. 30 s by default.
+    pub timeout: Duration,
+    /// The key that [`Sender::send`] signs with. Without one, the default, events are not signed.
+    pub signing_key: Option<SigningKey>,
+    /// Is told what became of each batch.
+    pub observer: Option<Observer>,
+}
+
+impl Options {
+    /// The defaults, for that endpoint.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            authorization: None,
+            ca: None,
+            format: Format::Cef,
+            batch: BatchLimits::default(),
+            retry: Retry::default(),
+            connections: NonZeroUsize::MIN,
+            timeout: Duration::from_secs(30),
+            signing_key: None,
+            observer: None,
+        }
+    }
+}
+
+/// What became of one batch.
+#[derive(Debug)]
+pub struct Report {
+    /// Its number, from 1, in the order of sending.
+    pub number: u64,
+    /// How many events are in it.
+    pub events: usize,
+    /// How often it was posted.
+    pub attempts: u32,
+    /// Its lines, each with its terminator, before compression.
+    pub lines: Bytes,
+    /// The answer, or why it was given up.
+    pub result: Result<Delivered, Undelivered>,
+}
+
+/// A batch that could not be delivered. Its lines are in the [`Report`] that the observer saw.
+#[derive(Debug)]
+pub struct Failed {
+    /// Its number, from 1, in the order of sending.
+    pub number: u64,
+    /// How many events are in it.
+    pub events: usize,
+    /// How often it was posted.
+    pub attempts: u32,
+    /// What the last post met.
+    pub error: Undelivered,
+}
+
+/// What became of everything.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// How many batches there were.
+    pub batches: u64,
+    /// How many events were in them.
+    pub events: u64,
+    /// How many of these are in delivered batches.
+    pub delivered: u64,
+    /// The sum of all receipts.
+    pub receipts: Receipt,
+    /// How many delivered events no receipt accounts for, as with a receiver of another make.
+    pub without_receipt: u64,
+    /// The batches that could not be delivered, in the order in which they were given up.
+    pub failed: Vec<Failed>,
+}
+
+/// Why a sender cannot be made, or does not take an event.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// There is no TLS configuration to call out with.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// [`Sender::new`] was called outside a tokio runtime.
+    #[error("a sender needs a tokio runtime with time and I/O enabled")]
+    NoRuntime,
+    /// The event cannot be made a line. Nothing was queued.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The line cannot travel. Nothing was queued.
+    #[error("the line cannot be sent: {0}")]
+    Line(#[from] LineError),
+    /// The background task has ended, because the runtime shut down or the observer panicked. What was not
+    /// reported may or may not have been delivered.
+    #[error("the sender has stopped: its runtime was shut down or its observer panicked")]
+    Stopped,
+}
+
+/// Sends events to one endpoint.
+///
+/// Dropping it lets the background task send what is queued for as long as the runtime lives, but nobody is
+/// told what became of it; [`close`](Sender::close) it instead.
+pub struct Sender {
+    lines: mpsc::Sender<Vec<u8>>,
+    task: JoinHandle<Summary>,
+    format: Format,
+    signing_key: Option<SigningKey>,
+    limits: BatchLimits,
+}
+
+impl Sender {
+    /// Starts the background task on the current tokio runtime. Reads the certificate authorities, and so
+    /// blocks on the file system for a moment; connects only when the first batch is ready.
+    ///
+    /// # Errors
+    /// [`SendError::Tls`] and [`SendError::NoRuntime`].
+    pub fn new(options: Options) -> Result<Self, SendError> {
+        let runtime = Handle::try_current().map_err(|_| SendError::NoRuntime)?;
+        let client = Client::for_endpoint(&options.endpoint, options.ca.as_deref())?;
+        let poster =
+            Poster::new(client, options.endpoint, options.authorization, options.timeout, options.retry);
+        let (lines, queue) = mpsc::channel(QUEUED_LINES);
+        let dispatch = Dispatch {
+            poster,
+            connections: options.connections.get(),
+            under_way: JoinSet::new(),
+            observer: options.observer,
+            summary: Summary::default(),
+        };
+        let task = runtime.spawn(run(queue, options.batch, dispatch));
+        let Options { format, signing_key, batch: limits, .. } = options;
+        Ok(Self { lines, task, format, signing_key, limits })
+    }
+
+    /// Formats, signs and queues an event; waits while the queue is full. A `sig` that the event has is
+    /// replaced. A future that is dropped before it is ready has queued nothing.
+    ///
+    /// # Errors
+    /// [`SendError::Sign`], [`SendError::Line`] and [`SendError::Stopped`].
+    pub async fn send(&self, event: &Event) -> Result<(), SendError> {
+        self.send_line(line(self.format, event, self.signing_key.as_ref())?).await
+    }
+
+    /// Queues a line, without its terminator, as it is; waits while the queue is full. A future that is
+    /// dropped before it is ready has queued nothing.
+    ///
+    /// # Errors
+    /// [`SendError::Line`] and [`SendError::Stopped`].
+    pub async fn send_line(&self, line: Vec<u8>) -> Result<(), SendError> {
+        self.limits.admit(&line)?;
+        self.lines.send(line).await.map_err(|_| SendError::Stopped)
+    }
+
+    /// Sends what is left and waits until every batch is delivered or given up, retries included.
+    ///
+    /// # Errors
+    /// [`SendError::Stopped`].
+    pub async fn close(self) -> Result<Summary, SendError> {
+        drop(self.lines);
+        self.task.await.map_err(|_| SendError::Stopped)
+    }
+}
+
+/// The batches under way and what became of the others.
+struct Dispatch {
+    poster: Poster,
+    connections: usize,
+    under_way: JoinSet<Report>,
+    observer: Option<Observer>,
+    summary: Summary,
+}
+
+/// The background task: fills batches until the last [`Sender`] is gone.
+async fn run(mut queue: mpsc::Receiver<Vec<u8>>, limits: BatchLimits, mut dispatch: Dispatch) -> Summary {
+    let mut collector = Collector::default();
+    let mut deadline = None;
+    loop {
+        let linger = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        let next = tokio::select! {
+            // What is queued goes before the deadline, so that a linger of zero still fills batches.
+            biased;
+            Some(settled) = dispatch.under_way.join_next() => {
+                dispatch.settle(settled);
+                continue;
+            }
+            line = queue.recv() => line.map(Some),
+            () = linger => Some(None),
+        };
+        match next {
+            Some(Some(line)) => {
+                if !collector.fits(&line, &limits) {
+                    dispatch.start(collector.take()).await;
+                    deadline = None;
+                }
+                collector.push(&line);
+                if collector.is_full(&limits) {
+                    dispatch.start(collector.take()).await;
+                    deadline = None;
+                } else if deadline.is_none() {
+                    deadline = Some(after(limits.linger));
+                }
+            }
+            Some(None) => {
+                dispatch.start(collector.take()).await;
+                deadline = None;
+            }
+            None => {
+                dispatch.start(collector.take()).await;
+                dispatch.finish(0).await;
+                return dispatch.summary;
+            }
+        }
+    }
+}
+
+/// A moment that tokio's clock can hold.
+fn after(linger: Duration) -> Instant {
+    const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    Instant::now() + linger.min(A_YEAR)
+}
+
+impl Dispatch {
+    /// Waits for a free connection and starts the delivery.
+    async fn start(&mut self, batch: Option<Batch>) {
+        let Some(batch) = batch else { return };
+        self.finish(self.connections - 1).await;
+        self.summary.batches += 1;
+        let (number, events, poster) = (self.summary.batches, batch.events, self.poster.clone());
+        self.under_way.spawn(async move {
+            let (attempts, lines, result) = poster.deliver(batch).await;
+            Report { number, events, attempts, lines, result }
+        });
+    }
+
+    /// Waits until no more than that many deliveries are under way.
+    async fn finish(&mut self, remaining: usize) {
+        while self.under_way.len() > remaining
+            && let Some(settled) = self.under_way.join_next().await
+        {
+            self.settle(settled);
+        }
+    }
+
+    fn settle(&mut self, settled: Result<Report, tokio::task::JoinError>) {
+        let report = match settled {
+            Ok(report) => report,
+            // Nothing cancels a delivery but the end of the runtime, which also ends this task; a panic is
+            // a bug and must not pass for a batch that never was.
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
+        };
+        if let Some(observer) = &mut self.observer {
+            observer(&report);
+        }
+        let Report { number, events, attempts, result, .. } = report;
+        let summary = &mut self.summary;
+        let count = u64::try_from(events).unwrap_or(u64::MAX);
+        summary.events += count;
+        match result {
+            Ok(Delivered { receipt, .. }) => {
+                summary.delivered += count;
+                match receipt {
+                    Some(receipt) => summary.receipts.add(receipt),
+                    None => summary.without_receipt += count,
+                }
+            }
+            Err(error) => summary.failed.push(Failed { number, events, attempts, error }),
+        }
+    }
+}
+
+impl Receipt {
+    /// The numbers come from a foreign host, so they may be anything.
+    fn add(&mut self, other: Self) {
+        self.accepted = self.accepted.saturating_add(other.accepted);
+        self.duplicates = self.duplicates.saturating_add(other.duplicates);
+        self.quarantined = self.quarantined.saturating_add(other.quarantined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::receiver::{Answer, Receiver};
+    use super::*;
+
+    const FOREVER: Duration = Duration::MAX;
+
+    fn options(receiver: &Receiver) -> Options {
+        Options {
+            batch: BatchLimits { linger: FOREVER, ..BatchLimits::default() },
+            retry: Retry { minimum: Duration::ZERO, ..Retry::default() },
+            ..Options::new(receiver.endpoint())
+        }
+    }
+
+    fn sizes(receiver: &Receiver) -> Vec<usize> {
+        receiver.requests().iter().map(|request| request.lines().len()).collect()
+    }
+
+    #[tokio::test]
+    async fn events_arrive_signed_in_order_and_in_batches() {
+        let receiver = Receiver::start([Answer::receipt(4, 0, 0), Answer::receipt(1, 2, 1)]);
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let events: Vec<Event> = sample::Samples::new(rand::rng(), || 1_767_323_045_678).take(8).collect();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&seen);
+        let mut options = options(&receiver);
+        options.batch.events = 4;
+        options.format = Format::Json;
+        options.signing_key = Some(key.clone());
+        options.observer = Some(Box::new(move |report| {
+            sink.lock().unwrap().push((report.number, report.events, report.attempts, report.lines.len()));
+        }));
+        let sender = Sender::new(options).unwrap();
+        for event in &events {
+            sender.send(event).await.unwrap();
+        }
+        let summary = sender.close().await.unwrap();
+        let arrived: Vec<String> = receiver.requests().iter().flat_map(receiver::Request::lines).collect();
+        let wanted: Vec<String> = events
+            .iter()
+            .map(|event| String::from_utf8(line(Format::Json, event, Some(&key)).unwrap()).unwrap())
+            .collect();
+        assert_eq!(arrived, wanted);
+        assert_eq!((summary.batches, summary.events, summary.delivered), (2, 8, 8));
+        assert_eq!(summary.receipts, Receipt { accepted: 5, duplicates: 2, quarantined: 1 });
+        let bytes = |lines: &[String]| lines.iter().map(|line| line.len() + 1).sum::<usize>();
+        assert_eq!(*seen.lock().unwrap(), [(1, 4, 1, bytes(&wanted[..4])), (2, 4, 1, bytes(&wanted[4..]))]);
+    }
+
+    #[tokio::test]
+    async fn no_body_is_longer_than_its_limit() {
+        let receiver = Receiver::start([Answer::receipt(0, 0, 0)]);
+        let mut options = options(&receiver);
+        options.batch.bytes = 10;
+        let sender = Sender::new(options).unwrap();
+        for line in ["aaaa", "bbbb", "cccccc", "dd", "eeeeeeeee", "f"] {
+            sender.send_line(line.into()).await.unwrap();
+        }
+        let error = sender.send_line(b"gggggggggg".to_vec()).await.unwrap_err();
+        assert!(matches!(error, SendError::Line(LineError::TooLong { bytes: 11, limit: 10 })), "{error}");
+        sender.close().await.unwrap();
+        assert_eq!(sizes(&receiver), [2, 2, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_lingering_event_is_sent_without_another_one() {
+        let receiver = Receiver::start([Answer::receipt(1, 0, 0)]);
+        let (settled, mut reports) = mpsc::unbounded_channel();
+        let mut options = options(&receiver);
+        options.batch.linger = Duration::ZERO;
+        options.observer = Some(Box::new(move |report| settled.send(report.events).unwrap()));
+        let sender = Sender::new(options).unwrap();
+        for _ in 0..2 {
+            sender.send_line(b"x".to_vec()).await.unwrap();
+            assert_eq!(reports.recv().await, Some(1));
+        }
+        assert_eq!(sender.close().await.unwrap().batches, 2);
+    }
+
+    #[tokio::test]
+    async fn a_lost_batch_is_listed_and_stops_nothing() {
+        let receiver = Receiver::start([Answer::new(400, "", "no"), Answer::new(200, "", "thanks")]);
+        let mut options = options(&receiver);
+        options.batch.events = 2;
+        let sender = Sender::new(options).unwrap();
+        for line in ["a", "b", "c"] {
+            sender.send_line(line.into()).await.unwrap();
+        }
+        let summary = sender.close().await.unwrap();
+        assert_eq!((summary.batches, summary.events, summary.delivered), (2, 3, 1));
+        assert_eq!(summary.without_receipt, 1);
+        let [failed] = summary.failed.as_slice() else { panic!("{summary:?}") };
+        assert_eq!((failed.number, failed.events, failed.attempts), (1, 2, 1));
+        assert!(failed.error.to_string().ends_with("answered 400 (no)"), "{}", failed.error);
+    }
+
+    #[tokio::test]
+    async fn several_connections_deliver_everything() {
+        let receiver = Receiver::start([Answer::new(500, "", ""), Answer::receipt(1, 0, 0)]);
+        let mut options = options(&receiver);
+        options.batch.events = 1;
+        options.connections = NonZeroUsize::new(4).unwrap();
+        let sender = Sender::new(options).unwrap();
+        for number in 0..20 {
+            sender.send_line(number.to_string().into()).await.unwrap();
+        }
+        let summary = sender.close().await.unwrap();
+        assert_eq!((summary.delivered, summary.receipts.accepted), (20, 20));
+        assert_eq!(receiver.requests().len(), 21);
+    }
+
+    #[tokio::test]
+    async fn a_broken_observer_is_noticed() {
+        let receiver = Receiver::start([Answer::receipt(1, 0, 0)]);
+        let mut options = options(&receiver);
+        options.observer = Some(Box::new(|_| panic!("observer")));
+        let sender = Sender::new(options).unwrap();
+        sender.send_line(b"x".to_vec()).await.unwrap();
+        assert!(matches!(sender.close().await, Err(SendError::Stopped)));
+    }
+
+    #[test]
+    fn a_sender_needs_a_runtime() {
+        let receiver = Receiver::start([]);
+        assert!(matches!(Sender::new(options(&receiver)), Err(SendError::NoRuntime)));
+    }
+}

@@ -1,0 +1,370 @@
+//! One batch to the receiver: compressed once, posted until it is delivered or given up.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+
+use super::batch::Batch;
+use super::retry::{self, Decision, Outcome, Retry};
+use crate::net::{Bytes, Client, ClientError, Endpoint, Fetched, HeaderName, HeaderValue, header};
+use crate::printable::printable;
+use crate::wire::batch::encode;
+
+/// How much of an answer is read: a receipt or a problem document is far shorter.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// How much of a refusal's text a message repeats.
+const MAX_SHOWN_CHARS: usize = 200;
+
+/// What auditgate answers to a batch: what became of its lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Receipt {
+    /// Lines that are new and will reach every sink.
+    pub accepted: u64,
+    /// Lines that had been accepted before.
+    pub duplicates: u64,
+    /// Lines that were put aside: no event, or not signed by a trusted key.
+    pub quarantined: u64,
+}
+
+/// A batch that the receiver took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// The answer's status, a 2xx.
+    pub status: u16,
+    /// None when the answer's body is no receipt, as from a receiver of another make.
+    pub receipt: Option<Receipt>,
+}
+
+/// Why a batch was given up: what the last post met.
+#[derive(Debug, thiserror::Error)]
+pub enum Undelivered {
+    /// The receiver refused it, or was still overloaded or failing at the last try.
+    #[error("{host} answered {status}{}{}", said(.detail), advice(*.status))]
+    Refused {
+        /// Host and port of the URL.
+        host: String,
+        /// The answer's status.
+        status: u16,
+        /// What the answer says, escaped and at most 200 characters long; may be empty.
+        detail: String,
+    },
+    /// There was no answer.
+    #[error(transparent)]
+    NoAnswer(#[from] ClientError),
+    /// It could not be compressed, and was not posted.
+    #[error("cannot compress the batch: {0}")]
+    Encode(io::Error),
+}
+
+/// Where batches go, and how.
+#[derive(Clone)]
+pub(super) struct Poster {
+    client: Client,
+    endpoint: Endpoint,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    timeout: Duration,
+    retry: Retry,
+}
+
+impl Poster {
+    /// `authorization` is sent verbatim.
+    pub(super) fn new(
+        client: Client,
+        endpoint: Endpoint,
+        authorization: Option<HeaderValue>,
+        timeout: Duration,
+        retry: Retry,
+    ) -> Self {
+        let mut headers = vec![
+            (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
+            (header::CONTENT_ENCODING, HeaderValue::from_static("application/gzip")),
+        ];
+        if let Some(mut authorization) = authorization {
+            authorization.set_sensitive(true);
+            headers.push((header::AUTHORIZATION, authorization));
+        }
+        Self { client, endpoint, headers, timeout, retry }
+    }
+
+    /// Delivers a batch. Also returns the number of posts, and the lines as they were before compression.
+    pub(super) async fn deliver(&self, batch: Batch) -> (u32, Bytes, Result<Delivered, Undelivered>) {
+        let lines = Bytes::from(batch.body);
+        let plain = lines.clone();
+        // A megabyte takes some 20 ms, too long for a thread that serves other tasks.
+        let encoded = tokio::task::spawn_blocking(move || encode(&plain)).await.map_err(io::Error::other);
+        let body = match encoded.flatten() {
+            Ok(body) => Bytes::from(body),
+            Err(error) => return (0, lines, Err(Undelivered::Encode(error))),
+        };
+        let (attempts, result) = persist(&self.retry, || self.attempt(body.clone())).await;
+        (attempts, lines, result)
+    }
+
+    async fn attempt(&self, body: Bytes) -> Attempt {
+        let answer =
+            self.client.post(&self.endpoint, &self.headers, body, MAX_ANSWER_BYTES, self.timeout).await;
+        match answer {
+            Ok(answer) => read(self.endpoint.authority(), &answer, OffsetDateTime::now_utc()),
+            Err(error) => Attempt::without_answer(error),
+        }
+    }
+}
+
+/// What one post met, and the pause that the receiver asked for.
+#[derive(Debug)]
+struct Attempt {
+    result: Result<Delivered, Undelivered>,
+    retry_after: Option<Duration>,
+}
+
+impl Attempt {
+    fn without_answer(error: ClientError) -> Self {
+        let result = match error {
+            // The status says what became of the batch, however long the rest of the answer is.
+            ClientError::TooLarge { status: status @ 200..=299, .. } => {
+                Ok(Delivered { status, receipt: None })
+            }
+            ClientError::TooLarge { host, status, .. } => {
+                Err(Undelivered::Refused { host, status, detail: String::new() })
+            }
+            error => Err(Undelivered::NoAnswer(error)),
+        };
+        Self { result, retry_after: None }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match &self.result {
+            Ok(delivered) => Outcome::Status(delivered.status),
+            Err(Undelivered::Refused { status, .. }) => Outcome::Status(*status),
+            Err(Undelivered::NoAnswer(ClientError::Certificate { .. })) => Outcome::Untrusted,
+            Err(Undelivered::NoAnswer(_) | Undelivered::Encode(_)) => Outcome::NoAnswer,
+        }
+    }
+}
+
+/// Repeats `attempt` as `retry` decides. Also returns how often.
+async fn persist<F>(retry: &Retry, mut attempt: impl FnMut() -> F) -> (u32, Result<Delivered, Undelivered>)
+where
+    F: Future<Output = Attempt>,
+{
+    let mut attempts = 0u32;
+    loop {
+        attempts = attempts.saturating_add(1);
+        let met = attempt().await;
+        match retry.next(attempts, met.outcome(), met.retry_after) {
+            Decision::Wait(pause) => tokio::time::sleep(pause).await,
+            Decision::Done | Decision::GiveUp => return (attempts, met.result),
+        }
+    }
+}
+
+/// Reads a whole answer.
+fn read(host: &str, answer: &Fetched, now: OffsetDateTime) -> Attempt {
+    let Fetched { status, headers, body } = answer;
+    let retry_after = headers
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| retry::retry_after(value, now));
+    let result = match status {
+        200..=299 => Ok(Delivered { status: *status, receipt: serde_json::from_slice(body).ok() }),
+        _ => Err(Undelivered::Refused { host: host.to_owned(), status: *status, detail: detail(body) }),
+    };
+    Attempt { result, retry_after }
+}
+
+/// What a refusal says: a problem document's `detail` or `title` (RFC 9457), or the beginning of its text.
+fn detail(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Problem {
+        title: Option<String>,
+        detail: Option<String>,
+    }
+    let text = match serde_json::from_slice::<Problem>(body) {
+        Ok(Problem { title, detail }) => detail.or(title).unwrap_or_default(),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let text = text.trim();
+    let shown = text.char_indices().nth(MAX_SHOWN_CHARS).map_or(text, |(at, _)| &text[..at]);
+    printable(shown).into_owned()
+}
+
+fn said(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(" ({detail})") }
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        401 | 403 => ": check the authorization",
+        404 | 405 => ": check the path of the URL",
+        413 => ": send smaller batches",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::Instant;
+
+    use super::super::receiver::{Answer, Receiver};
+    use super::*;
+    use crate::net::HeaderMap;
+
+    /// No pauses of our own.
+    const AT_ONCE: Retry = Retry { retries: 4, minimum: Duration::ZERO, maximum: Duration::ZERO };
+    /// A test that waits for our own pause never ends.
+    const NEVER: Retry = Retry { retries: 4, minimum: Duration::MAX, maximum: Duration::MAX };
+
+    fn poster(endpoint: Endpoint, retry: Retry) -> Poster {
+        let client = Client::for_endpoint(&endpoint, None).unwrap();
+        let authorization = Some(HeaderValue::from_static("Splunk a b"));
+        Poster::new(client, endpoint, authorization, Duration::from_secs(20), retry)
+    }
+
+    async fn deliver(receiver: &Receiver, retry: Retry) -> (u32, Result<Delivered, Undelivered>) {
+        let batch = Batch { body: b"one\ntwo\n".to_vec(), events: 2 };
+        let (attempts, lines, result) = poster(receiver.endpoint(), retry).deliver(batch).await;
+        assert_eq!(lines, "one\ntwo\n");
+        (attempts, result)
+    }
+
+    fn refusal(status: u16, retry_after: Option<u64>) -> Attempt {
+        Attempt {
+            result: Err(Undelivered::Refused { host: "h".to_owned(), status, detail: String::new() }),
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_post_looks_like_konnect_s() {
+        let body = r#"{"accepted":1,"duplicates":0,"quarantined":1}"#;
+        let receiver = Receiver::start([Answer::new(200, "", body)]);
+        let (attempts, result) = deliver(&receiver, NEVER).await;
+        let receipt = Some(Receipt { accepted: 1, duplicates: 0, quarantined: 1 });
+        assert_eq!((attempts, result.unwrap()), (1, Delivered { status: 200, receipt }));
+        let request = &receiver.requests()[0];
+        assert!(request.head.starts_with("POST /konnect HTTP/1.1\r\n"), "{}", request.head);
+        for line in
+            ["content-type: text/plain", "content-encoding: application/gzip", "authorization: Splunk a b"]
+        {
+            assert!(request.head.contains(&format!("{line}\r\n")), "{}", request.head);
+        }
+        assert_eq!(request.lines(), ["one", "two"]);
+    }
+
+    #[tokio::test]
+    async fn a_foreign_receiver_s_answer_is_no_receipt_and_yet_a_delivery() {
+        for (status, body) in [(200, ""), (200, "{\"text\":\"Success\"}"), (202, "{\"accepted\":-1}")] {
+            let receiver = Receiver::start([Answer::new(status, "", body)]);
+            let (_, result) = deliver(&receiver, NEVER).await;
+            assert_eq!(result.unwrap(), Delivered { status, receipt: None });
+        }
+        let receiver = Receiver::start([Answer::new(200, "", &" ".repeat(MAX_ANSWER_BYTES + 1))]);
+        assert_eq!(deliver(&receiver, NEVER).await.1.unwrap(), Delivered { status: 200, receipt: None });
+    }
+
+    #[tokio::test]
+    async fn what_may_pass_is_tried_again_with_the_same_bytes() {
+        let script = [
+            Answer::new(500, "", ""),
+            Answer::new(429, "", ""),
+            Answer::HangUp,
+            Answer::new(500, "", &"x".repeat(MAX_ANSWER_BYTES + 1)),
+            Answer::new(200, "", "{}"),
+        ];
+        let receiver = Receiver::start(script);
+        let (attempts, result) = deliver(&receiver, AT_ONCE).await;
+        assert_eq!((attempts, result.unwrap().status), (5, 200));
+        let requests = receiver.requests();
+        assert_eq!(requests.len(), 5);
+        assert!(requests.iter().all(|request| request.body == requests[0].body));
+    }
+
+    #[tokio::test]
+    async fn the_receiver_s_pause_replaces_ours() {
+        let script = [Answer::new(429, "retry-after: 0\r\n", ""), Answer::new(200, "", "")];
+        let receiver = Receiver::start(script);
+        let (attempts, result) = deliver(&receiver, NEVER).await;
+        assert_eq!((attempts, result.unwrap().status), (2, 200));
+    }
+
+    #[tokio::test]
+    async fn four_retries_are_enough() {
+        let receiver = Receiver::start([Answer::new(500, "", "")]);
+        let (attempts, result) = deliver(&receiver, AT_ONCE).await;
+        assert!(matches!(result, Err(Undelivered::Refused { status: 500, .. })), "{result:?}");
+        assert_eq!((attempts, receiver.requests().len()), (5, 5));
+    }
+
+    #[tokio::test]
+    async fn nobody_at_home_is_tried_again_and_then_said() {
+        let endpoint = crate::net::loopback::Server::nobody_listens().await;
+        let batch = Batch { body: b"x\n".to_vec(), events: 1 };
+        let (attempts, _, result) = poster(endpoint, AT_ONCE).deliver(batch).await;
+        assert_eq!(attempts, 5);
+        assert!(matches!(result, Err(Undelivered::NoAnswer(ClientError::Connect { .. }))), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_final_and_says_why() {
+        let problem = r#"{"title":"Unauthorized","status":401,"detail":"unknown\u001b token"}"#;
+        for (status, body, message) in [
+            (401, problem, "answered 401 (unknown\\u{1b} token): check the authorization"),
+            (413, "", "answered 413: send smaller batches"),
+            (404, "not here\n", "answered 404 (not here): check the path of the URL"),
+            (503, "", "answered 503"),
+            (308, "", "answered 308"),
+        ] {
+            let receiver = Receiver::start([Answer::new(status, "retry-after: 0\r\n", body)]);
+            let (attempts, result) = deliver(&receiver, AT_ONCE).await;
+            let text = result.unwrap_err().to_string();
+            assert_eq!(text, format!("{} {message}", receiver.endpoint().authority()));
+            assert_eq!(attempts, 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pauses_are_konnect_s() {
+        let start = Instant::now();
+        let (attempts, result) = persist(&Retry::default(), async || refusal(500, None)).await;
+        assert_eq!((attempts, start.elapsed()), (5, Duration::from_secs(1 + 2 + 4 + 8)));
+        assert!(result.is_err());
+
+        let start = Instant::now();
+        let left = Cell::new(2);
+        let (attempts, result) = persist(&Retry::default(), async || {
+            if left.replace(left.get() - 1) > 0 {
+                return refusal(429, Some(600));
+            }
+            Attempt { result: Ok(Delivered { status: 200, receipt: None }), retry_after: None }
+        })
+        .await;
+        assert_eq!((attempts, start.elapsed()), (3, Duration::from_secs(1200)));
+        assert!(result.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_untrusted_certificate_is_final() {
+        let start = Instant::now();
+        let (attempts, _) = persist(&Retry::default(), async || {
+            let cause = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+            Attempt::without_answer(ClientError::Certificate { host: "h".to_owned(), cause })
+        })
+        .await;
+        assert_eq!((attempts, start.elapsed()), (1, Duration::ZERO));
+    }
+
+    #[test]
+    fn an_answer_s_date_counts_from_now() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("Wed, 21 Oct 2015 07:28:30 GMT"));
+        let answer = Fetched { status: 429, headers, body: Bytes::from(vec![b'x'; 1000]) };
+        let attempt = read("h", &answer, time::macros::datetime!(2015-10-21 07:28:00 UTC));
+        assert_eq!(attempt.retry_after, Some(Duration::from_secs(30)));
+        assert!(matches!(attempt.result, Err(Undelivered::Refused { detail, .. }) if detail.len() == 200));
+    }
+}

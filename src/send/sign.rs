@@ -1,0 +1,199 @@
+//! An event becomes a line: written in its format, signed, with the signature put in place.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::pkcs8::DecodePrivateKey;
+use ed25519_dalek::{Signer, SigningKey};
+use zeroize::Zeroizing;
+
+use crate::wire::event::{Event, Format, Value};
+use crate::wire::line::Line;
+use crate::wire::{cef, json, signature};
+
+/// A PKCS#8 Ed25519 key in PEM has some 120 bytes; a longer file is something else.
+const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
+
+/// Why an event cannot be made a line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    /// It has no CEF form.
+    #[error(transparent)]
+    Cef(#[from] cef::WriteError),
+    /// A key of the line that it was read from may have been forged, so that its value is not in the event.
+    /// A new line would leave it out, under a signature that says nothing was left out.
+    #[error("the keys {} are ambiguous and would be lost: send the line as it is instead", .0.join(", "))]
+    Ambiguous(Vec<String>),
+    /// The line would not be read back as the same event.
+    #[error("the event would not be read back from {0} as it is")]
+    Unrepresentable(Format),
+}
+
+/// Writes `event` as a line without its terminator. With a key it is signed as Konnect does: Ed25519 over
+/// the line without `sig` (for CPS the whole line, wrapper included). A `sig` that the event already has is
+/// left out.
+///
+/// # Errors
+/// [`SignError`]; what is returned always parses back to the same event, plus its `sig`.
+pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<Vec<u8>, SignError> {
+    if !event.ambiguous().is_empty() {
+        return Err(SignError::Ambiguous(event.ambiguous().to_vec()));
+    }
+    let mut event = event.clone();
+    event.remove("sig");
+    let mut line = match format {
+        Format::Cef => cef::write(&event)?,
+        Format::Json => json::write(&event),
+        Format::Cps => json::write_wrapped(&event),
+    };
+    if let Some(key) = key {
+        let signature = key.sign(&line).to_bytes();
+        signature::insert(format, &mut line, &signature);
+        event.set("sig", Value::Text(signature::encode(&signature)));
+    }
+    // Values are the caller's: a number that is no JSON number would break the line.
+    let read = Line::parse(&line).ok().filter(|read| read.format() == format && read.event() == event);
+    if read.is_none() || line.contains(&b'\n') {
+        return Err(SignError::Unrepresentable(format));
+    }
+    Ok(line)
+}
+
+/// Why there is no signing key. Each is for the operator to mend; none repeats anything of the file.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read.
+    #[error("cannot read the signing key {}: {cause}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        cause: io::Error,
+    },
+    /// The file was read, but holds no key that we can sign with.
+    #[error("{} {problem}: an unencrypted Ed25519 key in PKCS#8 PEM is needed, as `auditgate keygen` writes it", .path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead; completes a sentence that begins with the path.
+        problem: &'static str,
+    },
+}
+
+/// Reads an Ed25519 signing key from a PKCS#8 PEM file (RFC 5958, RFC 7468, RFC 8410). Blocks.
+///
+/// # Errors
+/// See [`KeyError`].
+pub fn read_key(path: &Path) -> Result<SigningKey, KeyError> {
+    let unreadable = |cause| KeyError::Unreadable { path: path.to_owned(), cause };
+    // The whole capacity at once, so that no copy of the key is left behind by growing.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_KEY_FILE_BYTES).unwrap_or(0) + 1));
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_KEY_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let unusable = |problem| KeyError::Unusable { path: path.to_owned(), problem };
+    let text = std::str::from_utf8(&bytes).map_err(|_| unusable("is no text"))?;
+    SigningKey::from_pkcs8_pem(text.trim_start()).map_err(|_| unusable(problem(text)))
+}
+
+/// What a file is that is no signing key.
+fn problem(text: &str) -> &'static str {
+    if u64::try_from(text.len()).is_ok_and(|length| length > MAX_KEY_FILE_BYTES) {
+        "is too long for a key"
+    } else if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") {
+        "holds an encrypted key"
+    } else if text.contains("-----BEGIN OPENSSH PRIVATE KEY-----") {
+        "holds an OpenSSH key"
+    } else if text.contains("-----BEGIN PUBLIC KEY-----") {
+        "holds a public key"
+    } else if text.contains("-----BEGIN CERTIFICATE-----") {
+        "holds a certificate"
+    } else if text.contains("-----BEGIN PRIVATE KEY-----") {
+        "holds a key of another kind, or a damaged one"
+    } else {
+        "holds no private key"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::pkcs8::EncodePrivateKey;
+    use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+
+    use super::*;
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[7; 32])
+    }
+
+    fn event() -> Event {
+        let line = r#"{"cef_version":"0","event_ts":"2023-05-19T00:03:39Z","event_vendor":"KongInc","event_product":"Konnect","event_version":"1.0","event_class_id":"konnect","name":"Authz.usage","severity":1,"rt":1681450748406,"src":"127.0.0.6","action":"retrieve","granted":true,"org_id":"o","principal_id":"p","actor_id":"","trace_id":3895213347334635099,"user_agent":"curl sig=x","sig":"old"}"#;
+        Line::parse(line.as_bytes()).unwrap().event()
+    }
+
+    #[test]
+    fn a_line_is_signed_over_its_own_bytes_and_says_the_same() {
+        for format in Format::ALL {
+            let line = line(format, &event(), Some(&key())).unwrap();
+            let read = Line::parse(&line).unwrap();
+            assert_eq!(read.format(), format);
+            let signed = read.signed().unwrap();
+            let signature = ed25519_dalek::Signature::from_bytes(&signature::decode(signed.value).unwrap());
+            key().verifying_key().verify_strict(&signed.first.message(), &signature).unwrap();
+            let mut said = read.event();
+            let mut wanted = event();
+            assert_eq!(said.remove("sig").unwrap().text(), signed.value);
+            wanted.remove("sig");
+            assert_eq!(said, wanted);
+        }
+    }
+
+    #[test]
+    fn without_a_key_the_line_carries_no_signature() {
+        for format in Format::ALL {
+            let line = line(format, &event(), None).unwrap();
+            assert!(Line::parse(&line).unwrap().signed().is_none(), "{format}");
+        }
+    }
+
+    #[test]
+    fn what_would_be_lost_or_misread_is_refused() {
+        let repeated = Line::parse(br#"{"a":1,"a":2}"#).unwrap().event();
+        assert_eq!(line(Format::Json, &repeated, None), Err(SignError::Ambiguous(vec!["a".to_owned()])));
+        let mut wrapper = Event::new();
+        wrapper.set("event", Value::Json("{}".to_owned()));
+        assert_eq!(line(Format::Json, &wrapper, None), Err(SignError::Unrepresentable(Format::Json)));
+        assert!(line(Format::Cps, &wrapper, None).is_ok());
+        for number in ["x", "1\n", "1,\"b\":2"] {
+            let mut broken = Event::new();
+            broken.set("a", Value::Number(number.to_owned()));
+            assert_eq!(line(Format::Json, &broken, None), Err(SignError::Unrepresentable(Format::Json)));
+        }
+        assert!(matches!(line(Format::Cef, &Event::new(), None), Err(SignError::Cef(_))));
+    }
+
+    #[test]
+    fn a_key_is_read_from_its_file_and_a_wrong_file_is_named_with_its_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("signing-key.pem");
+        assert!(matches!(read_key(&path), Err(KeyError::Unreadable { .. })));
+        let pem = key().to_pkcs8_pem(LineEnding::LF).unwrap();
+        std::fs::write(&path, pem.as_bytes()).unwrap();
+        assert_eq!(read_key(&path).unwrap(), key());
+        let damaged = pem.replacen("MF", "MG", 1);
+        let long = "x".repeat(70_000);
+        for (text, problem) in [
+            ("", "holds no private key"),
+            ("-----BEGIN PUBLIC KEY-----\n", "holds a public key"),
+            ("-----BEGIN ENCRYPTED PRIVATE KEY-----\n", "holds an encrypted key"),
+            ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "holds an OpenSSH key"),
+            ("-----BEGIN CERTIFICATE-----\n", "holds a certificate"),
+            (&damaged, "holds a key of another kind, or a damaged one"),
+            (&long, "is too long for a key"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let message = read_key(&path).unwrap_err().to_string();
+            assert!(message.contains("signing-key.pem") && message.contains(problem), "{message}");
+        }
+    }
+}
