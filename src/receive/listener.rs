@@ -114,7 +114,7 @@ impl Listener {
         }
     }
 
-    /// Serves a connection's requests. Gives the stream back when it ended in order.
+    /// Serves a connection's requests. Gives the stream back when the last one was answered.
     async fn requests<S>(&self, stream: S, mut shutdown: watch::Receiver<bool>) -> Option<S>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -143,7 +143,8 @@ impl Listener {
             Ok(()) => Some(connection.into_parts().io.into_inner()),
             Err(error) => {
                 tracing::debug!(%error, "a connection ended early");
-                None
+                // hyper has answered 431 or 400, and the peer may still be sending what nobody reads.
+                error.is_parse().then(|| connection.into_parts().io.into_inner())
             }
         }
     }
