@@ -35,17 +35,18 @@ fn mixed(producer: &Producer) -> Vec<(String, Option<&'static str>)> {
 
 #[test]
 fn a_repeat_changes_no_byte_of_any_file() {
-    let site = Site::new()
-        .limits(&format!("line = \"{LINE_LIMIT}B\""))
-        .sinks(&[
+    let site = Site::new().limits(&format!("line = \"{LINE_LIMIT}B\"")).sinks(
+        &[
             sink("verified", "raw", "\"verified\""),
             sink("events", "json", "\"verified\""),
             sink("quarantine", "json", "\"quarantine\""),
         ]
-        .concat());
+        .concat(),
+    );
     let mixed = mixed(&site.producer);
     let lines: Vec<&str> = mixed.iter().map(|(line, _)| line.as_str()).collect();
-    let good: Vec<&str> = mixed.iter().filter(|(_, fate)| fate.is_none()).map(|(line, _)| line.as_str()).collect();
+    let good: Vec<&str> =
+        mixed.iter().filter(|(_, fate)| fate.is_none()).map(|(line, _)| line.as_str()).collect();
     let files = || ["verified.log", "events.jsonl", "quarantine.jsonl"].map(|name| site.read(name));
     let only_repeats = Receipt { duplicates: lines.len() as u64, ..Receipt::default() };
 
@@ -85,9 +86,7 @@ fn a_repeat_changes_no_byte_of_any_file() {
             let bytes = match coding {
                 Some("gzip") => gzip(&plain),
                 // A member for each half.
-                Some("x-gzip") => {
-                    [gzip(&plain[..plain.len() / 2]), gzip(&plain[plain.len() / 2..])].concat()
-                }
+                Some("x-gzip") => [gzip(&plain[..plain.len() / 2]), gzip(&plain[plain.len() / 2..])].concat(),
                 _ => plain,
             };
             let receipt = Receipt::of(&daemon.post(coding, &bytes));
@@ -190,14 +189,15 @@ fn by_trace_id_keeps_one_event_of_a_request() {
 
 #[test]
 fn a_source_cannot_suppress_the_events_of_another() {
-    let site = Site::new()
-        .sources(&[source("us", PATH, ""), source("eu", "/konnect/eu", "")].concat())
-        .sinks(&[
-            sink("verified", "json", "\"verified\""),
-            sink("quarantine", "json", "\"quarantine\""),
-            sink("of_eu", "raw", "\"verified\"") + "sources = [\"eu\"]\n",
-        ]
-        .concat());
+    let site =
+        Site::new().sources(&[source("us", PATH, ""), source("eu", "/konnect/eu", "")].concat()).sinks(
+            &[
+                sink("verified", "json", "\"verified\""),
+                sink("quarantine", "json", "\"quarantine\""),
+                sink("of_eu", "raw", "\"verified\"") + "sources = [\"eu\"]\n",
+            ]
+            .concat(),
+        );
     let daemon = Daemon::start(&site);
     let lines = site.producer.events(0..3);
     for path in [PATH, "/konnect/eu"] {

@@ -111,8 +111,7 @@ fn metrics_are_complete_and_no_sender_can_add_a_series() {
             .find(|series| series.split('{').next() == Some(family))
             .unwrap_or_else(|| panic!("{family} is missing"));
         let inside = found.split_once('{').map_or("", |(_, rest)| rest.trim_end_matches('}'));
-        let names: Vec<_> =
-            inside.split("\",").filter_map(|pair| Some(pair.split_once('=')?.0)).collect();
+        let names: Vec<_> = inside.split("\",").filter_map(|pair| Some(pair.split_once('=')?.0)).collect();
         assert_eq!(names, labels, "{found}");
     }
 

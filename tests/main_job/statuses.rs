@@ -56,11 +56,11 @@ fn a_200_for_every_accepted_coding_and_framing() {
     }
     let several = format!("\r\n{}\r\n\n{}", event(), event());
     assert_eq!(Receipt::of(&daemon.post(None, several.as_bytes())).accepted, 2);
-    for empty in ["", "\n", "\r\n\n  \n"].iter().take(2) {
+    for empty in ["", "\n", "\r\n\n"] {
         assert_eq!(Receipt::of(&daemon.post(None, empty.as_bytes())), NOTHING);
         assert_eq!(Receipt::of(&daemon.post(Some("gzip"), &gzip(empty.as_bytes()))), NOTHING);
     }
-    assert_eq!(Receipt::of(&daemon.post(Some("gzip"), b"\n")).quarantined, 0);
+    assert_eq!(Receipt::of(&daemon.post(Some("application/gzip"), b"")), NOTHING);
 
     // Chunked (RFC 9112, section 7.1), and several requests on one connection.
     let mut client = daemon.connect();
@@ -106,8 +106,8 @@ fn a_400_keeps_the_body() {
         }
     }
     daemon.settle();
-    let expected = bodies
-        .map(|bytes| Quarantined { reason: "undecodable_body".to_owned(), raw: bytes.to_vec() });
+    let expected =
+        bodies.map(|bytes| Quarantined { reason: "undecodable_body".to_owned(), raw: bytes.to_vec() });
     assert_eq!(quarantine(&site.read("quarantine.jsonl")), expected);
     assert_eq!(site.read("verified.log"), b"");
     assert_eq!(Receipt::of(&daemon.post(Some("application/gzip"), &whole)).accepted, 100);
@@ -228,11 +228,12 @@ fn a_415_for_another_type_or_an_unknown_coding() {
 fn a_431_for_headers_that_are_too_large() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    let huge = "x".repeat(100 * 1024);
-    let mut client = daemon.connect();
-    // The daemon may hang up while the client is still sending.
-    let _ = client.try_send(&request("POST", PATH, &[("Authorization", TOKEN), ("X-Huge", &huge)], b""));
-    assert_eq!(client.answer().status, 431);
+    for size in [20, 100, 1000] {
+        let huge = "x".repeat(size * 1024);
+        let mut client = daemon.connect();
+        client.send(&request("POST", PATH, &[("Authorization", TOKEN), ("X-Huge", &huge)], b""));
+        assert_eq!(client.answer().status, 431, "{size} KiB");
+    }
     assert_eq!(daemon.deliver(&[site.producer.event(0)]).accepted, 1);
 }
 

@@ -66,8 +66,7 @@ impl<'s> Daemon<'s> {
             }
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut daemon =
-            Self { site, address: nowhere, admin: nowhere, child, log, reader: Some(reader) };
+        let mut daemon = Self { site, address: nowhere, admin: nowhere, child, log, reader: Some(reader) };
         let scheme = if site.is_plain() { "http" } else { "https" };
         daemon.admin = daemon.announced("admin endpoint on http://");
         daemon.address = daemon.announced(&format!("listening on {scheme}://"));
@@ -183,9 +182,7 @@ impl<'s> Daemon<'s> {
 
     /// Waits for its end.
     pub(crate) fn ended(mut self) -> ExitStatus {
-        wait_until(PATIENCE, "the daemon ends", || {
-            self.child.try_wait().unwrap().ok_or("it runs".to_owned())
-        })
+        wait_until(PATIENCE, "the daemon ends", || self.child.try_wait().unwrap().ok_or("it runs".to_owned()))
     }
 
     /// SIGKILL: returns when it is gone.

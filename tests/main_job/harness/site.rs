@@ -126,7 +126,9 @@ impl Site {
 /// A source that trusts `jwks.json`, with further lines.
 pub(crate) fn source(name: &str, path: &str, more: &str) -> String {
     let jwks = if more.contains("jwks") { "" } else { "jwks = { file = \"jwks.json\" }" };
-    format!("[sources.{name}]\npath = \"{path}\"\nauthorization = {{ value = \"{TOKEN}\" }}\n{jwks}\n{more}\n")
+    format!(
+        "[sources.{name}]\npath = \"{path}\"\nauthorization = {{ value = \"{TOKEN}\" }}\n{jwks}\n{more}\n"
+    )
 }
 
 /// A file sink; its file is `NAME.log` or `NAME.jsonl`.
