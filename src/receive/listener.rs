@@ -99,7 +99,13 @@ impl Listener {
             }
             Some(tls) => {
                 let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
-                match timeout(self.header_deadline, handshake).await {
+                let mut stop = shutdown.clone();
+                let ended = tokio::select! {
+                    ended = timeout(self.header_deadline, handshake) => ended,
+                    // Nothing has been asked yet, so nobody is owed an answer.
+                    _ = stop.wait_for(|stop| *stop) => return,
+                };
+                match ended {
                     Ok(Ok(stream)) => {
                         if let Some(mut stream) = self.requests(stream, shutdown).await {
                             // Says goodbye in TLS; what still comes is thrown away undecrypted.
