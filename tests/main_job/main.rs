@@ -20,4 +20,6 @@ mod full_disk;
 mod independent;
 mod operate;
 mod order;
+mod produce;
 mod statuses;
+mod verify_file;

@@ -221,14 +221,30 @@ fn sigterm_lets_a_request_end_and_delivers_what_is_committed() {
 }
 
 #[test]
-fn an_idle_connection_does_not_hold_up_the_end() {
-    let site = Site::new();
+fn idle_connections_do_not_hold_up_the_end() {
+    let site = Site::new().limits("request_timeout = \"10s\"");
     let daemon = Daemon::start(&site);
-    let mut client = daemon.connect();
-    client.send(&request("GET", PATH, &[], b""));
-    assert_eq!(client.answer().status, 405);
+    // One that has been answered, one that has only shaken hands, one that has not even done that.
+    let mut answered = daemon.connect();
+    answered.send(&request("GET", PATH, &[], b""));
+    assert_eq!(answered.answer().status, 405);
+    let mut greeted = daemon.connect();
+    greeted.send(b"");
     let silent = daemon.try_connect().unwrap();
-    daemon.terminate();
+    wait_until(
+        PATIENCE,
+        "all of them are accepted",
+        || match &*daemon.metrics()["auditgate_http_connections"] {
+            "3" => Ok(()),
+            count => Err(count.to_owned()),
+        },
+    );
+    daemon.signal("TERM");
+    assert_eq!(answered.rest(), b"");
+    assert_eq!(greeted.rest(), b"");
+    let log = daemon.log_at_end();
+    assert!(log.iter().any(|line| line.ends_with("stopped")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("did not end in time")), "{log:?}");
     drop(silent);
 }
 

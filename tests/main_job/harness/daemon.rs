@@ -185,6 +185,18 @@ impl<'s> Daemon<'s> {
         wait_until(PATIENCE, "the daemon ends", || self.child.try_wait().unwrap().ok_or("it runs".to_owned()))
     }
 
+    /// Waits for its end, which must be in order; everything it said.
+    pub(crate) fn log_at_end(mut self) -> Vec<String> {
+        let status = wait_until(PATIENCE, "the daemon ends", || {
+            self.child.try_wait().unwrap().ok_or("it runs".to_owned())
+        });
+        assert_eq!(status.code(), Some(0), "the daemon ended with {status}");
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        self.log()
+    }
+
     /// SIGKILL: returns when it is gone.
     pub(crate) fn kill9(mut self) {
         self.child.kill().unwrap();
