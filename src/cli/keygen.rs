@@ -69,7 +69,7 @@ fn write(dir: &Path, key: &SigningKey) -> Result<Written, Failure> {
     let public = key.verifying_key().to_bytes();
     let thumbprint = jwks::thumbprint(&public);
     let document = jwks::document(&[(Some(thumbprint.clone()), public)]);
-    // Without the public key beside it, as RFC 8410, section 7, begins: OpenSSL before 3.5 reads nothing else.
+    // Version 1 (RFC 8410, section 7), without the public key: OpenSSL 3.0 cannot read the version with it.
     let pair = KeypairBytes { secret_key: key.to_bytes(), public_key: None };
     let pem = pair
         .to_pkcs8_pem(LineEnding::LF)
@@ -163,6 +163,12 @@ mod tests {
         assert_eq!(public.bytes(), key.verifying_key().as_bytes());
         assert_eq!(public.id(), public.thumbprint());
         assert!(out.contains(public.id()) && out.contains(KEY_FILE) && out.contains(JWKS_FILE), "{out}");
+        // The fixed beginning of a version 1 key, up to the seed's length.
+        let pem = fs::read_to_string(dir.join(KEY_FILE)).unwrap();
+        assert!(
+            pem.starts_with("-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEI"),
+            "the key is of version 2"
+        );
         assert_eq!((mode(&dir), mode(&dir.join(KEY_FILE))), (0o700, 0o600));
     }
 

@@ -198,7 +198,7 @@ fn send(
 
 /// How an input line becomes a line to send.
 enum Treatment {
-    Events { format: Option<Format>, key: Option<SigningKey> },
+    Events { format: Option<Format>, key: Option<Box<SigningKey>> },
     Raw,
     Quarantine,
 }
@@ -220,7 +220,7 @@ fn treatment(args: &Args) -> Result<Treatment, Failure> {
     let treatment = match args.input_format {
         InputFormat::Events => {
             let key = match (&args.key, args.unsigned) {
-                (Some(path), false) => Some(read_key(path).map_err(Failure::config)?),
+                (Some(path), false) => Some(Box::new(read_key(path).map_err(Failure::config)?)),
                 (None, true) => None,
                 (Some(_), true) => {
                     return Err(Failure::usage("--key and --unsigned exclude each other: leave one out"));
@@ -376,7 +376,7 @@ fn generate(
     let rng = seed.map_or_else(rand::make_rng, StdRng::seed_from_u64);
     let mut samples = sample::Samples::new(rng, now);
     let (format, key) = match treatment {
-        Treatment::Events { format, key } => (format.unwrap_or(Format::Cef), key.as_ref()),
+        Treatment::Events { format, key } => (format.unwrap_or(Format::Cef), key.as_deref()),
         Treatment::Raw | Treatment::Quarantine => return Ok(()),
     };
     let file = std::sync::Arc::from("sample events");
@@ -447,7 +447,7 @@ impl Treatment {
                 if format == Format::Cef {
                     sample::complete(&mut event, now());
                 }
-                line(format, &event, key.as_ref()).map_err(|error| error.to_string())
+                line(format, &event, key.as_deref()).map_err(|error| error.to_string())
             }
         }
     }
@@ -558,7 +558,7 @@ impl Run<'_> {
                 count(summary.events - summary.delivered, "event"),
                 summary.failed.len(),
                 count(summary.batches, "batch"),
-                first.error
+                printable(&first.error.to_string())
             ));
         }
         if self.bad_lines > 0 {
@@ -590,7 +590,9 @@ fn shown(report: &Report) -> String {
         ),
         Ok(Delivered { status, receipt: None }) => format!("batch {number}: {events}, {status}, no receipt"),
         Err(error) => {
-            format!("batch {number}: {events}, not delivered, {}: {error}", count(*attempts, "attempt"))
+            // An error can repeat what the receiver's certificate says.
+            let (attempts, error) = (count(*attempts, "attempt"), error.to_string());
+            format!("batch {number}: {events}, not delivered, {attempts}: {}", printable(&error))
         }
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::sink::{Item, Sink, SinkError};
+use crate::ledger::{Position, Resume};
 use crate::wire::event::Verdict;
 use crate::wire::record::{self, Accepted, Quarantined};
 
@@ -54,7 +55,7 @@ impl FileSink {
 }
 
 impl Sink for FileSink {
-    fn resume(&mut self, mark: &[u8]) -> Result<Vec<u8>, SinkError> {
+    fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
         self.collected.clear();
         self.open = None;
         let (file, is_new) = open(&self.path).map_err(self.error("open"))?;
@@ -63,7 +64,7 @@ impl Sink for FileSink {
         }
         let metadata = file.metadata().map_err(self.error("look at"))?;
         let (device, inode, length) = (metadata.dev(), metadata.ino(), metadata.len());
-        let safe = match Mark::read(mark) {
+        let safe = match Mark::read(&last.mark) {
             Some(known) if (known.device, known.inode) == (device, inode) => {
                 if length < known.safe {
                     warn_cut(&self.path, known.safe - length);
@@ -82,7 +83,7 @@ impl Sink for FileSink {
         };
         cut_trailing_zeros(&file, safe, length).map_err(self.error("mend"))?;
         self.open = Some(Open { file, device, inode, safe, distrusted: false });
-        Ok(Mark { device, inode, safe }.write())
+        Ok(Resume { position: last.position, mark: Mark { device, inode, safe }.write() })
     }
 
     fn push(&mut self, item: &Item<'_>) {
@@ -118,7 +119,7 @@ impl Sink for FileSink {
         self.collected.len()
     }
 
-    fn flush(&mut self) -> Result<Vec<u8>, SinkError> {
+    fn flush(&mut self, _behind: Position) -> Result<Vec<u8>, SinkError> {
         let (writing, syncing) = (self.error("write"), self.error("sync"));
         let Some(open) = &mut self.open else {
             return Err(writing(io::Error::other("the file is not open")));
@@ -270,7 +271,8 @@ mod tests {
 
         fn sink(&mut self) -> FileSink {
             let mut sink = FileSink::new(self.path.clone(), Rendering::Raw);
-            self.mark = sink.resume(&self.mark).unwrap();
+            let last = Resume { position: Position::default(), mark: self.mark.clone() };
+            self.mark = sink.resume(&last).unwrap().mark;
             sink
         }
 
@@ -282,6 +284,7 @@ mod tests {
     fn push(sink: &mut FileSink, lines: &[&str]) {
         for line in lines {
             sink.push(&Item {
+                behind: Position::default(),
                 received_at: 0,
                 source: "us",
                 verdict: &Verdict::Unverified,
@@ -300,7 +303,7 @@ mod tests {
             let mut bench = Bench::new();
             let mut sink = bench.sink();
             push(&mut sink, &["before"]);
-            bench.mark = sink.flush().unwrap();
+            bench.mark = sink.flush(Position::default()).unwrap();
             drop(sink);
             let torn = format!("before\n{}", &TEXT[..cut]);
             std::fs::write(&bench.path, &torn).unwrap();
@@ -308,10 +311,10 @@ mod tests {
             // In smaller pieces than before the crash.
             for pair in LINES.chunks(3) {
                 push(&mut sink, pair);
-                bench.mark = sink.flush().unwrap();
+                bench.mark = sink.flush(Position::default()).unwrap();
             }
             push(&mut sink, &["after"]);
-            sink.flush().unwrap();
+            sink.flush(Position::default()).unwrap();
             assert_eq!(bench.text(), format!("before\n{TEXT}after\n"), "cut at {cut}");
         }
     }
@@ -328,7 +331,7 @@ mod tests {
             std::fs::write(&bench.path, &bytes).unwrap();
             let mut sink = bench.sink();
             push(&mut sink, &LINES);
-            sink.flush().unwrap();
+            sink.flush(Position::default()).unwrap();
             assert_eq!(bench.text(), TEXT, "{start}..{end}");
         }
     }
@@ -338,13 +341,13 @@ mod tests {
         let mut bench = Bench::new();
         let mut sink = bench.sink();
         push(&mut sink, &LINES[..2]);
-        bench.mark = sink.flush().unwrap();
+        bench.mark = sink.flush(Position::default()).unwrap();
         std::fs::write(&bench.path, format!("{}tea", bench.text())).unwrap();
         push(&mut sink, &LINES[2..]);
-        bench.mark = sink.flush().unwrap();
+        bench.mark = sink.flush(Position::default()).unwrap();
         assert_eq!(bench.text(), "one\ntwo two\ntea\nthree\nfour\n");
         push(&mut sink, &["five"]);
-        sink.flush().unwrap();
+        sink.flush(Position::default()).unwrap();
         assert_eq!(bench.text(), "one\ntwo two\ntea\nthree\nfour\nfive\n");
     }
 
@@ -353,15 +356,15 @@ mod tests {
         let mut bench = Bench::new();
         let mut sink = bench.sink();
         push(&mut sink, &LINES);
-        sink.flush().unwrap();
+        sink.flush(Position::default()).unwrap();
         std::fs::write(&bench.path, "").unwrap();
         push(&mut sink, &["five"]);
-        bench.mark = sink.flush().unwrap();
+        bench.mark = sink.flush(Position::default()).unwrap();
         assert_eq!(bench.text(), "five\n");
         std::fs::write(&bench.path, "fi\n").unwrap();
         let mut sink = bench.sink();
         push(&mut sink, &["six"]);
-        sink.flush().unwrap();
+        sink.flush(Position::default()).unwrap();
         assert_eq!(bench.text(), "fi\nsix\n");
     }
 
@@ -371,7 +374,7 @@ mod tests {
         std::fs::write(&bench.path, "older\n").unwrap();
         let mut sink = bench.sink();
         push(&mut sink, &["newer"]);
-        sink.flush().unwrap();
+        sink.flush(Position::default()).unwrap();
         assert_eq!(bench.text(), "older\nnewer\n");
     }
 
@@ -383,7 +386,7 @@ mod tests {
         let open = sink.open.as_mut().unwrap();
         open.put(&bench.path, TEXT.as_bytes()).unwrap();
         open.distrusted = true;
-        sink.flush().unwrap();
+        sink.flush(Position::default()).unwrap();
         assert_eq!(bench.text(), TEXT);
         assert!(!sink.open.as_ref().unwrap().distrusted);
     }

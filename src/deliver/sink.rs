@@ -13,15 +13,19 @@
 //!
 //! # Restart
 //!
-//! After a restart, [`Sink::resume`] gets the last mark that the ledger kept, and the worker pushes everything
-//! behind that position again, in the same order and with the same content. A sink that can tell what it
-//! already has writes only the rest.
+//! After a restart, [`Sink::resume`] gets the last position and mark that the ledger kept, and says where it
+//! really is. From there the worker pushes everything again, in the same order and with the same content. A
+//! sink that keeps a position of its own is never behind the ledger's and may be ahead; one that does not
+//! returns the ledger's, and compares what it is given with what it has.
 
+use crate::ledger::{Position, Resume};
 use crate::wire::event::Verdict;
 
 /// One line on its way out.
 #[derive(Clone, Copy, Debug)]
 pub struct Item<'a> {
+    /// The position behind it: what is reached when this line is safe.
+    pub behind: Position,
     /// When its batch arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
     /// The configured name of its source.
@@ -46,12 +50,12 @@ pub struct SinkError {
 
 /// A place for lines. See the module's documentation for what it promises.
 pub trait Sink: Send {
-    /// Opens the place, at the start and after a failure. `mark` is the last one that the ledger kept, empty
-    /// for a sink that is new. Returns the mark that must be durable before anything is written.
+    /// Opens the place. `last` is what the ledger kept, its mark empty for a sink that is new. What comes back
+    /// must be durable in the ledger before anything is written.
     ///
     /// # Errors
     /// When the place cannot be opened; the worker tries again.
-    fn resume(&mut self, mark: &[u8]) -> Result<Vec<u8>, SinkError>;
+    fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError>;
 
     /// Collects a line.
     fn push(&mut self, item: &Item<'_>);
@@ -59,9 +63,10 @@ pub trait Sink: Send {
     /// Bytes that are collected.
     fn collected(&self) -> usize;
 
-    /// Makes safe what was collected; returns the mark of the place that was reached.
+    /// Makes safe what was collected, which is everything that the sink wants before `behind`; returns the
+    /// mark of the place that was reached.
     ///
     /// # Errors
     /// When it could not; nothing that was collected is lost.
-    fn flush(&mut self) -> Result<Vec<u8>, SinkError>;
+    fn flush(&mut self, behind: Position) -> Result<Vec<u8>, SinkError>;
 }

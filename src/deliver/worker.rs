@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use super::sink::{Item, Sink, SinkError};
-use crate::ledger::{Body, Delivered, Ledger, Next, Position, Stored, Subscription};
+use crate::ledger::{Body, Delivered, Ledger, Next, Position, Resume, Stored, Subscription};
 use crate::wire::batch::Packing;
 use crate::wire::event::Verdict;
 
@@ -60,9 +60,8 @@ impl Worker {
         let name = self.subscription.sink.clone();
         let outbox =
             self.until_it_works(|worker| worker.ledger.outbox().map_err(|cause| unreadable(&cause)))?;
-        let resume = self.ledger.resume(&name).cloned().ok_or(Ended)?;
-        let mut position = resume.position;
-        self.until_it_works(|worker| worker.open(&resume.mark, position))?;
+        let last = self.ledger.resume(&name).cloned().ok_or(Ended)?;
+        let mut position = self.until_it_works(|worker| worker.open(&last))?;
         let mut progress = Delivered::default();
         let mut reached = position;
         loop {
@@ -107,7 +106,10 @@ impl Worker {
                 Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
                 _ => None,
             };
+            let behind_line =
+                Position { batch: batch.position, line: u32::try_from(index + 1).unwrap_or(u32::MAX) };
             self.sink.push(&Item {
+                behind: behind_line,
                 received_at: batch.received_at,
                 source: &batch.source,
                 verdict,
@@ -117,8 +119,7 @@ impl Worker {
             progress.events += 1;
             progress.received_at = batch.received_at;
             if self.sink.collected() >= CHUNK && wanted.peek().is_some() {
-                let line = u32::try_from(index + 1).unwrap_or(u32::MAX);
-                self.settle(Position { batch: batch.position, line }, progress)?;
+                self.settle(behind_line, progress)?;
             }
         }
         Ok(behind)
@@ -126,21 +127,22 @@ impl Worker {
 
     /// Flushes, and lets the ledger know.
     fn settle(&mut self, position: Position, progress: &mut Delivered) -> Result<(), Ended> {
-        let mark = self.until_it_works(|worker| worker.sink.flush())?;
+        let mark = self.until_it_works(|worker| worker.sink.flush(position))?;
         self.watcher.delivered(&self.subscription.sink, progress.events);
         self.ledger.advance(&self.subscription.sink, position, mark, std::mem::take(progress));
         Ok(())
     }
 
-    /// Opens the sink, and makes its mark durable before anything is written.
-    fn open(&mut self, mark: &[u8], position: Position) -> Result<(), SinkError> {
-        let opened = self.sink.resume(mark)?;
-        if opened != mark {
+    /// Opens the sink, and makes durable where it is before anything is written.
+    fn open(&mut self, last: &Resume) -> Result<Position, SinkError> {
+        let opened = self.sink.resume(last)?;
+        let position = opened.position;
+        if opened != *last {
             self.ledger
-                .advance_now(&self.subscription.sink, position, opened)
+                .advance_now(&self.subscription.sink, position, opened.mark)
                 .map_err(|cause| unreadable(&cause))?;
         }
-        Ok(())
+        Ok(position)
     }
 
     /// Tries until it succeeds, waiting longer each time: twice as long, jittered, at most half a minute.

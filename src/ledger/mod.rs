@@ -242,7 +242,7 @@ pub struct Delivered {
 }
 
 /// What a sink had recorded when the ledger was opened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resume {
     /// Where to go on.
     pub position: Position,

@@ -106,7 +106,10 @@ fn terminator(line: &[u8]) -> &'static [u8] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::wire::batch::{Caps, Coding, decode, encode};
 
     fn limits(events: usize, bytes: usize) -> BatchLimits {
         BatchLimits { events, bytes, linger: Duration::ZERO }
@@ -159,5 +162,34 @@ mod tests {
         }
         let batch = collector.take().unwrap();
         assert_eq!(lines(&batch.body).collect::<Vec<_>>(), sent);
+    }
+    proptest! {
+        /// However the body is cut into gzip members, and with what line terminators it was collected.
+        #[test]
+        fn what_is_collected_is_decoded(
+            sent in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..30),
+            mut cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        ) {
+            let mut collector = Collector::default();
+            let admitted: Vec<&[u8]> = sent
+                .iter()
+                .map(Vec::as_slice)
+                .filter(|line| BatchLimits::default().admit(line).is_ok())
+                .inspect(|line| collector.push(line))
+                .collect();
+            let body = collector.take().map_or_else(Vec::new, |batch| batch.body);
+            cuts.sort_by_key(|cut| cut.index(body.len() + 1));
+            let mut members = Vec::new();
+            let mut start = 0;
+            for end in cuts.iter().map(|cut| cut.index(body.len() + 1)).chain([body.len()]) {
+                members.extend(encode(&body[start..end]).unwrap());
+                start = end;
+            }
+            let coding = Coding::of(Some("application/gzip"), &members).unwrap();
+            let caps = Caps { decoded: body.len(), lines: admitted.len() };
+            let decoded = decode(&members, coding, caps, &mut |_| true).unwrap();
+            prop_assert_eq!(decoded.bytes(), body.as_slice());
+            prop_assert_eq!(decoded.lines().collect::<Vec<_>>(), admitted);
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::event::{Event, Format, Malformed, Value, schema};
-use super::line::{Field, Line, Spelled, mark_repeated};
+use super::line::{Field, Line, Spelled, begins_like_json, mark_repeated};
 use super::signature::cut_cef;
 
 /// Takes a CEF line apart.
@@ -29,7 +29,9 @@ pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
         ambiguous: false,
     };
     if let Some(stamp) = time_stamp(&text[..header_start]) {
-        fields.push(header_field("event_ts", stamp));
+        // The time stamp stands before the header, where nothing is escaped.
+        let value = Spelled::Plain(stamp);
+        fields.push(Field { key: Cow::Borrowed("event_ts"), value, ambiguous: false });
     }
     fields.push(header_field("cef_version", header.cef_version));
     fields.push(header_field("event_vendor", header.vendor));
@@ -68,8 +70,19 @@ pub enum WriteError {
 /// Writes an event as a CEF line in the order of Kong's examples.
 ///
 /// # Errors
-/// When a header field is missing or the line would not parse back to the same event: a key with a space, a
-/// value of another type than text in an unknown field, a known field that stands in doubt.
+/// When a header field other than `event_class_id` is missing, or the line would not parse back to the same
+/// event:
+/// - ambiguous keys; a key that is empty or holds more than ASCII letters, digits and `_.-[]`;
+/// - an unknown field whose value is no text, or a known one whose value is not of its documented type (nor
+///   text that cannot be read as that type);
+/// - a field that would stand in doubt: one behind free text in an event that lacks its type's own fields;
+/// - a line break in the header or in `sig`; a ` sig=` in `sig`;
+/// - an `event_ts` that is empty, begins with `CEF:` or (behind white space) with `{`, or holds ` CEF:`;
+/// - a `cef_version` that is no number; without `event_class_id`, a `severity` that is neither digits nor one
+///   of CEF's words; a `name` that looks like a severity before a `severity` that begins with `key=`.
+///
+/// An event with all the documented fields of its type is therefore always written, whatever text its values
+/// are, as long as its header keeps to the last three points.
 pub fn write(event: &Event) -> Result<Vec<u8>, WriteError> {
     let text = |name: &'static str| event.text(name).ok_or(WriteError::Missing(name));
     let mut out = String::with_capacity(512);
@@ -123,29 +136,19 @@ pub fn write(event: &Event) -> Result<Vec<u8>, WriteError> {
         out.push_str(&signature);
     }
 
-    match Line::parse(out.as_bytes()) {
+    // In the extension they are escaped; elsewhere CEF has no spelling for them.
+    if out.contains(['\n', '\r']) {
+        return Err(WriteError::Unrepresentable("a line break outside the extension".to_owned()));
+    }
+    // A line that begins with `{` would be read as JSON.
+    if begins_like_json(&out) {
+        return Err(WriteError::Unrepresentable("`event_ts` begins like JSON".to_owned()));
+    }
+    match parse(&out) {
         Ok(line) if line.event() == *event => Ok(out.into_bytes()),
         Ok(line) => Err(WriteError::Unrepresentable(difference(event, &line.event()))),
         Err(Malformed(detail)) => Err(WriteError::Unrepresentable(detail.into_owned())),
     }
-}
-
-/// Undoes `\|` and `\\`.
-pub(super) fn unescape_header(text: &str) -> Cow<'_, str> {
-    unescape(text, |escaped| match escaped {
-        '|' | '\\' => Some(escaped),
-        _ => None,
-    })
-}
-
-/// Undoes `\=`, `\\`, `\n` and `\r`; any other backslash stands for itself.
-pub(super) fn unescape_extension(text: &str) -> Cow<'_, str> {
-    unescape(text, |escaped| match escaped {
-        '=' | '\\' => Some(escaped),
-        'n' => Some('\n'),
-        'r' => Some('\r'),
-        _ => None,
-    })
 }
 
 /// Where `CEF:` begins: at the line's start or behind a space.
@@ -324,28 +327,6 @@ fn doubt(fields: &mut [Field<'_>], name: &str, product: &str) {
     }
 }
 
-fn unescape(text: &str, meaning: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
-    if !text.contains('\\') {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        if character != '\\' {
-            out.push(character);
-            continue;
-        }
-        match characters.clone().next().and_then(&meaning) {
-            Some(meant) => {
-                out.push(meant);
-                characters.next();
-            }
-            None => out.push('\\'),
-        }
-    }
-    Cow::Owned(out)
-}
-
 fn escape_header(out: &mut String, text: &str) {
     for character in text.chars() {
         if matches!(character, '|' | '\\') {
@@ -381,7 +362,11 @@ fn difference(wanted: &Event, read: &Event) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use ed25519_dalek::{Signer, SigningKey};
+    use proptest::prelude::*;
+
+    use super::super::signature;
     use super::*;
 
     fn event(line: &str) -> Event {
@@ -504,5 +489,329 @@ mod tests {
         event.remove("unknown");
         event.remove("event_vendor");
         assert_eq!(write(&event), Err(WriteError::Missing("event_vendor")));
+    }
+    #[test]
+    fn a_line_break_outside_the_extension_is_not_written() {
+        for name in ["event_ts", "event_vendor", "event_product", "event_version", "event_class_id", "name"] {
+            for line_break in ["a\nb", "a\rb"] {
+                let mut event = event(AUTHENTICATION);
+                event.set(name, Value::Text(line_break.into()));
+                assert!(matches!(write(&event), Err(WriteError::Unrepresentable(_))), "{name}");
+            }
+        }
+        for line_break in ["a\nb", "a\r"] {
+            let mut event = event(AUTHENTICATION);
+            event.set("sig", Value::Text(line_break.into()));
+            assert!(matches!(write(&event), Err(WriteError::Unrepresentable(_))));
+            event.set("sig", Value::Text("x".into()));
+            event.set("user_agent", Value::Text(line_break.into()));
+            assert!(write(&event).is_ok());
+        }
+    }
+
+    /// Any text, and often what looks like a part of a line.
+    pub(in crate::wire) fn text() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            4 => "\\PC{0,6}",
+            2 => any::<char>().prop_map(String::from),
+            6 => prop::sample::select(vec![
+                " ", "  ", "=", "|", "\\", "\n", "\r", "\t", "\"", "'", ",", "{", "}", "[", ":", " key=",
+                " sig=", "sig=", ",\"sig\":\"x\"", " trace_id=1", "rt=1 ", "\\n", "\\=", "\\|", "CEF:",
+                " CEF:0|a|b|c|d|e|0|", " konghq.com ", "\u{0}", "\u{7f}", "\u{2028}", "\u{202e}", "\u{fffd}",
+                "\\u0000", "\\ud800", "true", "007", "18446744073709551616",
+            ]).prop_map(str::to_owned),
+        ];
+        prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+    }
+
+    fn number() -> impl Strategy<Value = String> {
+        prop_oneof!["-?(0|[1-9][0-9]{0,30})", "-?(0|[1-9][0-9]{0,3})(\\.[0-9]{1,25})?([eE][+-]?[0-9]{1,4})?"]
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let json = prop_oneof![
+            prop::collection::vec(text(), 0..3).prop_map(|list| serde_json::to_string(&list).unwrap()),
+            prop::collection::btree_map(text(), number(), 0..3).prop_map(|members| {
+                let members: Vec<String> = members
+                    .iter()
+                    .map(|(key, number)| format!("{}:{number}", serde_json::to_string(key).unwrap()))
+                    .collect();
+                format!("{{{}}}", members.join(" ,\t"))
+            }),
+        ];
+        prop_oneof![
+            6 => text().prop_map(Value::Text),
+            2 => number().prop_map(Value::Number),
+            1 => any::<bool>().prop_map(Value::Boolean),
+            1 => Just(Value::Null),
+            1 => json.prop_map(Value::Json),
+        ]
+    }
+
+    const KNOWN: [&str; 25] = [
+        "act",
+        "action",
+        "actor_id",
+        "cef_version",
+        "event_class_id",
+        "event_product",
+        "event_ts",
+        "event_vendor",
+        "event_version",
+        "granted",
+        "kong_initiated",
+        "name",
+        "org_id",
+        "portal_id",
+        "principal_id",
+        "principal_name",
+        "query",
+        "request",
+        "rt",
+        "severity",
+        "src",
+        "status",
+        "success",
+        "trace_id",
+        "user_agent",
+    ];
+
+    /// Any event without a signature.
+    pub(in crate::wire) fn any_event() -> impl Strategy<Value = Event> {
+        let known = prop::collection::vec((prop::sample::select(&KNOWN[..]), value()), 0..12);
+        let unknown = prop::collection::vec((prop_oneof![text(), Just("event".to_owned())], value()), 0..4);
+        (known, unknown).prop_map(|(known, unknown)| {
+            let mut event = Event::new();
+            for (name, value) in unknown {
+                event.set(name, value);
+            }
+            for (name, value) in known {
+                event.set(name, value);
+            }
+            event.remove("sig");
+            event
+        })
+    }
+
+    /// What the documentation of [`write`] says about `event_ts`.
+    fn is_writable_stamp(text: &str) -> bool {
+        let other_line = text.starts_with("CEF:") || text.trim_start_matches([' ', '\t']).starts_with('{');
+        !text.is_empty() && !other_line && !["\n", "\r", " CEF:"].iter().any(|part| text.contains(part))
+    }
+
+    /// An event as Konnect documents it, with any text in it that the documentation of [`write`] allows.
+    pub(in crate::wire) fn documented_event() -> impl Strategy<Value = Event> {
+        const EVERY: [&str; 6] = ["rt", "src", "org_id", "principal_id", "trace_id", "user_agent"];
+        const OPTIONAL: [&str; 5] =
+            ["principal_name", "actor_id", "portal_id", "kong_initiated", "unknown_1.x[]"];
+        let kind = prop::sample::select(vec![
+            ("AUTHENTICATION_OUTCOME_", &["request", "success"][..]),
+            ("Authz.", &["action", "granted"]),
+            ("Ingress", &["request", "act", "status", "query"]),
+        ]);
+        let header = || text().prop_map(|text| text.replace(['\n', '\r'], ""));
+        let stamp = text().prop_map(|text| match is_writable_stamp(&text) {
+            true => text,
+            false => "Apr 14 05:39:08".to_owned(),
+        });
+        let severity = prop_oneof!["[0-9]{1,3}", Just("Very-High".to_owned())];
+        let head = (
+            "[0-9]{1,3}",
+            stamp,
+            prop::collection::vec(header(), 4),
+            // With a class, the severity can be any text.
+            prop_oneof![
+                (header().prop_map(Some), prop_oneof![severity.clone(), header()]),
+                (Just(None), severity)
+            ],
+        );
+        let values = prop::collection::vec(text(), EVERY.len() + OPTIONAL.len() + 4);
+        (kind, head, values, any::<[bool; 6]>()).prop_map(|(kind, head, values, chosen)| {
+            let (prefix, of_type) = kind;
+            let (version, stamp, header, (class, severity)) = head;
+            let mut event = Event::new();
+            let mut set = |name: &'static str, text: &str| event.set(name, Value::Text(text.to_owned()));
+            set("cef_version", &version);
+            set("event_ts", &stamp);
+            set("event_vendor", &header[0]);
+            set("event_product", &header[1]);
+            set("event_version", &header[2]);
+            if let Some(class) = &class {
+                set("event_class_id", class);
+            }
+            set(
+                "name",
+                &if prefix == "Ingress" { prefix.to_owned() } else { format!("{prefix}{}", header[3]) },
+            );
+            set("severity", &severity);
+            let optional = OPTIONAL.iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(name, _)| name);
+            for (name, text) in EVERY.iter().chain(of_type).chain(optional).zip(&values) {
+                set(name, text);
+            }
+            if chosen[5] {
+                set("sig", "x");
+            }
+            event
+        })
+    }
+
+    pub(in crate::wire) fn key() -> SigningKey {
+        SigningKey::from_bytes(&[3; 32])
+    }
+
+    /// The signature that the line carries over one of its readings.
+    pub(in crate::wire) fn is_proven(line: &[u8]) -> bool {
+        let Ok(line) = Line::parse(line) else { return false };
+        let Some(signed) = line.signed() else { return false };
+        let Ok(bytes) = signature::decode(signed.value) else { return false };
+        let made = ed25519_dalek::Signature::from_bytes(&bytes);
+        [Some(signed.first), signed.second]
+            .into_iter()
+            .flatten()
+            .any(|reading| key().verifying_key().verify_strict(&reading.message(), &made).is_ok())
+    }
+
+    /// Signs a line and checks that it can be found out over what.
+    pub(in crate::wire) fn signed(format: Format, mut line: Vec<u8>) -> Vec<u8> {
+        let message = line.clone();
+        signature::insert(format, &mut line, &key().sign(&message).to_bytes());
+        let read = Line::parse(&line).unwrap();
+        let found = read.signed().unwrap();
+        assert!(
+            [Some(found.first), found.second]
+                .into_iter()
+                .flatten()
+                .any(|reading| reading.message() == message),
+            "{}",
+            String::from_utf8_lossy(&line)
+        );
+        assert!(is_proven(&line));
+        line
+    }
+
+    /// Changes one byte to another, neither of a line terminator.
+    pub(in crate::wire) fn with_changed_byte(
+        line: &[u8],
+        at: prop::sample::Index,
+        other: u8,
+    ) -> Option<Vec<u8>> {
+        let mut changed = line.to_vec();
+        let byte = &mut changed[at.index(line.len())];
+        let is_change = *byte != other && !matches!(other, b'\n' | b'\r');
+        *byte = other;
+        is_change.then_some(changed)
+    }
+
+    /// A byte, more often one that means something in a line.
+    pub(in crate::wire) fn byte() -> impl Strategy<Value = u8> {
+        prop_oneof![any::<u8>(), prop::sample::select(&b" \t\"\\{}[],:=|sigA"[..])]
+    }
+
+    /// No single byte of a line can become another one without either the signature or the message being
+    /// another. That Ed25519 then fails is checked by `a_changed_byte_breaks_the_proof`, for it takes longer.
+    pub(in crate::wire) fn assert_no_byte_is_loose(line: &[u8]) {
+        fn messages(signed: &signature::Signed<'_>) -> Vec<Vec<u8>> {
+            let readings = [Some(signed.first), signed.second];
+            readings.into_iter().flatten().map(|reading| reading.message().into_owned()).collect()
+        }
+        assert!(is_proven(line));
+        let original = Line::parse(line).unwrap();
+        let original = original.signed().unwrap();
+        let (made, known) = (signature::decode(original.value).unwrap(), messages(original));
+        let mut changed = line.to_vec();
+        for at in 0..line.len() {
+            for other in (0..=u8::MAX).filter(|other| *other != line[at] && !matches!(other, b'\n' | b'\r')) {
+                changed[at] = other;
+                let is_loose = Line::parse(&changed).is_ok_and(|read| {
+                    let Some(found) = read.signed() else { return false };
+                    let Ok(bytes) = signature::decode(found.value) else { return false };
+                    bytes == made && messages(found).iter().any(|message| known.contains(message))
+                });
+                assert!(!is_loose, "byte {at} as {other:#x}: {}", String::from_utf8_lossy(&changed));
+            }
+            changed[at] = line[at];
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_is_read_back_or_not_written(event in any_event()) {
+            if let Ok(line) = write(&event) {
+                prop_assert!(!line.contains(&b'\n'));
+                prop_assert_eq!(Line::parse(&line).unwrap().event(), event);
+            }
+        }
+
+        #[test]
+        fn a_documented_event_is_always_written(event in documented_event()) {
+            let line = write(&event);
+            prop_assert!(line.is_ok(), "{:?}", line);
+            prop_assert_eq!(Line::parse(&line.unwrap()).unwrap().event(), event);
+        }
+
+        #[test]
+        fn only_some_time_stamps_are_not_written(mut event in documented_event(), stamp in text()) {
+            let is_writable = is_writable_stamp(&stamp);
+            event.set("event_ts", Value::Text(stamp));
+            prop_assert_eq!(write(&event).is_ok(), is_writable);
+        }
+
+        #[test]
+        fn a_changed_byte_breaks_the_proof(
+            mut event in documented_event(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), byte()), 24),
+        ) {
+            event.remove("sig");
+            let line = signed(Format::Cef, write(&event).unwrap());
+            for (at, other) in changes {
+                if let Some(changed) = with_changed_byte(&line, at, other) {
+                    prop_assert!(!is_proven(&changed), "{}", String::from_utf8_lossy(&changed));
+                }
+            }
+        }
+
+        #[test]
+        fn a_signed_line_of_any_event_is_proven(event in any_event()) {
+            if let Ok(line) = write(&event) {
+                signed(Format::Cef, line);
+            }
+            signed(Format::Json, super::super::json::write(&event));
+            signed(Format::Cps, super::super::json::write_wrapped(&event));
+        }
+
+        #[test]
+        fn nothing_makes_the_parser_panic(
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+            words in text(),
+            event in any_event(),
+            at in any::<prop::sample::Index>(),
+            other in byte(),
+        ) {
+            let mut lines = vec![noise, words.clone().into_bytes()];
+            for start in ["CEF:0|a|b|c|d|e|0|", "CEF:0|", "x konghq.com CEF:0|a|b|c|e|0|rt=", "{\"", "{\"event\":{"] {
+                lines.push(format!("{start}{words}").into_bytes());
+            }
+            for line in [super::super::json::write(&event), super::super::json::write_wrapped(&event)]
+                .into_iter()
+                .chain(write(&event))
+            {
+                lines.extend(with_changed_byte(&line, at, other));
+                lines.push(line[..at.index(line.len())].to_vec());
+            }
+            for line in &lines {
+                if let Ok(line) = Line::parse(line) {
+                    line.event();
+                    let _ = (line.time(), line.trace(), line.content().message());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_byte_of_a_cef_line_is_loose() {
+        for tail in ["a b", "x sig=y z", ""] {
+            assert_no_byte_is_loose(&signed(Format::Cef, format!("{AUTHENTICATION}{tail}").into_bytes()));
+        }
+        assert_no_byte_is_loose(&signed(Format::Cef, b"CEF:0|a|b|c|d|e|0|".to_vec()));
     }
 }

@@ -26,6 +26,10 @@ pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
 }
 
 /// Writes an event as one JSON object without spaces, members in the order of their names.
+///
+/// It parses back to the same event, with three exceptions: ambiguous keys are left out; a `sig` that is no
+/// text makes the line malformed; and of an event whose only field, apart from `sig`, is `event` with an
+/// object, nobody can tell that it is not CPS. Numbers and raw JSON are taken to be what they should be.
 pub fn write(event: &Event) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     out.push(b'{');
@@ -50,22 +54,6 @@ pub fn write(event: &Event) -> Vec<u8> {
 /// Writes an event as CPS: the JSON object wrapped once.
 pub fn write_wrapped(event: &Event) -> Vec<u8> {
     [WRAPPER.as_bytes(), &write(event), b"}"].concat()
-}
-
-/// Reads a JSON value. A string whose escapes name no character (a lone surrogate) keeps its spelling.
-pub(super) fn read(raw: &RawValue) -> Value {
-    let spelled = raw.get();
-    match spelled.as_bytes() {
-        [b'"', ..] => match serde_json::from_str(spelled) {
-            Ok(text) => Value::Text(text),
-            Err(_) => Value::Text(spelled[1..spelled.len() - 1].to_owned()),
-        },
-        [b't', ..] => Value::Boolean(true),
-        [b'f', ..] => Value::Boolean(false),
-        [b'n', ..] => Value::Null,
-        [b'{' | b'[', ..] => Value::Json(spelled.to_owned()),
-        _ => Value::Number(spelled.to_owned()),
-    }
 }
 
 const WRAPPER: &str = r#"{"event":"#;
@@ -216,6 +204,12 @@ impl<'de> Visitor<'de> for Key {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::cef::tests::{
+        any_event, assert_no_byte_is_loose, byte, documented_event, is_proven, key, signed, text,
+        with_changed_byte,
+    };
     use super::*;
 
     fn message(line: &str) -> String {
@@ -316,5 +310,74 @@ mod tests {
         line.push_str("\"b\":1}");
         let event = parse(&line).unwrap().event();
         assert_eq!(event.ambiguous(), ["a"]);
+    }
+    /// An event of which [`write`] cannot tell a reader that it is no CPS wrapper.
+    fn looks_wrapped(event: &Event) -> bool {
+        let others = event.fields().filter(|(name, _)| !matches!(*name, "event" | "sig")).count();
+        others == 0 && matches!(event.field("event"), Some(Value::Json(json)) if json.starts_with('{'))
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_is_read_back(mut event in any_event(), signature in prop::option::of(text())) {
+            if let Some(signature) = signature {
+                event.set("sig", Value::Text(signature));
+            }
+            let wrapped = write_wrapped(&event);
+            let line = Line::parse(&wrapped).unwrap();
+            prop_assert_eq!(line.format(), Format::Cps);
+            prop_assert_eq!(line.event(), event.clone());
+            let plain = write(&event);
+            let line = Line::parse(&plain).unwrap();
+            prop_assert_eq!(line.format() == Format::Cps, looks_wrapped(&event));
+            if !looks_wrapped(&event) {
+                prop_assert_eq!(line.event(), event);
+            }
+            prop_assert!(!plain.contains(&b'\n') && !wrapped.contains(&b'\n'));
+        }
+
+        #[test]
+        fn a_changed_byte_breaks_the_proof(
+            event in prop_oneof![any_event(), documented_event()],
+            changes in prop::collection::vec((any::<prop::sample::Index>(), byte()), 12),
+        ) {
+            let mut event = event;
+            event.remove("sig");
+            let inner = signed(Format::Json, write(&event));
+            let lines = [
+                signed(Format::Cps, write_wrapped(&event)),
+                [WRAPPER.as_bytes(), &inner, b"}"].concat(),
+                inner,
+            ];
+            for line in lines {
+                prop_assert!(is_proven(&line));
+                for (at, other) in &changes {
+                    if let Some(changed) = with_changed_byte(&line, *at, *other) {
+                        prop_assert!(!is_proven(&changed), "{}", String::from_utf8_lossy(&changed));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_byte_of_a_json_or_cps_line_is_loose() {
+        use ed25519_dalek::Signer;
+
+        let plain = br#"{"name":"Ingress","rt":1,"user_agent":"a \" b","x":[1, {"sig":"y"}]}"#;
+        let value = super::super::signature::encode(&key().sign(plain).to_bytes());
+        let text = std::str::from_utf8(plain).unwrap();
+        for line in [
+            text.replacen('{', &format!("{{\"sig\":\"{value}\","), 1),
+            text.replacen(",\"rt\"", &format!(",\"sig\":\"{value}\",\"rt\""), 1),
+            text.replacen(",\"rt\"", &format!(", \"sig\": \"{value}\",\"rt\""), 1),
+            text.replacen("]}", &format!("],\"sig\":\"{value}\"}}"), 1),
+        ] {
+            assert_no_byte_is_loose(line.as_bytes());
+            assert_no_byte_is_loose(format!("{{\"event\":{line}}}").as_bytes());
+            assert_no_byte_is_loose(format!("{{\"event\": {line}}}").as_bytes());
+        }
+        assert_no_byte_is_loose(&signed(Format::Json, b"{}".to_vec()));
+        assert_no_byte_is_loose(&signed(Format::Cps, format!("{{\"event\":{text}}}").into_bytes()));
     }
 }

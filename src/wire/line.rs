@@ -4,9 +4,8 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use super::event::{Event, Format, Malformed, Value, schema};
+use super::event::{Event, Format, Value, schema};
 use super::signature::{Reading, Signed};
-use super::{cef, json};
 
 /// A line that is an event: its parts still point into the received bytes.
 #[derive(Debug)]
@@ -29,6 +28,8 @@ pub(super) struct Field<'a> {
 /// How a value is spelled.
 #[derive(Debug)]
 pub(super) enum Spelled<'a> {
+    /// Without escapes.
+    Plain(&'a str),
     /// In a CEF header, with `\|` and `\\`.
     Header(&'a str),
     /// In a CEF extension, with `\=`, `\\`, `\n` and `\r`.
@@ -38,20 +39,6 @@ pub(super) enum Spelled<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Recognises the format of a line without its terminator and takes it apart. A line that begins with
-    /// `{` is JSON or CPS, every other one CEF.
-    ///
-    /// # Errors
-    /// What makes it no event. Nothing that [`Line::event`] reads later can fail.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let text = std::str::from_utf8(bytes).map_err(|_| Malformed::from("not UTF-8"))?;
-        if text.trim_start_matches([' ', '\t']).starts_with('{') {
-            json::parse(text)
-        } else {
-            cef::parse(text)
-        }
-    }
-
     /// The format it came in.
     pub fn format(&self) -> Format {
         self.format
@@ -114,28 +101,35 @@ impl<'a> Line<'a> {
 impl<'a> Spelled<'a> {
     fn read(&self) -> Value {
         match self {
-            Self::Header(text) => Value::Text(cef::unescape_header(text).into_owned()),
-            Self::Extension(text) => Value::Text(cef::unescape_extension(text).into_owned()),
-            Self::Json(raw) => json::read(raw),
+            Self::Plain(text) => Value::Text((*text).to_owned()),
+            Self::Header(text) => Value::Text(unescape_header(text).into_owned()),
+            Self::Extension(text) => Value::Text(unescape_extension(text).into_owned()),
+            Self::Json(raw) => read_json(raw),
         }
     }
 
     /// A scalar as text: without a copy in the common case.
     fn text(&self) -> Option<Cow<'a, str>> {
         match self {
-            Self::Header(text) => Some(cef::unescape_header(text)),
-            Self::Extension(text) => Some(cef::unescape_extension(text)),
+            Self::Plain(text) => Some(Cow::Borrowed(text)),
+            Self::Header(text) => Some(unescape_header(text)),
+            Self::Extension(text) => Some(unescape_extension(text)),
             Self::Json(raw) => {
                 let spelled = raw.get();
                 match spelled.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
                     Some(plain) if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
                     None if !spelled.starts_with(['{', '[', 'n']) => Some(Cow::Borrowed(spelled)),
                     None => None,
-                    Some(_) => Some(Cow::Owned(json::read(raw).text().into_owned())),
+                    Some(_) => Some(Cow::Owned(read_json(raw).text().into_owned())),
                 }
             }
         }
     }
+}
+
+/// Whether a line can only be JSON or CPS.
+pub(super) fn begins_like_json(text: &str) -> bool {
+    text.trim_start_matches([' ', '\t']).starts_with('{')
 }
 
 /// Marks every key that occurs more than once. Linear in the number of fields but for the sort, since a
@@ -149,4 +143,60 @@ pub(super) fn mark_repeated(fields: &mut [Field<'_>]) {
             fields[pair[1]].ambiguous = true;
         }
     }
+}
+
+/// Reads a JSON value. A string whose escapes name no character (a lone surrogate) keeps its spelling.
+fn read_json(raw: &RawValue) -> Value {
+    let spelled = raw.get();
+    match spelled.as_bytes() {
+        [b'"', ..] => match serde_json::from_str(spelled) {
+            Ok(text) => Value::Text(text),
+            Err(_) => Value::Text(spelled[1..spelled.len() - 1].to_owned()),
+        },
+        [b't', ..] => Value::Boolean(true),
+        [b'f', ..] => Value::Boolean(false),
+        [b'n', ..] => Value::Null,
+        [b'{' | b'[', ..] => Value::Json(spelled.to_owned()),
+        _ => Value::Number(spelled.to_owned()),
+    }
+}
+
+/// Undoes `\|` and `\\`.
+fn unescape_header(text: &str) -> Cow<'_, str> {
+    unescape(text, |escaped| match escaped {
+        '|' | '\\' => Some(escaped),
+        _ => None,
+    })
+}
+
+/// Undoes `\=`, `\\`, `\n` and `\r`; any other backslash stands for itself.
+fn unescape_extension(text: &str) -> Cow<'_, str> {
+    unescape(text, |escaped| match escaped {
+        '=' | '\\' => Some(escaped),
+        'n' => Some('\n'),
+        'r' => Some('\r'),
+        _ => None,
+    })
+}
+
+fn unescape(text: &str, meaning: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        if character != '\\' {
+            out.push(character);
+            continue;
+        }
+        match characters.clone().next().and_then(&meaning) {
+            Some(meant) => {
+                out.push(meant);
+                characters.next();
+            }
+            None => out.push('\\'),
+        }
+    }
+    Cow::Owned(out)
 }
