@@ -1,5 +1,9 @@
 //! Every answer of the contract, from real requests.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
 use crate::harness::client::{Answer, Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::{Quarantined, quarantine};
@@ -256,6 +260,62 @@ fn a_429_until_a_key_has_been_loaded() {
 }
 
 #[test]
+fn keys_are_fetched_as_soon_as_they_can_be_and_kept() {
+    let keys = KeyServer::start();
+    let more = format!("jwks = {{ url = \"http://127.0.0.1:{}/jwks.json\" }}", keys.port);
+    let site = Site::new().sources(&source("us", PATH, &more));
+    let daemon = Daemon::start(&site);
+    let event = site.producer.event(0);
+    come_back_in_half_a_minute(&daemon.post(None, event.as_bytes()));
+    *keys.document.lock().unwrap() = Some(site.producer.jwks());
+    wait_until(PATIENCE, "the keys are there", || match daemon.post(None, event.as_bytes()).status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    daemon.terminate();
+
+    // After a restart the last good answer is good enough.
+    *keys.document.lock().unwrap() = None;
+    let daemon = Daemon::start(&site);
+    assert_eq!(daemon.deliver(&[site.producer.event(1)]).accepted, 1);
+    daemon.settle();
+    assert_eq!(site.verified(), site.producer.events(0..2));
+}
+
+/// A server of a JWKS document: as long as it has none, it answers 500.
+struct KeyServer {
+    port: u16,
+    document: Arc<Mutex<Option<String>>>,
+}
+
+impl KeyServer {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let document: Arc<Mutex<Option<String>>> = Arc::default();
+        let served = Arc::clone(&document);
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut head = BufReader::new(&stream).lines().map_while(Result::ok);
+                let _ = head.find(String::is_empty);
+                let (status, body) = match &*served.lock().unwrap() {
+                    Some(document) => ("200 OK", document.clone()),
+                    None => ("500 Internal Server Error", String::new()),
+                };
+                let length = body.len();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+                     Connection: close\r\n\r\n{body}"
+                );
+            }
+        });
+        Self { port, document }
+    }
+}
+
+#[test]
 fn a_429_while_a_stuck_sink_fills_the_backlog() {
     let site = Site::new().limits("backlog = \"4KiB\"");
     // A directory where the sink's file should be.
@@ -289,6 +349,33 @@ fn a_429_while_a_stuck_sink_fills_the_backlog() {
     taken.push(event);
     daemon.settle();
     assert_eq!(site.verified(), taken);
+}
+
+#[test]
+fn a_429_when_there_is_no_room_for_another_body() {
+    let site = Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nin_flight = \"2MiB\"");
+    let daemon = Daemon::start(&site);
+    // Two bodies that do not fit together, inflated as well; the first is held back before its end.
+    let large = body(&site.producer.events(0..2000));
+    assert!((800_000..1_000_000).contains(&large.len()), "{}", large.len());
+    let length = large.len().to_string();
+    let mut slow = daemon.connect();
+    let headers = [("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")];
+    slow.send(&request("POST", PATH, &headers, b""));
+    assert_eq!(slow.answer().status, 100);
+    slow.send(&large[..large.len() - 10]);
+    let other = body(&site.producer.events(5000..7000));
+    let refused = wait_until(PATIENCE, "there is no room", || {
+        let answer = daemon.post(None, &other);
+        if answer.status == 429 { Ok(answer) } else { Err(answer.status.to_string()) }
+    });
+    problem(&refused, 429);
+    let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((5..=10).contains(&wait), "{wait}");
+    slow.send(&large[large.len() - 10..]);
+    assert_eq!(Receipt::of(&slow.answer()).accepted, 2000);
+    let receipt = Receipt::of(&daemon.post(None, &other));
+    assert_eq!(receipt.accepted + receipt.duplicates, 2000);
 }
 
 #[test]
