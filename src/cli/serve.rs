@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {
-    let certificates = match &config.listen.tls {
+    let identity = match &config.listen.tls {
         Tls::Off => None,
         Tls::Files { cert, key } => Some(tls::server(cert, key).map_err(Failure::config)?),
     };
@@ -95,6 +95,10 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     )
     .map_err(Failure::bug)?;
     let metrics = Arc::new(metrics);
+    if let Some(not_after) = identity.as_ref().and_then(|identity| identity.not_after) {
+        metrics.certificate_not_after(u64::try_from(not_after).unwrap_or(0));
+    }
+    let certificates = identity.map(|identity| identity.config);
     let health = Arc::new(Health::new());
     let (stop, stopped) = watch::channel(false);
 

@@ -64,6 +64,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 /// After a failed write: how often it is tried whether writing works again.
 const PROBE: Duration = Duration::from_secs(1);
 
+/// The size of a large batch, compressed.
+const PROBE_BYTES: u32 = 1 << 20;
+
 /// At most this many bytes of bodies in one transaction, so that no request waits for the whole world.
 const GROUP_BYTES: usize = 32 << 20;
 
@@ -151,7 +154,7 @@ impl Writer {
         match written {
             Ok(written) => {
                 // The point of no return: from here on the batches are promised, whatever happens.
-                self.parts.gauges.unwritable.store(false, Ordering::Relaxed);
+                let is_proof = !commits.is_empty();
                 for (sink, (position, mark)) in std::mem::take(&mut self.advances) {
                     self.parts.gauges.noted().insert(sink, Resume { position, mark });
                 }
@@ -159,7 +162,18 @@ impl Writer {
                 for reply in waiting {
                     let _ = reply.send(Ok(()));
                 }
-                Ok(())
+                if !probing {
+                    return Ok(());
+                }
+                match if is_proof { Ok(()) } else { self.probe() } {
+                    Ok(()) => {
+                        self.parts.gauges.unwritable.store(false, Ordering::Relaxed);
+                        tracing::info!("the ledger can be written again");
+                        Ok(())
+                    }
+                    Err(error) if is_lost(&error) => Err(Lost(describe(&error))),
+                    Err(_) => Ok(()),
+                }
             }
             Err(error) => {
                 let text = describe(&error);
@@ -213,6 +227,15 @@ impl Writer {
         }
         connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(written)
+    }
+
+    /// Whether a batch would find room: tried out, since a transaction that changes little or nothing may
+    /// succeed on a full disk. What sinks have delivered is noted before, as it may be what makes room.
+    fn probe(&self) -> rusqlite::Result<()> {
+        let connection = &self.parts.connection;
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', zeroblob(?1))", [PROBE_BYTES])?;
+        connection.execute("DELETE FROM meta WHERE name = 'probe'", [])?;
+        Ok(())
     }
 
     /// Tells the workers and the requests.

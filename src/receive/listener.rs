@@ -99,7 +99,13 @@ impl Listener {
             }
             Some(tls) => {
                 let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
-                match timeout(self.header_deadline, handshake).await {
+                let mut stop = shutdown.clone();
+                let ended = tokio::select! {
+                    ended = timeout(self.header_deadline, handshake) => ended,
+                    // Nothing has been asked yet, so nobody is owed an answer.
+                    _ = stop.wait_for(|stop| *stop) => return,
+                };
+                match ended {
                     Ok(Ok(stream)) => {
                         if let Some(mut stream) = self.requests(stream, shutdown).await {
                             // Says goodbye in TLS; what still comes is thrown away undecrypted.
@@ -114,7 +120,7 @@ impl Listener {
         }
     }
 
-    /// Serves a connection's requests. Gives the stream back when it ended in order.
+    /// Serves a connection's requests. Gives the stream back when the last one was answered.
     async fn requests<S>(&self, stream: S, mut shutdown: watch::Receiver<bool>) -> Option<S>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -143,7 +149,8 @@ impl Listener {
             Ok(()) => Some(connection.into_parts().io.into_inner()),
             Err(error) => {
                 tracing::debug!(%error, "a connection ended early");
-                None
+                // hyper has answered 431 or 400, and the peer may still be sending what nobody reads.
+                error.is_parse().then(|| connection.into_parts().io.into_inner())
             }
         }
     }

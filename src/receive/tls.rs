@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_cert::der::Decode as _;
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -64,18 +65,29 @@ impl From<PemError> for PemCause {
     }
 }
 
+/// What the listener serves.
+#[derive(Debug)]
+pub struct Identity {
+    /// For the listener.
+    pub config: Arc<ServerConfig>,
+    /// When the server's certificate expires, in seconds since the Unix epoch; none when it does not say so in
+    /// the way of RFC 5280.
+    pub not_after: Option<i64>,
+}
+
 /// Loads a certificate chain and its key.
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn server(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server(cert: &Path, key: &Path) -> Result<Identity, TlsError> {
     let unreadable = |cause: PemError| TlsError::Certificate { path: cert.to_owned(), cause: cause.into() };
     let chain = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(unreadable)?;
-    if chain.is_empty() {
+    let Some(own) = chain.first() else {
         return Err(unreadable(PemError::NoItemsFound));
-    }
+    };
+    let not_after = not_after(own);
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|cause| TlsError::Key { path: key.to_owned(), cause: cause.into() })?;
     let pair = |cause| TlsError::Pair { cert: cert.to_owned(), key: key.to_owned(), cause };
@@ -87,12 +99,42 @@ pub fn server(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         .with_single_cert(chain, private)
         .map_err(pair)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Identity { config: Arc::new(config), not_after })
+}
+
+/// The end of a certificate's validity (RFC 5280, section 4.1.2.5).
+fn not_after(certificate: &[u8]) -> Option<i64> {
+    let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
+    let end = certificate.tbs_certificate().validity().not_after.to_unix_duration();
+    i64::try_from(end.as_secs()).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_says_when_it_expires() {
+        let expiring = |year| {
+            let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+            parameters.not_before = rcgen::date_time_ymd(1970, 1, 1);
+            parameters.not_after = rcgen::date_time_ymd(year, 2, 3);
+            let made = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+            (made.der().to_vec(), parameters.not_after.unix_timestamp())
+        };
+        // The two spellings of a year, and the turn of the century that divides them.
+        for year in [1999, 2000, 2049, 2050, 4096] {
+            let (certificate, expected) = expiring(year);
+            assert_eq!(not_after(&certificate), Some(expected), "{year}");
+        }
+        let (certificate, _) = expiring(2030);
+        for cut in 0..certificate.len() {
+            // Whatever is cut off: no panic.
+            let _ = not_after(&certificate[..cut]);
+        }
+        assert_eq!(not_after(b""), None);
+        assert_eq!(not_after(&[0x30, 0xff]), None);
+    }
 
     #[test]
     fn each_fault_names_its_file() {

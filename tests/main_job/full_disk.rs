@@ -1,0 +1,125 @@
+//! A ledger that cannot be written: 500 once, 429 until it can, and nothing is lost or remembered wrongly.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::programs::{self, auditgate};
+use crate::harness::records::objects;
+use crate::harness::site::{Site, sink};
+use crate::harness::{PATIENCE, body, wait_until};
+
+/// A site with one sink, which is stuck: nothing but batches is written to the ledger, so that it is a batch
+/// that meets the full disk.
+fn stuck() -> Site {
+    let site = Site::new().sinks(&sink("all", "json", "[\"verified\", \"quarantine\"]"));
+    std::fs::create_dir(site.path("all.jsonl")).unwrap();
+    site
+}
+
+/// Posts until the ledger is full, sees what is answered, lets `make_room`, and sends everything again.
+fn fill_and_recover(daemon: &Daemon<'_>, make_room: impl FnOnce()) {
+    let site = daemon.site;
+    let mut batches = Vec::new();
+    let refused = loop {
+        let first = batches.len() as u64 * 100;
+        let batch = site.producer.events(first..first + 100);
+        let answer = daemon.post(None, &body(&batch));
+        batches.push(batch);
+        if answer.status != 200 {
+            break answer;
+        }
+        assert_eq!(Receipt::of(&answer).accepted, 100);
+        assert!(batches.len() < 200, "the ledger does not fill up");
+    };
+    assert_eq!(refused.status, 500, "{refused:?}");
+    assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    let since = Instant::now();
+    wait_until(PATIENCE, "the ledger makes the daemon unready", || {
+        // It tries every second whether it can write again; all the while it knows that it cannot.
+        let next = daemon.post(None, &body(batches.last().unwrap()));
+        assert_eq!(next.status, 429, "{next:?}");
+        assert_eq!(next.header("retry-after"), Some("30"));
+        let answer = daemon.ask("/readyz");
+        let said = String::from_utf8(answer.body).unwrap();
+        let is_unready = answer.status == 503 && said.contains("ledger");
+        if is_unready && since.elapsed() > Duration::from_millis(2500) { Ok(()) } else { Err(said) }
+    });
+
+    make_room();
+    std::fs::remove_dir(site.path("all.jsonl")).unwrap();
+    // Nobody has to post for the daemon to find out.
+    wait_until(PATIENCE, "the daemon is ready again", || match daemon.ask("/readyz").status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    let last = batches.last().unwrap();
+    assert_eq!(daemon.deliver(last), Receipt { accepted: 100, ..Receipt::default() });
+    for batch in &batches {
+        assert_eq!(daemon.deliver(batch), Receipt { duplicates: 100, ..Receipt::default() });
+    }
+    daemon.settle();
+    let delivered: Vec<_> =
+        objects(&site.read("all.jsonl")).into_iter().map(|record| record["raw"].clone()).collect();
+    assert!(delivered == batches.concat(), "every event once, in order");
+}
+
+#[test]
+fn a_file_that_may_not_grow() {
+    if !programs::are_there(&[&["prlimit", "--version"]]) {
+        return;
+    }
+    let site = stuck();
+    let mut command = Command::new("sh");
+    // Without the signal, a write beyond the limit fails with EFBIG.
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" serve --config \"$1\""]);
+    command.arg(auditgate().get_program()).arg(site.path("config.toml"));
+    let daemon = Daemon::start_by(&site, command);
+    let process = daemon.process().to_string();
+    let limit = |size: &str| {
+        programs::run(Command::new("prlimit").args(["--pid", &process]).arg(format!("--fsize={size}:")));
+    };
+    limit("2000000");
+    fill_and_recover(&daemon, || limit("unlimited"));
+    daemon.terminate();
+}
+
+#[test]
+fn a_disk_without_space() {
+    let site = stuck();
+    let Some(disk) = SmallDisk::mount(site.path("data")) else {
+        return;
+    };
+    let daemon = Daemon::start(&site);
+    fill_and_recover(&daemon, || disk.grow());
+    daemon.terminate();
+    drop(disk);
+}
+
+/// A file system of 2 MiB in memory; only the superuser may make one.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Option<Self> {
+        std::fs::create_dir(&at).unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]).arg(&at).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(at));
+        }
+        eprintln!("skipped: a small file system cannot be mounted without being root");
+        None
+    }
+
+    fn grow(&self) {
+        programs::run(Command::new("mount").args(["-o", "remount,size=64m"]).arg(&self.0));
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: when the test failed, the daemon still has it open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}

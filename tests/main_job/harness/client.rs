@@ -1,0 +1,145 @@
+//! An HTTP/1.1 client that does exactly what it is told, misbehaviour included (RFC 9112).
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use super::PATIENCE;
+
+/// One connection.
+pub(crate) struct Client {
+    stream: Stream,
+    /// What has been read and not yet been taken.
+    buffer: Vec<u8>,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// A header's value; there must be at most one.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut found = self.head.lines().skip(1).filter_map(|line| {
+            let (known, value) = line.split_once(':')?;
+            known.eq_ignore_ascii_case(name).then_some(value.trim())
+        });
+        let first = found.next();
+        assert!(found.next().is_none(), "two headers {name}: {}", self.head);
+        first
+    }
+}
+
+/// A request with the headers as given, and `Host`.
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
+    for (name, value) in headers {
+        bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+impl Client {
+    /// Connects; the TLS handshake happens with the first bytes.
+    pub(crate) fn connect(address: SocketAddr, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
+        let socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let stream = match tls {
+            None => Stream::Plain(socket),
+            Some(config) => {
+                let name = ServerName::try_from("localhost").unwrap();
+                let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+                Stream::Tls(Box::new(StreamOwned::new(connection, socket)))
+            }
+        };
+        Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    /// Sends bytes, which must succeed.
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.try_send(bytes).expect("the daemon takes the bytes");
+    }
+
+    /// Sends bytes.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Plain(stream) => stream.write_all(bytes),
+            Stream::Tls(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
+        }
+    }
+
+    /// The next whole answer.
+    pub(crate) fn answer(&mut self) -> Answer {
+        self.try_answer().expect("an answer")
+    }
+
+    /// The next whole answer; an error when the connection ends before it does.
+    pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
+        let end = loop {
+            if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            self.fill()?;
+        };
+        let head: Vec<u8> = self.buffer.drain(..end).collect();
+        let head = String::from_utf8(head).map_err(io::Error::other)?;
+        let status = head
+            .strip_prefix("HTTP/1.1 ")
+            .and_then(|rest| rest.get(..3)?.parse().ok())
+            .unwrap_or_else(|| panic!("no status line: {head}"));
+        let mut answer = Answer { status, head, body: Vec::new() };
+        let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
+        while self.buffer.len() < length {
+            self.fill()?;
+        }
+        answer.body = self.buffer.drain(..length).collect();
+        Ok(answer)
+    }
+
+    /// Reads to the end of the connection; what came before it.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        while self.fill().is_ok() {}
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Says that nothing more comes, without saying so in TLS: as a crash would.
+    pub(crate) fn cut(&mut self) {
+        let _ = self.socket().shutdown(Shutdown::Write);
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match &self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => &stream.sock,
+        }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let mut piece = [0; 16 * 1024];
+        let read = match &mut self.stream {
+            Stream::Plain(stream) => stream.read(&mut piece)?,
+            Stream::Tls(stream) => stream.read(&mut piece)?,
+        };
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.buffer.extend_from_slice(&piece[..read]);
+        Ok(())
+    }
+}

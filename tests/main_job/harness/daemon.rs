@@ -1,0 +1,220 @@
+//! The daemon as a child process.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use super::client::{Answer, Client, request};
+use super::programs::auditgate;
+use super::site::{PATH, Site, TOKEN};
+use super::{PATIENCE, body, gzip, wait_until};
+
+/// A running daemon. Killed when it is dropped; what it said is printed when the test fails.
+pub(crate) struct Daemon<'s> {
+    pub(crate) site: &'s Site,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// What a 200 says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Receipt {
+    pub(crate) accepted: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) quarantined: u64,
+}
+
+impl Receipt {
+    /// Reads the body of a 200.
+    pub(crate) fn of(answer: &Answer) -> Self {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let receipt: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        let number = |name: &str| receipt[name].as_u64().unwrap_or_else(|| panic!("{receipt}"));
+        Self {
+            accepted: number("accepted"),
+            duplicates: number("duplicates"),
+            quarantined: number("quarantined"),
+        }
+    }
+}
+
+impl<'s> Daemon<'s> {
+    /// Starts the daemon of a site and waits until it listens.
+    pub(crate) fn start(site: &'s Site) -> Self {
+        let mut command = auditgate();
+        command.arg("serve").arg("--config").arg(site.path("config.toml"));
+        Self::start_by(site, command)
+    }
+
+    /// Starts it by a command whose process becomes the daemon.
+    pub(crate) fn start_by(site: &'s Site, mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let written = Arc::clone(&log);
+        let reader = std::thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                written.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            }
+        });
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut daemon = Self { site, address: nowhere, admin: nowhere, child, log, reader: Some(reader) };
+        let scheme = if site.is_plain() { "http" } else { "https" };
+        daemon.admin = daemon.announced("admin endpoint on http://");
+        daemon.address = daemon.announced(&format!("listening on {scheme}://"));
+        daemon
+    }
+
+    /// The address behind some words of the log.
+    fn announced(&mut self, words: &str) -> SocketAddr {
+        wait_until(PATIENCE, "the daemon listens", || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the daemon ended with {status}");
+            }
+            let log = self.log();
+            let rest = log.iter().find_map(|line| Some(line.split_once(words)?.1)).ok_or("not yet")?;
+            rest.split_whitespace().next().unwrap_or_default().parse().map_err(|_| rest.to_owned())
+        })
+    }
+
+    /// What it has said so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A new connection.
+    pub(crate) fn connect(&self) -> Client {
+        self.try_connect().expect("a connection")
+    }
+
+    /// A new connection, if the daemon is still there.
+    pub(crate) fn try_connect(&self) -> io::Result<Client> {
+        Client::connect(self.address, (!self.site.is_plain()).then(|| Arc::clone(&self.site.client)))
+    }
+
+    /// Posts a body on a connection of its own.
+    pub(crate) fn post_to(&self, path: &str, coding: Option<&str>, body: &[u8]) -> Answer {
+        let mut client = self.connect();
+        let length = body.len().to_string();
+        let mut headers =
+            vec![("Authorization", TOKEN), ("Content-Type", "text/plain"), ("Content-Length", &length)];
+        headers.extend(coding.map(|coding| ("Content-Encoding", coding)));
+        client.send(&request("POST", path, &headers, body));
+        client.answer()
+    }
+
+    /// Posts a body to the default source.
+    pub(crate) fn post(&self, coding: Option<&str>, body: &[u8]) -> Answer {
+        self.post_to(PATH, coding, body)
+    }
+
+    /// Posts lines as Konnect is documented to.
+    pub(crate) fn deliver<L: AsRef<[u8]>>(&self, lines: &[L]) -> Receipt {
+        Receipt::of(&self.post(Some("application/gzip"), &gzip(&body(lines))))
+    }
+
+    /// Waits until every sink has everything that was committed.
+    pub(crate) fn settle(&self) {
+        wait_until(PATIENCE, "every sink has everything", || {
+            let metrics = self.metrics();
+            let waiting: Vec<_> = metrics
+                .iter()
+                .filter(|(name, value)| {
+                    name.starts_with("auditgate_sink_pending_events") && value.as_str() != "0"
+                })
+                .collect();
+            if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?}")) }
+        });
+    }
+
+    /// Every series by its name and labels.
+    pub(crate) fn metrics(&self) -> BTreeMap<String, String> {
+        let answer = self.ask("/metrics");
+        assert_eq!(answer.status, 200);
+        String::from_utf8(answer.body)
+            .unwrap()
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(series, value)| (series.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// What the admin endpoint answers.
+    pub(crate) fn ask(&self, path: &str) -> Answer {
+        let mut client = Client::connect(self.admin, None).expect("the admin endpoint");
+        client.send(&request("GET", path, &[], b""));
+        client.answer()
+    }
+
+    /// A number of `/proc/PID/status` in KiB.
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Sends a signal; the daemon goes on for as long as it likes.
+    pub(crate) fn signal(&self, name: &str) {
+        // The shell's own `kill`: one process, ours, by its number.
+        let script = format!("kill -{name} {}", self.process());
+        assert!(Command::new("sh").arg("-c").arg(script).status().unwrap().success());
+    }
+
+    /// SIGTERM: returns when it has ended, which must be in order.
+    pub(crate) fn terminate(self) {
+        self.signal("TERM");
+        let status = self.ended();
+        assert_eq!(status.code(), Some(0), "the daemon ended with {status}");
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ended(mut self) -> ExitStatus {
+        wait_until(PATIENCE, "the daemon ends", || self.child.try_wait().unwrap().ok_or("it runs".to_owned()))
+    }
+
+    /// Waits for its end, which must be in order; everything it said.
+    pub(crate) fn log_at_end(mut self) -> Vec<String> {
+        let status = wait_until(PATIENCE, "the daemon ends", || {
+            self.child.try_wait().unwrap().ok_or("it runs".to_owned())
+        });
+        assert_eq!(status.code(), Some(0), "the daemon ended with {status}");
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        self.log()
+    }
+
+    /// SIGKILL: returns when it is gone.
+    pub(crate) fn kill9(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = &log[log.len().saturating_sub(40)..];
+            eprintln!("the daemon said:\n{}", tail.join("\n"));
+        }
+    }
+}

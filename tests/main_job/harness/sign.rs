@@ -1,0 +1,89 @@
+//! A producer that shares no code with the daemon.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ed25519_dalek::{Signer as _, SigningKey};
+
+/// A signing key and the events that it signs.
+pub(crate) struct Producer {
+    key: SigningKey,
+}
+
+impl Producer {
+    /// The producer with that number: always the same key.
+    pub(crate) fn new(number: u8) -> Self {
+        Self { key: SigningKey::from_bytes(&[number; 32]) }
+    }
+
+    /// Its public key as a JWKS document.
+    pub(crate) fn jwks(&self) -> String {
+        jwks(&[("key-1", self.key.verifying_key().as_bytes())])
+    }
+
+    /// The signature of a message, as Konnect spells it.
+    pub(crate) fn signature(&self, message: &str) -> String {
+        URL_SAFE_NO_PAD.encode(self.key.sign(message.as_bytes()).to_bytes())
+    }
+
+    /// A CEF line with its signature.
+    pub(crate) fn sign_cef(&self, line: &str) -> String {
+        format!("{line} sig={}", self.signature(line))
+    }
+
+    /// A JSON object with its signature as the last member.
+    pub(crate) fn sign_json(&self, object: &str) -> String {
+        let open = object.strip_suffix('}').unwrap();
+        format!("{open},\"sig\":\"{}\"}}", self.signature(object))
+    }
+
+    /// The signed event with that number: CEF, JSON and CPS in turn, dated in May 2023.
+    pub(crate) fn event(&self, number: u64) -> String {
+        let rt = 1_684_454_619_000 + number;
+        match number % 3 {
+            0 => self.sign_cef(&cef(number, &format!("rt={rt}"))),
+            1 => self.sign_json(&json(number, rt)),
+            _ => {
+                let inner = self.sign_json(&json(number, rt));
+                format!("{{\"event\":{inner}}}")
+            }
+        }
+    }
+
+    /// So many events from a number on.
+    pub(crate) fn events(&self, numbers: std::ops::Range<u64>) -> Vec<String> {
+        numbers.map(|number| self.event(number)).collect()
+    }
+}
+
+/// An unsigned authorization event in CEF; `rt` is the whole pair, or empty.
+pub(crate) fn cef(number: u64, rt: &str) -> String {
+    format!(
+        "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|konnect|Authz.usage|1|{rt} src=127.0.0.6 \
+         action=retrieve granted=true org_id=b065b594 principal_id=87655c36 actor_id= trace_id={number} \
+         user_agent=grpc-node/1.24.11 grpc-c/8.0.0 (linux; chttp2; ganges)"
+    )
+}
+
+/// An unsigned access event in JSON.
+pub(crate) fn json(number: u64, rt: u64) -> String {
+    format!(
+        "{{\"cef_version\":0,\"event_class_id\":\"khcp\",\"event_product\":\"Konnect\",\"event_ts\":\
+         \"2023-05-19T00:03:39Z\",\"event_vendor\":\"KongInc\",\"event_version\":\"1.0\",\"name\":\"Ingress\",\
+         \"org_id\":\"b065b594\",\"principal_id\":\"87655c36\",\"query\":\"{{\\\"end\\\":\\\"{number}\\\"}}\",\
+         \"request\":\"/v2/\\u00fc/{number}\",\"rt\":{rt},\"severity\":1,\"src\":\"127.0.0.6\",\"status\":200,\
+         \"trace_id\":\"{number}\",\"user_agent\":\"Grüße/1.0\"}}"
+    )
+}
+
+/// A JWKS document (RFC 7517, RFC 8037).
+pub(crate) fn jwks(keys: &[(&str, &[u8; 32])]) -> String {
+    let keys: Vec<_> = keys
+        .iter()
+        .map(|(kid, key)| {
+            serde_json::json!({
+                "alg": "EdDSA", "crv": "Ed25519", "kid": kid, "kty": "OKP", "x": URL_SAFE_NO_PAD.encode(key),
+            })
+        })
+        .collect();
+    serde_json::json!({ "keys": keys }).to_string()
+}

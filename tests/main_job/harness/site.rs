@@ -1,0 +1,177 @@
+//! A directory with everything that a daemon needs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+
+use super::sign::Producer;
+
+/// What `Authorization` must say.
+pub(crate) const TOKEN: &str = "Splunk s3cr/et token=";
+
+/// The path of the default source.
+pub(crate) const PATH: &str = "/konnect/us";
+
+/// A directory, its certificates, its keys and the configuration in it. Gone when it is dropped.
+pub(crate) struct Site {
+    directory: tempfile::TempDir,
+    /// The producer whose key the default source trusts.
+    pub(crate) producer: Producer,
+    /// What a client needs to trust the daemon.
+    pub(crate) client: Arc<ClientConfig>,
+    is_plain: bool,
+    limits: String,
+    sources: String,
+    sinks: String,
+}
+
+impl Site {
+    /// The default: a source `us` that requires signatures, a raw file of verified events, and a quarantine.
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let producer = Producer::new(1);
+        std::fs::write(directory.path().join("jwks.json"), producer.jwks()).unwrap();
+        let client = certificates(directory.path());
+        let site = Self {
+            directory,
+            producer,
+            client,
+            is_plain: false,
+            limits: String::new(),
+            sources: source("us", PATH, ""),
+            sinks: sink("verified", "raw", "\"verified\"") + &sink("quarantine", "json", "\"quarantine\""),
+        };
+        site.configure();
+        site
+    }
+
+    /// With these lines in `[limits]`.
+    pub(crate) fn limits(mut self, limits: &str) -> Self {
+        self.limits = limits.to_owned();
+        self.configure();
+        self
+    }
+
+    /// With these tables of sources, see [`source`].
+    pub(crate) fn sources(mut self, sources: &str) -> Self {
+        self.sources = sources.to_owned();
+        self.configure();
+        self
+    }
+
+    /// With these tables of sinks, see [`sink`].
+    pub(crate) fn sinks(mut self, sinks: &str) -> Self {
+        self.sinks = sinks.to_owned();
+        self.configure();
+        self
+    }
+
+    /// Without TLS.
+    pub(crate) fn plain(mut self) -> Self {
+        self.is_plain = true;
+        self.configure();
+        self
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// A path in the directory.
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What a file in the directory holds; nothing when it is not there.
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        match std::fs::read(self.path(name)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+
+    /// Writes a file in the directory.
+    pub(crate) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), contents).unwrap();
+    }
+
+    /// The raw lines of `verified.log`.
+    pub(crate) fn verified(&self) -> Vec<String> {
+        lines(&self.read("verified.log"))
+    }
+
+    /// Replaces text in the configuration, which must occur in it.
+    pub(crate) fn edit(self, from: &str, to: &str) -> Self {
+        let text = String::from_utf8(self.read("config.toml")).unwrap();
+        assert!(text.contains(from), "{from} is not in {text}");
+        self.write("config.toml", text.replacen(from, to, 1));
+        self
+    }
+
+    fn configure(&self) {
+        let tls = if self.is_plain { "\"off\"" } else { "{ cert = \"cert.pem\", key = \"key.pem\" }" };
+        let Self { limits, sources, sinks, .. } = self;
+        self.write(
+            "config.toml",
+            format!(
+                "data_dir = \"data\"\n\n[listen]\naddress = \"127.0.0.1:0\"\ntls = {tls}\n\n[admin]\naddress = \
+                 \"127.0.0.1:0\"\n\n[limits]\n{limits}\n{sources}\n{sinks}"
+            ),
+        );
+    }
+}
+
+/// A source that trusts `jwks.json`, with further lines.
+pub(crate) fn source(name: &str, path: &str, more: &str) -> String {
+    let jwks = if more.contains("jwks") { "" } else { "jwks = { file = \"jwks.json\" }" };
+    format!(
+        "[sources.{name}]\npath = \"{path}\"\nauthorization = {{ value = \"{TOKEN}\" }}\n{jwks}\n{more}\n"
+    )
+}
+
+/// A file sink; its file is `NAME.log` or `NAME.jsonl`.
+pub(crate) fn sink(name: &str, format: &str, streams: &str) -> String {
+    let extension = if format == "raw" { "log" } else { "jsonl" };
+    format!(
+        "[sinks.{name}]\ntype = \"file\"\nstream = {streams}\npath = \"{name}.{extension}\"\nformat = \
+         \"{format}\"\n"
+    )
+}
+
+/// The lines of a file that holds whole lines only.
+pub(crate) fn lines(bytes: &[u8]) -> Vec<String> {
+    let text = std::str::from_utf8(bytes).expect("lines of text");
+    assert!(text.is_empty() || text.ends_with('\n'), "the last line is torn: {text:?}");
+    text.lines().map(str::to_owned).collect()
+}
+
+/// A CA (`ca.pem`), the daemon's certificate from it (`cert.pem`, `key.pem`) and a client's trust in it.
+fn certificates(directory: &Path) -> Arc<ClientConfig> {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::default();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "Test CA");
+    parameters.key_usages.push(rcgen::KeyUsagePurpose::KeyCertSign);
+    let ca = parameters.self_signed(&ca_key).unwrap();
+    let issuer = rcgen::Issuer::from_params(&parameters, &ca_key);
+
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+
+    std::fs::write(directory.join("ca.pem"), ca.pem()).unwrap();
+    std::fs::write(directory.join("cert.pem"), certificate.pem()).unwrap();
+    std::fs::write(directory.join("key.pem"), key.serialize_pem()).unwrap();
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}

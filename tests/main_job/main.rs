@@ -1,0 +1,25 @@
+//! The main job from outside: the real binary, real sockets, real files.
+//!
+//! Nothing here links the library: keys, signatures, certificates and requests are made by other hands, so
+//! that a mistake cannot cancel itself out.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "the whole crate is a test, and what was skipped is said on stderr"
+)]
+
+mod harness;
+
+mod bombs;
+mod crash;
+mod dedup;
+mod full_disk;
+mod independent;
+mod operate;
+mod order;
+mod produce;
+mod statuses;
+mod verify_file;

@@ -1,0 +1,256 @@
+//! What an operator meets: a start that fails with a reason, metrics, health, an orderly end.
+
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+
+use crate::harness::client::request;
+use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::programs::auditgate;
+use crate::harness::site::{PATH, Site, TOKEN, source};
+use crate::harness::{PATIENCE, body, wait_until};
+
+/// Starts a daemon that must fail; what it said.
+fn refused(site: &Site, code: i32) -> String {
+    let output = auditgate().arg("serve").arg("--config").arg(site.path("config.toml")).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    stderr
+}
+
+fn says(stderr: &str, words: &[&str]) {
+    for word in words {
+        assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_named_by_line_with_a_hint() {
+    let site = Site::new().edit("[listen]\naddress", "[listen]\nadress");
+    let file = site.path("config.toml").display().to_string();
+    says(&refused(&site, 78), &[&format!("{file}:4:"), "adress", "did you mean `address`?"]);
+    let checked = auditgate().arg("check-config").arg(site.path("config.toml")).output().unwrap();
+    assert_eq!(checked.status.code(), Some(78));
+    says(&String::from_utf8(checked.stderr).unwrap(), &[&format!("{file}:4:"), "did you mean `address`?"]);
+
+    let site = Site::new();
+    std::fs::remove_file(site.path("config.toml")).unwrap();
+    says(&refused(&site, 78), &["config.toml", "No such file"]);
+}
+
+#[test]
+fn what_the_configuration_names_must_be_there() {
+    let site = Site::new();
+    std::fs::remove_file(site.path("cert.pem")).unwrap();
+    says(&refused(&site, 78), &["cert.pem", "No such file"]);
+
+    let site = Site::new();
+    std::fs::remove_file(site.path("jwks.json")).unwrap();
+    says(&refused(&site, 78), &["us", "jwks.json", "No such file"]);
+
+    // The documentation's sample key, which has 33 bytes.
+    let site = Site::new();
+    site.write(
+        "jwks.json",
+        r#"{"keys":[{"alg":"EdDSA","crv":"Ed25519","kid":"k","kty":"OKP","x":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}]}"#,
+    );
+    says(&refused(&site, 78), &["us", "jwks.json", "33"]);
+
+    let site = Site::new().edit("path = \"verified.log\"", "path = \"missing/verified.log\"");
+    says(&refused(&site, 78), &["verified", "missing"]);
+}
+
+#[test]
+fn a_port_or_a_directory_in_use_is_said() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let site = Site::new().edit("127.0.0.1:0", &address);
+    says(&refused(&site, 74), &[&address, "listen.address"]);
+
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    says(&refused(&site, 74), &["data", "in use"]);
+    assert_eq!(daemon.deliver(&[site.producer.event(0)]).accepted, 1);
+    daemon.terminate();
+}
+
+/// The names and label names of the contract.
+const FAMILIES: [(&str, &[&str]); 22] = [
+    ("auditgate_http_requests_total", &["code", "source"]),
+    ("auditgate_http_request_duration_seconds_count", &["source"]),
+    ("auditgate_http_connections", &[]),
+    ("auditgate_events_total", &["outcome", "source"]),
+    ("auditgate_event_delay_seconds_count", &["source"]),
+    ("auditgate_last_event_timestamp_seconds", &["source"]),
+    ("auditgate_commit_duration_seconds_count", &[]),
+    ("auditgate_ledger_bytes", &[]),
+    ("auditgate_sink_events_total", &["sink"]),
+    ("auditgate_sink_pending_events", &["sink"]),
+    ("auditgate_sink_oldest_pending_seconds", &["sink"]),
+    ("auditgate_sink_errors_total", &["sink"]),
+    ("auditgate_jwks_keys", &["source"]),
+    ("auditgate_jwks_refreshed_timestamp_seconds", &["source"]),
+    ("auditgate_jwks_refresh_errors_total", &["source"]),
+    ("auditgate_tls_certificate_not_after_timestamp_seconds", &[]),
+    ("auditgate_build_info", &["version"]),
+    ("process_cpu_seconds_total", &[]),
+    ("process_open_fds", &[]),
+    ("process_resident_memory_bytes", &[]),
+    ("process_start_time_seconds", &[]),
+    ("process_threads", &[]),
+];
+
+#[test]
+fn metrics_are_complete_and_no_sender_can_add_a_series() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let series = || daemon.metrics().into_keys().collect::<BTreeSet<_>>();
+    let before = series();
+    for (family, labels) in FAMILIES {
+        let found = before
+            .iter()
+            .find(|series| series.split('{').next() == Some(family))
+            .unwrap_or_else(|| panic!("{family} is missing"));
+        let inside = found.split_once('{').map_or("", |(_, rest)| rest.trim_end_matches('}'));
+        let names: Vec<_> = inside.split("\",").filter_map(|pair| Some(pair.split_once('=')?.0)).collect();
+        assert_eq!(names, labels, "{found}");
+    }
+
+    let mut lines = site.producer.events(0..7);
+    lines.push(lines[0].clone());
+    lines.push("rubbish".to_owned());
+    assert_eq!(daemon.deliver(&lines), Receipt { accepted: 7, duplicates: 1, quarantined: 1 });
+    daemon.post(Some("gzip"), b"no gzip");
+    let mut client = daemon.connect();
+    for number in 0..100 {
+        let path = format!("/storm/{number}");
+        client.send(&request("POST", &path, &[("Content-Length", "0")], b""));
+        assert_eq!(client.answer().status, 404);
+        let token = format!("Bearer {number}");
+        client.send(&request("POST", PATH, &[("Authorization", &token), ("Content-Length", "0")], b""));
+        assert_eq!(client.answer().status, 401);
+    }
+    daemon.settle();
+    assert_eq!(series(), before, "the set of series");
+
+    let metrics = daemon.metrics();
+    for (series, value) in [
+        ("auditgate_http_requests_total{code=\"200\",source=\"us\"}", "1"),
+        ("auditgate_http_requests_total{code=\"400\",source=\"us\"}", "1"),
+        ("auditgate_http_requests_total{code=\"401\",source=\"us\"}", "100"),
+        ("auditgate_http_requests_total{code=\"404\",source=\"\"}", "100"),
+        ("auditgate_events_total{outcome=\"accepted\",source=\"us\"}", "7"),
+        ("auditgate_events_total{outcome=\"duplicate\",source=\"us\"}", "1"),
+        ("auditgate_events_total{outcome=\"malformed\",source=\"us\"}", "1"),
+        ("auditgate_events_total{outcome=\"undecodable_body\",source=\"us\"}", "1"),
+        ("auditgate_events_total{outcome=\"bad_signature\",source=\"us\"}", "0"),
+        ("auditgate_event_delay_seconds_count{source=\"us\"}", "8"),
+        ("auditgate_sink_events_total{sink=\"verified\"}", "7"),
+        ("auditgate_sink_events_total{sink=\"quarantine\"}", "2"),
+        ("auditgate_sink_errors_total{sink=\"verified\"}", "0"),
+        ("auditgate_jwks_keys{source=\"us\"}", "1"),
+    ] {
+        assert_eq!(metrics.get(series).map(String::as_str), Some(value), "{series}");
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for (series, least) in [
+        ("auditgate_last_event_timestamp_seconds{source=\"us\"}", now - 600),
+        ("auditgate_jwks_refreshed_timestamp_seconds{source=\"us\"}", now - 600),
+        ("auditgate_tls_certificate_not_after_timestamp_seconds", now),
+        ("auditgate_ledger_bytes", 4096),
+    ] {
+        let value: f64 = metrics[series].parse().unwrap();
+        assert!(value >= least as f64, "{series} {value}");
+    }
+}
+
+#[test]
+fn health_and_readiness() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    assert_eq!(daemon.ask("/healthz").status, 200);
+    wait_until(PATIENCE, "the daemon is ready", || match daemon.ask("/readyz").status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    assert_eq!(daemon.ask("/other").status, 404);
+    drop(daemon);
+
+    std::fs::remove_file(site.path("verified.log")).unwrap();
+    std::fs::create_dir(site.path("verified.log")).unwrap();
+    let daemon = Daemon::start(&site);
+    let answer = wait_until(PATIENCE, "a failing sink makes it unready", || {
+        let answer = daemon.ask("/readyz");
+        if answer.status == 503 && String::from_utf8_lossy(&answer.body).contains("sink verified") {
+            Ok(answer)
+        } else {
+            Err(format!("{answer:?}"))
+        }
+    });
+    says(&String::from_utf8(answer.body).unwrap(), &["verified.log"]);
+    assert_eq!(daemon.ask("/healthz").status, 200);
+}
+
+#[test]
+fn sigterm_lets_a_request_end_and_delivers_what_is_committed() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let lines = site.producer.events(0..5000);
+    assert_eq!(daemon.deliver(&lines[..4990]).accepted, 4990);
+    let last = body(&lines[4990..]);
+    let length = last.len().to_string();
+    let headers = [("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")];
+    let mut client = daemon.connect();
+    client.send(&request("POST", PATH, &headers, b""));
+    assert_eq!(client.answer().status, 100, "the request has begun");
+    client.send(&last[..last.len() / 2]);
+
+    daemon.signal("TERM");
+    wait_until(PATIENCE, "the daemon drains", || match daemon.ask("/readyz").status {
+        503 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    wait_until(PATIENCE, "new connections are refused", || match daemon.try_connect() {
+        Err(_) => Ok(()),
+        Ok(_) => Err("still accepted".to_owned()),
+    });
+    client.send(&last[last.len() / 2..]);
+    assert_eq!(Receipt::of(&client.answer()).accepted, 10);
+    assert_eq!(client.rest(), b"", "the connection ends");
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert!(site.verified() == lines, "everything that was committed is in the file");
+}
+
+#[test]
+fn idle_connections_do_not_hold_up_the_end() {
+    let site = Site::new().limits("request_timeout = \"10s\"");
+    let daemon = Daemon::start(&site);
+    // One that has been answered, one that has only shaken hands, one that has not even done that.
+    let mut answered = daemon.connect();
+    answered.send(&request("GET", PATH, &[], b""));
+    assert_eq!(answered.answer().status, 405);
+    let mut greeted = daemon.connect();
+    greeted.send(b"");
+    let silent = daemon.try_connect().unwrap();
+    wait_until(
+        PATIENCE,
+        "all of them are accepted",
+        || match &*daemon.metrics()["auditgate_http_connections"] {
+            "3" => Ok(()),
+            count => Err(count.to_owned()),
+        },
+    );
+    daemon.signal("TERM");
+    assert_eq!(answered.rest(), b"");
+    assert_eq!(greeted.rest(), b"");
+    let log = daemon.log_at_end();
+    assert!(log.iter().any(|line| line.ends_with("stopped")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("did not end in time")), "{log:?}");
+    drop(silent);
+}
+
+#[test]
+fn an_unverifying_source_says_so_in_the_configuration_check() {
+    let site = Site::new().sources(&source("us", PATH, "signatures = \"off\""));
+    // Its unverified lines would go nowhere.
+    says(&refused(&site, 78), &["us", "unverified"]);
+}

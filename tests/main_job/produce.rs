@@ -1,0 +1,166 @@
+//! `auditgate keygen`, `send` and `demo` with the daemon.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output};
+
+use crate::harness::daemon::Daemon;
+use crate::harness::programs::{self, auditgate};
+use crate::harness::records::{objects, quarantine};
+use crate::harness::site::{PATH, Site, TOKEN, sink};
+use crate::harness::{PATIENCE, body, sign, wait_until};
+
+/// The sender, aimed at the daemon.
+fn send(daemon: &Daemon<'_>) -> Command {
+    let mut command = auditgate();
+    command.args(["send", "--to", &format!("https://localhost:{}{PATH}", daemon.address.port()), "--ca"]);
+    command.arg(daemon.site.path("ca.pem")).env("AUDITGATE_AUTHORIZATION", TOKEN);
+    command
+}
+
+/// A site that trusts a key of `keygen`.
+fn with_own_key() -> Site {
+    let site = Site::new().sinks(
+        &[
+            sink("verified", "raw", "\"verified\""),
+            sink("events", "json", "\"verified\""),
+            sink("quarantine", "json", "\"quarantine\""),
+        ]
+        .concat(),
+    );
+    programs::run(auditgate().arg("keygen").arg("--dir").arg(site.path("keys")));
+    std::fs::copy(site.path("keys/jwks.json"), site.path("jwks.json")).unwrap();
+    site
+}
+
+fn ends_with(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+}
+
+#[test]
+fn a_key_pair_is_private_and_never_overwritten() {
+    let site = with_own_key();
+    let key = site.path("keys/signing-key.pem");
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let before = std::fs::read(&key).unwrap();
+    let again = auditgate().arg("keygen").arg("--dir").arg(site.path("keys")).output().unwrap();
+    assert!(!again.status.success());
+    assert_eq!(std::fs::read(&key).unwrap(), before);
+}
+
+#[test]
+fn sent_events_arrive_in_every_format() {
+    let site = with_own_key();
+    let daemon = Daemon::start(&site);
+    let mut all = 0;
+    for format in ["cef", "json", "cps"] {
+        let output = send(&daemon)
+            .args(["--generate", "250", "--batch-events", "100", "--format", format, "--key"])
+            .arg(site.path("keys/signing-key.pem"))
+            .output()
+            .unwrap();
+        ends_with(&output, 0);
+        daemon.settle();
+        all += 250;
+        let records = objects(&site.read("events.jsonl"));
+        assert_eq!(records.len(), all);
+        for record in &records[all - 250..] {
+            assert_eq!(record["format"], format, "{record}");
+            assert!(record.get("ambiguous").is_none(), "{record}");
+        }
+    }
+    assert_eq!(site.read("quarantine.jsonl"), b"");
+    assert_eq!(site.verified().len(), all);
+
+    // Raw lines are sent as they are: the daemon knows them.
+    let output =
+        send(&daemon).args(["--input-format", "raw"]).arg(site.path("verified.log")).output().unwrap();
+    ends_with(&output, 0);
+    daemon.settle();
+    assert_eq!(site.verified().len(), all);
+    let metrics = daemon.metrics();
+    let duplicates = "auditgate_events_total{outcome=\"duplicate\",source=\"us\"}";
+    assert_eq!(metrics[duplicates], all.to_string());
+}
+
+#[test]
+fn a_quarantine_goes_in_again_when_its_key_is_there() {
+    let site = with_own_key();
+    let daemon = Daemon::start(&site);
+    // The harness's producer is not trusted yet.
+    let lines = site.producer.events(0..20);
+    assert_eq!(daemon.deliver(&lines).quarantined, 20);
+    assert_eq!(daemon.deliver(&[sign::cef(1, "rt=1")]).quarantined, 1);
+    let no_text = b"\xff\xfe is no text";
+    assert_eq!(daemon.deliver(&[no_text]).quarantined, 1);
+    daemon.settle();
+    daemon.terminate();
+
+    let kept = site.read("quarantine.jsonl");
+    site.write("again.jsonl", &kept);
+    site.write("jwks.json", site.producer.jwks());
+    let daemon = Daemon::start(&site);
+    let output =
+        send(&daemon).args(["--input-format", "quarantine"]).arg(site.path("again.jsonl")).output().unwrap();
+    ends_with(&output, 0);
+    daemon.settle();
+    assert_eq!(site.read("verified.log"), body(&lines));
+    // What is still no event is known as such already.
+    assert!(site.read("quarantine.jsonl") == kept);
+    assert_eq!(quarantine(&kept).last().unwrap().raw, no_text);
+}
+
+#[test]
+fn a_batch_that_cannot_be_delivered_is_a_finding() {
+    let site = with_own_key();
+    let daemon = Daemon::start(&site);
+    let output = send(&daemon)
+        .env("AUDITGATE_AUTHORIZATION", "wrong")
+        .args(["--generate", "5", "--key"])
+        .arg(site.path("keys/signing-key.pem"))
+        .output()
+        .unwrap();
+    ends_with(&output, 1);
+    assert_eq!(site.read("verified.log"), b"");
+}
+
+#[test]
+fn a_sender_outlives_a_restart_of_the_daemon() {
+    let site = with_own_key();
+    let daemon = Daemon::start(&site);
+    let port = daemon.address.port().to_string();
+    let mut sender = send(&daemon)
+        .args(["--generate", "20000", "--batch-events", "50", "--quiet", "--key"])
+        .arg(site.path("keys/signing-key.pem"))
+        .spawn()
+        .unwrap();
+    wait_until(PATIENCE, "something has arrived", || match site.read("verified.log").len() {
+        0 => Err("nothing".to_owned()),
+        _ => Ok(()),
+    });
+    daemon.kill9();
+    // The same port again: the sender knows no other.
+    let site = site.edit("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    let daemon = Daemon::start(&site);
+    let status = sender.wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+    daemon.settle();
+    let mut lines = site.verified();
+    assert_eq!(lines.len(), 20_000);
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), 20_000);
+}
+
+#[test]
+fn the_demo_shows_the_whole_job_twice() {
+    let site = Site::new();
+    for _ in 0..2 {
+        let output =
+            auditgate().args(["demo", "--events", "200", "--dir"]).arg(site.path("demo")).output().unwrap();
+        ends_with(&output, 0);
+        let said = String::from_utf8(output.stdout).unwrap();
+        for reason in ["bad_signature", "unsigned", "malformed"] {
+            assert!(said.contains(reason), "{said}");
+        }
+    }
+}

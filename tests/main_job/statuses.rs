@@ -1,0 +1,462 @@
+//! Every answer of the contract, from real requests.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use crate::harness::client::{Answer, Client, request};
+use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::records::{Quarantined, quarantine};
+use crate::harness::site::{PATH, Site, TOKEN, sink, source};
+use crate::harness::{PATIENCE, body, gzip, wait_until};
+
+const NOTHING: Receipt = Receipt { accepted: 0, duplicates: 0, quarantined: 0 };
+
+/// Checks the form of an error (RFC 9457).
+fn problem(answer: &Answer, status: u16) {
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(problem["status"], status);
+    for text in ["title", "detail"] {
+        assert!(problem[text].as_str().is_some_and(|text| !text.is_empty()), "{problem}");
+    }
+}
+
+/// A 429 that asks to wait for half a minute.
+fn come_back_in_half_a_minute(answer: &Answer) {
+    problem(answer, 429);
+    assert_eq!(answer.header("retry-after"), Some("30"));
+}
+
+/// Sends a header only, and takes the answer.
+fn head_only(daemon: &Daemon<'_>, method: &str, path: &str, headers: &[(&str, &str)]) -> (Client, Answer) {
+    let mut client = daemon.connect();
+    client.send(&request(method, path, headers, b""));
+    let answer = client.answer();
+    (client, answer)
+}
+
+#[test]
+fn a_200_for_every_accepted_coding_and_framing() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let mut next = 0..;
+    let mut sent = Vec::new();
+    let mut event = || {
+        let event = site.producer.event(next.next().unwrap());
+        sent.push(event.clone());
+        event
+    };
+    let one = Receipt { accepted: 1, ..NOTHING };
+    let codings = ["application/gzip", "application/x-gzip", "gzip", "x-gzip", "GZip"].map(Some);
+    for coding in codings.into_iter().chain([None, Some("identity"), Some("br")]) {
+        // gzip is recognised whatever is declared.
+        let bytes = gzip(event().as_bytes());
+        assert_eq!(Receipt::of(&daemon.post(coding, &bytes)), one, "{coding:?}");
+    }
+    for coding in [None, Some("identity")] {
+        assert_eq!(Receipt::of(&daemon.post(coding, event().as_bytes())), one, "{coding:?}");
+    }
+    let several = format!("\r\n{}\r\n\n{}", event(), event());
+    assert_eq!(Receipt::of(&daemon.post(None, several.as_bytes())).accepted, 2);
+    for empty in ["", "\n", "\r\n\n"] {
+        assert_eq!(Receipt::of(&daemon.post(None, empty.as_bytes())), NOTHING);
+        assert_eq!(Receipt::of(&daemon.post(Some("gzip"), &gzip(empty.as_bytes()))), NOTHING);
+    }
+    assert_eq!(Receipt::of(&daemon.post(Some("application/gzip"), b"")), NOTHING);
+
+    // Chunked (RFC 9112, section 7.1), and several requests on one connection.
+    let mut client = daemon.connect();
+    let headers = [("Authorization", TOKEN), ("Transfer-Encoding", "chunked")];
+    for _ in 0..3 {
+        client.send(&request("POST", PATH, &headers, b""));
+        for piece in event().as_bytes().chunks(100) {
+            client.send(format!("{:x}\r\n", piece.len()).as_bytes());
+            client.send(piece);
+            client.send(b"\r\n");
+        }
+        client.send(b"0\r\n\r\n");
+        assert_eq!(Receipt::of(&client.answer()), one);
+    }
+
+    // The sender waits for a go-ahead (RFC 9110, section 10.1.1).
+    let line = event();
+    let length = line.len().to_string();
+    let headers = [("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")];
+    let (mut client, go_ahead) = head_only(&daemon, "POST", PATH, &headers);
+    assert_eq!(go_ahead.status, 100);
+    client.send(line.as_bytes());
+    assert_eq!(Receipt::of(&client.answer()), one);
+
+    daemon.settle();
+    assert_eq!(site.read("verified.log"), body(&sent));
+    assert_eq!(site.read("quarantine.jsonl"), b"");
+}
+
+#[test]
+fn a_400_keeps_the_body() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let whole = gzip(&body(&site.producer.events(0..100)));
+    let mut wrong_checksum = whole.clone();
+    let at = wrong_checksum.len() - 8;
+    wrong_checksum[at] ^= 1;
+    let bodies: [&[u8]; 4] =
+        [&whole[..whole.len() / 2], b"declared as gzip, and plain", &wrong_checksum, b"\x1f\x8b"];
+    for bytes in bodies {
+        for _ in 0..2 {
+            problem(&daemon.post(Some("application/gzip"), bytes), 400);
+        }
+    }
+    daemon.settle();
+    let expected =
+        bodies.map(|bytes| Quarantined { reason: "undecodable_body".to_owned(), raw: bytes.to_vec() });
+    assert_eq!(quarantine(&site.read("quarantine.jsonl")), expected);
+    assert_eq!(site.read("verified.log"), b"");
+    assert_eq!(Receipt::of(&daemon.post(Some("application/gzip"), &whole)).accepted, 100);
+}
+
+#[test]
+fn a_401_needs_no_body() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let longer = format!("{TOKEN}x");
+    let other_case = TOKEN.to_lowercase();
+    let wrong: [&[&str]; 6] =
+        [&[], &["Bearer x"], &[&TOKEN[..TOKEN.len() - 1]], &[&longer], &[&other_case], &[TOKEN, TOKEN]];
+    for values in wrong {
+        for expect in [false, true] {
+            let mut headers = vec![("Content-Length", "100")];
+            headers.extend(values.iter().map(|value| ("Authorization", *value)));
+            headers.extend(expect.then_some(("Expect", "100-continue")));
+            // The body is withheld, and the first thing that comes is the answer, not a 100.
+            let (mut client, answer) = head_only(&daemon, "POST", PATH, &headers);
+            problem(&answer, 401);
+            assert!(answer.header("www-authenticate").is_some());
+            assert_eq!(client.rest(), b"", "the connection ends");
+        }
+    }
+
+    // A sender that only reads when it has sent everything still gets the answer, not a reset.
+    let mut client = daemon.connect();
+    let five_megabytes = vec![b'x'; 5_000_000];
+    let length = five_megabytes.len().to_string();
+    client.send(&request("POST", PATH, &[("Content-Length", &length)], b""));
+    for piece in five_megabytes.chunks(64 * 1024) {
+        client.send(piece);
+    }
+    problem(&client.answer(), 401);
+    daemon.settle();
+    assert_eq!(site.read("quarantine.jsonl"), b"");
+}
+
+#[test]
+fn a_404_and_a_405_come_before_the_token() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    for path in ["/", "/konnect", "/konnect/us/", "/konnect/us2", "/KONNECT/US", "/metrics"] {
+        problem(&head_only(&daemon, "POST", path, &[("Content-Length", "5")]).1, 404);
+        problem(&head_only(&daemon, "GET", path, &[]).1, 404);
+    }
+    for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
+        let (_, answer) = head_only(&daemon, method, PATH, &[("Authorization", TOKEN)]);
+        problem(&answer, 405);
+        assert_eq!(answer.header("allow"), Some("POST"));
+    }
+}
+
+#[test]
+fn a_413_for_each_limit() {
+    let site = Site::new()
+        .limits("body = \"10KiB\"\ndecoded = \"32KiB\"\nline = \"32KiB\"\nlines = 100\nin_flight = \"1MiB\"");
+    let daemon = Daemon::start(&site);
+    // Announced: refused before a byte of it is sent.
+    let headers = [("Authorization", TOKEN), ("Content-Length", "10241"), ("Expect", "100-continue")];
+    problem(&head_only(&daemon, "POST", PATH, &headers).1, 413);
+    let headers = [("Authorization", TOKEN), ("Content-Length", "99999999999999999999")];
+    let mut client = daemon.connect();
+    client.send(&request("POST", PATH, &headers, b""));
+    assert!([400, 413].contains(&client.answer().status));
+    // Not announced: refused when it is over.
+    let mut client = daemon.connect();
+    client.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Transfer-Encoding", "chunked")], b""));
+    for _ in 0..3 {
+        client.send(b"1000\r\n");
+        client.send(&[b'x'; 0x1000]);
+        client.send(b"\r\n");
+    }
+    problem(&client.answer(), 413);
+
+    assert_eq!(daemon.post(None, &[b'x'; 10 * 1024]).status, 200);
+    problem(&daemon.post(None, &[b'x'; 10 * 1024 + 1]), 413);
+    assert_eq!(daemon.post(None, &gzip(&[b'y'; 32 * 1024])).status, 200);
+    problem(&daemon.post(None, &gzip(&[b'y'; 32 * 1024 + 1])), 413);
+    let lines: Vec<_> = (0..101).map(|number| number.to_string()).collect();
+    assert_eq!(daemon.deliver(&lines[..100]).quarantined, 100);
+    problem(&daemon.post(None, &body(&lines)), 413);
+    // Blank lines are no lines.
+    assert_eq!(Receipt::of(&daemon.post(None, &[b'\n'; 1000])), NOTHING);
+    // Who reads the log learns what to do about it.
+    assert!(daemon.log().iter().any(|line| line.contains("ERROR") && line.contains("replay job")));
+    daemon.settle();
+    assert_eq!(quarantine(&site.read("quarantine.jsonl")).len(), 102);
+}
+
+#[test]
+fn a_415_for_another_type_or_an_unknown_coding() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let event = site.producer.event(0);
+    for kind in ["application/json", "text/plainer", "text", ""] {
+        let headers = [("Authorization", TOKEN), ("Content-Type", kind), ("Content-Length", "10")];
+        problem(&head_only(&daemon, "POST", PATH, &headers).1, 415);
+    }
+    for coding in ["br", "zstd", "gzip, br", "deflate"] {
+        problem(&daemon.post(Some(coding), event.as_bytes()), 415);
+    }
+    for kind in ["text/plain; charset=utf-8", "TEXT/PLAIN"] {
+        let length = event.len().to_string();
+        let headers = [("Authorization", TOKEN), ("Content-Type", kind), ("Content-Length", &length)];
+        let mut client = daemon.connect();
+        client.send(&request("POST", PATH, &headers, event.as_bytes()));
+        assert_eq!(client.answer().status, 200, "{kind}");
+    }
+    assert_eq!(daemon.post(Some("br"), &gzip(event.as_bytes())).status, 200);
+    daemon.settle();
+    assert_eq!(site.verified(), [event]);
+    assert_eq!(site.read("quarantine.jsonl"), b"");
+}
+
+#[test]
+fn a_431_for_headers_that_are_too_large() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    for size in [20, 100, 1000] {
+        let huge = "x".repeat(size * 1024);
+        let mut client = daemon.connect();
+        client.send(&request("POST", PATH, &[("Authorization", TOKEN), ("X-Huge", &huge)], b""));
+        assert_eq!(client.answer().status, 431, "{size} KiB");
+    }
+    assert_eq!(daemon.deliver(&[site.producer.event(0)]).accepted, 1);
+}
+
+#[test]
+fn a_429_until_a_key_has_been_loaded() {
+    // Nothing listens on port 1.
+    let more = "jwks = { url = \"http://127.0.0.1:1/jwks.json\" }";
+    let site = Site::new().sources(&source("us", PATH, more));
+    let daemon = Daemon::start(&site);
+    let headers = [("Authorization", TOKEN), ("Content-Length", "100")];
+    come_back_in_half_a_minute(&head_only(&daemon, "POST", PATH, &headers).1);
+    come_back_in_half_a_minute(&daemon.post(None, site.producer.event(0).as_bytes()));
+    // Who has no token does not learn how the daemon is.
+    problem(&head_only(&daemon, "POST", PATH, &[("Content-Length", "100")]).1, 401);
+    wait_until(PATIENCE, "the daemon is not ready", || match daemon.ask("/readyz").status {
+        503 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    assert_eq!(site.read("quarantine.jsonl"), b"");
+}
+
+#[test]
+fn keys_are_fetched_as_soon_as_they_can_be_and_kept() {
+    let keys = KeyServer::start();
+    let more = format!("jwks = {{ url = \"http://127.0.0.1:{}/jwks.json\" }}", keys.port);
+    let site = Site::new().sources(&source("us", PATH, &more));
+    let daemon = Daemon::start(&site);
+    let event = site.producer.event(0);
+    come_back_in_half_a_minute(&daemon.post(None, event.as_bytes()));
+    *keys.document.lock().unwrap() = Some(site.producer.jwks());
+    wait_until(PATIENCE, "the keys are there", || match daemon.post(None, event.as_bytes()).status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    daemon.terminate();
+
+    // After a restart the last good answer is good enough.
+    *keys.document.lock().unwrap() = None;
+    let daemon = Daemon::start(&site);
+    assert_eq!(daemon.deliver(&[site.producer.event(1)]).accepted, 1);
+    daemon.settle();
+    assert_eq!(site.verified(), site.producer.events(0..2));
+}
+
+/// A server of a JWKS document: as long as it has none, it answers 500.
+struct KeyServer {
+    port: u16,
+    document: Arc<Mutex<Option<String>>>,
+}
+
+impl KeyServer {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let document: Arc<Mutex<Option<String>>> = Arc::default();
+        let served = Arc::clone(&document);
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut head = BufReader::new(&stream).lines().map_while(Result::ok);
+                let _ = head.find(String::is_empty);
+                let (status, body) = match &*served.lock().unwrap() {
+                    Some(document) => ("200 OK", document.clone()),
+                    None => ("500 Internal Server Error", String::new()),
+                };
+                let length = body.len();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+                     Connection: close\r\n\r\n{body}"
+                );
+            }
+        });
+        Self { port, document }
+    }
+}
+
+#[test]
+fn a_429_while_a_stuck_sink_fills_the_backlog() {
+    let site = Site::new().limits("backlog = \"4KiB\"");
+    // A directory where the sink's file should be.
+    std::fs::create_dir(site.path("verified.log")).unwrap();
+    let daemon = Daemon::start(&site);
+    let headers = [("Authorization", TOKEN), ("Content-Length", "100")];
+    let mut taken = Vec::new();
+    for number in 0.. {
+        let event = site.producer.event(number);
+        let answer = daemon.post(None, event.as_bytes());
+        if answer.status == 429 {
+            come_back_in_half_a_minute(&answer);
+            break;
+        }
+        assert_eq!(Receipt::of(&answer).accepted, 1);
+        taken.push(event);
+    }
+    assert!((4..40).contains(&taken.len()), "{}", taken.len());
+    come_back_in_half_a_minute(&head_only(&daemon, "POST", PATH, &headers).1);
+    wait_until(PATIENCE, "the daemon is not ready", || match daemon.ask("/readyz").status {
+        503 => Ok(()),
+        status => Err(status.to_string()),
+    });
+
+    std::fs::remove_dir(site.path("verified.log")).unwrap();
+    let event = site.producer.event(1000);
+    wait_until(PATIENCE, "batches are taken again", || match daemon.post(None, event.as_bytes()).status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    taken.push(event);
+    daemon.settle();
+    assert_eq!(site.verified(), taken);
+}
+
+#[test]
+fn a_429_when_there_is_no_room_for_another_body() {
+    let site = Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nin_flight = \"2MiB\"");
+    let daemon = Daemon::start(&site);
+    // Two bodies that do not fit together, inflated as well; the first is held back before its end.
+    let large = body(&site.producer.events(0..2000));
+    assert!((800_000..1_000_000).contains(&large.len()), "{}", large.len());
+    let length = large.len().to_string();
+    let mut slow = daemon.connect();
+    let headers = [("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")];
+    slow.send(&request("POST", PATH, &headers, b""));
+    assert_eq!(slow.answer().status, 100);
+    slow.send(&large[..large.len() - 10]);
+    let other = body(&site.producer.events(5000..7000));
+    let refused = wait_until(PATIENCE, "there is no room", || {
+        let answer = daemon.post(None, &other);
+        if answer.status == 429 { Ok(answer) } else { Err(answer.status.to_string()) }
+    });
+    problem(&refused, 429);
+    let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((5..=10).contains(&wait), "{wait}");
+    slow.send(&large[large.len() - 10..]);
+    assert_eq!(Receipt::of(&slow.answer()).accepted, 2000);
+    let receipt = Receipt::of(&daemon.post(None, &other));
+    assert_eq!(receipt.accepted + receipt.duplicates, 2000);
+}
+
+#[test]
+fn rubbish_cannot_crowd_out_verified_events() {
+    let site = Site::new().limits("backlog = \"64KiB\"");
+    std::fs::create_dir(site.path("quarantine.jsonl")).unwrap();
+    let daemon = Daemon::start(&site);
+    let rubbish = |number: u32| format!("{number}").repeat(5000).into_bytes();
+    let mut posted = 0;
+    let refused = loop {
+        posted += 1;
+        let answer = daemon.post(None, &rubbish(posted));
+        if answer.status != 200 {
+            break answer;
+        }
+        assert!(posted < 40);
+    };
+    come_back_in_half_a_minute(&refused);
+    assert_eq!(daemon.deliver(&site.producer.events(0..10)).accepted, 10);
+    come_back_in_half_a_minute(&daemon.post(None, &rubbish(posted)));
+    wait_until(PATIENCE, "the events are delivered", || match site.verified().len() {
+        10 => Ok(()),
+        found => Err(found.to_string()),
+    });
+}
+
+#[test]
+fn no_answer_to_a_body_that_is_cut_off_or_too_slow() {
+    let site = Site::new().limits("request_timeout = \"1s\"");
+    let daemon = Daemon::start(&site);
+    let event = site.producer.event(0);
+    let half = &event.as_bytes()[..event.len() / 2];
+    let length = event.len().to_string();
+    let announced = [("Authorization", TOKEN), ("Content-Length", &length)];
+    let chunked = [("Authorization", TOKEN), ("Transfer-Encoding", "chunked")];
+    let piece = [format!("{:x}\r\n", half.len()).as_bytes(), half, b"\r\n"].concat();
+    for (headers, bytes) in [(&announced[..], half), (&chunked[..], &piece[..])] {
+        for is_cut in [true, false] {
+            let mut client = daemon.connect();
+            client.send(&request("POST", PATH, headers, bytes));
+            if is_cut {
+                client.cut();
+            }
+            assert_eq!(client.rest(), b"", "an answer to a body that did not arrive");
+        }
+    }
+    daemon.settle();
+    assert_eq!(site.read("quarantine.jsonl"), b"");
+    assert_eq!(site.read("verified.log"), b"");
+    assert_eq!(daemon.deliver(&[event]).accepted, 1);
+}
+
+#[test]
+fn unverified_lines_stay_out_of_the_verified_file() {
+    let site = Site::new()
+        .sources(
+            &[
+                source("us", PATH, "signatures = \"accept-unsigned\""),
+                source("off", "/off", "signatures = \"off\""),
+            ]
+            .concat(),
+        )
+        .sinks(
+            &[
+                sink("verified", "raw", "\"verified\""),
+                sink("unverified", "raw", "\"unverified\""),
+                sink("quarantine", "json", "\"quarantine\""),
+            ]
+            .concat(),
+        );
+    let daemon = Daemon::start(&site);
+    let signed = site.producer.event(0);
+    let unsigned = crate::harness::sign::cef(1, "rt=1684454619000");
+    let damaged = site.producer.event(3).replace("granted=true", "granted=fals");
+    let lines = [&signed, &unsigned, &damaged];
+    assert_eq!(daemon.deliver(&lines), Receipt { accepted: 2, duplicates: 0, quarantined: 1 });
+    assert_eq!(Receipt::of(&daemon.post_to("/off", None, &body(&lines))).accepted, 3);
+    daemon.settle();
+    assert_eq!(site.read("verified.log"), body(std::slice::from_ref(&signed)));
+    let unverified = [unsigned.clone(), signed, unsigned, damaged.clone()];
+    assert_eq!(site.read("unverified.log"), body(&unverified));
+    let rejected = Quarantined { reason: "bad_signature".to_owned(), raw: damaged.into_bytes() };
+    assert_eq!(quarantine(&site.read("quarantine.jsonl")), [rejected]);
+}
