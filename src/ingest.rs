@@ -75,6 +75,13 @@ pub struct Limits {
     pub backlog: u64,
 }
 
+impl Limits {
+    /// What quarantined lines may take of the backlog, so that rubbish cannot crowd out verified events.
+    pub fn quarantine_share(&self) -> u64 {
+        self.backlog / 4
+    }
+}
+
 /// A batch that was committed.
 #[derive(Debug)]
 pub struct Ingested {
@@ -170,8 +177,7 @@ impl Ingest {
             judge(delivery, keys.as_deref(), &identifier, limits, &runtime)
         });
         let judged = work.await.map_err(|_| Rejection::Bug)??;
-        // Rubbish has its own share of the backlog, so that it cannot crowd out verified events.
-        if judged.has_rejects && self.ledger.backlog().1 >= self.limits.backlog / 4 {
+        if judged.has_rejects && self.ledger.backlog().1 >= self.limits.quarantine_share() {
             return Err(Rejection::BacklogFull);
         }
         let start = Instant::now();

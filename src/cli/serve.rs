@@ -125,7 +125,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
             tokio::spawn(Arc::clone(keys).keep_fresh(stopped.clone()));
         }
     }
-    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), sources.clone(), config.limits.backlog));
+    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), sources.clone(), limits(config)));
 
     let listener = listener(config, certificates, sources, &ledger, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
@@ -356,6 +356,15 @@ fn start_workers(
     Ok(Workers { threads, stop })
 }
 
+fn limits(config: &Config) -> Limits {
+    let limits = &config.limits;
+    Limits {
+        caps: Caps { decoded: limits.decoded, lines: limits.lines },
+        line: limits.line,
+        backlog: limits.backlog,
+    }
+}
+
 fn file_options(sink: &config::Sink) -> Result<file::Options, Failure> {
     let SinkKind::File { path, format, rotate, fsync, mode, owner } = &sink.kind;
     let named = |what: &str, name: &str| {
@@ -422,14 +431,7 @@ fn listener(
             (configured.path.clone(), Route { source, authorises: Box::new(authorises) })
         })
         .collect();
-    let ingest = Ingest::new(
-        ledger.clone(),
-        Limits {
-            caps: Caps { decoded: limits.decoded, lines: limits.lines },
-            line: limits.line,
-            backlog: limits.backlog,
-        },
-    );
+    let ingest = Ingest::new(ledger.clone(), self::limits(config));
     let scheme = if certificates.is_some() { "https" } else { "http" };
     for source in &config.sources {
         tracing::debug!(source = source.name, path = source.path, "takes batches");
@@ -471,15 +473,23 @@ fn scrape(metrics: &Metrics, ledger: &Ledger, config: &Config) {
 }
 
 /// Turns the state of the parts into readiness, once a second.
-async fn watch_health(health: Arc<Health>, ledger: Ledger, sources: Vec<Arc<Source>>, backlog: u64) {
+async fn watch_health(health: Arc<Health>, ledger: Ledger, sources: Vec<Arc<Source>>, limits: Limits) {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     loop {
         every_second.tick().await;
         let state = |is_bad: bool, problem: &str| if is_bad { Err(problem.to_owned()) } else { Ok(()) };
         health.set("ledger", state(ledger.is_unwritable(), "the ledger cannot be written; see the log"));
+        let (all, quarantined) = ledger.backlog();
         health.set(
             "backlog",
-            state(ledger.backlog().0 >= backlog, "undelivered events fill limits.backlog; look at the sinks"),
+            state(all >= limits.backlog, "undelivered events fill limits.backlog; look at the sinks"),
+        );
+        health.set(
+            "quarantine",
+            state(
+                quarantined >= limits.quarantine_share(),
+                "undelivered quarantined lines fill their share of limits.backlog; look at their sink",
+            ),
         );
         for source in &sources {
             let keyless = source.keys.as_ref().is_some_and(|keys| keys.current().is_none());

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
@@ -227,23 +228,67 @@ fn is_bodiless(headers: &HeaderMap) -> bool {
 
 /// What the operator should know about a refused batch.
 fn log(source: &str, refusal: &Refusal, now: i64) {
-    let status = refusal.status().as_u16();
+    let (status, reason) = (refusal.status().as_u16(), refusal.detail());
     match refusal {
-        Refusal::NotFound | Refusal::MethodNotAllowed => {}
-        Refusal::Unauthorized => tracing::warn!(source, status, "no or wrong Authorization"),
-        refusal if refusal.loses_the_batch() => {
-            let until = crate::wire::record::time_stamp(now);
-            tracing::error!(
-                source,
-                status,
-                reason = ?refusal,
-                received_at = until,
-                "a batch was refused for good, and Konnect will not send it again; raise the limit if it was \
-                 genuine, and start a replay job for the minutes before this time"
-            );
+        // Anybody can cause these, as often as he likes; the metrics count them.
+        Refusal::NotFound | Refusal::MethodNotAllowed => tracing::debug!(source, status, reason, "refused"),
+        Refusal::Unauthorized => {
+            static LOGGED: Seldom = Seldom::new();
+            if let Some(unlogged) = LOGGED.at(now) {
+                tracing::warn!(source, status, unlogged, "no or wrong Authorization");
+            }
         }
-        refusal => {
-            tracing::warn!(source, status, reason = ?refusal, "a batch was refused; it may be sent again");
+        Refusal::Rejected(Rejection::Undecodable { .. }) => {
+            tracing::error!(source, status, reason, "a body could not be decoded; it is kept in quarantine");
         }
+        refusal if refusal.loses_the_batch() => tracing::error!(
+            source,
+            status,
+            reason,
+            received_at = crate::wire::record::time_stamp(now),
+            "a batch was refused for good, and Konnect will not send it again; raise the limit if it was \
+             genuine, and start a replay job for the minutes before this time"
+        ),
+        _ => tracing::warn!(source, status, reason, "a batch was refused; it may be sent again"),
+    }
+}
+
+/// A message that strangers can cause is logged once in a while, with how often it was not.
+struct Seldom {
+    last: AtomicI64,
+    unlogged: AtomicU64,
+}
+
+impl Seldom {
+    /// Milliseconds between two messages.
+    const PAUSE: i64 = 10_000;
+
+    const fn new() -> Self {
+        Self { last: AtomicI64::new(i64::MIN), unlogged: AtomicU64::new(0) }
+    }
+
+    /// Whether it is time, in milliseconds, for a message; then how many there were since the last.
+    fn at(&self, now: i64) -> Option<u64> {
+        let last = self.last.load(Ordering::Relaxed);
+        let is_time = now.saturating_sub(last) >= Self::PAUSE || now < last;
+        if is_time && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return Some(self.unlogged.swap(0, Ordering::Relaxed));
+        }
+        self.unlogged.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_logged_seldom_and_counted() {
+        let seldom = Seldom::new();
+        assert_eq!(seldom.at(1_000), Some(0));
+        assert_eq!([2_000, 3_000, 10_999].map(|now| seldom.at(now)), [None; 3]);
+        assert_eq!(seldom.at(11_000), Some(3));
+        assert_eq!(seldom.at(0), Some(0), "the clock was set back");
     }
 }

@@ -71,7 +71,7 @@ impl Refusal {
     }
 
     /// What the sender is told. The log says more.
-    fn detail(&self) -> String {
+    pub fn detail(&self) -> String {
         match self {
             Self::NotFound => "no source has this path".to_owned(),
             Self::MethodNotAllowed => "batches are posted".to_owned(),
