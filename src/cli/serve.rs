@@ -207,7 +207,7 @@ async fn told_to_stop() {
             _ = terminate.recv() => return,
             _ = interrupt.recv() => return,
             _ = hang_up.recv() => {
-                tracing::warn!("SIGHUP: nothing is reloaded in this version; restart to apply a new configuration");
+                tracing::warn!("SIGHUP: files that were moved are made anew without it, and a new configuration needs a restart");
             }
         }
     }
