@@ -70,12 +70,12 @@ pub trait Sink: Send {
     fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError>;
 
     /// Sees to the place before each flush, and about once a second while nothing is to be done: a file is
-    /// rotated, what is too old goes. When lines go to another place from now on, returns the mark that must be
-    /// durable in the ledger before the next flush.
+    /// rotated, what is too old goes. When lines go to another place from now on, returns where that is and the
+    /// position that is safe by then: it must be durable in the ledger before the next flush.
     ///
     /// # Errors
     /// When that failed; the worker tries again.
-    fn prepare(&mut self) -> Result<Option<Vec<u8>>, SinkError> {
+    fn prepare(&mut self) -> Result<Option<Resume>, SinkError> {
         Ok(None)
     }
 

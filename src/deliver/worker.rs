@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use super::sink::{Item, Sink, SinkError};
-use crate::ledger::{Body, Delivered, Ledger, Next, Position, Stored, Subscription};
+use crate::ledger::{Body, Delivered, Ledger, Next, Position, Resume, Stored, Subscription};
 use crate::wire::batch::Packing;
 use crate::wire::event::Verdict;
 
@@ -116,7 +116,7 @@ impl Delivery {
             }
             let is_idle = progress.pushed == progress.safe;
             if is_idle {
-                self.prepare(&progress)?;
+                self.prepare(&mut progress)?;
             } else {
                 self.settle(&mut progress, ended)?;
             }
@@ -182,12 +182,12 @@ impl Delivery {
     }
 
     /// Lets the sink see to its place, and makes durable where it is then.
-    fn prepare(&mut self, progress: &Progress) -> Result<(), Interrupted> {
-        let safe = progress.safe;
-        self.until_it_works(|worker| match worker.sink.prepare()? {
-            Some(mark) => worker.note(safe, mark),
-            None => Ok(()),
-        })
+    fn prepare(&mut self, progress: &mut Progress) -> Result<(), Interrupted> {
+        if let Some(Resume { position, mark }) = self.until_it_works(|worker| worker.sink.prepare())? {
+            self.until_it_works(|worker| worker.note(position, mark.clone()))?;
+            progress.safe = position;
+        }
+        Ok(())
     }
 
     /// Opens the sink where the ledger says it is, and makes durable where it really is.

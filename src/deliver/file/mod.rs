@@ -70,6 +70,8 @@ pub struct FileSink {
     options: Options,
     open: Option<Open>,
     collected: Vec<u8>,
+    /// Everything before it is written.
+    flushed: Position,
     /// A sync failed: what can be read back proves nothing about the disk.
     distrusted: bool,
     /// Rotated files are waiting to be tended.
@@ -99,6 +101,7 @@ impl FileSink {
             options,
             open: None,
             collected: Vec::new(),
+            flushed: Position::default(),
             distrusted: false,
             untended: true,
             tending: Arc::new(AtomicBool::new(false)),
@@ -142,6 +145,23 @@ impl FileSink {
         let now = rotation.every.map(|every| every.of((self.options.now)()));
         let is_over = open.period.is_some() && open.period != now;
         Ok((open.written > 0 && (is_full || is_over)).then_some(Leave::Rotate))
+    }
+
+    /// Makes safe what is written.
+    fn sync(&mut self) -> Result<(), SinkError> {
+        let syncing = self.error("sync");
+        let Some(open) = self.open.as_mut().filter(|open| open.unsafe_since.is_some()) else {
+            return Ok(());
+        };
+        if let Err(cause) = open.file.sync_data() {
+            // The kernel may have dropped the pages, and will not say so twice.
+            self.distrusted = true;
+            return Err(SinkError { start_over: true, ..syncing(cause) });
+        }
+        open.safe = open.written;
+        open.unsafe_since = None;
+        self.distrusted = false;
+        Ok(())
     }
 
     /// Compresses and removes rotated files, on a thread of its own; a failure is tried again after the next
@@ -210,22 +230,21 @@ impl Sink for FileSink {
         }
         let mark = open.mark();
         self.open = Some(open);
+        self.flushed = last.position;
         Ok(Resume { position: last.position, mark })
     }
 
-    fn prepare(&mut self) -> Result<Option<Vec<u8>>, SinkError> {
+    fn prepare(&mut self) -> Result<Option<Resume>, SinkError> {
         let (looking, rotating) = (self.error("look at"), self.error("rotate"));
         let Some(open) = &self.open else { return Ok(None) };
         let leave = self.must_leave(open, self.collected.len() as u64).map_err(&looking)?;
-        let length = open.file.metadata().map_err(&looking)?.len();
-        // What is not safe yet, or what an interrupted write left, comes first.
-        let is_settled = open.written == open.safe && length <= open.safe;
-        let Some(leave) = leave.filter(|_| is_settled) else {
-            if open.safe == open.written {
-                self.tend();
-            }
+        // What an interrupted write left is finished first, where it is.
+        let is_whole = open.file.metadata().map_err(&looking)?.len() <= open.written;
+        let Some(leave) = leave.filter(|_| is_whole) else {
+            self.tend();
             return Ok(None);
         };
+        self.sync()?;
         if leave == Leave::Rotate {
             let name = rotation::rotated_name(&self.options.path, (self.options.now)());
             fs::rename(&self.options.path, &name).map_err(&rotating)?;
@@ -238,7 +257,7 @@ impl Sink for FileSink {
         let mark = open.mark();
         self.open = Some(open);
         self.untended = true;
-        Ok(Some(mark))
+        Ok(Some(Resume { position: self.flushed, mark }))
     }
 
     fn push(&mut self, item: &Item<'_>) {
@@ -280,43 +299,26 @@ impl Sink for FileSink {
         usize::try_from(size).unwrap_or(usize::MAX)
     }
 
-    fn flush(&mut self, _behind: Position, at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
-        let (writing, syncing) = (self.error("write"), self.error("sync"));
-        let Some(mut open) = self.open.take() else {
+    fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+        let writing = self.error("write");
+        let Some(open) = &mut self.open else {
             return Err(writing(io::Error::other("the file is not open")));
         };
         if !self.collected.is_empty() {
-            let written = open.put(&self.options.path, &self.collected, self.distrusted);
-            if let Err(cause) = written {
-                self.open = Some(open);
-                return Err(writing(cause));
-            }
+            open.put(&self.options.path, &self.collected, self.distrusted).map_err(writing)?;
             self.collected.clear();
             open.unsafe_since.get_or_insert_with(Instant::now);
         }
+        self.flushed = behind;
         let is_due = match (self.options.syncing, open.unsafe_since) {
             (_, None) => false,
             (Syncing::EachFlush, _) => true,
-            (Syncing::Every(interval), Some(since)) => {
-                // A file that is to be left must be safe first.
-                at_once
-                    || since.elapsed() >= interval
-                    || !matches!(self.must_leave(&open, self.chunk() as u64), Ok(None))
-            }
+            (Syncing::Every(interval), Some(since)) => at_once || since.elapsed() >= interval,
         };
         if is_due {
-            if let Err(cause) = open.file.sync_data() {
-                // The kernel may have dropped the pages, and will not say so twice.
-                self.distrusted = true;
-                return Err(SinkError { start_over: true, ..syncing(cause) });
-            }
-            open.safe = open.written;
-            open.unsafe_since = None;
-            self.distrusted = false;
+            self.sync()?;
         }
-        let mark = (open.safe == open.written).then(|| open.mark());
-        self.open = Some(open);
-        Ok(mark)
+        Ok(self.open.as_ref().filter(|open| open.safe == open.written).map(Open::mark))
     }
 }
 
@@ -653,7 +655,7 @@ mod tests {
         let mut sink = bench.sink_with(Options { rotation, ..bench.options() });
         for line in LINES {
             push(&mut sink, &[line]);
-            bench.mark = sink.prepare().unwrap().unwrap_or(bench.mark);
+            bench.mark = sink.prepare().unwrap().map_or(bench.mark, |at| at.mark);
             bench.mark = sink.flush(Position::default(), false).unwrap().unwrap();
         }
         assert_eq!(everything(&bench), (2, TEXT.to_owned()));
@@ -691,7 +693,7 @@ mod tests {
                 std::fs::write(&bench.path, "").unwrap();
             }
             if step > 1 {
-                bench.mark = sink.prepare().unwrap().unwrap();
+                bench.mark = sink.prepare().unwrap().unwrap().mark;
             }
             let mut sink = bench.sink();
             push(&mut sink, &LINES[2..]);

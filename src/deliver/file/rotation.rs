@@ -16,7 +16,8 @@ use time::macros::format_description;
 /// When and how a file is rotated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
-    /// Before it would become larger, in bytes. A single chunk may be larger than that.
+    /// Before it would become larger, in bytes. A single chunk may be larger than that, and after a crash the chunk
+    /// that was interrupted is finished in the file where it was begun.
     pub size: Option<u64>,
     /// When a new hour or day begins, in UTC.
     pub every: Option<Period>,

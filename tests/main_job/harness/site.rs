@@ -97,9 +97,32 @@ impl Site {
         std::fs::write(self.path(name), contents).unwrap();
     }
 
-    /// The raw lines of `verified.log`.
+    /// The raw lines of `verified.log`, and before them those of its rotated files.
     pub(crate) fn verified(&self) -> Vec<String> {
-        lines(&self.read("verified.log"))
+        lines(&self.with_rotated("verified.log"))
+    }
+
+    /// The names of the rotated files of a file, oldest first.
+    pub(crate) fn rotated(&self, name: &str) -> Vec<String> {
+        let prefix = format!("{name}.");
+        let mut names: Vec<String> = std::fs::read_dir(self.directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|found| found.starts_with(&prefix))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// What a file and its rotated files hold, oldest first, each in whole lines.
+    pub(crate) fn with_rotated(&self, name: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for name in self.rotated(name) {
+            bytes.extend(self.read(&name));
+            assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "the last line of {name} is torn");
+        }
+        bytes.extend(self.read(name));
+        bytes
     }
 
     /// Replaces text in the configuration, which must occur in it.
