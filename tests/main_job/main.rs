@@ -22,4 +22,5 @@ mod operate;
 mod order;
 mod produce;
 mod statuses;
+mod tail;
 mod verify_file;

@@ -1,0 +1,110 @@
+//! Whoever follows a file sees every line once, whoever rotates it.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::daemon::Daemon;
+use crate::harness::programs;
+use crate::harness::site::{Site, lines, sink};
+use crate::harness::{PATIENCE, wait_until};
+
+/// A `tail -F` of `verified.log` that writes what it sees to `seen`.
+struct Tail<'s> {
+    site: &'s Site,
+    child: Child,
+}
+
+impl<'s> Tail<'s> {
+    fn start(site: &'s Site) -> Self {
+        let child = Command::new("tail")
+            .args(["-n", "+1", "--sleep-interval=0.01", "-F"])
+            .arg(site.path("verified.log"))
+            .stdout(File::create(site.path("seen")).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { site, child }
+    }
+
+    /// Waits until it has seen so many lines: rotating faster than it looks would be its own loss.
+    fn wait_for(&self, count: usize) {
+        wait_until(PATIENCE, "tail has seen the lines", || {
+            let seen = self.site.read("seen").iter().filter(|byte| **byte == b'\n').count();
+            if seen >= count { Ok(()) } else { Err(format!("{seen} of {count}")) }
+        });
+    }
+}
+
+impl Drop for Tail<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Posts batches, disturbs the file after each, and compares what was posted, seen and kept.
+fn follow(more: &str, disturb: impl Fn(&Site, &Daemon<'_>, u64)) -> Site {
+    const BATCHES: u64 = 24;
+    const EVENTS: u64 = 20;
+    let sinks = [
+        sink("verified", "raw", "\"verified\""),
+        more.to_owned(),
+        sink("quarantine", "json", "\"quarantine\""),
+    ];
+    let site = Site::new().sinks(&sinks.concat());
+    let daemon = Daemon::start(&site);
+    let mut posted = Vec::new();
+    {
+        let tail = Tail::start(&site);
+        for batch in 0..BATCHES {
+            let events = site.producer.events(batch * EVENTS..(batch + 1) * EVENTS);
+            assert_eq!(daemon.deliver(&events).accepted, EVENTS);
+            posted.extend(events);
+            tail.wait_for(posted.len());
+            disturb(&site, &daemon, batch);
+        }
+        daemon.terminate();
+        assert!(lines(&site.read("seen")) == posted, "tail saw something else than what was posted");
+    }
+    assert!(site.verified() == posted, "the files hold something else than what was posted");
+    site
+}
+
+#[test]
+fn our_own_rotation_is_seamless() {
+    let site = follow("rotate = { size = \"20KiB\" }\n", |_, _, _| ());
+    assert!(site.rotated("verified.log").len() >= 6);
+}
+
+#[test]
+fn a_file_that_is_moved_away_is_made_anew() {
+    let site = follow("", |site, _, batch| {
+        std::fs::rename(site.path("verified.log"), site.path(format!("verified.log.{batch:04}"))).unwrap();
+    });
+    assert_eq!(site.rotated("verified.log").len(), 24);
+}
+
+#[test]
+fn logrotate_in_its_rename_mode_needs_no_signal_and_may_send_one() {
+    if !programs::are_there(&[&["logrotate", "--version"]]) {
+        return;
+    }
+    for (mode, signals) in [("nocreate", false), ("create 0640", false), ("nocreate", true), ("create", true)]
+    {
+        let site = follow("", |site, daemon, batch| {
+            let path = site.path("verified.log");
+            let rules = format!(
+                "{} {{\n  rotate 100\n  {mode}\n  missingok\n  dateext\n  dateformat .{batch:04}\n}}\n",
+                path.display()
+            );
+            site.write("logrotate.conf", rules);
+            let mut logrotate = Command::new("logrotate");
+            logrotate.args(["--force", "--state"]).arg(site.path("logrotate.state"));
+            programs::run(logrotate.arg(site.path("logrotate.conf")));
+            if signals {
+                daemon.signal("HUP");
+            }
+        });
+        assert_eq!(site.rotated("verified.log").len(), 24, "{mode}, signals: {signals}");
+    }
+}
