@@ -53,6 +53,8 @@ pub(super) struct Writer {
     /// Advances that nobody waits for: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
     last_housekeeping: Instant,
+    /// The last step of housekeeping left something to do.
+    more_housework: bool,
 }
 
 /// Positions ride along with the next commit, or go on their own after this time.
@@ -60,6 +62,9 @@ const ADVANCE_DELAY: Duration = Duration::from_millis(100);
 
 /// How often expired fingerprints and free pages are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// Between two steps of housekeeping requests go first.
+const HOUSEWORK_PAUSE: Duration = Duration::from_millis(10);
 
 /// After a failed write: how often it is tried whether writing works again.
 const PROBE: Duration = Duration::from_secs(1);
@@ -83,13 +88,21 @@ impl Writer {
             let pending = outbox::pending(&parts.connection, subscription, position)?;
             parts.gauges.pending().insert(subscription.sink.clone(), pending);
         }
-        Ok(Self { parts, seen, advances: BTreeMap::new(), last_housekeeping: Instant::now() })
+        Ok(Self {
+            parts,
+            seen,
+            advances: BTreeMap::new(),
+            last_housekeeping: Instant::now(),
+            more_housework: false,
+        })
     }
 
     /// Works until [`Message::Close`], until every handle is gone, or until the disk cannot be trusted.
     pub(super) fn run(mut self) {
         loop {
-            let patience = if !self.advances.is_empty() {
+            let patience = if self.more_housework {
+                HOUSEWORK_PAUSE
+            } else if !self.advances.is_empty() {
                 ADVANCE_DELAY
             } else if self.parts.gauges.unwritable.load(Ordering::Relaxed) {
                 PROBE
@@ -271,17 +284,19 @@ impl Writer {
 
     /// Expires fingerprints and gives free pages back, a little at a time.
     fn keep_house(&mut self) {
-        match self.seen.expire_some(&self.parts.connection) {
-            // More to do: come back soon, but let requests go first.
-            Ok(true) => {}
-            Ok(false) => self.last_housekeeping = Instant::now(),
-            Err(error) => {
-                self.last_housekeeping = Instant::now();
-                tracing::warn!(cause = describe(&error), "expired fingerprints could not be deleted");
-            }
-        }
-        if let Err(error) = shrink(&self.parts.connection) {
-            tracing::warn!(cause = describe(&error), "the ledger could not be made smaller");
+        let connection = &self.parts.connection;
+        let expired = self.seen.expire_some(connection);
+        let result = expired.and_then(|more| Ok(shrink(connection)? || more));
+        self.more_housework = result.unwrap_or_else(|error| {
+            tracing::warn!(
+                cause = describe(&error),
+                "expired fingerprints or free pages could not be given up"
+            );
+            self.seen.forget_cached();
+            false
+        });
+        if !self.more_housework {
+            self.last_housekeeping = Instant::now();
         }
     }
 }
@@ -318,15 +333,20 @@ fn quarantine_bytes(batch: &Batch, verdicts: &[Option<Verdict>]) -> u64 {
     (batch.body.len() * quarantined / verdicts.len().max(1)) as u64
 }
 
-/// Gives pages back to the file system when more than a quarter of the file (and more than 16 MiB) is free.
-fn shrink(connection: &Connection) -> rusqlite::Result<()> {
+/// Gives some pages back to the file system when more than a quarter of the file (and more than 16 MiB) is free;
+/// true when there are more.
+fn shrink(connection: &Connection) -> rusqlite::Result<bool> {
     const PAGES: i64 = 4096;
     let read = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (free, all) = (read("freelist_count")?, read("page_count")?);
-    if free > PAGES && free > all / 4 {
-        connection.execute_batch(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+    if free <= PAGES || free <= all / 4 {
+        return Ok(false);
     }
-    Ok(())
+    // Each step of this statement frees one page.
+    let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+    let mut rows = vacuum.query([])?;
+    while rows.next()?.is_some() {}
+    Ok(true)
 }
 
 /// After these nothing is known about what is on the disk.
@@ -374,5 +394,42 @@ impl Gauges {
             pending.events = pending.events.saturating_sub(delivered.events);
             pending.oldest = (pending.events > 0).then_some(delivered.received_at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::schema;
+
+    #[test]
+    fn the_ledger_shrinks_again_when_a_backlog_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.db");
+        let connection = schema::open(&path).unwrap().connection;
+        let pages = || connection.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0)).unwrap();
+        let empty = pages();
+        for _ in 0..64 {
+            connection
+                .execute(
+                    "INSERT INTO batch (source, received_at, packing, verified, unverified, quarantined, \
+                     quarantined_bytes, key_ids, verdicts, body) \
+                     VALUES ('us', 0, 0, 1, 0, 0, 0, '[]', x'02', zeroblob(1048576))",
+                    [],
+                )
+                .unwrap();
+        }
+        let full = pages();
+        assert!(full > 64 * 256);
+        connection.execute("DELETE FROM batch", []).unwrap();
+        let mut steps = 0;
+        while shrink(&connection).unwrap() {
+            steps += 1;
+        }
+        assert!(pages() < empty + 4200, "{} of {full} pages are left after {steps} steps", pages());
+        connection.pragma_update(None, "wal_checkpoint", "TRUNCATE").unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() < 20 << 20);
+        let sound: String = connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();
+        assert_eq!(sound, "ok");
     }
 }
