@@ -69,4 +69,8 @@ pub trait Sink: Send {
     /// # Errors
     /// When it could not; nothing that was collected is lost.
     fn flush(&mut self, behind: Position) -> Result<Vec<u8>, SinkError>;
+
+    /// Called now and then when nothing waits, with nothing collected: for what is not urgent. It should take
+    /// no longer than a second or two, and deals with its failures itself.
+    fn idle(&mut self) {}
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
@@ -42,6 +42,9 @@ const CHUNK: usize = 1 << 20;
 /// How long a worker sleeps at most without looking whether it should end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often an idle sink is told so, at most.
+const IDLE: Duration = Duration::from_secs(60);
+
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -64,6 +67,7 @@ impl Worker {
         let mut position = self.until_it_works(|worker| worker.open(&last))?;
         let mut progress = Delivered::default();
         let mut reached = position;
+        let mut last_idle = Instant::now();
         loop {
             let patience = if reached == position { PATIENCE } else { Duration::ZERO };
             let next = self.until_it_works(|_| {
@@ -80,6 +84,10 @@ impl Worker {
             if !is_idle {
                 position = reached;
                 self.settle(position, &mut progress)?;
+            }
+            if is_idle && last_idle.elapsed() >= IDLE {
+                self.sink.idle();
+                last_idle = Instant::now();
             }
             if (ended && is_idle) || self.stop.load(Ordering::Relaxed) {
                 return Ok(());
