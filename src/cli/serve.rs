@@ -23,6 +23,7 @@ use super::exit::Failure;
 use crate::config::{self, Config, DedupBy, FileFormat, Jwks, Secret, Secrets, Signatures, SinkKind, Tls};
 use crate::deliver::file::{FileSink, Rendering};
 use crate::deliver::sink::{Sink, SinkError};
+use crate::deliver::sqlite::{self, SqliteSink};
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
 use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Subscription, Window};
@@ -220,18 +221,28 @@ async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
     })
 }
 
-/// A sink whose directory is missing would fail for ever.
+/// A sink whose directory is missing, or whose database belongs to something else, would fail for ever.
 fn check_sinks(config: &Config) -> Result<(), Failure> {
     for sink in &config.sinks {
-        let SinkKind::File { path, .. } = &sink.kind;
+        let path = sink.kind.path();
         let directory = path.parent().unwrap_or(path);
-        if !directory.is_dir() {
+        // `data_dir` is made when the ledger is opened.
+        if !directory.is_dir() && directory != config.data_dir {
             return Err(Failure::config(format!(
                 "sink `{}` writes to {}, but {} is no directory; make it, writable for this user",
                 sink.name,
                 path.display(),
                 directory.display()
             )));
+        }
+        if let SinkKind::Sqlite { path, .. } = &sink.kind {
+            sqlite::check(path).map_err(|error| {
+                let message = format!("sink `{}`: {error}", sink.name);
+                match error.cause.kind() {
+                    std::io::ErrorKind::InvalidData => Failure::config(message),
+                    _ => Failure::io(message),
+                }
+            })?;
         }
     }
     Ok(())
@@ -260,9 +271,7 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
 fn subscription(sink: &config::Sink) -> Subscription {
     Subscription {
         sink: sink.name.clone(),
-        kind: match sink.kind {
-            SinkKind::File { .. } => "file",
-        },
+        kind: sink.kind.name(),
         streams: sink.streams.clone(),
         sources: sink.sources.clone(),
     }
@@ -333,12 +342,18 @@ fn start_workers(
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::with_capacity(config.sinks.len());
     for sink in &config.sinks {
-        let SinkKind::File { path, format } = &sink.kind;
-        let rendering = match format {
-            FileFormat::Raw => Rendering::Raw,
-            FileFormat::Json => Rendering::Json,
+        let opened: Box<dyn Sink> = match &sink.kind {
+            SinkKind::File { path, format } => {
+                let rendering = match format {
+                    FileFormat::Raw => Rendering::Raw,
+                    FileFormat::Json => Rendering::Json,
+                };
+                Box::new(FileSink::new(path.clone(), rendering))
+            }
+            SinkKind::Sqlite { path, retain } => {
+                Box::new(SqliteSink::new(path.clone(), *retain, ledger.id(), Clock::system()))
+            }
         };
-        let opened: Box<dyn Sink> = Box::new(FileSink::new(path.clone(), rendering));
         let worker = Worker {
             subscription: subscription(sink),
             sink: opened,
