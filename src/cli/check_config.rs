@@ -119,6 +119,12 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
                     writeln!(out, "owner = {}", quoted(format!("{}:{}", part(user), part(group))))?;
                 }
             }
+            SinkKind::Sqlite { path: file, retain } => {
+                writeln!(out, "type = \"sqlite\"\npath = {}", path(file))?;
+                if let Some(retain) = retain {
+                    writeln!(out, "retain = {}", quoted(display_time(*retain)))?;
+                }
+            }
         }
         writeln!(out, "stream = [{}]", list(sink.streams.iter().map(|stream| quoted(stream.as_str()))))?;
         if let Some(sources) = &sink.sources {
@@ -273,6 +279,15 @@ mod tests {
             path = "rest.jsonl"
             format = "json"
             stream = ["unverified", "quarantine"]
+            [sinks.all]
+            type = "sqlite"
+            path = "all.db"
+            retain = "36h"
+            stream = ["verified", "unverified", "quarantine"]
+            [sinks.us]
+            type = "sqlite"
+            path = "us.db"
+            sources = ["us"]
         "#;
         std::fs::write(&file, text).unwrap();
         let first = check(&file, false).unwrap();

@@ -15,14 +15,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::unistd::{Group, User};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 use super::exit::Failure;
-use crate::config::{self, Config, DedupBy, FileFormat, Jwks, Secret, Secrets, Signatures, SinkKind, Tls};
+use crate::config::{
+    self, Compress, Config, DedupBy, Every, FileFormat, Fsync, Jwks, Owner, Secret, Secrets, Signatures,
+    SinkKind, Tls,
+};
 use crate::deliver::file::{self, FileSink, Rendering};
 use crate::deliver::sink::{Sink, SinkError};
+use crate::deliver::sqlite::{self, SqliteSink};
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
 use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Subscription, Window};
@@ -224,18 +229,28 @@ async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
     })
 }
 
-/// A sink whose directory is missing would fail for ever.
+/// A sink whose directory is missing, or whose database belongs to something else, would fail for ever.
 fn check_sinks(config: &Config) -> Result<(), Failure> {
     for sink in &config.sinks {
-        let SinkKind::File { path, .. } = &sink.kind;
+        let path = sink.kind.path();
         let directory = path.parent().unwrap_or(path);
-        if !directory.is_dir() {
+        // `data_dir` is made when the ledger is opened.
+        if !directory.is_dir() && directory != config.data_dir {
             return Err(Failure::config(format!(
                 "sink `{}` writes to {}, but {} is no directory; make it, writable for this user",
                 sink.name,
                 path.display(),
                 directory.display()
             )));
+        }
+        if let SinkKind::Sqlite { path, .. } = &sink.kind {
+            sqlite::check(path).map_err(|error| {
+                let message = format!("sink `{}`: {error}", sink.name);
+                match error.cause.kind() {
+                    std::io::ErrorKind::InvalidData => Failure::config(message),
+                    _ => Failure::io(message),
+                }
+            })?;
         }
     }
     Ok(())
@@ -264,9 +279,7 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
 fn subscription(sink: &config::Sink) -> Subscription {
     Subscription {
         sink: sink.name.clone(),
-        kind: match sink.kind {
-            SinkKind::File { .. } => "file",
-        },
+        kind: sink.kind.name(),
         streams: sink.streams.clone(),
         sources: sink.sources.clone(),
     }
@@ -338,7 +351,26 @@ fn start_workers(
     let mut threads = Vec::with_capacity(config.sinks.len());
     for sink in &config.sinks {
         let opened: Box<dyn Sink> = match &sink.kind {
-            SinkKind::File { .. } => Box::new(FileSink::new(file_options(sink)?)),
+            SinkKind::File { path, format, rotate, fsync, mode, owner } => {
+                Box::new(FileSink::new(file::Options {
+                    path: path.clone(),
+                    rendering: match format {
+                        FileFormat::Raw => Rendering::Raw,
+                        FileFormat::Json => Rendering::Json,
+                    },
+                    rotation: rotation(rotate),
+                    syncing: match fsync {
+                        Fsync::Batch => file::Syncing::EachFlush,
+                        Fsync::Interval(interval) => file::Syncing::Every(*interval),
+                    },
+                    mode: *mode,
+                    owner: owner_ids(&sink.name, owner.as_ref())?,
+                    now: Clock::system().wall,
+                }))
+            }
+            SinkKind::Sqlite { path, retain } => {
+                Box::new(SqliteSink::new(path.clone(), *retain, ledger.id(), Clock::system()))
+            }
         };
         let worker = Worker {
             subscription: subscription(sink),
@@ -365,49 +397,35 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn file_options(sink: &config::Sink) -> Result<file::Options, Failure> {
-    let SinkKind::File { path, format, rotate, fsync, mode, owner } = &sink.kind;
-    let named = |what: &str, name: &str| {
-        Failure::config(format!("sink `{}`: this machine has no {what} `{name}`", sink.name))
-    };
-    let mut ids = (None, None);
-    if let Some(owner) = owner {
-        if let Some(user) = &owner.user {
-            let known = || nix::unistd::User::from_name(user).ok().flatten().map(|user| user.uid.as_raw());
-            ids.0 = Some(user.parse().ok().or_else(known).ok_or_else(|| named("user", user))?);
-        }
-        if let Some(group) = &owner.group {
-            let known =
-                || nix::unistd::Group::from_name(group).ok().flatten().map(|group| group.gid.as_raw());
-            ids.1 = Some(group.parse().ok().or_else(known).ok_or_else(|| named("group", group))?);
-        }
+fn rotation(rotate: &config::Rotate) -> file::Rotation {
+    file::Rotation {
+        size: rotate.size,
+        every: rotate.every.map(|every| match every {
+            Every::Hourly => file::Period::Hourly,
+            Every::Daily => file::Period::Daily,
+        }),
+        keep: rotate.keep,
+        compress: rotate.compress.map(|compress| match compress {
+            Compress::Zstd => file::Compression::Zstd,
+            Compress::Gzip => file::Compression::Gzip,
+        }),
     }
-    Ok(file::Options {
-        path: path.clone(),
-        rendering: match format {
-            FileFormat::Raw => Rendering::Raw,
-            FileFormat::Json => Rendering::Json,
-        },
-        rotation: file::Rotation {
-            size: rotate.size,
-            every: rotate.every.map(|every| match every {
-                config::Every::Hourly => file::Period::Hourly,
-                config::Every::Daily => file::Period::Daily,
-            }),
-            keep: rotate.keep,
-            compress: rotate.compress.map(|compress| match compress {
-                config::Compress::Zstd => file::Compression::Zstd,
-                config::Compress::Gzip => file::Compression::Gzip,
-            }),
-        },
-        syncing: match fsync {
-            config::Fsync::Batch => file::Syncing::EachFlush,
-            config::Fsync::Interval(interval) => file::Syncing::Every(*interval),
-        },
-        mode: *mode,
-        owner: ids,
-        now: Clock::system().wall,
-    })
+}
+
+/// The numbers of a user and a group that are given by name or number.
+fn owner_ids(sink: &str, owner: Option<&Owner>) -> Result<(Option<u32>, Option<u32>), Failure> {
+    let unknown = |what: &str, name: &str| {
+        Failure::config(format!("sink `{sink}`: this machine has no {what} `{name}`"))
+    };
+    let user = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
+    let group = |name: &str| Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
+    let number = |name: Option<&String>, what: &str, known: &dyn Fn(&str) -> Option<u32>| {
+        name.map(|name| name.parse().ok().or_else(|| known(name)).ok_or_else(|| unknown(what, name)))
+            .transpose()
+    };
+    let (named_user, named_group) =
+        owner.map_or((None, None), |owner| (owner.user.as_ref(), owner.group.as_ref()));
+    Ok((number(named_user, "user", &user)?, number(named_group, "group", &group)?))
 }
 
 fn listener(

@@ -128,11 +128,12 @@ pub(super) struct Sink {
 
 /// Internally tagged by `type`. Not through serde's `tag`, which forgets where each value stood.
 pub(super) enum SinkKind {
-    File(FileSink),
+    File(Box<FileSink>),
+    Sqlite(SqliteSink),
 }
 
 /// The names of the sinks' types.
-const SINK_TYPES: [&str; 1] = ["file"];
+const SINK_TYPES: [&str; 2] = ["file", "sqlite"];
 /// The keys that every sink has; `type` is taken out before the others are read.
 const SINK_KEYS: [&str; 3] = ["type", "stream", "sources"];
 
@@ -162,6 +163,13 @@ pub(super) struct Rotate {
     pub(super) every: Option<Text>,
     pub(super) keep: Option<Spanned<i64>>,
     pub(super) compress: Option<Text>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct SqliteSink {
+    pub(super) path: Option<Text>,
+    pub(super) retain: Option<Text>,
 }
 
 /// One value, or an array of them.
@@ -243,7 +251,7 @@ fn sink(findings: &mut Findings<'_>, name: &Text, value: Spanned<DeValue<'_>>) -
     let table = format!("[sinks.{}]", name.get_ref());
     let at = value.span();
     let DeValue::Table(mut keys) = value.into_inner() else {
-        findings.report(&at, format!("{table} is not a table"), "give it a type, a path and a format");
+        findings.report(&at, format!("{table} is not a table"), "give it a type and what the type needs");
         return None;
     };
     let mut common = DeTable::new();
@@ -260,7 +268,8 @@ fn sink(findings: &mut Findings<'_>, name: &Text, value: Spanned<DeValue<'_>>) -
     let kind: Option<String> = decode(findings, &table, kind, &[]);
     let rest = Spanned::new(at.clone(), DeValue::Table(keys));
     let kind = match kind?.as_str() {
-        "file" => decode(findings, &table, rest, &SINK_KEYS).map(SinkKind::File),
+        "file" => decode(findings, &table, rest, &SINK_KEYS).map(|file| SinkKind::File(Box::new(file))),
+        "sqlite" => decode(findings, &table, rest, &SINK_KEYS).map(SinkKind::Sqlite),
         unknown => {
             let message = format!("unknown type `{unknown}` in {table}");
             findings.report(&kind_at, message, suggest(unknown, "types", SINK_TYPES));
@@ -507,14 +516,14 @@ mod tests {
 
     #[test]
     fn a_sink_has_a_known_type() {
-        assert_eq!(problems("[sinks.s]\n"), ["1: missing key `type` in [sinks.s]; add one of: file"]);
+        assert_eq!(problems("[sinks.s]\n"), ["1: missing key `type` in [sinks.s]; add one of: file, sqlite"]);
         assert_eq!(
             problems("[sinks.s]\ntype = \"fil\""),
             ["2: unknown type `fil` in [sinks.s]; did you mean `file`?"]
         );
         assert_eq!(
             problems("[sinks.s]\npath = \"x\"\ntype = \"kafka\""),
-            ["3: unknown type `kafka` in [sinks.s]; known types: file"]
+            ["3: unknown type `kafka` in [sinks.s]; known types: file, sqlite"]
         );
     }
 

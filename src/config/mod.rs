@@ -291,6 +291,30 @@ pub enum SinkKind {
         /// Whom files that are made belong to; by default the daemon's user and group.
         owner: Option<Owner>,
     },
+    /// `sqlite`: rows of a database.
+    Sqlite {
+        /// The database, which need not exist; no other sink writes to it. Required.
+        path: PathBuf,
+        /// How long after its arrival a row is deleted: 1 ms to 3650 d. Default never.
+        retain: Option<Duration>,
+    },
+}
+
+impl SinkKind {
+    /// The word in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "file",
+            Self::Sqlite { .. } => "sqlite",
+        }
+    }
+
+    /// The file that it writes to.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File { path, .. } | Self::Sqlite { path, .. } => path,
+        }
+    }
 }
 
 /// When a file is rotated, and what becomes of rotated files.
@@ -489,7 +513,7 @@ mod tests {
         assert_eq!(config.file, file);
         assert_eq!(config.data_dir, directory.path().join("data"));
         assert!(config.sources[0].authorization[0].matches(b"Bearer abc"));
-        let SinkKind::File { path, format, .. } = &config.sinks[0].kind;
+        let SinkKind::File { path, format, .. } = &config.sinks[0].kind else { panic!("of type file") };
         assert_eq!((path, *format), (&directory.path().join("out/k.jsonl"), FileFormat::Json));
         assert!(config.sinks[0].takes("s", Stream::Unverified));
         assert!(!config.sinks[0].takes("s", Stream::Verified));

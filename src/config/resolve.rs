@@ -103,7 +103,7 @@ impl Resolver<'_> {
             self.findings.report_missing("there is no sink", "add a table [sinks.NAME] for each output");
         }
         self.unique_paths(&sources);
-        self.unique_files(&sinks);
+        self.unique_files(&sinks, data_dir.as_deref());
         // A sink that did not resolve might be the one that takes the stream.
         if sinks_written != 0 && sinks.len() == sinks_written {
             self.every_stream_is_taken(&sources, &sinks);
@@ -468,6 +468,16 @@ impl Resolver<'_> {
                     _ => None,
                 }
             }
+            file::SinkKind::Sqlite(sqlite) => {
+                let hint = format!("such as path = \"/var/lib/auditgate/{shown}.db\"");
+                let path = self
+                    .required(sqlite.path, &at, "path", &within, &hint)
+                    .and_then(|text| self.output_file(&text));
+                let retain = sqlite
+                    .retain
+                    .map_or(Some(None), |text| self.time(Some(&text), "retain", Duration::ZERO).map(Some));
+                path.zip(retain).map(|(path, retain)| SinkKind::Sqlite { path, retain })
+            }
         };
         Some(Sink { name: name?, kind: kind?, streams: streams?, sources: sources? })
     }
@@ -589,11 +599,25 @@ impl Resolver<'_> {
         }
     }
 
-    fn unique_files(&mut self, sinks: &[(Range<usize>, Sink)]) {
+    fn unique_files(&mut self, sinks: &[(Range<usize>, Sink)], data_dir: Option<&Path>) {
+        let ledger = data_dir.map(|data_dir| data_dir.join("ledger.db"));
+        let lock = data_dir.map(|data_dir| identity(&data_dir.join("lock")));
+        let own: Vec<PathBuf> =
+            ledger.as_deref().map(database_files).into_iter().flatten().chain(lock).collect();
         let mut seen: HashMap<PathBuf, &str> = HashMap::new();
         for (at, sink) in sinks {
-            let SinkKind::File { path, .. } = &sink.kind;
-            if let Some(first) = seen.insert(identity(path), &sink.name) {
+            let path = sink.kind.path();
+            let files = match &sink.kind {
+                SinkKind::File { .. } => vec![identity(path)],
+                SinkKind::Sqlite { .. } => database_files(path).to_vec(),
+            };
+            if files.iter().any(|file| own.contains(file)) {
+                let message =
+                    format!("the sink `{}` writes to the ledger's own `{}`", sink.name, path.display());
+                self.findings.report(at, message, "give it another file");
+            }
+            let first = files.iter().find_map(|file| seen.get(file));
+            if let Some(first) = first {
                 self.findings.report(
                     at,
                     format!(
@@ -604,6 +628,7 @@ impl Resolver<'_> {
                     "give each its own file, or make it one sink with a list of streams",
                 );
             }
+            seen.extend(files.into_iter().map(|file| (file, sink.name.as_str())));
         }
     }
 
@@ -783,6 +808,16 @@ fn identity(path: &Path) -> PathBuf {
             }
             clean
         })
+    })
+}
+
+/// A database and what SQLite puts beside it.
+fn database_files(path: &Path) -> [PathBuf; 4] {
+    let real = identity(path);
+    ["", "-wal", "-shm", "-journal"].map(|suffix| {
+        let mut file = real.clone().into_os_string();
+        file.push(suffix);
+        file.into()
     })
 }
 
@@ -1221,7 +1256,9 @@ stream = "quarantine"
         let with = |more: &str| format!("format = \"raw\"\n{more}");
         let file = |more: &str| {
             let config = accepted("format = \"raw\"", &with(more));
-            let SinkKind::File { rotate, fsync, mode, owner, .. } = &config.sinks[1].kind;
+            let SinkKind::File { rotate, fsync, mode, owner, .. } = &config.sinks[1].kind else {
+                panic!("of type file");
+            };
             (*rotate, *fsync, *mode, owner.clone())
         };
         assert_eq!(file(""), (Rotate::default(), Fsync::Batch, 0o640, None));
@@ -1262,6 +1299,35 @@ stream = "quarantine"
         }
         refused("bad.jsonl", "bad/", "15: `bad/` is a directory, not a file");
         refused("bad.jsonl", "..", "15: `..` is a directory, not a file");
+    }
+
+    #[test]
+    fn a_database_has_its_files_to_itself() {
+        let sqlite = "type = \"sqlite\"\npath = \"good.db\"\nretain = \"90d\"";
+        let good = GOOD.replace("type = \"file\"\npath = \"good.log\"\nformat = \"raw\"", sqlite);
+        let kind = config(&good).sinks[1].kind.clone();
+        assert!(
+            matches!(&kind, SinkKind::Sqlite { path, retain: Some(retain) }
+                if path == Path::new("/nonexistent/base/good.db") && retain.as_secs() == 90 * 86_400),
+            "{kind:?}"
+        );
+        let kind = config(&good.replace("retain = \"90d\"\n", "")).sinks[1].kind.clone();
+        assert!(matches!(kind, SinkKind::Sqlite { retain: None, .. }));
+        for (from, to, expected) in [
+            ("90d", "0d", "12: `0d` is no time for `retain`; "),
+            ("path = \"good.db\"\n", "", "9: missing key `path` in [sinks.good]; "),
+            ("good.db", "good.db/", "11: `good.db/` is a directory, not a file; "),
+            ("bad.jsonl", "x/../good.db", "9: the sinks `bad` and `good` write to one file, "),
+            ("bad.jsonl", "good.db-wal", "9: the sinks `bad` and `good` write to one file, "),
+            ("good.db", "data/ledger.db", "9: the sink `good` writes to the ledger's own `"),
+            ("bad.jsonl", "data/ledger.db-shm", "13: the sink `bad` writes to the ledger's own `"),
+            ("bad.jsonl", "data/lock", "13: the sink `bad` writes to the ledger's own `"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let found = problems(&good.replacen(from, to, 1));
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert!(found[0].starts_with(expected), "{found:#?}");
+        }
     }
 
     #[test]

@@ -97,4 +97,8 @@ pub trait Sink: Send {
     /// # Errors
     /// When it could not; nothing that was collected is lost.
     fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Vec<u8>>, SinkError>;
+
+    /// Called now and then when nothing waits, with nothing collected: for what is not urgent. It should take
+    /// no longer than a second or two, and deals with its failures itself.
+    fn idle(&mut self) {}
 }

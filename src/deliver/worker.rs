@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
 use super::sink::{Item, Sink, SinkError};
-use crate::ledger::{Body, Delivered, Ledger, Next, Position, Resume, Stored, Subscription};
+use crate::ledger::{Body, Delivered, Ledger, Next, Outbox, Position, Resume, Stored, Subscription};
 use crate::wire::batch::Packing;
 use crate::wire::event::Verdict;
 
@@ -45,6 +45,9 @@ const UNSAFE_PATIENCE: Duration = Duration::from_millis(50);
 
 /// A flush is due after this many batches even if the sink wants nothing of them, so that they are forgotten.
 const BATCHES: i64 = 64;
+
+/// How often an idle sink is told so, at most.
+const IDLE: Duration = Duration::from_secs(60);
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -87,11 +90,10 @@ enum Interrupted {
 
 impl Delivery {
     fn run(&mut self) -> Result<(), Interrupted> {
-        let outbox =
-            self.until_it_works(|worker| worker.ledger.outbox().map_err(|cause| unreadable(&cause)))?;
-        let start = self.until_it_opens()?;
+        let (outbox, start) = self.until_it_opens()?;
         let mut progress =
             Progress { safe: start, flushed: start, pushed: start, delivered: Delivered::default() };
+        let mut last_idle = Instant::now();
         loop {
             let patience = match &progress {
                 progress if progress.pushed != progress.flushed => Duration::ZERO,
@@ -119,6 +121,10 @@ impl Delivery {
                 self.prepare(&mut progress)?;
             } else {
                 self.settle(&mut progress, ended)?;
+            }
+            if is_idle && last_idle.elapsed() >= IDLE {
+                self.worker.sink.idle();
+                last_idle = Instant::now();
             }
             if (ended && is_idle) || self.worker.stop.load(Ordering::Relaxed) {
                 return Ok(());
@@ -172,6 +178,9 @@ impl Delivery {
         let behind = progress.pushed;
         let mark = self.until_it_works(|worker| worker.sink.flush(behind, at_once))?;
         progress.flushed = behind;
+        if self.wait.take().is_some() {
+            self.worker.watcher.recovered(&self.worker.subscription.sink);
+        }
         if let Some(mark) = mark {
             progress.safe = behind;
             let (name, delivered) = (&self.worker.subscription.sink, std::mem::take(&mut progress.delivered));
@@ -191,37 +200,30 @@ impl Delivery {
     }
 
     /// Opens the sink where the ledger says it is, and makes durable where it really is.
-    fn until_it_opens(&mut self) -> Result<Position, Interrupted> {
+    fn until_it_opens(&mut self) -> Result<(Outbox, Position), Interrupted> {
         let name = self.worker.subscription.sink.clone();
         loop {
             let last = self.worker.ledger.resume(&name).ok_or(Interrupted::Ended)?;
-            let opened = self.worker.sink.resume(&last).and_then(|opened| {
-                if opened != last {
-                    self.worker.note(opened.position, opened.mark)?;
-                }
-                Ok(opened.position)
+            let opened = self.worker.open(&last).and_then(|position| {
+                let outbox = self.worker.ledger.outbox().map_err(|cause| unreadable(&cause))?;
+                Ok((outbox, position))
             });
             match opened {
-                Ok(position) => return Ok(position),
+                Ok(opened) => return Ok(opened),
                 // Opening again is already what starting over does.
                 Err(error) => self.back_off(&error)?,
             }
         }
     }
 
-    /// Tries until it succeeds.
+    /// Tries until it succeeds. Only a flush shows that the sink works again, see [`Delivery::settle`].
     fn until_it_works<T>(
         &mut self,
         mut attempt: impl FnMut(&mut Worker) -> Result<T, SinkError>,
     ) -> Result<T, Interrupted> {
         loop {
             match attempt(&mut self.worker) {
-                Ok(done) => {
-                    if self.wait.take().is_some() {
-                        self.worker.watcher.recovered(&self.worker.subscription.sink);
-                    }
-                    return Ok(done);
-                }
+                Ok(done) => return Ok(done),
                 Err(error) => {
                     self.back_off(&error)?;
                     if error.start_over {
@@ -252,6 +254,15 @@ impl Delivery {
 }
 
 impl Worker {
+    fn open(&mut self, last: &Resume) -> Result<Position, SinkError> {
+        let opened = self.sink.resume(last)?;
+        let position = opened.position;
+        if opened != *last {
+            self.note(position, opened.mark)?;
+        }
+        Ok(position)
+    }
+
     /// Makes durable where the sink is, before it writes there.
     fn note(&self, position: Position, mark: Vec<u8>) -> Result<(), SinkError> {
         let noted = self.ledger.advance_now(&self.subscription.sink, position, mark);

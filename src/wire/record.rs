@@ -62,11 +62,8 @@ pub fn write_accepted(out: &mut Vec<u8>, record: &Accepted<'_>) {
             if record.key_id.is_some() { b",\"verified\":true" } else { b",\"verified\":false" };
         out.extend_from_slice(verified);
         if !event.ambiguous().is_empty() {
-            out.extend_from_slice(b",\"ambiguous\":[");
-            for (index, key) in event.ambiguous().iter().enumerate() {
-                member_text(out, if index == 0 { "" } else { "," }, key);
-            }
-            out.push(b']');
+            out.extend_from_slice(b",\"ambiguous\":");
+            write_keys(out, event.ambiguous());
         }
         out.extend_from_slice(b",\"event\":");
         write_event(out, &event);
@@ -105,6 +102,15 @@ pub fn write_event(out: &mut Vec<u8>, event: &Event) {
         }
     }
     out.push(b'}');
+}
+
+/// Appends keys as a JSON array of strings.
+pub fn write_keys(out: &mut Vec<u8>, keys: &[String]) {
+    out.push(b'[');
+    for (index, key) in keys.iter().enumerate() {
+        member_text(out, if index == 0 { "" } else { "," }, key);
+    }
+    out.push(b']');
 }
 
 /// A line of one of our own files.

@@ -1,0 +1,304 @@
+//! The SQLite sink: one row an event, exactly once across kills, restarts and failed writes.
+//!
+//! The rows of a flush and the position behind them are one transaction, so that the database itself says what
+//! it has; beside the position stands the ID of the ledger that counts it. Opening looks that up, at the start
+//! and after every failure alike, and rows that are there already are not written again.
+//!
+//! Others may read while we write, for as long as they like (WAL); a reader that never ends only keeps the log
+//! from being emptied. A second writer makes a flush wait, then fail and be tried again.
+
+mod row;
+mod schema;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+
+use self::row::Row;
+use self::schema::{Open, failed};
+use super::sink::{Item, Sink, SinkError};
+use crate::ledger::{Clock, Position, Resume};
+
+/// A database that events are inserted into.
+pub struct SqliteSink {
+    path: PathBuf,
+    ledger: [u8; 16],
+    retention: Option<Retention>,
+    open: Option<Open>,
+    /// A write failed: nothing that the connection believes is to be believed.
+    distrusted: bool,
+    /// What is before it is in the database, as far as we know.
+    reached: Position,
+    collected: Vec<Row>,
+    collected_bytes: usize,
+}
+
+/// Says whether a sink could use what is at a path, without changing it. Nothing there is fine.
+///
+/// # Errors
+/// What is wrong with it; the cause is [`io::ErrorKind::InvalidData`] when it is no database of ours, or one
+/// of a newer version.
+pub fn check(path: &Path) -> Result<(), SinkError> {
+    schema::check(path)
+}
+
+/// Rows that are deleted in one transaction: few, so that a flush never waits long.
+const STEP: usize = 500;
+
+/// Transactions at most in which an idle sink deletes rows.
+const IDLE_STEPS: usize = 100;
+
+/// Pages that are given back to the file system in one transaction.
+const SHRINK_PAGES: i64 = 256;
+
+impl SqliteSink {
+    /// A sink at a path, whose directory must exist. Opens nothing yet.
+    ///
+    /// `ledger` is the ID of the ledger that events come from. Rows that arrived longer than `retain` ago are
+    /// deleted, if it is given; the clock is asked for that alone.
+    pub fn new(path: PathBuf, retain: Option<Duration>, ledger: [u8; 16], clock: Clock) -> Self {
+        Self {
+            path,
+            ledger,
+            retention: retain.map(|retain| Retention::new(retain, clock)),
+            open: None,
+            distrusted: false,
+            reached: Position::default(),
+            collected: Vec::new(),
+            collected_bytes: 0,
+        }
+    }
+
+    /// Opens the database anew and looks what it has. Its position is written even if it stays the same: the
+    /// sync makes safe what an earlier process wrote and did not live to sync, before anybody counts on it.
+    ///
+    /// The old connection is closed only afterwards. As long as one is open, SQLite does not recover the log,
+    /// in which a transaction whose sync failed may look committed.
+    fn reopen(&mut self) -> Result<(), SinkError> {
+        let mut fresh = schema::open(&self.path)?;
+        self.reached = self.catch_up(&mut fresh.connection).map_err(failed("read", &self.path))?;
+        self.open = Some(fresh);
+        self.distrusted = false;
+        Ok(())
+    }
+
+    fn catch_up(&self, connection: &mut Connection) -> rusqlite::Result<Position> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let stored = transaction
+            .query_row("SELECT ledger, batch, line FROM delivered", [], |row| {
+                Ok((row.get::<_, Vec<u8>>(0)?, Position { batch: row.get(1)?, line: row.get(2)? }))
+            })
+            .optional()?;
+        let reached = match stored {
+            Some((ledger, position)) if ledger == self.ledger => position.max(self.reached),
+            Some(_) => {
+                tracing::warn!(
+                    path = %self.path.display(),
+                    "the events in the database came from another ledger, or the ledger was made anew; going \
+                     on from the ledger's position"
+                );
+                self.reached
+            }
+            None => self.reached,
+        };
+        transaction.execute(
+            "INSERT INTO delivered VALUES (0, ?1, ?2, ?3) \
+             ON CONFLICT DO UPDATE SET ledger = excluded.ledger, batch = excluded.batch, line = excluded.line",
+            params![self.ledger, reached.batch, reached.line],
+        )?;
+        transaction.commit()?;
+        Ok(reached)
+    }
+
+    /// Puts what was collected and the position into the database, all or nothing.
+    fn write(&mut self, behind: Position) -> Result<(), SinkError> {
+        if let Some(open) = &self.open
+            && !open.is_at(&self.path)
+        {
+            tracing::warn!(
+                path = %self.path.display(),
+                "the database was moved or deleted by somebody else; going on in a new one"
+            );
+            self.open = None;
+        }
+        if self.distrusted || self.open.is_none() {
+            self.reopen()?;
+        }
+        let Some(open) = &mut self.open else {
+            return Err(self.error("write to", "it is not open"));
+        };
+        let missing = self.collected.iter().filter(|row| row.behind > self.reached);
+        match insert(&mut open.connection, &self.ledger, missing, behind) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.error("write to", "another auditgate took it over; give each its own")),
+            Err(error) => Err(failed("write to", &self.path)(error)),
+        }
+    }
+
+    /// Deletes rows that have expired and makes the file smaller, a little at a time. What fails is tried
+    /// again another time.
+    fn keep_house(&mut self, steps: usize) {
+        let Some((open, cutoff)) =
+            self.open.as_ref().zip(self.retention.as_mut().and_then(Retention::cutoff))
+        else {
+            return;
+        };
+        for _ in 0..steps {
+            match delete_some(&open.connection, cutoff)
+                .and_then(|deleted| Ok(deleted + shrink(&open.connection)?))
+            {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        path = %self.path.display(), %error, "expired events could not be deleted"
+                    );
+                    self.distrusted = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn error(&self, verb: &str, why: &'static str) -> SinkError {
+        let what = format!("cannot {verb} the database {}", self.path.display());
+        SinkError::new(what, io::Error::other(why))
+    }
+}
+
+impl Sink for SqliteSink {
+    fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
+        self.collected.clear();
+        self.collected_bytes = 0;
+        self.reached = last.position;
+        self.reopen()?;
+        Ok(Resume { position: self.reached, mark: Vec::new() })
+    }
+
+    fn push(&mut self, item: &Item<'_>) {
+        let row = Row::new(item);
+        self.collected_bytes += row.size();
+        self.collected.push(row);
+    }
+
+    fn collected(&self) -> usize {
+        self.collected_bytes
+    }
+
+    fn flush(&mut self, behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+        let rows = self.collected.len();
+        // The ledger's position may run ahead of ours over what is not for us.
+        if rows > 0 {
+            if let Err(error) = self.write(behind) {
+                self.distrusted = true;
+                return Err(error);
+            }
+            self.collected.clear();
+            self.collected_bytes = 0;
+        }
+        self.reached = self.reached.max(behind);
+        // As many rows go as came, and some more, so that a busy database does not grow for ever.
+        self.keep_house(rows.div_ceil(STEP) + 1);
+        Ok(Some(Vec::new()))
+    }
+
+    fn idle(&mut self) {
+        self.keep_house(IDLE_STEPS);
+    }
+}
+
+/// One transaction; false, and nothing written, when the database counts another ledger's positions now.
+fn insert<'a>(
+    connection: &mut Connection,
+    ledger: &[u8; 16],
+    rows: impl Iterator<Item = &'a Row>,
+    behind: Position,
+) -> rusqlite::Result<bool> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let noted = transaction
+        .prepare_cached("UPDATE delivered SET batch = ?2, line = ?3 WHERE ledger = ?1")?
+        .execute(params![ledger, behind.batch, behind.line])?;
+    if noted == 0 {
+        return Ok(false);
+    }
+    for row in rows {
+        row.insert(&transaction)?;
+    }
+    transaction.commit()?;
+    Ok(true)
+}
+
+/// Deletes the oldest rows that arrived before `cutoff`; returns how many.
+fn delete_some(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> {
+    const DELETE: [&str; 2] = [
+        "DELETE FROM events WHERE id IN \
+         (SELECT id FROM events WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)",
+        "DELETE FROM quarantine WHERE id IN \
+         (SELECT id FROM quarantine WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)",
+    ];
+    DELETE.iter().try_fold(0, |deleted, sql| {
+        Ok(deleted + connection.prepare_cached(sql)?.execute(params![cutoff, STEP])?)
+    })
+}
+
+/// Gives some pages back to the file system when more than a quarter of the file is free; fewer are soon used
+/// again. Returns how many.
+fn shrink(connection: &Connection) -> rusqlite::Result<usize> {
+    let read = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (free, all) = (read("freelist_count")?, read("page_count")?);
+    if free <= SHRINK_PAGES || free <= all / 4 {
+        return Ok(0);
+    }
+    // One row a page: it has to be read to the end.
+    let mut vacuum = connection.prepare_cached(&format!("PRAGMA incremental_vacuum({SHRINK_PAGES})"))?;
+    let mut rows = vacuum.query([])?;
+    let mut pages = 0;
+    while rows.next()?.is_some() {
+        pages += 1;
+    }
+    Ok(pages)
+}
+
+/// Which rows have expired, by a clock that may be wrong.
+struct Retention {
+    retain: i64,
+    clock: Clock,
+    last_look: (i64, Duration),
+    jumped: bool,
+}
+
+/// The wall clock may be this much off what the steady one says, in milliseconds, before that is called a
+/// jump: much, since a machine that slept looks the same.
+const JUMP: i64 = 86_400_000;
+
+impl Retention {
+    fn new(retain: Duration, clock: Clock) -> Self {
+        let last_look = ((clock.wall)(), (clock.steady)());
+        Self { retain: milliseconds(retain), clock, last_look, jumped: false }
+    }
+
+    /// What arrived before this moment has expired; none when the clock is not to be trusted.
+    fn cutoff(&mut self) -> Option<i64> {
+        let (wall, steady) = ((self.clock.wall)(), (self.clock.steady)());
+        let (last_wall, last_steady) = self.last_look;
+        let off = wall - last_wall - milliseconds(steady.saturating_sub(last_steady));
+        self.last_look = (wall, steady);
+        if off.abs() > JUMP && !self.jumped {
+            tracing::warn!(
+                seconds = off / 1000,
+                "the clock jumped; no event is deleted from a database until this process starts again"
+            );
+            self.jumped = true;
+        }
+        (!self.jumped).then(|| wall.saturating_sub(self.retain))
+    }
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! One line and its row: which field has which column, and what goes to `extra`.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, params, params_from_iter};
+
+use crate::deliver::sink::Item;
+use crate::ledger::Position;
+use crate::wire::event::{Event, Reason, Value, Verdict};
+use crate::wire::line::Line;
+use crate::wire::record;
+
+/// A line on its way into the database.
+pub(super) struct Row {
+    /// The position behind it.
+    pub(super) behind: Position,
+    received_at: i64,
+    source: Box<str>,
+    verdict: Verdict,
+    key_id: Option<Box<str>>,
+    raw: Box<[u8]>,
+}
+
+impl Row {
+    pub(super) fn new(item: &Item<'_>) -> Self {
+        Self {
+            behind: item.behind,
+            received_at: item.received_at,
+            source: item.source.into(),
+            verdict: item.verdict.clone(),
+            key_id: item.key_id.map(Into::into),
+            raw: item.raw.into(),
+        }
+    }
+
+    /// The memory that it takes, in bytes.
+    pub(super) fn size(&self) -> usize {
+        size_of::<Self>() + self.source.len() + self.key_id.as_ref().map_or(0, |id| id.len()) + self.raw.len()
+    }
+
+    /// Puts it into its table.
+    pub(super) fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let is_verified = match &self.verdict {
+            Verdict::Rejected { reason, detail } => return self.quarantine(connection, *reason, detail),
+            Verdict::Verified { .. } => true,
+            Verdict::Unverified => false,
+        };
+        match Line::parse(&self.raw) {
+            Ok(line) => self.accept(connection, &line, is_verified),
+            // Only what parsed is accepted; should this version read less than the one that did, it is kept.
+            Err(error) => self.quarantine(connection, Reason::Malformed, &error.0),
+        }
+    }
+
+    fn accept(&self, connection: &Connection, line: &Line<'_>, is_verified: bool) -> rusqlite::Result<()> {
+        let event = line.event();
+        let mut columns = FIELDS.map(|_| ToSqlOutput::Borrowed(ValueRef::Null));
+        let mut rest = Event::new();
+        for (name, value) in event.fields() {
+            let column = FIELDS.binary_search_by(|(known, _)| known.cmp(&name)).ok();
+            match column.and_then(|at| Some((at, FIELDS[at].1.hold(value)?))) {
+                Some((at, held)) => columns[at] = held,
+                None => rest.set(name.to_owned(), value.clone()),
+            }
+        }
+        let extra = extra(event.ambiguous(), &rest);
+        let common: [ToSqlOutput<'_>; COMMON.len()] = [
+            self.received_at.into(),
+            text(&self.source),
+            is_verified.into(),
+            self.key_id.as_deref().map_or(ToSqlOutput::Borrowed(ValueRef::Null), text),
+            text(line.format().as_str()),
+            extra.as_deref().map_or(ToSqlOutput::Borrowed(ValueRef::Null), text),
+            ToSqlOutput::Borrowed(ValueRef::Text(&self.raw)),
+        ];
+        let mut insert = connection.prepare_cached(&INSERT)?;
+        insert.execute(params_from_iter(common.into_iter().chain(columns))).map(|_| ())
+    }
+
+    fn quarantine(&self, connection: &Connection, reason: Reason, detail: &str) -> rusqlite::Result<()> {
+        let raw = match std::str::from_utf8(&self.raw) {
+            Ok(text) => ValueRef::Text(text.as_bytes()),
+            Err(_) => ValueRef::Blob(&self.raw),
+        };
+        let mut insert = connection.prepare_cached(
+            "INSERT INTO quarantine (received_at, source, reason, detail, raw) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        insert
+            .execute(params![
+                self.received_at,
+                self.source,
+                reason.as_str(),
+                detail,
+                ToSqlOutput::Borrowed(raw)
+            ])
+            .map(|_| ())
+    }
+}
+
+/// What a field's column can hold.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// A number without a fraction, from -2^63 to 2^63 - 1.
+    Integer,
+    /// 0 or 1.
+    Boolean,
+    Text,
+}
+
+impl Kind {
+    /// The value for the column; none when it does not fit.
+    fn hold(self, value: &Value) -> Option<ToSqlOutput<'_>> {
+        match (self, value) {
+            (_, Value::Null) => Some(ToSqlOutput::Borrowed(ValueRef::Null)),
+            (Self::Integer, Value::Number(digits)) => digits.parse::<i64>().ok().map(Into::into),
+            (Self::Boolean, Value::Boolean(value)) => Some((*value).into()),
+            (Self::Text, Value::Text(value)) => Some(text(value)),
+            _ => None,
+        }
+    }
+}
+
+/// The event's fields that have a column of that name, sorted.
+const FIELDS: [(&str, Kind); 26] = [
+    ("act", Kind::Text),
+    ("action", Kind::Text),
+    ("actor_id", Kind::Text),
+    ("cef_version", Kind::Text),
+    ("event_class_id", Kind::Text),
+    ("event_product", Kind::Text),
+    ("event_ts", Kind::Text),
+    ("event_vendor", Kind::Text),
+    ("event_version", Kind::Text),
+    ("granted", Kind::Boolean),
+    ("kong_initiated", Kind::Boolean),
+    ("name", Kind::Text),
+    ("org_id", Kind::Text),
+    ("portal_id", Kind::Text),
+    ("principal_id", Kind::Text),
+    ("principal_name", Kind::Text),
+    ("query", Kind::Text),
+    ("request", Kind::Text),
+    ("rt", Kind::Integer),
+    ("severity", Kind::Integer),
+    ("sig", Kind::Text),
+    ("src", Kind::Text),
+    ("status", Kind::Integer),
+    ("success", Kind::Boolean),
+    ("trace_id", Kind::Text),
+    ("user_agent", Kind::Text),
+];
+
+/// The columns that every event fills.
+const COMMON: [&str; 7] = ["received_at", "source", "verified", "key_id", "format", "extra", "raw"];
+
+static INSERT: LazyLock<String> = LazyLock::new(|| {
+    let fields = FIELDS.iter().map(|(name, _)| *name);
+    let columns: Vec<&str> = COMMON.into_iter().chain(fields).collect();
+    let mut places = "?1".to_owned();
+    for place in 2..=columns.len() {
+        // Writing into a string cannot fail.
+        let _ = write!(places, ", ?{place}");
+    }
+    format!("INSERT INTO events ({}) VALUES ({places})", columns.join(", "))
+});
+
+fn text(text: &str) -> ToSqlOutput<'_> {
+    ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes()))
+}
+
+/// What has no column, as JSON; none when there is nothing. The two members are apart, so that a field called
+/// `ambiguous` cannot pretend anything.
+fn extra(ambiguous: &[String], rest: &Event) -> Option<String> {
+    let mut out = Vec::new();
+    if !ambiguous.is_empty() {
+        out.extend_from_slice(b",\"ambiguous\":");
+        record::write_keys(&mut out, ambiguous);
+    }
+    if rest.fields().next().is_some() {
+        out.extend_from_slice(b",\"event\":");
+        record::write_event(&mut out, rest);
+    }
+    *out.first_mut()? = b'{';
+    out.push(b'}');
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::wire::event::schema;
+
+    #[test]
+    fn columns_are_sorted_and_the_fields_of_the_schema() {
+        assert!(FIELDS.is_sorted_by_key(|(name, _)| name));
+        for (name, kind) in FIELDS {
+            assert!(matches!(schema::interned(name), Cow::Borrowed(_)), "{name}");
+            let documented = schema::documented(name, Value::Number("1".into()));
+            assert_eq!(matches!(kind, Kind::Text), documented == Value::Text("1".into()), "{name}");
+            let documented = schema::documented(name, Value::Text("true".into()));
+            assert_eq!(matches!(kind, Kind::Boolean), documented == Value::Boolean(true), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_extra_cannot_pretend_to_be_ambiguous() {
+        assert_eq!(extra(&[], &Event::new()), None);
+        let mut rest = Event::new();
+        rest.set("ambiguous", Value::Text("x\u{1b}".into()));
+        assert_eq!(extra(&[], &rest).unwrap(), r#"{"event":{"ambiguous":"x\u001b"}}"#);
+        assert_eq!(
+            extra(&["a\u{202e}".into(), "b".into()], &rest).unwrap(),
+            r#"{"ambiguous":["a\u202e","b"],"event":{"ambiguous":"x\u001b"}}"#
+        );
+    }
+}
