@@ -23,6 +23,7 @@ use super::exit::Failure;
 use crate::config::{self, Config, DedupBy, FileFormat, Jwks, Secret, Secrets, Signatures, SinkKind, Tls};
 use crate::deliver::file::{FileSink, Rendering};
 use crate::deliver::sink::{Sink, SinkError};
+use crate::deliver::syslog::{self, SyslogSink};
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
 use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Subscription, Window};
@@ -223,7 +224,7 @@ async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
 /// A sink whose directory is missing would fail for ever.
 fn check_sinks(config: &Config) -> Result<(), Failure> {
     for sink in &config.sinks {
-        let SinkKind::File { path, .. } = &sink.kind;
+        let SinkKind::File { path, .. } = &sink.kind else { continue };
         let directory = path.parent().unwrap_or(path);
         if !directory.is_dir() {
             return Err(Failure::config(format!(
@@ -262,6 +263,7 @@ fn subscription(sink: &config::Sink) -> Subscription {
         sink: sink.name.clone(),
         kind: match sink.kind {
             SinkKind::File { .. } => "file",
+            SinkKind::Syslog { .. } => "syslog",
         },
         streams: sink.streams.clone(),
         sources: sink.sources.clone(),
@@ -333,15 +335,9 @@ fn start_workers(
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::with_capacity(config.sinks.len());
     for sink in &config.sinks {
-        let SinkKind::File { path, format } = &sink.kind;
-        let rendering = match format {
-            FileFormat::Raw => Rendering::Raw,
-            FileFormat::Json => Rendering::Json,
-        };
-        let opened: Box<dyn Sink> = Box::new(FileSink::new(path.clone(), rendering));
         let worker = Worker {
             subscription: subscription(sink),
-            sink: opened,
+            sink: make_sink(sink)?,
             ledger: ledger.clone(),
             watcher: Box::new(SinkWatcher { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
             stop: Arc::clone(&stop),
@@ -353,6 +349,41 @@ fn start_workers(
         threads.push(thread);
     }
     Ok(Workers { threads, stop })
+}
+
+fn make_sink(sink: &config::Sink) -> Result<Box<dyn Sink>, Failure> {
+    match &sink.kind {
+        SinkKind::File { path, format } => {
+            let rendering = match format {
+                FileFormat::Raw => Rendering::Raw,
+                FileFormat::Json => Rendering::Json,
+            };
+            Ok(Box::new(FileSink::new(path.clone(), rendering)))
+        }
+        SinkKind::Syslog {
+            address,
+            ca,
+            identity,
+            framing,
+            facility,
+            app_name,
+            structured_data,
+            max_size,
+        } => {
+            let options = syslog::Options {
+                address: address.clone(),
+                ca: ca.clone(),
+                identity: identity.clone(),
+                framing: *framing,
+                facility: *facility,
+                app_name: app_name.clone(),
+                structured_data: *structured_data,
+                max_size: *max_size,
+            };
+            let named = |error| Failure::config(format!("sink `{}`: {error}", sink.name));
+            Ok(Box::new(SyslogSink::new(options).map_err(named)?))
+        }
+    }
 }
 
 fn listener(
@@ -451,6 +482,11 @@ struct SinkWatcher {
 impl Watcher for SinkWatcher {
     fn delivered(&self, sink: &str, events: u64) {
         self.metrics.sink_delivered(sink, events);
+    }
+
+    fn truncated(&self, sink: &str, lines: u64) {
+        tracing::warn!(sink, lines, "lines were longer than the sink's max_size and were cut");
+        self.metrics.sink_truncated(sink, lines);
     }
 
     fn failed(&self, sink: &str, error: &SinkError) {

@@ -129,10 +129,11 @@ pub(super) struct Sink {
 /// Internally tagged by `type`. Not through serde's `tag`, which forgets where each value stood.
 pub(super) enum SinkKind {
     File(FileSink),
+    Syslog(SyslogSink),
 }
 
 /// The names of the sinks' types.
-const SINK_TYPES: [&str; 1] = ["file"];
+const SINK_TYPES: [&str; 2] = ["file", "syslog"];
 /// The keys that every sink has; `type` is taken out before the others are read.
 const SINK_KEYS: [&str; 3] = ["type", "stream", "sources"];
 
@@ -148,6 +149,20 @@ struct AnySink {
 pub(super) struct FileSink {
     pub(super) path: Option<Text>,
     pub(super) format: Option<Text>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct SyslogSink {
+    pub(super) address: Option<Text>,
+    pub(super) ca: Option<Text>,
+    pub(super) cert: Option<Text>,
+    pub(super) key: Option<Text>,
+    pub(super) framing: Option<Text>,
+    pub(super) facility: Option<Text>,
+    pub(super) app_name: Option<Text>,
+    pub(super) structured_data: Option<bool>,
+    pub(super) max_size: Option<Spanned<Size>>,
 }
 
 /// One value, or an array of them.
@@ -247,6 +262,7 @@ fn sink(findings: &mut Findings<'_>, name: &Text, value: Spanned<DeValue<'_>>) -
     let rest = Spanned::new(at.clone(), DeValue::Table(keys));
     let kind = match kind?.as_str() {
         "file" => decode(findings, &table, rest, &SINK_KEYS).map(SinkKind::File),
+        "syslog" => decode(findings, &table, rest, &SINK_KEYS).map(SinkKind::Syslog),
         unknown => {
             let message = format!("unknown type `{unknown}` in {table}");
             findings.report(&kind_at, message, suggest(unknown, "types", SINK_TYPES));
@@ -492,14 +508,14 @@ mod tests {
 
     #[test]
     fn a_sink_has_a_known_type() {
-        assert_eq!(problems("[sinks.s]\n"), ["1: missing key `type` in [sinks.s]; add one of: file"]);
+        assert_eq!(problems("[sinks.s]\n"), ["1: missing key `type` in [sinks.s]; add one of: file, syslog"]);
         assert_eq!(
             problems("[sinks.s]\ntype = \"fil\""),
             ["2: unknown type `fil` in [sinks.s]; did you mean `file`?"]
         );
         assert_eq!(
             problems("[sinks.s]\npath = \"x\"\ntype = \"kafka\""),
-            ["3: unknown type `kafka` in [sinks.s]; known types: file"]
+            ["3: unknown type `kafka` in [sinks.s]; known types: file, syslog"]
         );
     }
 

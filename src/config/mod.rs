@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::net::Endpoint;
+use crate::net::{Endpoint, Facility, Framing, Identity, SyslogAddress};
 pub use crate::wire::event::Stream;
 
 mod file;
@@ -283,6 +283,26 @@ pub enum SinkKind {
         /// Required.
         format: FileFormat,
     },
+    /// `syslog`: RFC 5424 messages to a server or a daemon.
+    Syslog {
+        /// Required.
+        address: SyslogAddress,
+        /// With `tls://`: a PEM file of the only CAs to trust, instead of the system's; not looked at here.
+        ca: Option<PathBuf>,
+        /// With `tls://`: the PEM files of a client certificate; not looked at here.
+        identity: Option<Identity>,
+        /// For streams. Default [`Framing::OctetCounting`], and [`Framing::Newline`] with `unix://`.
+        framing: Framing,
+        /// Default `local0`.
+        facility: Facility,
+        /// 1 to 48 printable ASCII characters without a space. Default `auditgate`.
+        app_name: String,
+        /// Default off.
+        structured_data: bool,
+        /// Bytes of a message; a longer one is cut: 480 B at least, and at most 65507 B with `udp://` and
+        /// `unix://`, else 16 MiB. Default 2 KiB with `udp://`, 8 KiB with `unix://`, else 64 KiB.
+        max_size: usize,
+    },
 }
 
 /// How a line is written to a file.
@@ -404,7 +424,7 @@ mod tests {
         assert_eq!(config.file, file);
         assert_eq!(config.data_dir, directory.path().join("data"));
         assert!(config.sources[0].authorization[0].matches(b"Bearer abc"));
-        let SinkKind::File { path, format } = &config.sinks[0].kind;
+        let SinkKind::File { path, format } = &config.sinks[0].kind else { panic!("{config:?}") };
         assert_eq!((path, *format), (&directory.path().join("out/k.jsonl"), FileFormat::Json));
         assert!(config.sinks[0].takes("s", Stream::Unverified));
         assert!(!config.sinks[0].takes("s", Stream::Verified));

@@ -5,4 +5,5 @@
 
 pub mod file;
 pub mod sink;
+pub mod syslog;
 pub mod worker;

@@ -69,4 +69,9 @@ pub trait Sink: Send {
     /// # Errors
     /// When it could not; nothing that was collected is lost.
     fn flush(&mut self, behind: Position) -> Result<Vec<u8>, SinkError>;
+
+    /// How many lines had to be cut to fit since the last call. Asked for after a flush.
+    fn take_truncated(&mut self) -> u64 {
+        0
+    }
 }

@@ -16,6 +16,8 @@ use crate::wire::event::Verdict;
 pub trait Watcher: Send {
     /// So many lines are safe in the sink now.
     fn delivered(&self, sink: &str, events: u64);
+    /// The sink had to cut so many lines to fit its limits.
+    fn truncated(&self, sink: &str, lines: u64);
     /// The sink failed, and will be tried again.
     fn failed(&self, sink: &str, error: &SinkError);
     /// It works again.
@@ -129,6 +131,10 @@ impl Worker {
     fn settle(&mut self, position: Position, progress: &mut Delivered) -> Result<(), Ended> {
         let mark = self.until_it_works(|worker| worker.sink.flush(position))?;
         self.watcher.delivered(&self.subscription.sink, progress.events);
+        let truncated = self.sink.take_truncated();
+        if truncated > 0 {
+            self.watcher.truncated(&self.subscription.sink, truncated);
+        }
         self.ledger.advance(&self.subscription.sink, position, mark, std::mem::take(progress));
         Ok(())
     }
