@@ -129,7 +129,7 @@ pub(super) struct Sink {
 /// Internally tagged by `type`. Not through serde's `tag`, which forgets where each value stood.
 pub(super) enum SinkKind {
     File(FileSink),
-    Syslog(SyslogSink),
+    Syslog(Box<SyslogSink>),
 }
 
 /// The names of the sinks' types.
@@ -262,7 +262,7 @@ fn sink(findings: &mut Findings<'_>, name: &Text, value: Spanned<DeValue<'_>>) -
     let rest = Spanned::new(at.clone(), DeValue::Table(keys));
     let kind = match kind?.as_str() {
         "file" => decode(findings, &table, rest, &SINK_KEYS).map(SinkKind::File),
-        "syslog" => decode(findings, &table, rest, &SINK_KEYS).map(SinkKind::Syslog),
+        "syslog" => decode(findings, &table, rest, &SINK_KEYS).map(Box::new).map(SinkKind::Syslog),
         unknown => {
             let message = format!("unknown type `{unknown}` in {table}");
             findings.report(&kind_at, message, suggest(unknown, "types", SINK_TYPES));

@@ -469,7 +469,7 @@ impl Resolver<'_> {
                 }
                 path.zip(format).map(|(path, format)| SinkKind::File { path, format })
             }
-            file::SinkKind::Syslog(table) => self.syslog(table, &at, &within),
+            file::SinkKind::Syslog(table) => self.syslog(*table, &at, &within),
         };
         Some(Sink { name: name?, kind: kind?, streams: streams?, sources: sources? })
     }

@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn what_is_no_address_says_why() {
         use SyslogAddressError as Error;
-        let make: [(&str, fn(String) -> Error); 17] = [
+        type Make = fn(String) -> Error;
+        let cases: [(&str, Make); 17] = [
             ("", Error::Scheme),
             ("siem:514", Error::Scheme),
             ("http://siem:514", Error::Scheme),
@@ -232,7 +233,7 @@ mod tests {
             ("tls://[::1]x", Error::Port),
             ("unix://dev/log", Error::Path),
         ];
-        for (text, error) in make {
+        for (text, error) in cases {
             assert_eq!(SyslogAddress::parse(text), Err(error(text.to_owned())), "{text}");
         }
     }
