@@ -9,6 +9,7 @@ use crate::config::{
     self, Config, DEFAULT_FILE, Fsync, Jwks, Owner, Rotate, Secret, Secrets, SinkKind, Tls, display_size,
     display_time,
 };
+use crate::net::SyslogAddress;
 use crate::printable::is_hazardous;
 
 /// Says what is wrong with a configuration, or prints the effective one.
@@ -125,6 +126,29 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
                     writeln!(out, "retain = {}", quoted(display_time(*retain)))?;
                 }
             }
+            SinkKind::Syslog {
+                address,
+                ca,
+                identity,
+                framing,
+                facility,
+                app_name,
+                structured_data,
+                max_size,
+            } => {
+                writeln!(out, "type = \"syslog\"\naddress = {}", quoted(address))?;
+                if let Some(ca) = ca {
+                    writeln!(out, "ca = {}", path(ca))?;
+                }
+                if let Some(identity) = identity {
+                    writeln!(out, "cert = {}\nkey = {}", path(&identity.cert), path(&identity.key))?;
+                }
+                if !matches!(address, SyslogAddress::Udp(_)) {
+                    writeln!(out, "framing = {}", quoted(framing.name()))?;
+                }
+                writeln!(out, "facility = {}\napp_name = {}", quoted(facility.name()), quoted(app_name))?;
+                writeln!(out, "structured_data = {structured_data}\nmax_size = {}", size(*max_size))?;
+            }
         }
         writeln!(out, "stream = [{}]", list(sink.streams.iter().map(|stream| quoted(stream.as_str()))))?;
         if let Some(sources) = &sink.sources {
@@ -228,6 +252,33 @@ mod tests {
     }
 
     #[test]
+    fn what_the_example_shows_commented_out_is_right_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        let text = std::fs::read_to_string(EXAMPLE).unwrap();
+        // Prose has a space behind its `#`.
+        let all: String = text
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|first: char| first == '[' || first.is_ascii_lowercase()) => {
+                    rest
+                }
+                _ => line,
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        std::fs::write(&file, &all).unwrap();
+        let effective: toml::Table = check(&file, true).unwrap().parse().unwrap();
+        let written: toml::Table = all.parse().unwrap();
+        for (name, sink) in written["sinks"].as_table().unwrap() {
+            for (key, value) in sink.as_table().unwrap().iter().filter(|(key, _)| *key != "stream") {
+                assert_eq!(effective["sinks"][name].get(key), Some(value), "{name}.{key}");
+            }
+        }
+        assert!(written["sinks"].get("siem").is_some());
+    }
+
+    #[test]
     fn the_examples_limits_are_the_defaults() {
         let directory = tempfile::tempdir().unwrap();
         let text = std::fs::read_to_string(EXAMPLE).unwrap();
@@ -288,6 +339,19 @@ mod tests {
             type = "sqlite"
             path = "us.db"
             sources = ["us"]
+            [sinks.siem]
+            type = "syslog"
+            address = "tls://siem.test"
+            ca = "ca.pem"
+            cert = "c.pem"
+            key = "k.pem"
+            structured_data = true
+            [sinks.local]
+            type = "syslog"
+            address = "unix:///dev/log"
+            [sinks.old]
+            type = "syslog"
+            address = "udp://[::1]"
         "#;
         std::fs::write(&file, text).unwrap();
         let first = check(&file, false).unwrap();

@@ -28,6 +28,7 @@ use crate::config::{
 use crate::deliver::file::{self, FileSink, Rendering};
 use crate::deliver::sink::{Sink, SinkError};
 use crate::deliver::sqlite::{self, SqliteSink};
+use crate::deliver::syslog::{self, SyslogSink};
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
 use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Subscription, Window};
@@ -232,7 +233,7 @@ async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
 /// A sink whose directory is missing, or whose database belongs to something else, would fail for ever.
 fn check_sinks(config: &Config) -> Result<(), Failure> {
     for sink in &config.sinks {
-        let path = sink.kind.path();
+        let Some(path) = sink.kind.path() else { continue };
         let directory = path.parent().unwrap_or(path);
         // `data_dir` is made when the ledger is opened.
         if !directory.is_dir() && directory != config.data_dir {
@@ -350,31 +351,9 @@ fn start_workers(
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::with_capacity(config.sinks.len());
     for sink in &config.sinks {
-        let opened: Box<dyn Sink> = match &sink.kind {
-            SinkKind::File { path, format, rotate, fsync, mode, owner } => {
-                Box::new(FileSink::new(file::Options {
-                    path: path.clone(),
-                    rendering: match format {
-                        FileFormat::Raw => Rendering::Raw,
-                        FileFormat::Json => Rendering::Json,
-                    },
-                    rotation: rotation(rotate),
-                    syncing: match fsync {
-                        Fsync::Batch => file::Syncing::EachFlush,
-                        Fsync::Interval(interval) => file::Syncing::Every(*interval),
-                    },
-                    mode: *mode,
-                    owner: owner_ids(&sink.name, owner.as_ref())?,
-                    now: Clock::system().wall,
-                }))
-            }
-            SinkKind::Sqlite { path, retain } => {
-                Box::new(SqliteSink::new(path.clone(), *retain, ledger.id(), Clock::system()))
-            }
-        };
         let worker = Worker {
             subscription: subscription(sink),
-            sink: opened,
+            sink: make_sink(sink, ledger)?,
             ledger: ledger.clone(),
             watcher: Box::new(SinkWatcher { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
             stop: Arc::clone(&stop),
@@ -426,6 +405,54 @@ fn owner_ids(sink: &str, owner: Option<&Owner>) -> Result<(Option<u32>, Option<u
     let (named_user, named_group) =
         owner.map_or((None, None), |owner| (owner.user.as_ref(), owner.group.as_ref()));
     Ok((number(named_user, "user", &user)?, number(named_group, "group", &group)?))
+}
+
+fn make_sink(sink: &config::Sink, ledger: &Ledger) -> Result<Box<dyn Sink>, Failure> {
+    Ok(match &sink.kind {
+        SinkKind::File { path, format, rotate, fsync, mode, owner } => {
+            Box::new(FileSink::new(file::Options {
+                path: path.clone(),
+                rendering: match format {
+                    FileFormat::Raw => Rendering::Raw,
+                    FileFormat::Json => Rendering::Json,
+                },
+                rotation: rotation(rotate),
+                syncing: match fsync {
+                    Fsync::Batch => file::Syncing::EachFlush,
+                    Fsync::Interval(interval) => file::Syncing::Every(*interval),
+                },
+                mode: *mode,
+                owner: owner_ids(&sink.name, owner.as_ref())?,
+                now: Clock::system().wall,
+            }))
+        }
+        SinkKind::Sqlite { path, retain } => {
+            Box::new(SqliteSink::new(path.clone(), *retain, ledger.id(), Clock::system()))
+        }
+        SinkKind::Syslog {
+            address,
+            ca,
+            identity,
+            framing,
+            facility,
+            app_name,
+            structured_data,
+            max_size,
+        } => {
+            let options = syslog::Options {
+                address: address.clone(),
+                ca: ca.clone(),
+                identity: identity.clone(),
+                framing: *framing,
+                facility: *facility,
+                app_name: app_name.clone(),
+                structured_data: *structured_data,
+                max_size: *max_size,
+            };
+            let named = |error| Failure::config(format!("sink `{}`: {error}", sink.name));
+            Box::new(SyslogSink::new(options).map_err(named)?)
+        }
+    })
 }
 
 fn listener(
@@ -525,6 +552,11 @@ struct SinkWatcher {
 impl Watcher for SinkWatcher {
     fn delivered(&self, sink: &str, events: u64) {
         self.metrics.sink_delivered(sink, events);
+    }
+
+    fn truncated(&self, sink: &str, lines: u64) {
+        tracing::warn!(sink, lines, "lines were longer than the sink's max_size and were cut");
+        self.metrics.sink_truncated(sink, lines);
     }
 
     fn failed(&self, sink: &str, error: &SinkError) {

@@ -130,10 +130,11 @@ pub(super) struct Sink {
 pub(super) enum SinkKind {
     File(Box<FileSink>),
     Sqlite(SqliteSink),
+    Syslog(Box<SyslogSink>),
 }
 
 /// The names of the sinks' types.
-const SINK_TYPES: [&str; 2] = ["file", "sqlite"];
+const SINK_TYPES: [&str; 3] = ["file", "sqlite", "syslog"];
 /// The keys that every sink has; `type` is taken out before the others are read.
 const SINK_KEYS: [&str; 3] = ["type", "stream", "sources"];
 
@@ -170,6 +171,20 @@ pub(super) struct Rotate {
 pub(super) struct SqliteSink {
     pub(super) path: Option<Text>,
     pub(super) retain: Option<Text>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct SyslogSink {
+    pub(super) address: Option<Text>,
+    pub(super) ca: Option<Text>,
+    pub(super) cert: Option<Text>,
+    pub(super) key: Option<Text>,
+    pub(super) framing: Option<Text>,
+    pub(super) facility: Option<Text>,
+    pub(super) app_name: Option<Text>,
+    pub(super) structured_data: Option<bool>,
+    pub(super) max_size: Option<Spanned<Size>>,
 }
 
 /// One value, or an array of them.
@@ -270,6 +285,7 @@ fn sink(findings: &mut Findings<'_>, name: &Text, value: Spanned<DeValue<'_>>) -
     let kind = match kind?.as_str() {
         "file" => decode(findings, &table, rest, &SINK_KEYS).map(|file| SinkKind::File(Box::new(file))),
         "sqlite" => decode(findings, &table, rest, &SINK_KEYS).map(SinkKind::Sqlite),
+        "syslog" => decode(findings, &table, rest, &SINK_KEYS).map(Box::new).map(SinkKind::Syslog),
         unknown => {
             let message = format!("unknown type `{unknown}` in {table}");
             findings.report(&kind_at, message, suggest(unknown, "types", SINK_TYPES));
@@ -516,14 +532,17 @@ mod tests {
 
     #[test]
     fn a_sink_has_a_known_type() {
-        assert_eq!(problems("[sinks.s]\n"), ["1: missing key `type` in [sinks.s]; add one of: file, sqlite"]);
+        assert_eq!(
+            problems("[sinks.s]\n"),
+            ["1: missing key `type` in [sinks.s]; add one of: file, sqlite, syslog"]
+        );
         assert_eq!(
             problems("[sinks.s]\ntype = \"fil\""),
             ["2: unknown type `fil` in [sinks.s]; did you mean `file`?"]
         );
         assert_eq!(
             problems("[sinks.s]\npath = \"x\"\ntype = \"kafka\""),
-            ["3: unknown type `kafka` in [sinks.s]; known types: file, sqlite"]
+            ["3: unknown type `kafka` in [sinks.s]; known types: file, sqlite, syslog"]
         );
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::net::Endpoint;
+use crate::net::{Endpoint, Facility, Framing, Identity, SyslogAddress};
 pub use crate::wire::event::Stream;
 
 mod file;
@@ -298,6 +298,26 @@ pub enum SinkKind {
         /// How long after its arrival a row is deleted: 1 ms to 3650 d. Default never.
         retain: Option<Duration>,
     },
+    /// `syslog`: RFC 5424 messages to a server or a daemon.
+    Syslog {
+        /// Required.
+        address: SyslogAddress,
+        /// With `tls://`: a PEM file of the only CAs to trust, instead of the system's; not looked at here.
+        ca: Option<PathBuf>,
+        /// With `tls://`: the PEM files of a client certificate; not looked at here.
+        identity: Option<Identity>,
+        /// For streams. Default [`Framing::OctetCounting`], and [`Framing::Newline`] with `unix://`.
+        framing: Framing,
+        /// Default `local0`.
+        facility: Facility,
+        /// 1 to 48 printable ASCII characters without a space. Default `auditgate`.
+        app_name: String,
+        /// Default off.
+        structured_data: bool,
+        /// Bytes of a message; a longer one is cut: 480 B at least, and at most 65507 B with `udp://` and
+        /// `unix://`, else 16 MiB. Default 2 KiB with `udp://`, 8 KiB with `unix://`, else 64 KiB.
+        max_size: usize,
+    },
 }
 
 impl SinkKind {
@@ -306,13 +326,15 @@ impl SinkKind {
         match self {
             Self::File { .. } => "file",
             Self::Sqlite { .. } => "sqlite",
+            Self::Syslog { .. } => "syslog",
         }
     }
 
-    /// The file that it writes to.
-    pub fn path(&self) -> &Path {
+    /// The file that it writes to, if it is one.
+    pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::File { path, .. } | Self::Sqlite { path, .. } => path,
+            Self::File { path, .. } | Self::Sqlite { path, .. } => Some(path),
+            Self::Syslog { .. } => None,
         }
     }
 }

@@ -20,13 +20,25 @@ use super::{
     Log, LogFormat, Owner, Rotate, Secret, Secrets, Signatures, Sink, SinkKind, Source, Stream, Tls,
     quantity,
 };
-use crate::net::Endpoint;
+use crate::net::{self, Endpoint, Facility, Framing, Identity, SyslogAddress, SyslogAddressError};
 use crate::observe::logging;
 
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 const DEFAULT_LEVEL: &str = "info";
 const DEFAULT_MODE: u32 = 0o640;
 const DEFAULT_REFRESH: Duration = Duration::from_secs(3600);
+const DEFAULT_APP_NAME: &str = "auditgate";
+/// Bytes. What a receiver should take at least (RFC 5426, section 3.2).
+const UDP_SIZE: usize = 2 << 10;
+/// Bytes. What rsyslog takes unless told otherwise.
+const UNIX_SIZE: usize = 8 << 10;
+/// Bytes. What syslog-ng takes unless told otherwise; it breaks a connection with a longer frame, which would
+/// come again for ever.
+const STREAM_SIZE: usize = 64 << 10;
+/// Bytes: the largest payload of UDP over IPv4.
+const LARGEST_DATAGRAM: usize = 65_507;
+/// Bytes, for a server that was told to take more.
+const LARGEST_IN_STREAM: usize = 16 << 20;
 const DEFAULT_WINDOW: Duration = Duration::from_secs(8 * 86_400);
 
 /// Checks everything and fills in the defaults. `path` is the absolute path of the file, `text` its text.
@@ -478,6 +490,7 @@ impl Resolver<'_> {
                     .map_or(Some(None), |text| self.time(Some(&text), "retain", Duration::ZERO).map(Some));
                 path.zip(retain).map(|(path, retain)| SinkKind::Sqlite { path, retain })
             }
+            file::SinkKind::Syslog(table) => self.syslog(*table, &at, &within),
         };
         Some(Sink { name: name?, kind: kind?, streams: streams?, sources: sources? })
     }
@@ -530,6 +543,103 @@ impl Resolver<'_> {
             return None;
         }
         Some(owner)
+    }
+
+    fn syslog(&mut self, table: file::SyslogSink, at: &Range<usize>, within: &str) -> Option<SinkKind> {
+        let hint = "such as address = \"tls://siem.example.com:6514\"";
+        let address = self.required(table.address, at, "address", within, hint)?;
+        let address = self.syslog_address(&address)?;
+        self.belongs_to(&address, &table.ca, "ca", is_tls, "tls://");
+        self.belongs_to(&address, &table.cert, "cert", is_tls, "tls://");
+        self.belongs_to(&address, &table.key, "key", is_tls, "tls://");
+        self.belongs_to(&address, &table.framing, "framing", may_be_stream, "tcp://, tls:// and unix://");
+
+        let ca = table.ca.map_or(Some(None), |text| self.path(&text, "ca").map(Some));
+        let identity = match (table.cert, table.key) {
+            (None, None) => Some(None),
+            (Some(cert), Some(key)) => {
+                let (cert, key) = (self.path(&cert, "cert"), self.path(&key, "key"));
+                cert.zip(key).map(|(cert, key)| Some(Identity { cert, key }))
+            }
+            (Some(alone), None) | (None, Some(alone)) => {
+                let message = format!("only one of `cert` and `key` in {within}");
+                self.findings.report(&alone.span(), message, "a client certificate needs both");
+                None
+            }
+        };
+        let framing = match (table.framing, &address) {
+            (Some(text), _) => self.word(&text, "framing", &Framing::ALL, Framing::name),
+            (None, SyslogAddress::Unix(_)) => Some(Framing::Newline),
+            (None, _) => Some(Framing::OctetCounting),
+        };
+        let facility = table.facility.map_or(Some(Facility::LOCAL0), |text| {
+            self.word(&text, "facility", &Facility::ALL, Facility::name)
+        });
+        let app_name = match table.app_name {
+            None => Some(DEFAULT_APP_NAME.to_owned()),
+            Some(text) if net::is_app_name(text.get_ref()) => Some(text.into_inner()),
+            Some(text) => {
+                let hint = format!("use 1 to {} ASCII characters, no space", net::LONGEST_APP_NAME);
+                self.findings.report(&text.span(), "`app_name` cannot stand in a syslog header", hint);
+                None
+            }
+        };
+        let max_size = self.syslog_max_size(table.max_size.as_ref(), &address);
+        Some(SinkKind::Syslog {
+            address,
+            ca: ca?,
+            identity: identity?,
+            framing: framing?,
+            facility: facility?,
+            app_name: app_name?,
+            structured_data: table.structured_data.unwrap_or(false),
+            max_size: max_size?,
+        })
+    }
+
+    fn syslog_address(&mut self, text: &Text) -> Option<SyslogAddress> {
+        SyslogAddress::parse(text.get_ref())
+            .map_err(|error| {
+                let hint = match error {
+                    SyslogAddressError::NoPort(_) => "add the server's, such as :514 or :601",
+                    SyslogAddressError::Path(_) => "write it with three slashes, as in unix:///dev/log",
+                    _ => "write one such as tls://siem.example.com:6514 or unix:///dev/log",
+                };
+                self.findings.report(&text.span(), error.to_string(), hint);
+            })
+            .ok()
+    }
+
+    /// A key that has a meaning with some addresses only.
+    fn belongs_to(
+        &mut self,
+        address: &SyslogAddress,
+        written: &Option<Text>,
+        key: &str,
+        has_it: fn(&SyslogAddress) -> bool,
+        schemes: &str,
+    ) {
+        if let Some(text) = written.as_ref().filter(|_| !has_it(address)) {
+            let message = format!("`{key}` with the address {address}");
+            self.findings.report(&text.span(), message, format!("`{key}` is for {schemes} only: remove it"));
+        }
+    }
+
+    fn syslog_max_size(&mut self, size: Option<&Spanned<Size>>, address: &SyslogAddress) -> Option<usize> {
+        let (default, largest) = match address {
+            SyslogAddress::Udp(_) => (UDP_SIZE, LARGEST_DATAGRAM),
+            SyslogAddress::Unix(_) => (UNIX_SIZE, LARGEST_DATAGRAM),
+            SyslogAddress::Tcp(_) | SyslogAddress::Tls(_) => (STREAM_SIZE, LARGEST_IN_STREAM),
+        };
+        let bytes = self.bytes(size, "max_size", default)?;
+        let possible = net::SMALLEST_MAX_SIZE..=largest;
+        if let Some(size) = size.filter(|_| !possible.contains(&bytes)) {
+            let message = format!("`max_size` cannot be {bytes}B with the address {address}");
+            let hint = format!("write a size from {}B to {largest}B", net::SMALLEST_MAX_SIZE);
+            self.findings.report(&size.span(), message, hint);
+            return None;
+        }
+        Some(bytes)
     }
 
     fn streams(&mut self, written: Option<Spanned<OneOrMany<String>>>) -> Option<Vec<Stream>> {
@@ -606,10 +716,10 @@ impl Resolver<'_> {
             ledger.as_deref().map(database_files).into_iter().flatten().chain(lock).collect();
         let mut seen: HashMap<PathBuf, &str> = HashMap::new();
         for (at, sink) in sinks {
-            let path = sink.kind.path();
-            let files = match &sink.kind {
-                SinkKind::File { .. } => vec![identity(path)],
-                SinkKind::Sqlite { .. } => database_files(path).to_vec(),
+            let (path, files) = match &sink.kind {
+                SinkKind::File { path, .. } => (path, vec![identity(path)]),
+                SinkKind::Sqlite { path, .. } => (path, database_files(path).to_vec()),
+                SinkKind::Syslog { .. } => continue,
             };
             if files.iter().any(|file| own.contains(file)) {
                 let message =
@@ -790,6 +900,14 @@ impl Resolver<'_> {
         }
         checked.and_then(|count| usize::try_from(count).ok())
     }
+}
+
+fn is_tls(address: &SyslogAddress) -> bool {
+    matches!(address, SyslogAddress::Tls(_))
+}
+
+fn may_be_stream(address: &SyslogAddress) -> bool {
+    !matches!(address, SyslogAddress::Udp(_))
 }
 
 /// What tells two output files apart: the file itself where it exists, else its name in its real directory,
@@ -1249,6 +1367,88 @@ stream = "quarantine"
             "[\"quarantine\", \"quarantine\"]",
             "17: `stream` names `quarantine` twice",
         );
+    }
+
+    /// GOOD with a syslog sink at its end, whose `type` is on line 19.
+    fn with_syslog(lines: &str) -> String {
+        format!("{GOOD}[sinks.siem]\ntype = \"syslog\"\n{lines}\n")
+    }
+
+    #[test]
+    fn a_syslog_sink_has_defaults_that_fit_its_address() {
+        for (address, shown, framing, max_size) in [
+            ("udp://siem", "udp://siem:514", Framing::OctetCounting, 2048),
+            ("tcp://siem:601", "tcp://siem:601", Framing::OctetCounting, 65_536),
+            ("tls://siem", "tls://siem:6514", Framing::OctetCounting, 65_536),
+            ("unix:///dev/log", "unix:///dev/log", Framing::Newline, 8192),
+        ] {
+            let config = config(&with_syslog(&format!("address = \"{address}\"")));
+            let SinkKind::Syslog { address, ca, identity, framing: with, facility, app_name, .. } =
+                &config.sinks[2].kind
+            else {
+                panic!("{config:?}");
+            };
+            assert_eq!((address.to_string().as_str(), *with), (shown, framing));
+            assert_eq!(
+                (ca, identity, facility.name(), app_name.as_str()),
+                (&None, &None, "local0", "auditgate")
+            );
+            assert!(matches!(
+                config.sinks[2].kind,
+                SinkKind::Syslog { structured_data: false, max_size: found, .. } if found == max_size
+            ));
+        }
+        let config = config(&with_syslog(
+            "address = \"tls://[::1]:7\"\nca = \"ca.pem\"\ncert = \"c.pem\"\nkey = \"/k.pem\"\n\
+             framing = \"newline\"\nfacility = \"authpriv\"\napp_name = \"gate-1\"\n\
+             structured_data = true\nmax_size = \"1MiB\"\nstream = [\"verified\", \"quarantine\"]",
+        ));
+        let SinkKind::Syslog { identity: Some(identity), ca: Some(ca), .. } = &config.sinks[2].kind else {
+            panic!("{config:?}");
+        };
+        assert_eq!(ca, Path::new("/nonexistent/base/ca.pem"));
+        assert_eq!(identity.cert, Path::new("/nonexistent/base/c.pem"));
+        assert_eq!(identity.key, Path::new("/k.pem"));
+    }
+
+    #[test]
+    fn a_syslog_sink_s_keys_fit_its_address() {
+        #[track_caller]
+        fn refused(lines: &str, expected: &str) {
+            let found = problems(&with_syslog(lines));
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert!(found[0].starts_with(expected), "{found:#?}");
+        }
+        refused("", "18: missing key `address` in [sinks.siem]; such as");
+        refused("address = \"siem:514\"", "20: `siem:514` does not begin with udp://");
+        refused(
+            "address = \"tcp://siem\"",
+            "20: `tcp://siem` has no port, and plain TCP has no usual one; add",
+        );
+        refused(
+            "address = \"unix://dev/log\"",
+            "20: `unix://dev/log` has no absolute path; write it with three",
+        );
+        let udp = "address = \"udp://siem\"\n";
+        let tcp = "address = \"tcp://siem:1\"\n";
+        let tls = "address = \"tls://siem\"\n";
+        for key in ["ca", "cert", "key"] {
+            let found = problems(&with_syslog(&format!("{tcp}{key} = \"x\"")));
+            let expected = format!("21: `{key}` with the address tcp://siem:1; `{key}` is for tls:// only");
+            assert!(found[0].starts_with(&expected), "{found:#?}");
+        }
+        refused(&format!("{udp}framing = \"newline\""), "21: `framing` with the address udp://siem:514");
+        refused(&format!("{tls}cert = \"x\""), "21: only one of `cert` and `key` in [sinks.siem]; a client");
+        refused(&format!("{tls}key = \"x\""), "21: only one of `cert` and `key`");
+        refused(&format!("{tcp}framing = \"lf\""), "21: unknown word `lf` for `framing`; known words: octet");
+        refused(&format!("{tcp}facility = \"local8\""), "21: unknown word `local8` for `facility`; did you");
+        refused(&format!("{tcp}app_name = \"a b\""), "21: `app_name` cannot stand in a syslog header; use 1");
+        refused(&format!("{tcp}max_size = 479"), "21: `max_size` cannot be 479B with the address tcp://");
+        refused(
+            &format!("{udp}max_size = \"64KiB\""),
+            "21: `max_size` cannot be 65536B with the address udp",
+        );
+        refused(&format!("{tcp}max_size = \"17MiB\""), "21: `max_size` cannot be 17825792B");
     }
 
     #[test]

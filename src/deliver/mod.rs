@@ -6,4 +6,5 @@
 pub mod file;
 pub mod sink;
 pub mod sqlite;
+pub mod syslog;
 pub mod worker;

@@ -101,4 +101,9 @@ pub trait Sink: Send {
     /// Called now and then when nothing waits, with nothing collected: for what is not urgent. It should take
     /// no longer than a second or two, and deals with its failures itself.
     fn idle(&mut self) {}
+
+    /// How many lines had to be cut to fit since the last call. Asked for after a flush.
+    fn take_truncated(&mut self) -> u64 {
+        0
+    }
 }

@@ -16,6 +16,8 @@ use crate::wire::event::Verdict;
 pub trait Watcher: Send {
     /// So many lines are safe in the sink now.
     fn delivered(&self, sink: &str, events: u64);
+    /// The sink had to cut so many lines to fit its limits.
+    fn truncated(&self, sink: &str, lines: u64);
     /// The sink failed, and will be tried again.
     fn failed(&self, sink: &str, error: &SinkError);
     /// It works again.
@@ -180,6 +182,10 @@ impl Delivery {
         progress.flushed = behind;
         if self.wait.take().is_some() {
             self.worker.watcher.recovered(&self.worker.subscription.sink);
+        }
+        let truncated = self.worker.sink.take_truncated();
+        if truncated > 0 {
+            self.worker.watcher.truncated(&self.worker.subscription.sink, truncated);
         }
         if let Some(mark) = mark {
             progress.safe = behind;

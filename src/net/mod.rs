@@ -1,4 +1,4 @@
-//! The way out: checked URLs, the TLS client configuration and a small HTTPS client.
+//! The way out: checked URLs and addresses, the TLS client configuration and a small HTTPS client.
 //!
 //! A leaf: it knows nothing of keys, events or the configuration file. Whoever calls decides
 //! what a status means and whether a failure is worth another try.
@@ -7,10 +7,15 @@ mod client;
 mod endpoint;
 #[cfg(test)]
 pub(crate) mod loopback;
+mod syslog;
 mod tls;
 
 pub use client::{Client, ClientError, Fetched, InvalidToken, bearer};
 pub use endpoint::{Endpoint, EndpointError};
 pub use hyper::body::Bytes;
 pub use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-pub use tls::{TlsError, client_tls};
+pub use syslog::{
+    Facility, Framing, HostPort, LONGEST_APP_NAME, SMALLEST_MAX_SIZE, SyslogAddress, SyslogAddressError,
+    is_app_name,
+};
+pub use tls::{Identity, TlsError, client_tls, client_tls_as};

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 /// Why there is no TLS client configuration. Each is for the operator of this machine to mend.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,26 @@ pub enum TlsError {
         /// What the search stumbled over, if anything.
         cause: Option<String>,
     },
+    /// A file of the client certificate cannot be read, is not PEM, or holds nothing of the kind.
+    #[error("cannot read the client's {what} from {path}: {cause}")]
+    Identity {
+        /// `certificate` or `private key`.
+        what: &'static str,
+        /// The PEM file.
+        path: PathBuf,
+        /// What went wrong.
+        cause: rustls::pki_types::pem::Error,
+    },
+    /// The client certificate and its key do not belong together, or cannot be used.
+    #[error("the client certificate {cert} cannot be used with the key {key}: {cause}")]
+    Pair {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What went wrong.
+        cause: rustls::Error,
+    },
     /// The TLS library refused the settings; a defect of ours.
     #[error("cannot set up TLS: {0}")]
     Setup(rustls::Error),
@@ -54,6 +75,23 @@ pub enum TlsError {
 /// # Errors
 /// See [`TlsError`].
 pub fn client_tls(ca: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    client_tls_as(ca, None)
+}
+
+/// Who we are when a server asks: two PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate, then its intermediates.
+    pub cert: PathBuf,
+    /// Its private key, unencrypted.
+    pub key: PathBuf,
+}
+
+/// Like [`client_tls`], and answers a server that asks for a client certificate.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn client_tls_as(ca: Option<&Path>, identity: Option<&Identity>) -> Result<ClientConfig, TlsError> {
     let roots = match ca {
         Some(path) => roots_from_file(path)?,
         None => {
@@ -61,21 +99,36 @@ pub fn client_tls(ca: Option<&Path>) -> Result<ClientConfig, TlsError> {
             system_roots(found.certs, found.errors.first().map(ToString::to_string))?
         }
     };
-    with_roots(roots)
+    let trusting = trusting(roots)?;
+    let Some(Identity { cert, key }) = identity else {
+        return Ok(trusting.with_no_client_auth());
+    };
+    let unreadable = |what, path: &Path| {
+        let path = path.to_owned();
+        move |cause| TlsError::Identity { what, path, cause }
+    };
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(unreadable("certificate", cert))?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(unreadable("private key", key))?;
+    trusting.with_client_auth_cert(chain, secret).map_err(|cause| TlsError::Pair {
+        cert: cert.clone(),
+        key: key.clone(),
+        cause,
+    })
 }
 
 /// A configuration that trusts nobody, for a client that only ever speaks plain HTTP.
 pub(super) fn trusting_nobody() -> Result<ClientConfig, TlsError> {
-    with_roots(RootCertStore::empty())
+    Ok(trusting(RootCertStore::empty())?.with_no_client_auth())
 }
 
-fn with_roots(roots: RootCertStore) -> Result<ClientConfig, TlsError> {
+fn trusting(roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Setup)?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+        .with_root_certificates(roots))
 }
 
 fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {

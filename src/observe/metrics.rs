@@ -136,6 +136,7 @@ struct SinkSeries {
     pending: IntGauge,
     oldest_pending: Gauge,
     errors: IntCounter,
+    truncated: IntCounter,
 }
 
 impl Metrics {
@@ -208,6 +209,11 @@ impl Metrics {
             "Attempts to write to the sink that failed and are tried again.",
             &["sink"],
         )?;
+        let sink_truncated = declare.counters(
+            "auditgate_sink_truncated_total",
+            "Events and quarantined lines that were cut to fit the sink's max_size.",
+            &["sink"],
+        )?;
 
         let jwks_keys = declare.gauges(
             "auditgate_jwks_keys",
@@ -249,6 +255,7 @@ impl Metrics {
             pending: pending.with_label_values(&[name]),
             oldest_pending: oldest_pending.with_label_values(&[name]),
             errors: sink_errors.with_label_values(&[name]),
+            truncated: sink_truncated.with_label_values(&[name]),
         };
         Ok(Self {
             sources: sources.iter().map(|name| (name.clone(), source_series(name))).collect(),
@@ -343,6 +350,13 @@ impl Metrics {
     pub fn sink_error(&self, sink: &str) {
         if let Some(series) = self.sink(sink) {
             series.errors.inc();
+        }
+    }
+
+    /// Counts `n` events (or quarantined lines) that were cut to fit the sink.
+    pub fn sink_truncated(&self, sink: &str, n: u64) {
+        if let Some(series) = self.sink(sink) {
+            series.truncated.inc_by(n);
         }
     }
 
@@ -541,6 +555,7 @@ mod tests {
             "auditgate_sink_pending_events gauge",
             "auditgate_sink_oldest_pending_seconds gauge",
             "auditgate_sink_errors_total counter",
+            "auditgate_sink_truncated_total counter",
             "auditgate_jwks_keys gauge",
             "auditgate_jwks_refreshed_timestamp_seconds gauge",
             "auditgate_jwks_refresh_errors_total counter",
@@ -602,6 +617,7 @@ mod tests {
         metrics.sink_delivered("siem", 7);
         metrics.sink_pending("siem", 3, 1.5);
         metrics.sink_error("siem");
+        metrics.sink_truncated("siem", 4);
         metrics.jwks_loaded("us", 2, 1_700_000_001);
         metrics.jwks_refresh_error("us");
         metrics.certificate_not_after(1_800_000_000);
@@ -618,6 +634,7 @@ mod tests {
             "auditgate_sink_pending_events{sink=\"siem\"} 3",
             "auditgate_sink_oldest_pending_seconds{sink=\"siem\"} 1.5",
             "auditgate_sink_errors_total{sink=\"siem\"} 1",
+            "auditgate_sink_truncated_total{sink=\"siem\"} 4",
             "auditgate_jwks_keys{source=\"us\"} 2",
             "auditgate_jwks_refreshed_timestamp_seconds{source=\"us\"} 1700000001",
             "auditgate_jwks_refresh_errors_total{source=\"us\"} 1",

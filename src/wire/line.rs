@@ -91,8 +91,8 @@ impl<'a> Line<'a> {
         Event::from_parts(fields, ambiguous)
     }
 
-    /// An unambiguous field as text.
-    fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+    /// An unambiguous field as text; none when it is missing, ambiguous or no scalar.
+    pub fn text(&self, name: &str) -> Option<Cow<'a, str>> {
         let field = self.fields.iter().find(|field| field.key == name && !field.ambiguous)?;
         field.value.text()
     }

@@ -454,6 +454,7 @@ fn deletion_uses_its_index() {
 struct Silent;
 
 impl Watcher for Silent {
+    fn truncated(&self, _: &str, _: u64) {}
     fn delivered(&self, _: &str, _: u64) {}
     fn failed(&self, _: &str, error: &SinkError) {
         panic!("{error}");

@@ -1,0 +1,122 @@
+//! The syslog sink: RFC 5424 messages over UDP, TCP, TLS or a socket of this machine, at least once.
+//!
+//! # What "safe" means here
+//!
+//! Syslog has no acknowledgement, so a sink can know less than one that writes to a disk:
+//!
+//! * **TCP, TLS**: the connection is looked at before and after a chunk is written, and the peer's *system*
+//!   has acknowledged every byte (on Linux; elsewhere the bytes are written, no more). On any doubt the whole
+//!   chunk is sent again over a new connection, so that messages can come twice, in order apart from that.
+//!   A server that is killed, or whose machine loses power, after its system took the bytes and before it
+//!   read them, loses what it had not read, and nobody can tell.
+//! * **UDP**: a datagram was handed to the network. It can be lost on the way and nobody is told, but for a
+//!   server that is known not to listen.
+//! * **Unix sockets**: the message is in the queue of the daemon, which a kill of the daemon empties.
+//!
+//! Who needs more keeps a file sink beside this one.
+
+mod format;
+mod transport;
+
+pub use format::{Severity, severity_of};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use self::format::Formatter;
+use self::transport::{Messages, Transport};
+use super::sink::{Item, Sink, SinkError};
+use crate::ledger::{Position, Resume};
+use crate::net::{Facility, Framing, Identity, SyslogAddress, TlsError};
+
+/// For a connection (all addresses of the host together), each step of a handshake, each write that gets
+/// nowhere, and for the peer's acknowledgement.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where messages go and what they look like.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The server.
+    pub address: SyslogAddress,
+    /// For TLS: a PEM file of the only authorities to trust, instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// For TLS: what to show to a server that asks.
+    pub identity: Option<Identity>,
+    /// For streams.
+    pub framing: Framing,
+    /// Of every message.
+    pub facility: Facility,
+    /// Of every message: one by [`is_app_name`](crate::net::is_app_name).
+    pub app_name: String,
+    /// Whether messages say in STRUCTURED-DATA where the line came from.
+    pub structured_data: bool,
+    /// The longest message in bytes; a longer one is cut, and counted. At least
+    /// [`SMALLEST_MAX_SIZE`](crate::net::SMALLEST_MAX_SIZE).
+    pub max_size: usize,
+}
+
+/// A syslog server. Connects when there is something to send.
+pub struct SyslogSink {
+    formatter: Formatter,
+    transport: Transport,
+    collected: Messages,
+    truncated: u64,
+}
+
+impl SyslogSink {
+    /// Makes a sink that has not connected yet. The files for TLS are read here, so that the start fails when
+    /// they are wrong, and again for every connection, so that renewed ones are used.
+    ///
+    /// # Errors
+    /// See [`TlsError`]; never without TLS.
+    pub fn new(options: Options) -> Result<Self, TlsError> {
+        let uname = rustix::system::uname();
+        let formatter = Formatter::new(
+            options.facility,
+            &uname.nodename().to_string_lossy(),
+            &options.app_name,
+            std::process::id(),
+            options.structured_data,
+            options.max_size,
+        );
+        let transport =
+            Transport::new(options.address, options.ca, options.identity, options.framing, TIMEOUT)?;
+        Ok(Self { formatter, transport, collected: Messages::default(), truncated: 0 })
+    }
+}
+
+impl Sink for SyslogSink {
+    fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
+        self.collected.clear();
+        Ok(last.clone())
+    }
+
+    fn push(&mut self, item: &Item<'_>) {
+        let formatter = &self.formatter;
+        if self.collected.add(|bytes| formatter.write(bytes, item)) {
+            self.truncated += 1;
+        }
+    }
+
+    fn collected(&self) -> usize {
+        self.collected.bytes()
+    }
+
+    fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+        if !self.collected.is_empty() {
+            self.transport.deliver(&self.collected).map_err(|cause| {
+                SinkError::new(format!("cannot deliver to {}", self.transport.address()), cause)
+            })?;
+            self.collected.clear();
+        }
+        // The server keeps nothing for us to come back to.
+        Ok(Some(Vec::new()))
+    }
+
+    fn take_truncated(&mut self) -> u64 {
+        std::mem::take(&mut self.truncated)
+    }
+}
+
+#[cfg(test)]
+mod tests;
