@@ -220,8 +220,8 @@ fn hand_shake(
 }
 
 /// In TLS 1.3 the client is through before the server has looked at the client's certificate (RFC 8446, section
-/// 2). A server that refuses it says so a moment later; one that accepts mostly sends a session ticket. One that
-/// does neither costs a second for each connection.
+/// 2). A server that refuses it says so a moment later; one that accepts may send a session ticket. With one that
+/// does neither, as syslog-ng, a connection costs a second.
 fn await_acceptance(stream: &mut TlsStream) -> io::Result<()> {
     let deadline = Instant::now() + ACCEPTANCE;
     while stream.conn.tls13_tickets_received() == 0 {
