@@ -119,4 +119,6 @@ impl Sink for SyslogSink {
 }
 
 #[cfg(test)]
+mod servers;
+#[cfg(test)]
 mod tests;

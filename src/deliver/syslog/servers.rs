@@ -3,19 +3,20 @@
 //! A daemon that is not installed is skipped, and said so; with `AUDITGATE_TESTS_NO_SKIP=1` it is a failure. On
 //! Debian: rsyslog, rsyslog-gnutls and syslog-ng-core. They run in the foreground with files of their own.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it skips")]
+#![expect(clippy::print_stderr, reason = "a test says what it skips")]
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use auditgate::deliver::sink::{Item, Sink as _};
-use auditgate::deliver::syslog::{Options, SyslogSink};
-use auditgate::ledger::Position;
-use auditgate::net::{Facility, Framing, Identity, SyslogAddress};
-use auditgate::wire::event::{Reason, Verdict};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+use super::{Options, SyslogSink};
+use crate::deliver::sink::{Item, Sink as _};
+use crate::ledger::Position;
+use crate::net::{Facility, Framing, Identity, SyslogAddress};
+use crate::wire::event::{Reason, Verdict};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -158,7 +159,7 @@ fn exchange(place: &Place, daemon: &str, transport: &str) {
     }
     let rubbish = format!("rubbish 日本 {via}");
     sink.push(&item(&verdict, rubbish.as_bytes()));
-    until("the daemon takes no message", || sink.flush(Position::default()).ok());
+    until("the daemon takes no message", || sink.flush(Position::default(), false).ok());
 
     let found = until(&format!("{daemon} has written nothing of {transport}"), || {
         let text = std::fs::read_to_string(place.path("out")).unwrap_or_default();
@@ -220,7 +221,7 @@ fn outlive(place: &Place, transport: &str, daemon: &mut Option<Daemon>, start: i
                 raw: raw.as_bytes(),
             });
         }
-        until("the daemon takes no message", || sink.flush(Position::default()).ok());
+        until("the daemon takes no message", || sink.flush(Position::default(), false).ok());
     }
     until("the second half is not written", || {
         (written().last() == Some(&(CHUNKS * EVENTS - 1))).then_some(())
