@@ -78,8 +78,10 @@ struct Progress {
     flushed: Position,
     /// Everything before it was pushed.
     pushed: Position,
-    /// What was pushed since `safe`.
-    delivered: Delivered,
+    /// What was flushed since `safe`.
+    flushed_lines: Delivered,
+    /// What was pushed since `flushed`.
+    pushed_lines: Delivered,
 }
 
 /// Why the work stopped.
@@ -93,8 +95,13 @@ enum Interrupted {
 impl Delivery {
     fn run(&mut self) -> Result<(), Interrupted> {
         let (outbox, start) = self.until_it_opens()?;
-        let mut progress =
-            Progress { safe: start, flushed: start, pushed: start, delivered: Delivered::default() };
+        let mut progress = Progress {
+            safe: start,
+            flushed: start,
+            pushed: start,
+            flushed_lines: Delivered::default(),
+            pushed_lines: Delivered::default(),
+        };
         let mut last_idle = Instant::now();
         loop {
             let patience = match &progress {
@@ -164,8 +171,8 @@ impl Delivery {
                 key_id,
                 raw: line,
             });
-            progress.delivered.events += 1;
-            progress.delivered.received_at = batch.received_at;
+            progress.pushed_lines.events += 1;
+            progress.pushed_lines.received_at = batch.received_at;
             if self.worker.sink.collected() >= self.worker.sink.chunk() && wanted.peek().is_some() {
                 self.settle(progress, false)?;
             }
@@ -180,6 +187,9 @@ impl Delivery {
         let behind = progress.pushed;
         let mark = self.until_it_works(|worker| worker.sink.flush(behind, at_once))?;
         progress.flushed = behind;
+        let pushed = std::mem::take(&mut progress.pushed_lines);
+        progress.flushed_lines.events += pushed.events;
+        progress.flushed_lines.received_at = pushed.received_at.max(progress.flushed_lines.received_at);
         if self.wait.take().is_some() {
             self.worker.watcher.recovered(&self.worker.subscription.sink);
         }
@@ -189,7 +199,8 @@ impl Delivery {
         }
         if let Some(mark) = mark {
             progress.safe = behind;
-            let (name, delivered) = (&self.worker.subscription.sink, std::mem::take(&mut progress.delivered));
+            let name = &self.worker.subscription.sink;
+            let delivered = std::mem::take(&mut progress.flushed_lines);
             self.worker.watcher.delivered(name, delivered.events);
             self.worker.ledger.advance(name, behind, mark, delivered);
         }
@@ -199,8 +210,11 @@ impl Delivery {
     /// Lets the sink see to its place, and makes durable where it is then.
     fn prepare(&mut self, progress: &mut Progress) -> Result<(), Interrupted> {
         if let Some(Resume { position, mark }) = self.until_it_works(|worker| worker.sink.prepare())? {
-            self.until_it_works(|worker| worker.note(position, mark.clone()))?;
+            let delivered = progress.flushed_lines;
+            self.until_it_works(|worker| worker.note(position, mark.clone(), Some(delivered)))?;
+            self.worker.watcher.delivered(&self.worker.subscription.sink, delivered.events);
             progress.safe = position;
+            progress.flushed_lines = Delivered::default();
         }
         Ok(())
     }
@@ -264,14 +278,14 @@ impl Worker {
         let opened = self.sink.resume(last)?;
         let position = opened.position;
         if opened != *last {
-            self.note(position, opened.mark)?;
+            self.note(position, opened.mark, None)?;
         }
         Ok(position)
     }
 
     /// Makes durable where the sink is, before it writes there.
-    fn note(&self, position: Position, mark: Vec<u8>) -> Result<(), SinkError> {
-        let noted = self.ledger.advance_now(&self.subscription.sink, position, mark);
+    fn note(&self, position: Position, mark: Vec<u8>, delivered: Option<Delivered>) -> Result<(), SinkError> {
+        let noted = self.ledger.advance_now(&self.subscription.sink, position, mark, delivered);
         noted.map_err(|cause| unreadable(&cause))
     }
 }

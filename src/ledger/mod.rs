@@ -374,16 +374,24 @@ impl Ledger {
     pub fn advance(&self, sink: &str, position: Position, mark: Vec<u8>, delivered: Delivered) {
         let sink = sink.to_owned();
         // A closed ledger means that the process ends, and the sink will find out by itself what it has.
+        let delivered = Some(delivered);
         let _ = self.send(writer::Message::Advance { sink, position, mark, delivered, reply: None });
     }
 
-    /// The same, and returns when it is durable: for what a sink must know before it writes.
+    /// The same, and returns when it is durable: for what a sink must know before it writes. Without
+    /// `delivered`, what waits for the sink is counted anew.
     ///
     /// # Errors
     /// See [`CommitError`].
-    pub fn advance_now(&self, sink: &str, position: Position, mark: Vec<u8>) -> Result<(), CommitError> {
+    pub fn advance_now(
+        &self,
+        sink: &str,
+        position: Position,
+        mark: Vec<u8>,
+        delivered: Option<Delivered>,
+    ) -> Result<(), CommitError> {
         let (reply, answer) = oneshot::channel();
-        let (sink, delivered, reply) = (sink.to_owned(), Delivered::default(), Some(reply));
+        let (sink, reply) = (sink.to_owned(), Some(reply));
         self.send(writer::Message::Advance { sink, position, mark, delivered, reply })?;
         answer.blocking_recv().map_err(|_| CommitError::Closed)?
     }

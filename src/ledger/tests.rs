@@ -212,12 +212,13 @@ fn batches_wait_for_their_sink_in_order_and_are_forgotten_behind_it() {
         assert_eq!(bench.ledger().pending("all").events, 3);
     }
     assert!(bench.ledger().backlog().0 > 0);
-    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, b"mark".to_vec()).unwrap();
+    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, b"mark".to_vec(), None).unwrap();
+    assert_eq!(bench.ledger().pending("all").events, 1);
     bench.reopen();
     let resume = bench.ledger().resume("all").unwrap();
     assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 0 }, &b"mark"[..]));
     assert_eq!(bench.ledger().pending("all").events, 1);
-    bench.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
+    bench.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new(), None).unwrap();
     assert_eq!(bench.ledger().backlog(), (0, 0));
     bench.reopen();
     // Positions go on where they were although the table is empty.

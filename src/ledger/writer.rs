@@ -29,7 +29,8 @@ pub(super) enum Message {
         sink: String,
         position: Position,
         mark: Vec<u8>,
-        delivered: Delivered,
+        /// None when what waits for it is to be counted anew.
+        delivered: Option<Delivered>,
         reply: Option<Answer<()>>,
     },
     /// Write what is left and end.
@@ -52,6 +53,8 @@ pub(super) struct Writer {
     seen: Seen,
     /// Advances that nobody waits for: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
+    /// Sinks that are somewhere else than was thought.
+    recount: Vec<String>,
     last_housekeeping: Instant,
     /// The last step of housekeeping left something to do.
     more_housework: bool,
@@ -92,6 +95,7 @@ impl Writer {
             parts,
             seen,
             advances: BTreeMap::new(),
+            recount: Vec::new(),
             last_housekeeping: Instant::now(),
             more_housework: false,
         })
@@ -143,7 +147,10 @@ impl Writer {
                     commits.push((*batch, reply));
                 }
                 Message::Advance { sink, position, mark, delivered, reply } => {
-                    self.parts.gauges.delivered(&sink, delivered);
+                    match delivered {
+                        Some(delivered) => self.parts.gauges.delivered(&sink, delivered),
+                        None => self.recount.push(sink.clone()),
+                    }
                     self.advances.insert(sink, (position, mark));
                     waiting.extend(reply);
                 }
@@ -172,6 +179,7 @@ impl Writer {
                     self.parts.gauges.noted().insert(sink, Resume { position, mark });
                 }
                 self.publish(commits, written);
+                self.count_anew();
                 for reply in waiting {
                     let _ = reply.send(Ok(()));
                 }
@@ -275,6 +283,23 @@ impl Writer {
         gauges.backlog_bytes.fetch_sub(written.forgotten.bytes, Ordering::Relaxed);
         gauges.quarantine_bytes.fetch_sub(written.forgotten.quarantine_bytes, Ordering::Relaxed);
         self.parts.feed.forget_before(written.reached);
+    }
+
+    /// Counts what waits for sinks that are somewhere else than was thought.
+    fn count_anew(&mut self) {
+        for sink in std::mem::take(&mut self.recount) {
+            let subscription = self.parts.subscriptions.iter().find(|known| known.sink == sink);
+            let noted = self.parts.gauges.noted().get(&sink).map(|noted| noted.position);
+            let (Some(subscription), Some(position)) = (subscription, noted) else { continue };
+            match outbox::pending(&self.parts.connection, subscription, position) {
+                Ok(pending) => {
+                    self.parts.gauges.pending().insert(sink, pending);
+                }
+                Err(error) => {
+                    tracing::warn!(sink, cause = describe(&error), "what waits for the sink is not known");
+                }
+            }
+        }
     }
 
     /// Ends a transaction that failed; false when SQLite does not know how.

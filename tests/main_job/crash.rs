@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::sync::Mutex;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -11,8 +13,8 @@ use rand::RngExt as _;
 use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::objects;
-use crate::harness::site::{PATH, Site, TOKEN, sink};
-use crate::harness::{body, gzip};
+use crate::harness::site::{PATH, Site, TOKEN, lines, sink};
+use crate::harness::{PATIENCE, body, gzip, programs, wait_until};
 
 const CONNECTIONS: u32 = 4;
 
@@ -91,6 +93,87 @@ fn kills_while_files_are_moved_away_lose_nothing_and_repeat_nothing() {
         // It may not be there: it was moved just before the last kill.
         let _ = std::fs::rename(site.path(name), site.path(format!("{name}.{number:06}")));
     });
+}
+
+#[test]
+fn kills_with_every_kind_of_sink_lose_nothing() {
+    if !programs::are_there(&[&[RSYSLOGD, "-v"]]) {
+        return;
+    }
+    let port = free_port();
+    let more = format!(
+        "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\n[sinks.siem]\ntype = \"syslog\"\naddress = \
+         \"tls://localhost:{port}\"\nca = \"ca.pem\"\n"
+    );
+    let server = OnceLock::new();
+    let site = kill_again_and_again(["rotate = { size = \"300KiB\" }\n", &more], |site, _| {
+        server.get_or_init(|| Server::start(site, port));
+    });
+    let verified = site.verified();
+
+    let database = rusqlite::Connection::open(site.path("search.db")).unwrap();
+    let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(sound, "ok");
+    let mut rows = database.prepare("SELECT raw FROM events ORDER BY id").unwrap();
+    let rows: Vec<String> = rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    assert!(rows == verified, "the database has other events than the file, or in another order");
+
+    let received = wait_until(PATIENCE, "rsyslog has every event", || {
+        let received = lines(&site.read("received"));
+        let known: HashSet<&String> = received.iter().collect();
+        let missing = verified.iter().filter(|event| !known.contains(event)).count();
+        if missing == 0 { Ok(received) } else { Err(format!("{missing} are missing")) }
+    });
+    let known: HashSet<&String> = verified.iter().collect();
+    assert!(
+        received.iter().all(|message| known.contains(message)),
+        "rsyslog has something that nobody posted"
+    );
+    eprintln!("rsyslog has {} messages for {} events", received.len(), verified.len());
+}
+
+const RSYSLOGD: &str = "/usr/sbin/rsyslogd";
+
+/// A real syslog server that takes TLS only.
+struct Server(Child);
+
+impl Server {
+    fn start(site: &Site, port: u16) -> Self {
+        let directory = site.path("").display().to_string();
+        let configuration = format!(
+            r#"
+            global(workDirectory="{directory}" maxMessageSize="64k" net.enableDNS="off"
+                   defaultNetstreamDriverCAFile="{directory}/ca.pem"
+                   defaultNetstreamDriverCertFile="{directory}/cert.pem"
+                   defaultNetstreamDriverKeyFile="{directory}/key.pem")
+            module(load="imtcp" maxSessions="1000")
+            input(type="imtcp" address="127.0.0.1" port="{port}" streamDriver.name="gtls" streamDriver.mode="1"
+                  streamDriver.authMode="anon")
+            template(name="line" type="string" string="%msg%\n")
+            action(type="omfile" file="{directory}/received" template="line")
+            "#
+        );
+        site.write("rsyslog.conf", configuration);
+        let mut command = Command::new(RSYSLOGD);
+        command
+            .args(["-n", "-C", "-f"])
+            .arg(site.path("rsyslog.conf"))
+            .arg("-i")
+            .arg(site.path("rsyslog.pid"));
+        Self(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that nobody has at this moment.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Kills the daemon in a stream of posts, disturbs its files in between, and checks what is there in the end.
