@@ -22,6 +22,7 @@
 
 use crate::ledger::{Position, Resume};
 use crate::wire::event::Verdict;
+use crate::wire::record::{self, Accepted, Quarantined};
 
 /// One line on its way out.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,22 @@ pub struct Item<'a> {
     pub key_id: Option<&'a str>,
     /// The line as it came, without its terminator.
     pub raw: &'a [u8],
+}
+
+impl Item<'_> {
+    /// Appends the line's record, with its `\n`: see [`crate::wire::record`].
+    pub fn write_record(&self, out: &mut Vec<u8>) {
+        let Self { received_at, source, key_id, raw, .. } = *self;
+        match self.verdict {
+            Verdict::Rejected { reason, detail } => {
+                let record = Quarantined { received_at, source, reason: *reason, detail, raw };
+                record::write_quarantined(out, &record);
+            }
+            Verdict::Verified { .. } | Verdict::Unverified => {
+                record::write_accepted(out, &Accepted { received_at, source, key_id, raw });
+            }
+        }
+    }
 }
 
 /// Why a sink could not do what it was asked; it is asked again.

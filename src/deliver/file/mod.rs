@@ -25,8 +25,6 @@ pub use rotation::{Compression, Period, Rotation};
 
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
-use crate::wire::event::Verdict;
-use crate::wire::record::{self, Accepted, Quarantined};
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,31 +259,12 @@ impl Sink for FileSink {
     }
 
     fn push(&mut self, item: &Item<'_>) {
-        let out = &mut self.collected;
-        match (self.options.rendering, item.verdict) {
-            (Rendering::Raw, _) => {
-                out.extend_from_slice(item.raw);
-                out.push(b'\n');
+        match self.options.rendering {
+            Rendering::Raw => {
+                self.collected.extend_from_slice(item.raw);
+                self.collected.push(b'\n');
             }
-            (Rendering::Json, Verdict::Rejected { reason, detail }) => {
-                let record = Quarantined {
-                    received_at: item.received_at,
-                    source: item.source,
-                    reason: *reason,
-                    detail,
-                    raw: item.raw,
-                };
-                record::write_quarantined(out, &record);
-            }
-            (Rendering::Json, Verdict::Verified { .. } | Verdict::Unverified) => {
-                let record = Accepted {
-                    received_at: item.received_at,
-                    source: item.source,
-                    key_id: item.key_id,
-                    raw: item.raw,
-                };
-                record::write_accepted(out, &record);
-            }
+            Rendering::Json => item.write_record(&mut self.collected),
         }
     }
 
@@ -478,6 +457,7 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::event::Verdict;
 
     struct Bench {
         _dir: tempfile::TempDir,

@@ -21,7 +21,7 @@ use crate::net::{Facility, SMALLEST_MAX_SIZE};
 use crate::printable::printable;
 use crate::wire::event::{Stream, Verdict};
 use crate::wire::line::Line;
-use crate::wire::record::{self, Quarantined};
+use crate::wire::record::{self};
 
 /// The longest HOSTNAME, in bytes (RFC 5424, section 6).
 const LONGEST_HOSTNAME: usize = 255;
@@ -178,19 +178,12 @@ fn parameter(data: &mut String, name: &str, value: &str) {
 }
 
 fn write_message(out: &mut Vec<u8>, item: &Item<'_>) {
-    let Verdict::Rejected { reason, detail } = item.verdict else {
+    if matches!(item.verdict, Verdict::Rejected { .. }) {
+        item.write_record(out);
+        out.pop_if(|last| *last == b'\n');
+    } else {
         out.extend_from_slice(item.raw);
-        return;
-    };
-    let record = Quarantined {
-        received_at: item.received_at,
-        source: item.source,
-        reason: *reason,
-        detail,
-        raw: item.raw,
-    };
-    record::write_quarantined(out, &record);
-    out.pop_if(|last| *last == b'\n');
+    }
 }
 
 /// Whether a byte of UTF-8 continues a character.

@@ -7,6 +7,8 @@
 //! End: no new connection; requests come to their end; sinks get what is committed; the ledger is closed. What a
 //! sink cannot take by the deadline stays in the ledger for the next start.
 
+mod sinks;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,23 +17,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::unistd::{Group, User};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
-use super::exit::Failure;
-use crate::config::{
-    self, Compress, Config, DedupBy, Every, FileFormat, Fsync, Jwks, Owner, Secret, Secrets, Signatures,
-    SinkKind, Tls,
-};
-use crate::deliver::file::{self, FileSink, Rendering};
+use crate::cli::exit::Failure;
+use crate::config::{self, Config, DedupBy, Jwks, Secret, Secrets, Signatures, Tls};
 use crate::deliver::sink::{Sink, SinkError};
-use crate::deliver::sqlite::{self, SqliteSink};
-use crate::deliver::syslog::{self, SyslogSink};
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
-use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Subscription, Window};
+use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Window};
 use crate::net;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
@@ -108,7 +103,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let health = Arc::new(Health::new());
     let (stop, stopped) = watch::channel(false);
 
-    check_sinks(config)?;
+    sinks::check(config)?;
     let (ledger, mut running) = open_ledger(config)?;
     let sources = sources(config, &metrics).await?;
     let socket = bind(config.listen.address, "listen.address").await?;
@@ -230,33 +225,6 @@ async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
     })
 }
 
-/// A sink whose directory is missing, or whose database belongs to something else, would fail for ever.
-fn check_sinks(config: &Config) -> Result<(), Failure> {
-    for sink in &config.sinks {
-        let Some(path) = sink.kind.path() else { continue };
-        let directory = path.parent().unwrap_or(path);
-        // `data_dir` is made when the ledger is opened.
-        if !directory.is_dir() && directory != config.data_dir {
-            return Err(Failure::config(format!(
-                "sink `{}` writes to {}, but {} is no directory; make it, writable for this user",
-                sink.name,
-                path.display(),
-                directory.display()
-            )));
-        }
-        if let SinkKind::Sqlite { path, .. } = &sink.kind {
-            sqlite::check(path).map_err(|error| {
-                let message = format!("sink `{}`: {error}", sink.name);
-                match error.cause.kind() {
-                    std::io::ErrorKind::InvalidData => Failure::config(message),
-                    _ => Failure::io(message),
-                }
-            })?;
-        }
-    }
-    Ok(())
-}
-
 fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
     let windows: BTreeMap<String, Window> = config
         .sources
@@ -265,7 +233,7 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
         .collect();
     let options = ledger::Options {
         data_dir: config.data_dir.clone(),
-        subscriptions: config.sinks.iter().map(subscription).collect(),
+        subscriptions: config.sinks.iter().map(sinks::subscription).collect(),
         windows,
         clock: Clock::system(),
     };
@@ -275,15 +243,6 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
         }
         OpenError::InUse(_) | OpenError::Io { .. } | OpenError::Database { .. } => Failure::io(error),
     })
-}
-
-fn subscription(sink: &config::Sink) -> Subscription {
-    Subscription {
-        sink: sink.name.clone(),
-        kind: sink.kind.name(),
-        streams: sink.streams.clone(),
-        sources: sink.sources.clone(),
-    }
 }
 
 /// The configured sources, each with its keys loaded as far as they can be had.
@@ -352,8 +311,8 @@ fn start_workers(
     let mut threads = Vec::with_capacity(config.sinks.len());
     for sink in &config.sinks {
         let worker = Worker {
-            subscription: subscription(sink),
-            sink: make_sink(sink, ledger)?,
+            subscription: sinks::subscription(sink),
+            sink: sinks::make(sink, ledger)?,
             ledger: ledger.clone(),
             watcher: Box::new(SinkWatcher { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
             stop: Arc::clone(&stop),
@@ -374,85 +333,6 @@ fn limits(config: &Config) -> Limits {
         line: limits.line,
         backlog: limits.backlog,
     }
-}
-
-fn rotation(rotate: &config::Rotate) -> file::Rotation {
-    file::Rotation {
-        size: rotate.size,
-        every: rotate.every.map(|every| match every {
-            Every::Hourly => file::Period::Hourly,
-            Every::Daily => file::Period::Daily,
-        }),
-        keep: rotate.keep,
-        compress: rotate.compress.map(|compress| match compress {
-            Compress::Zstd => file::Compression::Zstd,
-            Compress::Gzip => file::Compression::Gzip,
-        }),
-    }
-}
-
-/// The numbers of a user and a group that are given by name or number.
-fn owner_ids(sink: &str, owner: Option<&Owner>) -> Result<(Option<u32>, Option<u32>), Failure> {
-    let unknown = |what: &str, name: &str| {
-        Failure::config(format!("sink `{sink}`: this machine has no {what} `{name}`"))
-    };
-    let user = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    let group = |name: &str| Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
-    let number = |name: Option<&String>, what: &str, known: &dyn Fn(&str) -> Option<u32>| {
-        name.map(|name| name.parse().ok().or_else(|| known(name)).ok_or_else(|| unknown(what, name)))
-            .transpose()
-    };
-    let (named_user, named_group) =
-        owner.map_or((None, None), |owner| (owner.user.as_ref(), owner.group.as_ref()));
-    Ok((number(named_user, "user", &user)?, number(named_group, "group", &group)?))
-}
-
-fn make_sink(sink: &config::Sink, ledger: &Ledger) -> Result<Box<dyn Sink>, Failure> {
-    Ok(match &sink.kind {
-        SinkKind::File { path, format, rotate, fsync, mode, owner } => {
-            Box::new(FileSink::new(file::Options {
-                path: path.clone(),
-                rendering: match format {
-                    FileFormat::Raw => Rendering::Raw,
-                    FileFormat::Json => Rendering::Json,
-                },
-                rotation: rotation(rotate),
-                syncing: match fsync {
-                    Fsync::Batch => file::Syncing::EachFlush,
-                    Fsync::Interval(interval) => file::Syncing::Every(*interval),
-                },
-                mode: *mode,
-                owner: owner_ids(&sink.name, owner.as_ref())?,
-                now: Clock::system().wall,
-            }))
-        }
-        SinkKind::Sqlite { path, retain } => {
-            Box::new(SqliteSink::new(path.clone(), *retain, ledger.id(), Clock::system()))
-        }
-        SinkKind::Syslog {
-            address,
-            ca,
-            identity,
-            framing,
-            facility,
-            app_name,
-            structured_data,
-            max_size,
-        } => {
-            let options = syslog::Options {
-                address: address.clone(),
-                ca: ca.clone(),
-                identity: identity.clone(),
-                framing: *framing,
-                facility: *facility,
-                app_name: app_name.clone(),
-                structured_data: *structured_data,
-                max_size: *max_size,
-            };
-            let named = |error| Failure::config(format!("sink `{}`: {error}", sink.name));
-            Box::new(SyslogSink::new(options).map_err(named)?)
-        }
-    })
 }
 
 fn listener(
