@@ -16,7 +16,7 @@
 //!
 //! Beside that road: [`send`] is the producer's side, on the same [`wire`]; [`config`] turns the operator's file into
 //! checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows what is going on; [`printable`] keeps foreign
-//! text from steering terminals. [`cli`] is the command line, and `cli/serve.rs` the only place where the parts
+//! text from steering terminals. [`cli`] is the command line, and `cli/serve` the only place where the parts
 //! are put together.
 //!
 //! # Directions

@@ -1,4 +1,5 @@
-//! A ledger that cannot be written: 500 once, 429 until it can, and nothing is lost or remembered wrongly.
+//! A disk without space: under the ledger 500 once, then 429 until there is some; under a sink nobody is refused.
+//! Nothing is lost, doubled, torn or remembered wrongly.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::objects;
-use crate::harness::site::{Site, sink};
+use crate::harness::site::{Site, lines, sink};
 use crate::harness::{PATIENCE, body, wait_until};
 
 /// A site with one sink, which is stuck: nothing but batches is written to the ledger, so that it is a batch
@@ -94,6 +95,54 @@ fn a_disk_without_space() {
     let daemon = Daemon::start(&site);
     fill_and_recover(&daemon, || disk.grow());
     daemon.terminate();
+    drop(disk);
+}
+
+#[test]
+fn a_sink_s_disk_without_space() {
+    const BATCHES: u64 = 60;
+    let sinks = [
+        sink("small", "raw", "\"verified\"").replace("small.log", "small/verified.log"),
+        sink("large", "json", "[\"verified\", \"quarantine\"]"),
+    ];
+    let site = Site::new().sinks(&sinks.concat());
+    let Some(disk) = SmallDisk::mount(site.path("small")) else {
+        return;
+    };
+    let mut daemon = Daemon::start(&site);
+    let events = site.producer.events(0..BATCHES * 100);
+    for batch in events.chunks(100) {
+        assert_eq!(daemon.deliver(batch).accepted, 100, "a sink that is stuck refuses nobody");
+    }
+    for restarts in 0..2 {
+        if restarts > 0 {
+            daemon.kill9();
+            daemon = Daemon::start(&site);
+        }
+        wait_until(PATIENCE, "the other sink has everything", || {
+            match objects(&site.read("large.jsonl")).len() {
+                6000 => Ok(()),
+                written => Err(written.to_string()),
+            }
+        });
+        wait_until(PATIENCE, "the stuck sink makes the daemon unready", || {
+            let answer = daemon.ask("/readyz");
+            let said = String::from_utf8(answer.body).unwrap();
+            if answer.status == 503 && said.contains("sink small") { Ok(()) } else { Err(said) }
+        });
+        // Whole lines only, and the first of them.
+        let written = lines(&site.read("small/verified.log"));
+        assert!(!written.is_empty() && written.len() < events.len() && events.starts_with(&written));
+    }
+
+    disk.grow();
+    wait_until(PATIENCE, "the daemon is ready again", || match daemon.ask("/readyz").status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    daemon.settle();
+    daemon.terminate();
+    assert!(lines(&site.read("small/verified.log")) == events, "every event once, in order");
     drop(disk);
 }
 

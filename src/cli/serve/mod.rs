@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::cli::exit::Failure;
 use crate::config::{self, Config, DedupBy, Jwks, Secret, Secrets, Signatures, Tls};
-use crate::deliver::sink::{Sink, SinkError};
+use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
 use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Window};
