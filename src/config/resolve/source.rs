@@ -1,0 +1,326 @@
+//! One source: who may send to it, how its events are verified and told apart; and what must differ between
+//! sources.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::super::file::{self, OneOrMany, Text};
+use super::super::secret::Origin;
+use super::super::{Dedup, DedupBy, Jwks, Secret, Secrets, Signatures, Source};
+use super::Resolver;
+use crate::net::Endpoint;
+
+const DEFAULT_REFRESH: Duration = Duration::from_secs(3600);
+const DEFAULT_WINDOW: Duration = Duration::from_secs(8 * 86_400);
+
+impl Resolver<'_> {
+    pub(super) fn source(&mut self, name: &Text, table: file::Source) -> Option<Source> {
+        let at = name.span();
+        let name = self.name(name, "source");
+        let shown = name.as_deref().unwrap_or("NAME");
+        let within = format!("[sources.{shown}]");
+
+        let hint = format!("such as path = \"/konnect/{shown}\"");
+        let path =
+            self.required(table.path, &at, "path", &within, &hint).and_then(|text| self.request_path(text));
+        let hint = format!("such as authorization = {{ file = \"tokens/{shown}\" }}");
+        let authorization = self
+            .required(table.authorization, &at, "authorization", &within, &hint)
+            .and_then(|one_or_many| self.authorization(one_or_many));
+        let signatures_at = table.signatures.as_ref().map(Spanned::span);
+        let signatures = table.signatures.map_or(Some(Signatures::default()), |text| {
+            self.word(&text, "signatures", &Signatures::ALL, Signatures::name)
+        });
+        let jwks = match table.jwks {
+            Some(jwks) => self.jwks(jwks).map(Some),
+            None if signatures.is_none_or(|word| word == Signatures::Off) => Some(None),
+            None => {
+                self.findings.report(
+                    signatures_at.as_ref().unwrap_or(&at),
+                    format!("missing key `jwks` in {within}, without which no signature can be checked"),
+                    "add jwks = { url = \"https://…/jwks.json\" }, or write signatures = \"off\"",
+                );
+                None
+            }
+        };
+        let dedup = self.dedup(&table.dedup.unwrap_or_default(), signatures);
+        Some(Source {
+            name: name?,
+            path: path?,
+            authorization: authorization?,
+            jwks: jwks?,
+            signatures: signatures?,
+            dedup: dedup?,
+        })
+    }
+
+    fn authorization(&mut self, written: Spanned<OneOrMany<file::Secret>>) -> Option<Vec<Secret>> {
+        let at = written.span();
+        let OneOrMany(forms) = written.into_inner();
+        if forms.is_empty() {
+            let hint = "name at least one, or nobody could send";
+            self.findings.report(&at, "`authorization` is an empty array", hint);
+            return None;
+        }
+        let secrets: Vec<Option<Secret>> = forms.into_iter().map(|form| self.secret(form, &at)).collect();
+        secrets.into_iter().collect()
+    }
+
+    /// `around` is the place to name when the form itself is empty.
+    fn secret(&mut self, form: file::Secret, around: &Range<usize>) -> Option<Secret> {
+        const FORMS: &str = "write { file = \"PATH\" }, { env = \"NAME\" }, { credential = \"NAME\" } or \
+                             { value = \"SECRET\" }";
+
+        let (origin, at) = match (form.file, form.env, form.credential, form.value) {
+            (Some(path), None, None, None) => (Origin::File(self.path(&path, "file")?), path.span()),
+            (None, Some(name), None, None) => {
+                let at = name.span();
+                (Origin::Environment(name.into_inner()), at)
+            }
+            (None, None, Some(name), None) => {
+                let at = name.span();
+                (Origin::Credential(name.into_inner()), at)
+            }
+            (None, None, None, Some(value)) => {
+                let at = value.span();
+                (Origin::Value(value.into_inner().0), at)
+            }
+            (None, None, None, None) => {
+                self.findings.report(around, "the secret has no origin", FORMS);
+                return None;
+            }
+            (file, env, credential, value) => {
+                let texts = [file, env, credential];
+                let spans =
+                    texts.iter().flatten().map(Spanned::span).chain(value.as_ref().map(Spanned::span));
+                let at = spans.min_by_key(|span| span.start).unwrap_or_else(|| around.clone());
+                self.findings.report(&at, "the secret has more than one origin", FORMS);
+                return None;
+            }
+        };
+        match origin.read(self.environment) {
+            Ok(secret) => Some(secret),
+            Err(error) if error.is_absence() && self.secrets == Secrets::SkipMissing => {
+                Some(Secret::unread())
+            }
+            Err(error) => {
+                self.findings.report(&at, error.to_string(), error.hint());
+                None
+            }
+        }
+    }
+
+    fn jwks(&mut self, table: Spanned<file::Jwks>) -> Option<Jwks> {
+        const FORMS: &str = "write { url = \"https://…\" } or { file = \"PATH\" }";
+
+        let at = table.span();
+        let file::Jwks { file, url, refresh, ca, token } = table.into_inner();
+        match (file, url) {
+            (Some(file), None) => {
+                let only_url = [
+                    ("refresh", refresh.as_ref().map(Spanned::span)),
+                    ("ca", ca.as_ref().map(Spanned::span)),
+                    ("token", token.as_ref().map(Spanned::span)),
+                ];
+                for (key, written) in only_url {
+                    if let Some(at) = written {
+                        let message = format!("`{key}` with a `jwks` that is a file");
+                        self.findings.report(&at, message, format!("remove `{key}`, or use url"));
+                    }
+                }
+                self.path(&file, "file").map(Jwks::File)
+            }
+            (None, Some(url)) => {
+                let url_at = url.span();
+                let url = Endpoint::parse(url.get_ref())
+                    .map_err(|error| {
+                        let hint = "use an https:// URL; http:// is for loopback only";
+                        self.findings.report(&url_at, format!("`url` of `jwks`: {error}"), hint);
+                    })
+                    .ok();
+                let refresh = self.time(refresh.as_ref(), "refresh", DEFAULT_REFRESH);
+                let ca = ca.map_or(Some(None), |text| self.path(&text, "ca").map(Some));
+                let token = token.map_or(Some(None), |token| self.bearer_token(token).map(Some));
+                Some(Jwks::Url { url: url?, refresh: refresh?, ca: ca?, token: token? })
+            }
+            (None, None) => {
+                self.findings.report(&at, "`jwks` has neither `url` nor `file`", FORMS);
+                None
+            }
+            (Some(_), Some(_)) => {
+                self.findings.report(&at, "`jwks` has both `url` and `file`", FORMS);
+                None
+            }
+        }
+    }
+
+    fn bearer_token(&mut self, token: Spanned<file::Secret>) -> Option<Secret> {
+        let at = token.span();
+        let secret = self.secret(token.into_inner(), &at)?;
+        // RFC 6750, section 2.1: no white space in a token, so this has its scheme before it.
+        if secret.expose().contains(&b' ') {
+            let message = "the token of `jwks` contains a space";
+            self.findings.report(&at, message, "write the token alone, without the word Bearer");
+            return None;
+        }
+        Some(secret)
+    }
+
+    fn dedup(&mut self, table: &file::Dedup, signatures: Option<Signatures>) -> Option<Dedup> {
+        let by = table
+            .by
+            .as_ref()
+            .map_or(Some(DedupBy::default()), |text| self.word(text, "by", &DedupBy::ALL, DedupBy::name));
+        let window = self.time(table.window.as_ref(), "window", DEFAULT_WINDOW);
+        if by == Some(DedupBy::TraceId)
+            && signatures.is_some_and(|word| word != Signatures::Require)
+            && let Some(at) = table.by.as_ref().map(Spanned::span)
+        {
+            self.findings.report(
+                &at,
+                "by = \"trace_id\" without signatures = \"require\": an unsigned event could hide a good one",
+                "write by = \"event\" or require signatures",
+            );
+        }
+        Some(Dedup { by: by?, window: window? })
+    }
+
+    fn request_path(&mut self, text: Text) -> Option<String> {
+        // RFC 3986, section 3.3: pchar and the slash.
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%/".contains(&byte);
+
+        let path = text.get_ref();
+        let hint = if !path.starts_with('/') {
+            "begin it with `/`"
+        } else if path.contains(['?', '#']) {
+            "leave out the query and the fragment"
+        } else if !path.bytes().all(legal) {
+            "use letters, digits and `-`, `_`, `.`, `/` only, and no spaces"
+        } else {
+            return Some(text.into_inner());
+        };
+        self.findings.report(&text.span(), format!("`{path}` is no path of a request"), hint);
+        None
+    }
+
+    pub(super) fn unique_paths(&mut self, sources: &[(Range<usize>, Source)]) {
+        let mut seen: HashMap<&str, &Source> = HashMap::new();
+        for (at, source) in sources {
+            if let Some(first) = seen.insert(&source.path, source) {
+                self.findings.report(
+                    at,
+                    format!(
+                        "the sources `{}` and `{}` share the path `{}`",
+                        first.name, source.name, source.path
+                    ),
+                    "give each its own path",
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::{GOOD, accepted, problems, refused, resolve_text};
+    use super::*;
+
+    #[test]
+    fn source_paths_are_paths_and_unique() {
+        for path in ["us", "", "/us?x=1", "/us#x", "/u s", "/ü", "https://x/us"] {
+            refused("\"/us\"", &format!("\"{path}\""), &format!("6: `{path}` is no path of a request; "));
+        }
+        accepted("\"/us\"", "\"/a%20b/c-d_e.f~g\"");
+        let twin = "[sources.eu]\npath = \"/us\"\nauthorization = { env = \"TOKEN\" }\njwks.file = \"j\"\n";
+        assert_eq!(
+            problems(&(GOOD.to_owned() + twin)),
+            ["5: the sources `eu` and `us` share the path `/us`; give each its own path"]
+        );
+    }
+
+    #[test]
+    fn a_source_says_who_may_send() {
+        let secret = "{ value = \"Bearer abc\" }";
+        refused(secret, "[]", "7: `authorization` is an empty array");
+        refused(secret, "{}", "7: the secret has no origin; write { file");
+        refused(secret, "[{ value = \"x\" }, {}]", "7: the secret has no origin");
+        refused(secret, "{ value = \"x\", env = \"y\" }", "7: the secret has more than one origin");
+        refused(secret, "{ value = \"\" }", "7: the secret is empty");
+        refused(secret, "{ value = \"a\\nb\" }", "7: the secret contains a control character");
+        refused(secret, "{ value = \" a\" }", "7: the secret begins or ends with white space");
+        refused(
+            secret,
+            "[\n{ value = \"x\" },\n{ env = \"NONE\" }]",
+            "9: the environment variable `NONE` is not set; set",
+        );
+        refused(secret, "{ credential = \"us\" }", "7: the credential `us` was not passed");
+        refused(
+            secret,
+            "{ file = \"tokens/us\" }",
+            "7: cannot read the secret file `/nonexistent/base/tokens/us`: No such file or directory \
+             (os error 2); create `/nonexistent/base/tokens/us` and let the daemon's user read it",
+        );
+    }
+
+    #[test]
+    fn missing_secrets_can_be_left_unread_but_wrong_ones_not() {
+        for form in ["{ file = \"tokens/us\" }", "{ env = \"NONE\" }", "{ credential = \"us\" }"] {
+            let text = GOOD.replace("{ value = \"Bearer abc\" }", form);
+            let config = resolve_text(&text, Secrets::SkipMissing).unwrap();
+            assert!(!config.sources[0].authorization[0].matches(b""));
+        }
+        let text = GOOD.replace("Bearer abc", "");
+        assert!(resolve_text(&text, Secrets::SkipMissing).is_err());
+    }
+
+    #[test]
+    fn key_sets_are_required_and_come_from_one_place() {
+        let jwks = "jwks = { url = \"https://us.example.com/jwks.json\" }";
+        refused(
+            jwks,
+            "",
+            "5: missing key `jwks` in [sources.us], without which no signature can be checked; add jwks",
+        );
+        refused(jwks, "jwks = {}", "8: `jwks` has neither `url` nor `file`");
+        refused(jwks, "jwks = { url = \"https://x\", file = \"y\" }", "8: `jwks` has both");
+        refused(
+            jwks,
+            "jwks = { file = \"y\", refresh = \"1h\" }",
+            "8: `refresh` with a `jwks` that is a file",
+        );
+        refused(jwks, "jwks = { url = \"http://us.example.com/\" }", "8: `url` of `jwks`: ");
+        refused(jwks, "jwks = { url = \"nonsense\" }", "8: `url` of `jwks`: ");
+        refused(
+            jwks,
+            "jwks = { url = \"https://x/\", refresh = \"0s\" }",
+            "8: `0s` is no time for `refresh`",
+        );
+        refused(jwks, "jwks = { url = \"https://x/\", token = {} }", "8: the secret has no origin");
+        refused(
+            jwks,
+            "jwks = { url = \"https://x/\", token = { value = \"Bearer x\" } }",
+            "8: the token of `jwks` contains a space; write the token alone",
+        );
+        accepted(jwks, "jwks = { url = \"http://localhost:1/\" }");
+    }
+
+    #[test]
+    fn trace_ids_are_believed_only_when_signed() {
+        for signatures in ["off", "accept-unsigned"] {
+            let written =
+                format!("signatures = \"{signatures}\"\ndedup = {{ by = \"trace_id\" }}\n[sinks.good]");
+            let text = GOOD
+                .replace("[sinks.good]", &written)
+                .replace("\"quarantine\"", "[\"quarantine\", \"unverified\"]");
+            let found = problems(&text);
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert!(
+                found[0].starts_with("10: by = \"trace_id\" without signatures = \"require\""),
+                "{found:#?}"
+            );
+        }
+    }
+}
