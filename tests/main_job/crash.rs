@@ -160,7 +160,8 @@ impl Server {
             .arg(site.path("rsyslog.conf"))
             .arg("-i")
             .arg(site.path("rsyslog.pid"));
-        Self(command.stdin(Stdio::null()).spawn().unwrap())
+        // It complains about each connection that a kill cut off.
+        Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 }
 
