@@ -277,6 +277,17 @@ impl Worker {
     fn open(&mut self, last: &Resume) -> Result<Position, SinkError> {
         let opened = self.sink.resume(last)?;
         let position = opened.position;
+        let newest = self.ledger.newest_batch();
+        if position.batch > newest + 1 {
+            // What is committed now would count as delivered. It waits instead, until somebody looks.
+            let why = format!(
+                "it already has batch {}, and the ledger ends with {newest}: an older copy of data_dir was put \
+                 back; put the newer one back, or give the sink a new name and a new place",
+                position.batch - 1
+            );
+            let what = format!("cannot go on with the sink {}", self.subscription.sink);
+            return Err(SinkError::new(what, std::io::Error::other(why)));
+        }
         if opened != *last {
             self.note(position, opened.mark, None)?;
         }
@@ -309,4 +320,87 @@ fn unpack(batch: &Stored) -> Result<(Packing, Arc<Vec<u8>>), SinkError> {
 
 fn unreadable(cause: &dyn std::fmt::Display) -> SinkError {
     SinkError::new("cannot use the ledger".to_owned(), std::io::Error::other(cause.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::ledger::{Clock, Options};
+    use crate::wire::event::Stream;
+
+    /// A sink that is somewhere else than the ledger knows.
+    struct Elsewhere(Position);
+
+    impl Sink for Elsewhere {
+        fn resume(&mut self, _last: &Resume) -> Result<Resume, SinkError> {
+            Ok(Resume { position: self.0, mark: Vec::new() })
+        }
+
+        fn push(&mut self, _item: &Item<'_>) {}
+
+        fn collected(&self) -> usize {
+            0
+        }
+
+        fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+            Ok(Some(Vec::new()))
+        }
+    }
+
+    /// Keeps the failures and ends the worker with the first.
+    struct Failures {
+        seen: Arc<Mutex<Vec<String>>>,
+        stop: Arc<AtomicBool>,
+    }
+
+    impl Watcher for Failures {
+        fn delivered(&self, _sink: &str, _events: u64) {}
+        fn recovered(&self, _sink: &str) {}
+        fn truncated(&self, _sink: &str, _lines: u64) {}
+
+        fn failed(&self, _sink: &str, error: &SinkError) {
+            self.seen.lock().unwrap().push(error.to_string());
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_sink_that_is_ahead_of_its_ledger_waits_for_somebody_to_look() {
+        for (batch, is_ahead) in [(1, false), (2, true), (900, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let subscription = Subscription {
+                sink: "search".to_owned(),
+                kind: "sqlite",
+                streams: vec![Stream::Verified],
+                sources: None,
+            };
+            let options = Options {
+                data_dir: dir.path().to_owned(),
+                subscriptions: vec![subscription.clone()],
+                windows: BTreeMap::new(),
+                clock: Clock::system(),
+            };
+            let (ledger, running) = Ledger::open(options).unwrap();
+            ledger.close_feed();
+            let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+            let worker = Worker {
+                subscription,
+                sink: Box::new(Elsewhere(Position { batch, line: 0 })),
+                ledger: ledger.clone(),
+                watcher: Box::new(Failures { seen: Arc::clone(&seen), stop: Arc::clone(&stop) }),
+                stop,
+            };
+            worker.run();
+            let seen = seen.lock().unwrap().clone();
+            assert_eq!(seen.len(), usize::from(is_ahead), "{seen:?}");
+            assert!(seen.iter().all(|error| error.contains("an older copy of data_dir")), "{seen:?}");
+            // The ledger's own position did not follow it.
+            assert_eq!(ledger.resume("search").unwrap().position, Position { batch: 1, line: 0 });
+            ledger.close();
+            running.thread.join().unwrap();
+        }
+    }
 }

@@ -401,6 +401,11 @@ impl Ledger {
         self.shared.gauges.noted().get(sink).cloned()
     }
 
+    /// The position of the newest batch that was ever committed; 0 before the first.
+    pub fn newest_batch(&self) -> i64 {
+        self.shared.feed.newest()
+    }
+
     /// A reader of undelivered batches, for one sink's thread.
     ///
     /// # Errors

@@ -144,6 +144,10 @@ impl Feed {
         self.news.notify_all();
     }
 
+    pub(super) fn newest(&self) -> i64 {
+        self.state().newest
+    }
+
     fn state(&self) -> MutexGuard<'_, FeedState> {
         // The state is consistent between any two statements above.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
