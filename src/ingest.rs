@@ -16,7 +16,7 @@ use crate::trust::verify::{self, Claim, Fit};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
 use crate::wire::event::{Reason, Verdict};
 use crate::wire::line::Line;
-use crate::wire::signature::{self, Reading};
+use crate::wire::signature::{self, Reading, SignatureError, Signed};
 
 /// What a source's signatures are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -364,14 +364,9 @@ impl Bench<'_> {
             }
             (_, Some(signed)) => signed,
         };
-        match signature::decode(signed.value) {
-            Ok(signature) => {
-                let parts = |reading: Reading<'a>| (reading.before, reading.after);
-                claims.push(Claim {
-                    signature,
-                    first: parts(signed.first),
-                    second: signed.second.map(parts),
-                });
+        match claim(signed) {
+            Ok(claim) => {
+                claims.push(claim);
                 Opened::Claimed(line)
             }
             Err(error) => {
@@ -381,6 +376,16 @@ impl Bench<'_> {
             }
         }
     }
+}
+
+/// What a line's signature claims: that one of its readings was signed.
+///
+/// # Errors
+/// When the signature's text is no signature.
+pub fn claim<'a>(signed: &Signed<'a>) -> Result<Claim<'a>, SignatureError> {
+    let parts = |reading: Reading<'a>| (reading.before, reading.after);
+    let signature = signature::decode(signed.value)?;
+    Ok(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) })
 }
 
 /// The bytes that the fitting signature was made over.

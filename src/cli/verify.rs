@@ -8,14 +8,15 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::exit::Failure;
+use crate::ingest;
 use crate::net::{Client, Endpoint};
 use crate::printable::printable;
 use crate::trust::jwks::{KeySet, Parsed};
 use crate::trust::keyring;
 use crate::trust::verify::{Claim, verify};
+use crate::wire::batch;
 use crate::wire::line::Line;
 use crate::wire::record::{self, Saved};
-use crate::wire::signature::{self, Reading};
 
 /// Checks saved lines against published keys, offline.
 ///
@@ -158,12 +159,7 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
     let mut plain = BufReader::with_capacity(256 * 1024, source);
     let start = plain.fill_buf().map_err(failed)?;
     if start.starts_with(&[0x1f, 0x8b]) {
-        #[expect(
-            clippy::disallowed_types,
-            reason = "the file is the operator's own, and is read as a stream"
-        )]
-        let inflated = flate2::bufread::MultiGzDecoder::new(plain);
-        Ok(Box::new(BufReader::with_capacity(256 * 1024, inflated)))
+        Ok(Box::new(BufReader::with_capacity(256 * 1024, batch::inflate(plain))))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         let inflated = zstd::Decoder::with_buffer(plain).map_err(failed)?;
         Ok(Box::new(BufReader::with_capacity(256 * 1024, inflated)))
@@ -295,9 +291,7 @@ fn open_line<'a>(bytes: &'a [u8], claims: &mut Vec<Claim<'a>>) -> Result<Line<'a
     let Some(signed) = line.signed() else {
         return Err(Finding { name: "unsigned", detail: "the line has no signature".to_owned() });
     };
-    let signature = signature::decode(signed.value).map_err(|error| bad(&error.to_string()))?;
-    let parts = |reading: Reading<'a>| (reading.before, reading.after);
-    claims.push(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) });
+    claims.push(ingest::claim(signed).map_err(|error| bad(&error.to_string()))?);
     Ok(line)
 }
 

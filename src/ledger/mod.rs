@@ -26,7 +26,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use outbox::{Body, Feed, Next, Outbox, Stored};
+use outbox::Feed;
+pub use outbox::{Body, Next, Outbox, Stored};
 pub use seen::{Identifier, Identity};
 
 use crate::wire::event::{Reason, Stream, Verdict};

@@ -52,15 +52,6 @@ pub enum Body {
 }
 
 impl Stored {
-    /// The stream that a verdict's line belongs to.
-    pub fn stream(verdict: &Verdict) -> Stream {
-        match verdict {
-            Verdict::Verified { .. } => Stream::Verified,
-            Verdict::Unverified => Stream::Unverified,
-            Verdict::Rejected { .. } => Stream::Quarantine,
-        }
-    }
-
     /// The lines that a sink wants from here on: their index and verdict.
     pub fn wanted<'a>(
         &'a self,
@@ -73,7 +64,7 @@ impl Stored {
             .enumerate()
             .skip(from_line as usize)
             .filter_map(|(index, verdict)| Some((index, verdict.as_ref()?)))
-            .filter(move |(_, verdict)| wants[Self::stream(verdict) as usize])
+            .filter(move |(_, verdict)| wants[verdict.stream() as usize])
     }
 
     fn memory(&self) -> usize {
@@ -86,7 +77,7 @@ impl Stored {
 }
 
 /// The newest batches in memory, and the news of new ones.
-pub struct Feed {
+pub(super) struct Feed {
     state: Mutex<FeedState>,
     news: Condvar,
 }
@@ -234,8 +225,7 @@ pub(super) fn append(
     verdicts: &[Option<Verdict>],
     quarantine_bytes: u64,
 ) -> rusqlite::Result<(i64, Weight)> {
-    let count =
-        |stream| verdicts.iter().flatten().filter(|verdict| Stored::stream(verdict) == stream).count();
+    let count = |stream| verdicts.iter().flatten().filter(|verdict| verdict.stream() == stream).count();
     let written = write_verdicts(verdicts);
     let key_ids = serde_json::to_string(&*batch.key_ids).unwrap_or_default();
     let mut insert = connection.prepare_cached(

@@ -7,6 +7,10 @@ use rand::RngExt as _;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use super::OpenError;
+use crate::database;
+
+/// How long to wait for a lock that somebody else holds.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// The version of the tables below (`PRAGMA user_version`).
 const VERSION: i64 = 1;
@@ -64,25 +68,26 @@ pub(super) struct Opened {
 
 /// Opens or makes the database.
 pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
-    let database = |cause| OpenError::Database { path: path.to_owned(), cause };
-    let mut connection = Connection::open(path).map_err(database)?;
+    let refused = |cause| OpenError::Database { path: path.to_owned(), cause };
+    let mut connection = Connection::open(path).map_err(refused)?;
     restrict(path)?;
-    prepare(&connection).map_err(database)?;
+    database::prepare(&connection, BUSY).map_err(refused)?;
+    connection.set_prepared_statement_cache_capacity(32);
     let found: i64 = connection
         .query_row("SELECT user_version FROM pragma_user_version", [], |row| row.get(0))
-        .map_err(database)?;
+        .map_err(refused)?;
     match found {
-        0 => create(&mut connection).map_err(database)?,
+        0 => create(&mut connection).map_err(refused)?,
         VERSION => {}
         _ => return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION }),
     }
     let meta =
         |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
-    let ledger_id = meta("ledger_id").map_err(database)?;
+    let ledger_id = meta("ledger_id").map_err(refused)?;
     let identity_key = connection
         .query_row("SELECT value FROM meta WHERE name = 'identity_key'", [], |row| row.get(0))
-        .map_err(database)?;
-    let last_position = last_position(&connection).map_err(database)?;
+        .map_err(refused)?;
+    let last_position = last_position(&connection).map_err(refused)?;
     Ok(Opened { connection, ledger_id, identity_key, last_position })
 }
 
@@ -92,7 +97,7 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
         path,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
-    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.busy_timeout(BUSY)?;
     Ok(connection)
 }
 
@@ -102,23 +107,6 @@ pub(super) fn last_position(connection: &Connection) -> rusqlite::Result<i64> {
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'batch'", [], |row| row.get(0))
         .optional()
         .map(|found| found.unwrap_or(0))
-}
-
-fn prepare(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(Duration::from_secs(10))?;
-    // Only takes effect before the first table is made; frees disk space step by step.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    // Every commit is synced before it counts: the promise behind a 200.
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.
-    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
-    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
-    connection.pragma_update(None, "cache_size", -16 * 1024)?;
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update(None, "trusted_schema", false)?;
-    connection.set_prepared_statement_cache_capacity(32);
-    Ok(())
 }
 
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::outbox::{self, Body, Feed, Stored, Weight};
 use super::seen::Seen;
 use super::{Batch, Clock, CommitError, Delivered, Gauges, Position, Receipt, Resume, Subscription, Window};
+use crate::database;
 use crate::wire::event::{Stream, Verdict};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;
@@ -65,6 +66,9 @@ const ADVANCE_DELAY: Duration = Duration::from_millis(100);
 
 /// How often expired fingerprints and free pages are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// So many free pages are given back in one step of housekeeping: 16 MiB.
+const SHRINK_PAGES: i64 = 4096;
 
 /// Between two steps of housekeeping requests go first.
 const HOUSEWORK_PAUSE: Duration = Duration::from_millis(10);
@@ -311,7 +315,7 @@ impl Writer {
     fn keep_house(&mut self) {
         let connection = &self.parts.connection;
         let expired = self.seen.expire_some(connection);
-        let result = expired.and_then(|more| Ok(shrink(connection)? || more));
+        let result = expired.and_then(|more| Ok(database::shrink(connection, SHRINK_PAGES)? > 0 || more));
         self.more_housework = result.unwrap_or_else(|error| {
             tracing::warn!(
                 cause = describe(&error),
@@ -354,24 +358,8 @@ fn receipt(verdicts: &[Option<Verdict>]) -> Receipt {
 /// The quarantined part of a batch's bytes, by its share of the lines.
 fn quarantine_bytes(batch: &Batch, verdicts: &[Option<Verdict>]) -> u64 {
     let quarantined =
-        verdicts.iter().flatten().filter(|verdict| Stored::stream(verdict) == Stream::Quarantine).count();
+        verdicts.iter().flatten().filter(|verdict| verdict.stream() == Stream::Quarantine).count();
     (batch.body.len() * quarantined / verdicts.len().max(1)) as u64
-}
-
-/// Gives some pages back to the file system when more than a quarter of the file (and more than 16 MiB) is free;
-/// true when there are more.
-fn shrink(connection: &Connection) -> rusqlite::Result<bool> {
-    const PAGES: i64 = 4096;
-    let read = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let (free, all) = (read("freelist_count")?, read("page_count")?);
-    if free <= PAGES || free <= all / 4 {
-        return Ok(false);
-    }
-    // Each step of this statement frees one page.
-    let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
-    let mut rows = vacuum.query([])?;
-    while rows.next()?.is_some() {}
-    Ok(true)
 }
 
 /// After these nothing is known about what is on the disk.
@@ -448,7 +436,7 @@ mod tests {
         assert!(full > 64 * 256);
         connection.execute("DELETE FROM batch", []).unwrap();
         let mut steps = 0;
-        while shrink(&connection).unwrap() {
+        while database::shrink(&connection, SHRINK_PAGES).unwrap() > 0 {
             steps += 1;
         }
         assert!(pages() < empty + 4200, "{} of {full} pages are left after {steps} steps", pages());

@@ -1,7 +1,7 @@
 //! A body becomes lines: the coding is recognised, the inflated size and the number of lines are bounded while
 //! inflating, and the bytes of each line are kept exactly.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 
 /// How a body is coded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +185,12 @@ pub fn decode(
     Ok(Decoded { bytes })
 }
 
+/// Inflates the operator's own files as a stream, every member of them. Without caps: not for what a peer sends.
+pub fn inflate(file: impl BufRead) -> impl Read {
+    #[expect(clippy::disallowed_types, reason = "nothing is kept: the caller reads it piece by piece")]
+    flate2::bufread::MultiGzDecoder::new(file)
+}
+
 /// Codes lines for the way to a receiver: one gzip member.
 pub fn encode(lines: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -196,11 +202,6 @@ impl Decoded {
     /// The lines in their order, without terminator (`\n` or `\r\n`) and without blank ones.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         lines(&self.bytes)
-    }
-
-    /// All bytes, terminators and blank lines included.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
     }
 
     /// The bytes themselves.

@@ -102,6 +102,17 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// The stream that the line belongs to.
+    pub fn stream(&self) -> Stream {
+        match self {
+            Self::Verified { .. } => Stream::Verified,
+            Self::Unverified => Stream::Unverified,
+            Self::Rejected { .. } => Stream::Quarantine,
+        }
+    }
+}
+
 /// Which output a line belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stream {
@@ -212,13 +223,6 @@ impl Event {
     /// in the line, and it is not known which of them the producer wrote, so none of them is a field.
     pub fn ambiguous(&self) -> &[String] {
         &self.ambiguous
-    }
-
-    /// Notes a key as ambiguous. Of a colliding key the header field stays.
-    pub fn mark_ambiguous(&mut self, name: &str) {
-        if let Err(at) = self.ambiguous.binary_search_by(|known| known.as_str().cmp(name)) {
-            self.ambiguous.insert(at, name.to_owned());
-        }
     }
 
     /// Builds an event from fields in any order, names unique.

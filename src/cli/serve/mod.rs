@@ -102,6 +102,8 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let certificates = identity.map(|identity| identity.config);
     let health = Arc::new(Health::new());
     let (stop, stopped) = watch::channel(false);
+    // The admin endpoint outlives the drain, so that `/readyz` can say what is going on.
+    let (end_admin, admin_ends) = watch::channel(false);
 
     sinks::check(config)?;
     let (ledger, mut running) = open_ledger(config)?;
@@ -115,12 +117,8 @@ async fn serve(config: &Config) -> Result<(), Failure> {
 
     let workers = start_workers(config, &ledger, &metrics, &health)?;
     scrape(&metrics, &ledger, config);
-    let admin = tokio::spawn(admin::serve(
-        admin_socket,
-        Arc::clone(&metrics),
-        Arc::clone(&health),
-        admin_stop(&stop),
-    ));
+    let admin =
+        tokio::spawn(admin::serve(admin_socket, Arc::clone(&metrics), Arc::clone(&health), admin_ends));
     for source in &sources {
         if let Some(keys) = &source.keys {
             tokio::spawn(Arc::clone(keys).keep_fresh(stopped.clone()));
@@ -157,7 +155,8 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     tokio::task::spawn_blocking(move || end(&ledger, workers, running))
         .await
         .map_err(|error| Failure::bug(format!("the drain ended early: {error}")))?;
-    admin.abort();
+    let _ = end_admin.send(true);
+    let _ = admin.await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -182,18 +181,6 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
     }
     ledger.close();
     let _ = running.thread.join();
-}
-
-/// The admin socket outlives the drain, so that `/readyz` can say what is going on.
-fn admin_stop(stop: &watch::Sender<bool>) -> watch::Receiver<bool> {
-    let (never, receiver) = watch::channel(false);
-    // Dropping the sender would end the server.
-    let kept = stop.subscribe();
-    tokio::spawn(async move {
-        let _kept = kept;
-        never.closed().await;
-    });
-    receiver
 }
 
 async fn told_to_stop() {

@@ -235,13 +235,14 @@ impl Sink for FileSink {
     fn prepare(&mut self) -> Result<Option<Resume>, SinkError> {
         let (looking, rotating) = (self.error("look at"), self.error("rotate"));
         let Some(open) = &self.open else { return Ok(None) };
-        let leave = self.must_leave(open, self.collected.len() as u64).map_err(&looking)?;
-        // What an interrupted write left is finished first, where it is.
-        let is_whole = open.file.metadata().map_err(&looking)?.len() <= open.written;
-        let Some(leave) = leave.filter(|_| is_whole) else {
+        let Some(leave) = self.must_leave(open, self.collected.len() as u64).map_err(&looking)? else {
             self.tend();
             return Ok(None);
         };
+        // What an interrupted write left is finished first, where it is.
+        if open.file.metadata().map_err(&looking)?.len() > open.written {
+            return Ok(None);
+        }
         self.sync()?;
         if leave == Leave::Rotate {
             let name = rotation::rotated_name(&self.options.path, (self.options.now)());

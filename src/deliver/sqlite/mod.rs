@@ -19,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use self::row::Row;
 use self::schema::{Open, failed};
 use super::sink::{Item, Sink, SinkError};
+use crate::database;
 use crate::ledger::{Clock, Position, Resume};
 
 /// A database that events are inserted into.
@@ -147,7 +148,7 @@ impl SqliteSink {
         };
         for _ in 0..steps {
             match delete_some(&open.connection, cutoff)
-                .and_then(|deleted| Ok(deleted + shrink(&open.connection)?))
+                .and_then(|deleted| Ok(deleted + database::shrink(&open.connection, SHRINK_PAGES)?))
             {
                 Ok(0) => return,
                 Ok(_) => {}
@@ -241,24 +242,6 @@ fn delete_some(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> 
     DELETE.iter().try_fold(0, |deleted, sql| {
         Ok(deleted + connection.prepare_cached(sql)?.execute(params![cutoff, STEP])?)
     })
-}
-
-/// Gives some pages back to the file system when more than a quarter of the file is free; fewer are soon used
-/// again. Returns how many.
-fn shrink(connection: &Connection) -> rusqlite::Result<usize> {
-    let read = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let (free, all) = (read("freelist_count")?, read("page_count")?);
-    if free <= SHRINK_PAGES || free <= all / 4 {
-        return Ok(0);
-    }
-    // One row a page: it has to be read to the end.
-    let mut vacuum = connection.prepare_cached(&format!("PRAGMA incremental_vacuum({SHRINK_PAGES})"))?;
-    let mut rows = vacuum.query([])?;
-    let mut pages = 0;
-    while rows.next()?.is_some() {
-        pages += 1;
-    }
-    Ok(pages)
 }
 
 /// Which rows have expired, by a clock that may be wrong.

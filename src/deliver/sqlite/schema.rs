@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::super::sink::SinkError;
+use crate::database;
 
 /// "aude": marks the file as ours (`PRAGMA application_id`), and not as the ledger.
 const APPLICATION_ID: i32 = 0x6175_6465;
@@ -111,7 +112,7 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
     let version = examine(&connection, path)?;
-    let mode = prepare(&connection).map_err(failed("open", path))?;
+    let mode = database::prepare(&connection, BUSY).map_err(failed("open", path))?;
     if mode != "wal" {
         // SQLite needs memory that processes share, which a network file system has not.
         let why = format!("its journal mode stays `{mode}` instead of `wal`; put it on a local disk");
@@ -192,23 +193,6 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
 const LATEST: usize = STEPS.len();
 
 /// Returns the journal mode that it really has.
-fn prepare(connection: &Connection) -> rusqlite::Result<String> {
-    connection.busy_timeout(BUSY)?;
-    // Only takes effect before the first table is made; lets the file shrink step by step.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    // Readers are never blocked, and never block us.
-    let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-    // A flush that succeeded survives power loss.
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    // 16 MiB of log before a checkpoint.
-    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
-    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
-    connection.pragma_update(None, "cache_size", -16 * 1024)?;
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update(None, "trusted_schema", false)?;
-    Ok(mode)
-}
-
 /// Takes the steps from a version on, all of them or none.
 fn migrate(connection: &mut Connection, version: usize, steps: &[&str]) -> rusqlite::Result<()> {
     if version >= steps.len() {
@@ -285,7 +269,7 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         check(&path).unwrap();
         let connection = Connection::open(&path).unwrap();
-        prepare(&connection).unwrap();
+        database::prepare(&connection, BUSY).unwrap();
         drop(connection);
         assert!(path.metadata().unwrap().len() > 0);
         check(&path).unwrap();

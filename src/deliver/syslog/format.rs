@@ -119,13 +119,11 @@ impl Formatter {
 
     /// Up to the space before STRUCTURED-DATA.
     fn header(&self, item: &Item<'_>, line: Option<&Line<'_>>) -> String {
-        let (severity, stream) = match item.verdict {
-            Verdict::Rejected { .. } => (Severity::Warning, Stream::Quarantine),
-            verdict => {
-                let severity = line.and_then(|line| line.text("severity"));
-                let is_verified = matches!(verdict, Verdict::Verified { .. });
-                let stream = if is_verified { Stream::Verified } else { Stream::Unverified };
-                (severity_of(severity.as_deref()), stream)
+        let stream = item.verdict.stream();
+        let severity = match stream {
+            Stream::Quarantine => Severity::Warning,
+            Stream::Verified | Stream::Unverified => {
+                severity_of(line.and_then(|line| line.text("severity")).as_deref())
             }
         };
         let priority = self.facility.code() * 8 + severity as u8;

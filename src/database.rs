@@ -1,0 +1,49 @@
+//! How we keep a SQLite database: durable, readable while it is written, and able to shrink. A leaf, for the
+//! ledger and the SQLite sink.
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+/// Sets up a connection that writes, before its first table is made. Returns the journal mode that the database
+/// is in then; anything but `wal` means that SQLite could not do it.
+///
+/// # Errors
+/// When the database cannot be opened or is none.
+pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<String> {
+    connection.busy_timeout(busy)?;
+    // Only takes effect before the first table is made; lets the file shrink step by step.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    // Readers are never blocked, and never block us.
+    let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    // Every commit is synced before it counts: it survives power loss.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.
+    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "cache_size", -16 * 1024)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    Ok(mode)
+}
+
+/// Gives at most `pages` pages back to the file system, when more than that and more than a quarter of the file
+/// is free: fewer are soon used again. Returns how many.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn shrink(connection: &Connection, pages: i64) -> rusqlite::Result<usize> {
+    let read = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (free, all) = (read("freelist_count")?, read("page_count")?);
+    if free <= pages || free <= all / 4 {
+        return Ok(0);
+    }
+    // Each step of this statement frees one page.
+    let mut vacuum = connection.prepare_cached(&format!("PRAGMA incremental_vacuum({pages})"))?;
+    let mut rows = vacuum.query([])?;
+    let mut freed = 0;
+    while rows.next()?.is_some() {
+        freed += 1;
+    }
+    Ok(freed)
+}
