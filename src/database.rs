@@ -20,8 +20,9 @@ pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<Stri
     connection.pragma_update(None, "synchronous", "FULL")?;
     // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.
     connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
-    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
-    connection.pragma_update(None, "cache_size", -16 * 1024)?;
+    connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    // In KiB. What lies together is used together, and the system has a cache of its own.
+    connection.pragma_update(None, "cache_size", -4 * 1024)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "trusted_schema", false)?;
     Ok(mode)
@@ -46,4 +47,13 @@ pub fn shrink(connection: &Connection, pages: i64) -> rusqlite::Result<usize> {
         freed += 1;
     }
     Ok(freed)
+}
+
+/// Copies the log into the file as far as no reader needs it, without waiting for one. Only then does the file
+/// become smaller by what [`shrink`] gave back.
+///
+/// # Errors
+/// When the database cannot be written or synced.
+pub fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
 }

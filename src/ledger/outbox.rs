@@ -93,7 +93,7 @@ struct FeedState {
 }
 
 /// What [`Feed`] keeps at most, in bytes.
-const FEED_BYTES: usize = 16 << 20;
+const FEED_BYTES: usize = 2 << 20;
 
 impl Feed {
     pub(super) fn new(newest: i64) -> Self {
@@ -230,8 +230,10 @@ pub(super) fn append(
     let key_ids = serde_json::to_string(&*batch.key_ids).unwrap_or_default();
     let mut insert = connection.prepare_cached(
         "INSERT INTO batch (source, received_at, packing, verified, unverified, quarantined, \
-         quarantined_bytes, key_ids, verdicts, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+         quarantined_bytes, bytes, key_ids, verdicts, body) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
+    let bytes = (written.len() + batch.body.len()) as u64;
     insert.execute(params![
         batch.source,
         batch.received_at,
@@ -240,11 +242,11 @@ pub(super) fn append(
         count(Stream::Unverified),
         count(Stream::Quarantine),
         quarantine_bytes,
+        bytes,
         key_ids,
         written,
         batch.body,
     ])?;
-    let bytes = (written.len() + batch.body.len()) as u64;
     Ok((connection.last_insert_rowid(), Weight { bytes, quarantine_bytes }))
 }
 
@@ -267,7 +269,7 @@ pub(super) fn forget(connection: &Connection) -> rusqlite::Result<(Weight, i64)>
     let reached: i64 = reached.query_row([], |row| row.get(0))?;
     let mut delete = connection.prepare_cached(
         "DELETE FROM batch WHERE position < ?1 \
-         RETURNING length(body) + length(verdicts), quarantined_bytes",
+         RETURNING bytes, quarantined_bytes",
     )?;
     let mut weight = Weight::default();
     let mut rows = delete.query([reached])?;
@@ -278,57 +280,49 @@ pub(super) fn forget(connection: &Connection) -> rusqlite::Result<(Weight, i64)>
     Ok((weight, reached))
 }
 
-/// Where a sink goes on.
-pub(super) fn position(connection: &Connection, sink: &str) -> rusqlite::Result<Position> {
-    connection.query_row("SELECT batch, line FROM sink WHERE name = ?1", [sink], |row| {
-        Ok(Position { batch: row.get(0)?, line: row.get(1)? })
-    })
-}
-
-/// What all batches in the table weigh.
-pub(super) fn weigh(connection: &Connection) -> rusqlite::Result<Weight> {
-    connection.query_row(
-        "SELECT coalesce(sum(length(body) + length(verdicts)), 0), coalesce(sum(quarantined_bytes), 0) FROM batch",
-        [],
-        |row| Ok(Weight { bytes: row.get(0)?, quarantine_bytes: row.get(1)? }),
-    )
-}
-
-/// What waits for a sink behind its recorded position.
-pub(super) fn pending(
+/// What all batches in the table weigh, and what waits for each sink behind its position, in one pass. Reads the
+/// summaries alone: of a large backlog that is a hundredth.
+pub(super) fn tally(
     connection: &Connection,
-    subscription: &Subscription,
-    position: Position,
-) -> rusqlite::Result<Pending> {
-    let mut pending = Pending::default();
-    // Of a batch that is partly delivered, the lines have to be looked at.
-    let from = if position.line == 0 {
-        position.batch
-    } else {
-        if let Some(batch) =
-            read_one(connection, position.batch)?.filter(|batch| batch.position == position.batch)
-        {
-            pending.events = batch.wanted(subscription, position.line).count() as u64;
-            pending.oldest = (pending.events > 0).then_some(batch.received_at);
-        }
-        position.batch + 1
-    };
+    sinks: &[(&Subscription, Position)],
+) -> rusqlite::Result<(Weight, Vec<Pending>)> {
+    let mut weight = Weight::default();
+    let mut tally = vec![Pending::default(); sinks.len()];
     let mut find = connection.prepare_cached(
-        "SELECT source, verified, unverified, quarantined, received_at FROM batch WHERE position >= ?1",
+        "SELECT position, source, received_at, bytes, quarantined_bytes, verified, unverified, quarantined \
+         FROM batch INDEXED BY batch_summary ORDER BY position",
     )?;
-    let mut rows = find.query([from])?;
+    let mut rows = find.query([])?;
     while let Some(row) = rows.next()? {
-        let source: String = row.get(0)?;
-        for (column, stream) in Stream::ALL.into_iter().enumerate() {
-            let events: u64 = row.get(column + 1)?;
-            if events > 0 && subscription.wants(&source, stream) {
+        let position: i64 = row.get(0)?;
+        let source = row.get_ref(1)?.as_str()?;
+        let received_at: i64 = row.get(2)?;
+        weight.bytes += row.get::<_, u64>(3)?;
+        weight.quarantine_bytes += row.get::<_, u64>(4)?;
+        for ((subscription, reached), pending) in sinks.iter().zip(&mut tally) {
+            if position < reached.batch {
+                continue;
+            }
+            let events = if position == reached.batch && reached.line > 0 {
+                // Of a batch that is partly delivered, the lines have to be looked at.
+                let batch = read_one(connection, position)?;
+                batch.map_or(0, |batch| batch.wanted(subscription, reached.line).count() as u64)
+            } else {
+                let mut events = 0;
+                for (column, stream) in Stream::ALL.into_iter().enumerate() {
+                    if subscription.wants(source, stream) {
+                        events += row.get::<_, u64>(5 + column)?;
+                    }
+                }
+                events
+            };
+            if events > 0 {
                 pending.events += events;
-                let received_at: i64 = row.get(4)?;
                 pending.oldest = Some(pending.oldest.map_or(received_at, |oldest| oldest.min(received_at)));
             }
         }
     }
-    Ok(pending)
+    Ok((weight, tally))
 }
 
 /// Brings the table of sinks in line with the configuration, and tells where each one goes on.
@@ -404,7 +398,8 @@ fn known_sinks(connection: &Connection) -> rusqlite::Result<Vec<(String, String,
 /// Lines behind a position, whatever their stream: what a sink wanted is no longer known.
 fn pending_of_unknown(connection: &Connection, position: Position) -> rusqlite::Result<u64> {
     connection.query_row(
-        "SELECT coalesce(sum(verified + unverified + quarantined), 0) FROM batch WHERE position >= ?1",
+        "SELECT coalesce(sum(verified + unverified + quarantined), 0) \
+         FROM batch INDEXED BY batch_summary WHERE position >= ?1",
         [position.batch],
         |row| row.get(0),
     )

@@ -22,7 +22,7 @@ const APPLICATION_ID: i32 = 0x6175_6467;
 ///
 /// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16 bytes), all
 /// big-endian, so that events of one moment lie on few pages. Times are in seconds in `seen` and its partitions,
-/// in milliseconds elsewhere.
+/// in milliseconds elsewhere. `batch_summary` lets a start count what waits without reading any body.
 const TABLES: &str = "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE seen (key BLOB PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -44,10 +44,14 @@ const TABLES: &str = "
         unverified INTEGER NOT NULL,
         quarantined INTEGER NOT NULL,
         quarantined_bytes INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
         key_ids TEXT NOT NULL,
         verdicts BLOB NOT NULL,
         body BLOB NOT NULL
     ) STRICT;
+    CREATE INDEX batch_summary ON batch (
+        position, source, received_at, bytes, quarantined_bytes, verified, unverified, quarantined
+    );
     CREATE TABLE sink (
         name TEXT PRIMARY KEY,
         kind TEXT NOT NULL,

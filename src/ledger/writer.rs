@@ -57,8 +57,10 @@ pub(super) struct Writer {
     /// Sinks that are somewhere else than was thought.
     recount: Vec<String>,
     last_housekeeping: Instant,
-    /// The last step of housekeeping left something to do.
+    /// There is something to do: more than one step of housekeeping does, or much has become free.
     more_housework: bool,
+    /// What batches took that were forgotten since the last step.
+    freed_bytes: u64,
 }
 
 /// Positions ride along with the next commit, or go on their own after this time.
@@ -69,6 +71,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
 /// So many free pages are given back in one step of housekeeping: 16 MiB.
 const SHRINK_PAGES: i64 = 4096;
+
+/// When so much has become free, housekeeping does not wait for its time.
+const FREED_BYTES: u64 = 32 << 20;
 
 /// Between two steps of housekeeping requests go first.
 const HOUSEWORK_PAUSE: Duration = Duration::from_millis(10);
@@ -87,12 +92,12 @@ type Commits = Vec<(Batch, Answer<Receipt>)>;
 impl Writer {
     pub(super) fn new(parts: Parts) -> rusqlite::Result<Self> {
         let seen = Seen::new(&parts.connection, parts.windows.clone(), parts.clock.clone())?;
-        let weight = outbox::weigh(&parts.connection)?;
+        let sinks: Vec<_> =
+            parts.subscriptions.iter().filter_map(|known| parts.gauges.reached(known)).collect();
+        let (weight, tally) = outbox::tally(&parts.connection, &sinks)?;
         parts.gauges.backlog_bytes.store(weight.bytes, Ordering::Relaxed);
         parts.gauges.quarantine_bytes.store(weight.quarantine_bytes, Ordering::Relaxed);
-        for subscription in &parts.subscriptions {
-            let position = outbox::position(&parts.connection, &subscription.sink)?;
-            let pending = outbox::pending(&parts.connection, subscription, position)?;
+        for ((subscription, _), pending) in sinks.into_iter().zip(tally) {
             parts.gauges.pending().insert(subscription.sink.clone(), pending);
         }
         Ok(Self {
@@ -102,6 +107,7 @@ impl Writer {
             recount: Vec::new(),
             last_housekeeping: Instant::now(),
             more_housework: false,
+            freed_bytes: 0,
         })
     }
 
@@ -123,18 +129,18 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => Some(Message::Close),
             };
             let (commits, waiting, closing) = self.gather(first);
-            let result = self.transact(commits, waiting);
+            let mut result = self.transact(commits, waiting);
+            if closing && result.is_ok() {
+                self.parts.feed.close();
+                return;
+            }
+            if result.is_ok() && (self.more_housework || self.last_housekeeping.elapsed() >= HOUSEKEEPING) {
+                result = self.keep_house();
+            }
             if let Err(Lost(cause)) = result {
                 let _ = self.parts.failure.send(cause);
                 self.parts.feed.close();
                 return;
-            }
-            if closing {
-                self.parts.feed.close();
-                return;
-            }
-            if self.last_housekeeping.elapsed() >= HOUSEKEEPING {
-                self.keep_house();
             }
         }
     }
@@ -182,6 +188,8 @@ impl Writer {
                 for (sink, (position, mark)) in std::mem::take(&mut self.advances) {
                     self.parts.gauges.noted().insert(sink, Resume { position, mark });
                 }
+                self.freed_bytes += written.forgotten.bytes;
+                self.more_housework |= self.freed_bytes >= FREED_BYTES;
                 self.publish(commits, written);
                 self.count_anew();
                 for reply in waiting {
@@ -292,12 +300,12 @@ impl Writer {
     /// Counts what waits for sinks that are somewhere else than was thought.
     fn count_anew(&mut self) {
         for sink in std::mem::take(&mut self.recount) {
-            let subscription = self.parts.subscriptions.iter().find(|known| known.sink == sink);
-            let noted = self.parts.gauges.noted().get(&sink).map(|noted| noted.position);
-            let (Some(subscription), Some(position)) = (subscription, noted) else { continue };
-            match outbox::pending(&self.parts.connection, subscription, position) {
-                Ok(pending) => {
-                    self.parts.gauges.pending().insert(sink, pending);
+            let gauges = &self.parts.gauges;
+            let known = self.parts.subscriptions.iter().find(|known| known.sink == sink);
+            let reached: Vec<_> = known.and_then(|known| gauges.reached(known)).into_iter().collect();
+            match outbox::tally(&self.parts.connection, &reached) {
+                Ok((_, tally)) => {
+                    gauges.pending().extend(tally.into_iter().map(|pending| (sink.clone(), pending)));
                 }
                 Err(error) => {
                     tracing::warn!(sink, cause = describe(&error), "what waits for the sink is not known");
@@ -312,21 +320,37 @@ impl Writer {
     }
 
     /// Expires fingerprints and gives free pages back, a little at a time.
-    fn keep_house(&mut self) {
-        let connection = &self.parts.connection;
-        let expired = self.seen.expire_some(connection);
-        let result = expired.and_then(|more| Ok(database::shrink(connection, SHRINK_PAGES)? > 0 || more));
-        self.more_housework = result.unwrap_or_else(|error| {
-            tracing::warn!(
-                cause = describe(&error),
-                "expired fingerprints or free pages could not be given up"
-            );
-            self.seen.forget_cached();
-            false
-        });
+    fn keep_house(&mut self) -> Result<(), Lost> {
+        let result = self.clean_up();
+        self.freed_bytes = 0;
+        self.more_housework = matches!(result, Ok(true));
         if !self.more_housework {
             self.last_housekeeping = Instant::now();
         }
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if is_lost(&error) => Err(Lost(describe(&error))),
+            Err(error) => {
+                tracing::warn!(
+                    cause = describe(&error),
+                    "expired fingerprints or free pages could not be given up"
+                );
+                self.seen.forget_cached();
+                Ok(())
+            }
+        }
+    }
+
+    /// One step; true when there is more to do.
+    fn clean_up(&mut self) -> rusqlite::Result<bool> {
+        let connection = &self.parts.connection;
+        let expired = self.seen.expire_some(connection)?;
+        let shrunk = database::shrink(connection, SHRINK_PAGES)? > 0;
+        if self.more_housework && !shrunk && !expired {
+            // The file itself becomes smaller when its log is copied into it.
+            database::checkpoint(connection)?;
+        }
+        Ok(shrunk || expired)
     }
 }
 
@@ -391,6 +415,11 @@ impl Gauges {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A sink and where the table has it.
+    fn reached<'s>(&self, subscription: &'s Subscription) -> Option<(&'s Subscription, Position)> {
+        Some((subscription, self.noted().get(&subscription.sink)?.position))
+    }
+
     fn committed(&self, subscriptions: &[Subscription], stored: &Stored) {
         let mut pending = self.pending();
         for subscription in subscriptions {
@@ -426,8 +455,8 @@ mod tests {
             connection
                 .execute(
                     "INSERT INTO batch (source, received_at, packing, verified, unverified, quarantined, \
-                     quarantined_bytes, key_ids, verdicts, body) \
-                     VALUES ('us', 0, 0, 1, 0, 0, 0, '[]', x'02', zeroblob(1048576))",
+                     quarantined_bytes, bytes, key_ids, verdicts, body) \
+                     VALUES ('us', 0, 0, 1, 0, 0, 0, 1048577, '[]', x'02', zeroblob(1048576))",
                     [],
                 )
                 .unwrap();

@@ -1,19 +1,16 @@
 //! `kill -9` at any moment loses nothing that was promised and repeats nothing.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io;
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rand::RngExt as _;
 
-use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::objects;
-use crate::harness::site::{PATH, Site, TOKEN, lines, sink};
+use crate::harness::rsyslog::{self, Rsyslog};
+use crate::harness::site::{PATH, Site, lines, sink};
 use crate::harness::{PATIENCE, body, gzip, programs, wait_until};
 
 const CONNECTIONS: u32 = 4;
@@ -39,16 +36,8 @@ fn stream(daemon: &Daemon<'_>, next: &AtomicU64, record: &Mutex<Record>) {
         let first = next.fetch_add(size, Ordering::Relaxed);
         let batch = daemon.site.producer.events(first..first + size);
         let bytes = gzip(&body(&batch));
-        let length = bytes.len().to_string();
-        let headers = [
-            ("Authorization", TOKEN),
-            ("Content-Type", "text/plain"),
-            ("Content-Encoding", "application/gzip"),
-            ("Content-Length", &length),
-        ];
         record.lock().unwrap().posted.extend(batch.iter().cloned());
-        let answer: io::Result<_> =
-            client.try_send(&request("POST", PATH, &headers, &bytes)).and_then(|()| client.try_answer());
+        let answer = client.try_post(PATH, Some("application/gzip"), &bytes);
         let mut record = record.lock().unwrap();
         match answer {
             Ok(answer) => {
@@ -97,17 +86,17 @@ fn kills_while_files_are_moved_away_lose_nothing_and_repeat_nothing() {
 
 #[test]
 fn kills_with_every_kind_of_sink_lose_nothing() {
-    if !programs::are_there(&[&[RSYSLOGD, "-v"]]) {
+    if !programs::are_there(&[&rsyslog::PROBE]) {
         return;
     }
-    let port = free_port();
+    let port = rsyslog::free_port();
     let more = format!(
         "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\n[sinks.siem]\ntype = \"syslog\"\naddress = \
          \"tls://localhost:{port}\"\nca = \"ca.pem\"\n"
     );
     let server = OnceLock::new();
     let site = kill_again_and_again(["rotate = { size = \"300KiB\" }\n", &more], |site, _| {
-        server.get_or_init(|| Server::start(site, port));
+        server.get_or_init(|| Rsyslog::start(site, port));
     });
     let verified = site.verified();
 
@@ -130,51 +119,6 @@ fn kills_with_every_kind_of_sink_lose_nothing() {
         "rsyslog has something that nobody posted"
     );
     eprintln!("rsyslog has {} messages for {} events", received.len(), verified.len());
-}
-
-const RSYSLOGD: &str = "/usr/sbin/rsyslogd";
-
-/// A real syslog server that takes TLS only.
-struct Server(Child);
-
-impl Server {
-    fn start(site: &Site, port: u16) -> Self {
-        let directory = site.path("").display().to_string();
-        let configuration = format!(
-            r#"
-            global(workDirectory="{directory}" maxMessageSize="64k" net.enableDNS="off"
-                   defaultNetstreamDriverCAFile="{directory}/ca.pem"
-                   defaultNetstreamDriverCertFile="{directory}/cert.pem"
-                   defaultNetstreamDriverKeyFile="{directory}/key.pem")
-            module(load="imtcp" maxSessions="1000")
-            input(type="imtcp" address="127.0.0.1" port="{port}" streamDriver.name="gtls" streamDriver.mode="1"
-                  streamDriver.authMode="anon")
-            template(name="line" type="string" string="%msg%\n")
-            action(type="omfile" file="{directory}/received" template="line")
-            "#
-        );
-        site.write("rsyslog.conf", configuration);
-        let mut command = Command::new(RSYSLOGD);
-        command
-            .args(["-n", "-C", "-f"])
-            .arg(site.path("rsyslog.conf"))
-            .arg("-i")
-            .arg(site.path("rsyslog.pid"));
-        // It complains about each connection that a kill cut off.
-        Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that nobody has at this moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Kills the daemon in a stream of posts, disturbs its files in between, and checks what is there in the end.

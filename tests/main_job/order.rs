@@ -1,6 +1,8 @@
-//! The order of system calls: commit, sync, answer; write, sync, forget.
+//! The order of system calls: commit, sync, answer; then in each sink write, sync, note, forget.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read as _;
+use std::net::TcpListener;
 
 use crate::harness::daemon::Daemon;
 use crate::harness::programs::{self, auditgate};
@@ -8,29 +10,56 @@ use crate::harness::site::{Site, sink};
 use crate::harness::{PATIENCE, wait_until};
 
 /// What matters in a trace, in the order in which it happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Request,
-    LedgerWriteBegins,
+    /// With what is noted in it: up to which batch each sink has everything.
+    LedgerWriteBegins(Vec<(&'static str, u8)>),
     LedgerSynced,
     AnswerBegins,
-    SinkWriteBegins,
-    SinkSynced,
+    SinkWriteBegins(&'static str),
+    SinkSynced(&'static str),
 }
+
+/// The sinks, the file that each one writes to, and what is named in the ledger before its position: its name
+/// and type.
+const SINKS: [(&str, &str, &str); 3] = [
+    ("all", "/all.jsonl", "allfile"),
+    ("search", "/search.db-wal", "searchsqlite"),
+    ("siem", "", "siemsyslog"),
+];
 
 #[test]
 fn a_sync_stands_before_every_promise_and_before_every_forgetting() {
+    the_order_is_kept("");
+}
+
+#[test]
+fn a_position_moves_only_after_the_sync_of_an_interval() {
+    the_order_is_kept("fsync = \"interval\"\nfsync_interval = \"100ms\"\n");
+}
+
+fn the_order_is_kept(fsync: &str) {
     let strace = ["strace", "-f", "-o", "/dev/null", "true"];
     if !programs::are_there(&[&strace]) {
         return;
     }
-    // Without TLS, so that requests and answers can be read in the trace. One sink only: the ledger may well
-    // note how far one sink has come while another one writes.
-    let site = Site::new().plain().sinks(&sink("all", "json", "[\"verified\", \"quarantine\"]"));
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut received = Vec::new();
+        server.accept().unwrap().0.read_to_end(&mut received).map(|_| received)
+    });
+    // Without TLS, so that requests and answers can be read in the trace.
+    let site = Site::new().plain().sinks(&format!(
+        "{}{fsync}[sinks.search]\ntype = \"sqlite\"\nstream = [\"verified\", \"quarantine\"]\npath = \"search.db\"\n\
+         [sinks.siem]\ntype = \"syslog\"\naddress = \"tcp://{address}\"\n",
+        sink("all", "json", "[\"verified\", \"quarantine\"]"),
+    ));
     let trace = site.path("trace");
     let mut command = std::process::Command::new("strace");
-    // -D: the child is the daemon itself, strace its grandchild.
-    command.args(["-D", "-f", "-y", "-s", "64", "-o"]).arg(&trace);
+    // -D: the child is the daemon itself, strace its grandchild. -xx -s: whole pages of the ledger, in hexadecimal.
+    command.args(["-D", "-f", "-yy", "-xx", "-s", "4200", "-o"]).arg(&trace);
     command.args([
         "-e",
         "trace=fdatasync,fsync,write,writev,pwrite64,pwritev,sendto,sendmsg,recvfrom,read,readv",
@@ -45,6 +74,7 @@ fn a_sync_stands_before_every_promise_and_before_every_forgetting() {
     }
     let process = daemon.process();
     daemon.terminate();
+    assert!(!reader.join().unwrap().unwrap().is_empty());
     let text = wait_until(PATIENCE, "the trace is complete", || {
         let text = String::from_utf8_lossy(&std::fs::read(&trace).unwrap()).into_owned();
         let end = format!("{process} +++ exited with 0 +++");
@@ -53,41 +83,51 @@ fn a_sync_stands_before_every_promise_and_before_every_forgetting() {
         if complete { Ok(text) } else { Err("no end yet".to_owned()) }
     });
 
-    let steps = steps(&text);
-    let count = |step| steps.iter().filter(|known| **known == step).count() as u64;
-    assert_eq!(count(Step::Request), BATCHES, "{steps:?}");
-    assert_eq!(count(Step::AnswerBegins), BATCHES, "{steps:?}");
-    assert!(count(Step::SinkWriteBegins) >= BATCHES, "{steps:?}");
+    let steps = steps(&text, &address.to_string());
+    let count = |wanted: &dyn Fn(&Step) -> bool| steps.iter().filter(|step| wanted(step)).count() as u64;
+    assert_eq!(count(&|step| *step == Step::Request), BATCHES, "{steps:?}");
+    assert_eq!(count(&|step| *step == Step::AnswerBegins), BATCHES, "{steps:?}");
+    for (sink, _, _) in SINKS {
+        assert!(count(&|step| *step == Step::SinkWriteBegins(sink)) >= BATCHES, "{sink}: {steps:?}");
+    }
 
-    let mut committed = Commit::Idle;
-    let mut unsynced_sink = false;
+    let mut commit = Commit::Idle;
+    let mut sinks: BTreeMap<&str, Sink> = SINKS.iter().map(|(sink, ..)| (*sink, Sink::default())).collect();
     let mut answers = 0;
     for step in &steps {
         match step {
-            Step::Request => committed = Commit::Idle,
-            Step::LedgerWriteBegins => {
-                assert!(!unsynced_sink, "the ledger went on between a sink's write and its sync: {steps:?}");
-                committed = Commit::Written;
+            Step::Request => commit = Commit::Idle,
+            Step::LedgerWriteBegins(notes) => {
+                commit = Commit::Written;
+                for (sink, batch) in notes {
+                    sinks.get_mut(sink).unwrap().is_noted(sink, *batch);
+                }
             }
-            Step::LedgerSynced if committed == Commit::Written => committed = Commit::Synced,
+            Step::LedgerSynced if commit == Commit::Written => commit = Commit::Synced,
             Step::LedgerSynced => {}
             Step::AnswerBegins => {
-                assert_eq!(committed, Commit::Synced, "a 200 without a synced commit before it: {steps:?}");
+                assert_eq!(commit, Commit::Synced, "a 200 without a synced commit before it: {steps:?}");
                 answers += 1;
             }
-            Step::SinkWriteBegins => {
-                assert_ne!(
-                    committed,
-                    Commit::Written,
+            Step::SinkWriteBegins(sink) => {
+                // The database's tables are made as soon as the daemon starts.
+                let is_opened = *sink == "search" && answers == 0;
+                assert!(
+                    is_opened || commit != Commit::Idle,
                     "a sink had events before they were durable: {steps:?}"
                 );
-                unsynced_sink = true;
+                // Nothing says more about a message than that it was sent.
+                let is_safe = *sink == "siem";
+                let sink = sinks.get_mut(sink).unwrap();
+                (sink.is_written, sink.is_safe) = (true, is_safe);
             }
-            Step::SinkSynced => unsynced_sink = false,
+            Step::SinkSynced(sink) => sinks.get_mut(sink).unwrap().is_safe = true,
         }
     }
     assert_eq!(answers, BATCHES);
-    assert!(!unsynced_sink);
+    for (name, sink) in sinks {
+        assert!(sink.is_safe && sink.moves == BATCHES, "{name} {sink:?}: {steps:?}");
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +137,36 @@ enum Commit {
     Synced,
 }
 
+/// What is known about a sink.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sink {
+    /// Something was written since its position moved.
+    is_written: bool,
+    /// What was written is synced.
+    is_safe: bool,
+    /// The position in the ledger, once it is known.
+    noted: Option<u8>,
+    /// How often it moved.
+    moves: u64,
+}
+
+impl Sink {
+    fn is_noted(&mut self, name: &str, batch: u8) {
+        if self.noted.is_some_and(|noted| noted < batch) {
+            assert!(
+                self.is_written && self.is_safe,
+                "{name} moved to {batch} before that was safe: {self:?}"
+            );
+            self.moves += 1;
+            self.is_written = false;
+        }
+        self.noted = Some(batch);
+    }
+}
+
 /// Reads strace's lines. A call counts where the rule needs it: a write where it begins, a sync where it has
 /// succeeded, even when other threads' calls stand in between.
-fn steps(trace: &str) -> Vec<Step> {
+fn steps(trace: &str, syslog: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut unfinished: HashMap<&str, &str> = HashMap::new();
     for line in trace.lines() {
@@ -114,33 +181,73 @@ fn steps(trace: &str) -> Vec<Step> {
         } else {
             (Some(call), Some(call))
         };
-        let is_request = call.contains("\"POST ");
-        if is_request {
+        let data = data(call);
+        if data.starts_with(b"POST ") {
             steps.push(Step::Request);
         }
-        if let Some(call) = begun {
-            let is_write = ["write(", "writev(", "pwrite64(", "pwritev(", "sendto(", "sendmsg("]
-                .iter()
-                .any(|name| call.starts_with(name));
+        let writes = ["write(", "writev(", "pwrite64(", "pwritev(", "sendto(", "sendmsg("];
+        if let Some(call) = begun.filter(|call| writes.iter().any(|name| call.starts_with(name))) {
             // The admin endpoint's answers are of another type.
-            if is_write && call.contains("\"HTTP/1.1 200 OK") && call.contains("application/json") {
+            let is_json = data.windows(16).any(|window| window == b"application/json");
+            if data.starts_with(b"HTTP/1.1 200 OK") && is_json {
                 steps.push(Step::AnswerBegins);
-            } else if is_write && call.contains("/data/ledger.db-wal>") {
-                steps.push(Step::LedgerWriteBegins);
-            } else if is_write && call.contains("/all.jsonl>") {
-                steps.push(Step::SinkWriteBegins);
+            } else if is_file(call, "/data/ledger.db-wal") {
+                steps.push(Step::LedgerWriteBegins(notes(&data)));
+            } else if call.contains(&format!("->{syslog}]>")) {
+                steps.push(Step::SinkWriteBegins("siem"));
+            } else if let Some((sink, ..)) = SINKS[..2].iter().find(|(_, file, _)| is_file(call, file)) {
+                steps.push(Step::SinkWriteBegins(sink));
             }
         }
         if let Some(begun) =
             ended.filter(|begun| begun.starts_with("fdatasync(") || begun.starts_with("fsync("))
         {
             assert!(call.trim_end().ends_with("= 0"), "a sync failed: {line}");
-            if begun.contains("/data/ledger.db-wal>") {
+            if is_file(begun, "/data/ledger.db-wal") {
                 steps.push(Step::LedgerSynced);
-            } else if begun.contains("/all.jsonl>") {
-                steps.push(Step::SinkSynced);
+            } else if let Some((sink, ..)) = SINKS[..2].iter().find(|(_, file, _)| is_file(begun, file)) {
+                steps.push(Step::SinkSynced(sink));
             }
         }
     }
     steps
+}
+
+/// Whether a call's file has a path with that end, which strace shows in hexadecimal as well.
+fn is_file(call: &str, end: &str) -> bool {
+    let end: String = end.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+    call.contains(&(end + ">"))
+}
+
+/// The bytes that a call read or wrote, as far as strace shows them: `"\x41\x42"`.
+fn data(call: &str) -> Vec<u8> {
+    let Some(text) = call.split('"').nth(1) else { return Vec::new() };
+    text.split("\\x").skip(1).filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect()
+}
+
+/// The positions in a page of the ledger's table of sinks. A record of SQLite's is a header (its length, and a
+/// type for each column) and the columns: name, kind, batch, line, mark. Type 1 is an integer of one byte, type 9
+/// the number 1.
+fn notes(page: &[u8]) -> Vec<(&'static str, u8)> {
+    let mut found = Vec::new();
+    // Header of the page: 2 for an inner and 10 for a leaf of an index, which tables without row IDs are.
+    if page.first() != Some(&10) {
+        return found;
+    }
+    // Only what the page points at lives; the rest is what once was there.
+    let cells = usize::from(u16::from_be_bytes([page[3], page[4]]));
+    for cell in 0..cells {
+        let at = usize::from(u16::from_be_bytes([page[8 + 2 * cell], page[9 + 2 * cell]]));
+        let Some([_, 6, _, _, batch, _, _, columns @ ..]) = page.get(at..) else { continue };
+        for (sink, _, words) in SINKS {
+            if let Some(rest) = columns.strip_prefix(words.as_bytes()) {
+                match batch {
+                    1 => found.push((sink, rest[0])),
+                    9 => found.push((sink, 1)),
+                    other => panic!("a batch of type {other}"),
+                }
+            }
+        }
+    }
+    found
 }

@@ -8,6 +8,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::PATIENCE;
+use super::site::{PATH, TOKEN};
 
 /// One connection.
 pub(crate) struct Client {
@@ -69,6 +70,21 @@ impl Client {
             }
         };
         Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    /// Posts a body as a producer does, and reads the answer.
+    pub(crate) fn try_post(&mut self, path: &str, coding: Option<&str>, body: &[u8]) -> io::Result<Answer> {
+        let length = body.len().to_string();
+        let mut headers =
+            vec![("Authorization", TOKEN), ("Content-Type", "text/plain"), ("Content-Length", &length)];
+        headers.extend(coding.map(|coding| ("Content-Encoding", coding)));
+        self.try_send(&request("POST", path, &headers, body))?;
+        self.try_answer()
+    }
+
+    /// Posts a body to the default source.
+    pub(crate) fn post(&mut self, coding: Option<&str>, body: &[u8]) -> Answer {
+        self.try_post(PATH, coding, body).expect("an answer")
     }
 
     /// Sends bytes, which must succeed.

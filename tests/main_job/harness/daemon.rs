@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use super::client::{Answer, Client, request};
 use super::programs::auditgate;
-use super::site::{PATH, Site, TOKEN};
+use super::site::{PATH, Site};
 use super::{PATIENCE, body, gzip, wait_until};
 
 /// A running daemon. Killed when it is dropped; what it said is printed when the test fails.
@@ -106,13 +106,7 @@ impl<'s> Daemon<'s> {
 
     /// Posts a body on a connection of its own.
     pub(crate) fn post_to(&self, path: &str, coding: Option<&str>, body: &[u8]) -> Answer {
-        let mut client = self.connect();
-        let length = body.len().to_string();
-        let mut headers =
-            vec![("Authorization", TOKEN), ("Content-Type", "text/plain"), ("Content-Length", &length)];
-        headers.extend(coding.map(|coding| ("Content-Encoding", coding)));
-        client.send(&request("POST", path, &headers, body));
-        client.answer()
+        self.connect().try_post(path, coding, body).expect("an answer")
     }
 
     /// Posts a body to the default source.

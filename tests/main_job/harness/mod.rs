@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod daemon;
 pub(crate) mod programs;
 pub(crate) mod records;
+pub(crate) mod rsyslog;
 pub(crate) mod sign;
 pub(crate) mod site;
 

@@ -1,0 +1,55 @@
+//! A real syslog server.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use super::site::Site;
+
+const RSYSLOGD: &str = "/usr/sbin/rsyslogd";
+
+/// A command that runs where rsyslog is installed.
+pub(crate) const PROBE: [&str; 2] = [RSYSLOGD, "-v"];
+
+/// A real syslog server that takes TLS only.
+pub(crate) struct Rsyslog(Child);
+
+impl Rsyslog {
+    /// Starts it for a site, on a port of this machine; what it gets is appended to `received`.
+    pub(crate) fn start(site: &Site, port: u16) -> Self {
+        let directory = site.path("").display().to_string();
+        let configuration = format!(
+            r#"
+            global(workDirectory="{directory}" maxMessageSize="64k" net.enableDNS="off"
+                   defaultNetstreamDriverCAFile="{directory}/ca.pem"
+                   defaultNetstreamDriverCertFile="{directory}/cert.pem"
+                   defaultNetstreamDriverKeyFile="{directory}/key.pem")
+            module(load="imtcp" maxSessions="1000")
+            input(type="imtcp" address="127.0.0.1" port="{port}" streamDriver.name="gtls" streamDriver.mode="1"
+                  streamDriver.authMode="anon")
+            template(name="line" type="string" string="%msg%\n")
+            action(type="omfile" file="{directory}/received" template="line")
+            "#
+        );
+        site.write("rsyslog.conf", configuration);
+        let mut command = Command::new(RSYSLOGD);
+        command
+            .args(["-n", "-C", "-f"])
+            .arg(site.path("rsyslog.conf"))
+            .arg("-i")
+            .arg(site.path("rsyslog.pid"));
+        // It complains about each connection that a kill cut off.
+        Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Rsyslog {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that nobody has at this moment.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
