@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
 use crate::room::Reservation;
 use crate::trust::jwks::KeySet;
-use crate::trust::keyring::KeyRing;
+use crate::trust::keyring::{KeyRing, Outlook};
 use crate::trust::verify::{self, Claim, Fit};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
 use crate::wire::event::{Reason, Verdict};
@@ -119,6 +119,9 @@ pub enum Rejection {
     /// The operator's: no key has been loaded yet.
     #[error("no key has been loaded yet")]
     NoKeys,
+    /// The operator's: no line fits a known key, and whether there are new keys cannot be found out.
+    #[error("the signatures fit no known key, and no fresh key set can be had")]
+    UnknownKeys,
     /// The machine's: the last write failed, and none has succeeded since.
     #[error("the ledger cannot be written")]
     Unwritable,
@@ -138,7 +141,7 @@ pub struct Ingest {
     cores: Arc<Semaphore>,
 }
 
-/// Lines are worked on in chunks, so that what parsing and verifying need besides the body stays small.
+/// Lines are worked on in chunks of so many, or of so many bytes.
 const CHUNK_LINES: usize = 1024;
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -168,15 +171,29 @@ impl Ingest {
     /// # Errors
     /// See [`Rejection`].
     pub async fn take(&self, delivery: Delivery) -> Result<Ingested, Rejection> {
-        let keys = delivery.source.judges()?;
-        let core = Arc::clone(&self.cores).acquire_owned().await.map_err(|_| Rejection::Bug)?;
+        let arrived = Instant::now();
+        let source = Arc::clone(&delivery.source);
+        let keys = source.judges()?;
         let (identifier, limits) = (self.ledger.identifier().clone(), self.limits);
         let runtime = tokio::runtime::Handle::current();
-        let work = tokio::task::spawn_blocking(move || {
-            let _core = core;
-            judge(delivery, keys.as_deref(), &identifier, limits, &runtime)
-        });
-        let judged = work.await.map_err(|_| Rejection::Bug)??;
+        let by = keys.clone();
+        let mut judged =
+            self.on_a_core(move || judge(delivery, by.as_deref(), &identifier, limits, &runtime)).await??;
+        if judged.unknown > 0
+            && let Some(ring) = &source.keys
+        {
+            // Nothing is held against an event before the keys were looked for that are listed by now.
+            let outlook = ring.look_again(arrived).await;
+            let fresh = ring.current();
+            if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
+                let (identifier, source) = (self.ledger.identifier().clone(), Arc::clone(&source));
+                let again = move || judge_again(judged, &source, &fresh, &identifier, limits);
+                judged = self.on_a_core(again).await?;
+            }
+            if outlook == Outlook::Unavailable && judged.unknown > 0 && judged.known == 0 {
+                return Err(Rejection::UnknownKeys);
+            }
+        }
         if judged.has_rejects && self.ledger.backlog().1 >= self.limits.quarantine_share() {
             return Err(Rejection::BacklogFull);
         }
@@ -186,6 +203,19 @@ impl Ingest {
             Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
             None => Ok(Ingested { receipt, times: judged.times, commit: start.elapsed() }),
         }
+    }
+
+    /// Runs work on the bytes of a batch, at most one batch per core at a time.
+    async fn on_a_core<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Rejection> {
+        let core = Arc::clone(&self.cores).acquire_owned().await.map_err(|_| Rejection::Bug)?;
+        let work = move || {
+            let _core = core;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| Rejection::Bug)
     }
 }
 
@@ -203,8 +233,13 @@ impl Source {
 /// A batch whose every line has its verdict.
 struct Judged {
     batch: Batch,
+    packing: Packing,
     times: Vec<i64>,
     has_rejects: bool,
+    /// Lines that a known key signed.
+    known: usize,
+    /// Lines whose signature fits no known key.
+    unknown: usize,
     /// What is wrong with the body as a whole.
     undecodable: Option<String>,
     /// Until the batch is committed.
@@ -230,36 +265,38 @@ fn judge(
             return Err(Rejection::TooLarge(error));
         }
     };
-
-    let source = &delivery.source;
-    let bench = Bench { source, keys, identifier, longest: limits.line };
-    let (mut entries, mut times) = (Vec::new(), Vec::new());
-    let mut chunk = Vec::with_capacity(CHUNK_LINES);
-    let mut bytes = 0;
-    for line in decoded.lines() {
-        bytes += line.len();
-        chunk.push(line);
-        if chunk.len() >= CHUNK_LINES || bytes >= CHUNK_BYTES {
-            bench.judge(&chunk, &mut entries, &mut times);
-            chunk.clear();
-            bytes = 0;
-        }
-    }
-    bench.judge(&chunk, &mut entries, &mut times);
-
-    let has_rejects = entries.iter().any(|entry| matches!(entry.verdict, Verdict::Rejected { .. }));
-    let key_ids =
-        keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| key.id().to_owned()).collect());
+    let bench = Bench { source: &delivery.source, keys, identifier, longest: limits.line };
+    let verdicts = bench.judge_all(decoded.lines());
+    let packing = Packing::Lines(coding);
     let batch = Batch {
-        source: Arc::clone(&source.name),
+        source: Arc::clone(&delivery.source.name),
         received_at: delivery.received_at,
-        packing: Packing::Lines(coding).code(),
+        packing: packing.code(),
         body: delivery.body,
         decoded: Arc::new(decoded.into_bytes()),
-        key_ids: key_ids.into(),
-        entries,
+        key_ids: key_ids(keys),
+        entries: Vec::new(),
     };
-    Ok(Judged { batch, times, has_rejects, undecodable: None, _reservation: delivery.reservation })
+    Ok(verdicts.about(batch, packing, delivery.reservation))
+}
+
+/// The same batch by other keys.
+fn judge_again(
+    judged: Judged,
+    source: &Source,
+    keys: &KeySet,
+    identifier: &Identifier,
+    limits: Limits,
+) -> Judged {
+    let Judged { mut batch, packing, _reservation, .. } = judged;
+    let bench = Bench { source, keys: Some(keys), identifier, longest: limits.line };
+    let verdicts = bench.judge_all(packing.lines(&batch.decoded));
+    batch.key_ids = key_ids(Some(keys));
+    verdicts.about(batch, packing, _reservation)
+}
+
+fn key_ids(keys: Option<&KeySet>) -> Arc<[String]> {
+    keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| key.id().to_owned()).collect()).into()
 }
 
 /// A body that cannot be taken apart is kept in one piece.
@@ -277,8 +314,16 @@ fn whole_body(delivery: Delivery, identifier: &Identifier, detail: String) -> Ju
         key_ids: Arc::new([]),
         entries: vec![entry],
     };
-    let times = Vec::new();
-    Judged { batch, times, has_rejects: true, undecodable: Some(detail), _reservation: delivery.reservation }
+    Judged {
+        batch,
+        packing: Packing::Whole,
+        times: Vec::new(),
+        has_rejects: true,
+        known: 0,
+        unknown: 0,
+        undecodable: Some(detail),
+        _reservation: delivery.reservation,
+    }
 }
 
 /// Where lines are judged.
@@ -297,9 +342,55 @@ enum Opened<'a> {
     Claimed(Line<'a>),
 }
 
+/// What was found out about lines, in their order.
+#[derive(Default)]
+struct Verdicts {
+    entries: Vec<Entry>,
+    /// The own times of those that were let through.
+    times: Vec<i64>,
+    known: usize,
+    unknown: usize,
+}
+
+impl Verdicts {
+    fn about(self, mut batch: Batch, packing: Packing, reservation: Reservation) -> Judged {
+        let Self { entries, times, known, unknown } = self;
+        let has_rejects = entries.iter().any(|entry| matches!(entry.verdict, Verdict::Rejected { .. }));
+        batch.entries = entries;
+        Judged {
+            batch,
+            packing,
+            times,
+            has_rejects,
+            known,
+            unknown,
+            undecodable: None,
+            _reservation: reservation,
+        }
+    }
+}
+
 impl Bench<'_> {
+    /// Judges lines in chunks, so that what that needs besides the lines stays small.
+    fn judge_all<'a>(&self, lines: impl Iterator<Item = &'a [u8]>) -> Verdicts {
+        let mut verdicts = Verdicts::default();
+        let mut chunk = Vec::with_capacity(CHUNK_LINES);
+        let mut bytes = 0;
+        for line in lines {
+            bytes += line.len();
+            chunk.push(line);
+            if chunk.len() >= CHUNK_LINES || bytes >= CHUNK_BYTES {
+                self.judge(&chunk, &mut verdicts);
+                chunk.clear();
+                bytes = 0;
+            }
+        }
+        self.judge(&chunk, &mut verdicts);
+        verdicts
+    }
+
     /// Judges some lines, in their order.
-    fn judge(&self, lines: &[&[u8]], entries: &mut Vec<Entry>, times: &mut Vec<i64>) {
+    fn judge(&self, lines: &[&[u8]], verdicts: &mut Verdicts) {
         let mut claims = Vec::with_capacity(lines.len());
         let opened: Vec<Opened<'_>> = lines.iter().map(|line| self.open(line, &mut claims)).collect();
         let keys: Vec<[u8; 32]> =
@@ -315,8 +406,14 @@ impl Bench<'_> {
                     let fit = fits.next().flatten();
                     let content = signed_bytes(&line, fit);
                     let verdict = match fit {
-                        Some(fit) => Verdict::Verified { key: fit.key },
-                        None => rejected(Reason::BadSignature, "no trusted key made this signature"),
+                        Some(fit) => {
+                            verdicts.known += 1;
+                            Verdict::Verified { key: fit.key }
+                        }
+                        None => {
+                            verdicts.unknown += 1;
+                            rejected(Reason::BadSignature, "no trusted key made this signature")
+                        }
                     };
                     (Some(line), verdict, content)
                 }
@@ -324,7 +421,7 @@ impl Bench<'_> {
             let identity = match (&verdict, line, content) {
                 (Verdict::Verified { .. } | Verdict::Unverified, Some(line), Some(content)) => {
                     let time = line.time();
-                    times.extend(time);
+                    verdicts.times.extend(time);
                     let verified = matches!(verdict, Verdict::Verified { .. });
                     let trace = (self.source.sameness == Sameness::TraceId).then(|| line.trace()).flatten();
                     let source = &self.source.name;
@@ -337,7 +434,7 @@ impl Bench<'_> {
                 }
                 _ => self.identifier.reject(&self.source.name, bytes),
             };
-            entries.push(Entry { verdict, identity });
+            verdicts.entries.push(Entry { verdict, identity });
         }
     }
 

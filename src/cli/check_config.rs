@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::exit::Failure;
 use crate::config::{
-    self, Config, DEFAULT_FILE, Fsync, Jwks, Owner, Rotate, Secret, Secrets, SinkKind, Tls, display_size,
-    display_time,
+    self, Config, DEFAULT_FILE, Fsync, Jwks, JwksOrigin, Owner, Rotate, Secret, Secrets, SinkKind, Tls,
+    display_size, display_time,
 };
 use crate::net::SyslogAddress;
 use crate::printable::is_hazardous;
@@ -81,18 +81,7 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
             several => writeln!(out, "authorization = [{}]", list(several.iter().map(secret)))?,
         }
         match &source.jwks {
-            Some(Jwks::File(file)) => writeln!(out, "jwks = {{ file = {} }}", path(file))?,
-            Some(Jwks::Url { url, refresh, ca, token }) => {
-                let (url, refresh) = (quoted(url), quoted(display_time(*refresh)));
-                write!(out, "jwks = {{ url = {url}, refresh = {refresh}")?;
-                if let Some(ca) = ca {
-                    write!(out, ", ca = {}", path(ca))?;
-                }
-                if let Some(token) = token {
-                    write!(out, ", token = {}", secret(token))?;
-                }
-                writeln!(out, " }}")?;
-            }
+            Some(jwks) => self::jwks(out, jwks)?,
             None => {}
         }
         writeln!(out, "signatures = {}", quoted(source.signatures.name()))?;
@@ -156,6 +145,33 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
         }
     }
     Ok(toml)
+}
+
+fn jwks(out: &mut String, jwks: &Jwks) -> fmt::Result {
+    let Jwks { origin, pin, revoked, retired_for } = jwks;
+    match origin {
+        JwksOrigin::Keys(keys) => {
+            let keys = keys.keys().iter().map(|key| quoted(key.x()));
+            write!(out, "jwks = {{ keys = [{}]", list(keys))?;
+        }
+        JwksOrigin::File(file) => write!(out, "jwks = {{ file = {}", path(file))?,
+        JwksOrigin::Url { url, refresh, ca, token } => {
+            let (url, refresh) = (quoted(url), quoted(display_time(*refresh)));
+            write!(out, "jwks = {{ url = {url}, refresh = {refresh}")?;
+            if let Some(ca) = ca {
+                write!(out, ", ca = {}", path(ca))?;
+            }
+            if let Some(token) = token {
+                write!(out, ", token = {}", secret(token))?;
+            }
+        }
+    }
+    for (key, values) in [("pin", pin), ("revoked", revoked)] {
+        if !values.is_empty() {
+            write!(out, ", {key} = [{}]", list(values.iter().map(quoted)))?;
+        }
+    }
+    writeln!(out, ", retired_for = {} }}", quoted(display_time(*retired_for)))
 }
 
 fn rotation(rotate: &Rotate) -> Vec<String> {

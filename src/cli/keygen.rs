@@ -157,7 +157,7 @@ mod tests {
         let dir = parent.path().join("new").join("keys");
         let out = keygen(&dir).unwrap();
         let key = read_key(&dir.join(KEY_FILE)).unwrap();
-        let parsed = jwks::parse(&fs::read(dir.join(JWKS_FILE)).unwrap()).unwrap();
+        let parsed = jwks::parse(&fs::read(dir.join(JWKS_FILE)).unwrap(), 1).unwrap();
         assert!(parsed.refused.is_empty());
         let [public] = parsed.keys.keys() else { panic!("{parsed:?}") };
         assert_eq!(public.bytes(), key.verifying_key().as_bytes());

@@ -11,7 +11,7 @@ use super::exit::Failure;
 use crate::ingest;
 use crate::net::{Client, Endpoint};
 use crate::printable::printable;
-use crate::trust::jwks::{KeySet, Parsed};
+use crate::trust::jwks::{KeySet, MAX_KEPT_KEYS, Parsed};
 use crate::trust::keyring;
 use crate::trust::verify::{Claim, verify};
 use crate::wire::batch;
@@ -134,7 +134,7 @@ fn keys(args: &Args) -> Result<Vec<KeySet>, Failure> {
                     .block_on(keyring::fetch(&client, &endpoint, None, FETCH))
                     .map_err(|error| named(&error))?
             } else {
-                keyring::read_file(Path::new(origin)).map_err(|error| named(&error))?
+                keyring::read_file(Path::new(origin), MAX_KEPT_KEYS).map_err(|error| named(&error))?
             };
             for key in refused {
                 let _ = writeln!(io::stderr(), "auditgate: --jwks {origin}: {}", printable(&key.to_string()));

@@ -101,7 +101,7 @@ pub(super) struct Secret {
 /// A text that is zeroed when it is dropped.
 pub(super) struct Hidden(pub(super) Zeroizing<String>);
 
-/// Exactly one of `file` and `url` is to be given; the rest belongs to `url`.
+/// Exactly one of `file`, `url` and `keys` is to be given; `refresh`, `ca` and `token` belong to `url`.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table such as { url = \"https://…\" } or { file = \"PATH\" }")]
 pub(super) struct Jwks {
@@ -110,6 +110,10 @@ pub(super) struct Jwks {
     pub(super) refresh: Option<Text>,
     pub(super) ca: Option<Text>,
     pub(super) token: Option<Spanned<Secret>>,
+    pub(super) keys: Option<Spanned<Vec<Text>>>,
+    pub(super) pin: Option<Spanned<Vec<Text>>>,
+    pub(super) revoked: Option<Vec<Text>>,
+    pub(super) retired_for: Option<Text>,
 }
 
 #[derive(Default, serde::Deserialize)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::net::{Endpoint, Facility, Framing, Identity, SyslogAddress};
+use crate::trust::jwks::KeySet;
 pub use crate::wire::event::Stream;
 
 mod file;
@@ -166,9 +167,24 @@ pub struct Source {
     pub dedup: Dedup,
 }
 
+/// The keys that a source's signatures are checked against.
+#[derive(Clone, Debug)]
+pub struct Jwks {
+    /// Where they come from.
+    pub origin: JwksOrigin,
+    /// Thumbprints (RFC 7638) or `kid`s of the only keys to trust; all when there is none.
+    pub pin: Vec<String>,
+    /// Thumbprints (RFC 7638) of keys that are not trusted any more.
+    pub revoked: Vec<String>,
+    /// How long a key that is no longer listed is trusted: 1 ms to 3650 d. Default 8 d.
+    pub retired_for: Duration,
+}
+
 /// Where a source's key set comes from.
 #[derive(Clone, Debug)]
-pub enum Jwks {
+pub enum JwksOrigin {
+    /// These keys and no others.
+    Keys(KeySet),
     /// A file, not looked at here.
     File(PathBuf),
     /// A document to fetch.

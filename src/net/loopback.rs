@@ -28,6 +28,11 @@ impl Answer {
         Answer::whole("200 OK", "", body)
     }
 
+    /// With header fields, each with its line end.
+    pub(crate) fn ok_with(headers: &str, body: &str) -> Answer {
+        Answer::whole("200 OK", headers, body)
+    }
+
     pub(crate) fn status(status: u16) -> Answer {
         Answer::whole(&format!("{status} Test"), "", "")
     }

@@ -127,6 +127,8 @@ struct SourceSeries {
     delay: Histogram,
     last_event: IntGauge,
     jwks_keys: IntGauge,
+    jwks_retired_keys: IntGauge,
+    jwks_changes: IntCounter,
     jwks_refreshed: IntGauge,
     jwks_refresh_errors: IntCounter,
 }
@@ -217,7 +219,17 @@ impl Metrics {
 
         let jwks_keys = declare.gauges(
             "auditgate_jwks_keys",
-            "Public keys in use; 0 while none is loaded or where signatures are off.",
+            "Public keys in use, retired ones included; 0 while none is loaded or where signatures are off.",
+            &["source"],
+        )?;
+        let jwks_retired_keys = declare.gauges(
+            "auditgate_jwks_retired_keys",
+            "Public keys in use that the key set no longer lists: trusted for retired_for.",
+            &["source"],
+        )?;
+        let jwks_changes = declare.counters(
+            "auditgate_jwks_changes_total",
+            "Times that the key set listed other keys than before.",
             &["source"],
         )?;
         let jwks_refreshed = declare.gauges(
@@ -247,6 +259,8 @@ impl Metrics {
             delay: delay.with_label_values(&[name]),
             last_event: last_event.with_label_values(&[name]),
             jwks_keys: jwks_keys.with_label_values(&[name]),
+            jwks_retired_keys: jwks_retired_keys.with_label_values(&[name]),
+            jwks_changes: jwks_changes.with_label_values(&[name]),
             jwks_refreshed: jwks_refreshed.with_label_values(&[name]),
             jwks_refresh_errors: jwks_refresh_errors.with_label_values(&[name]),
         };
@@ -360,12 +374,19 @@ impl Metrics {
         }
     }
 
-    /// The key set now in use: how many keys it has, and when it was read from its origin in seconds since
-    /// the Unix epoch. For a set from the cache on disk that is the time at which it was cached.
-    pub fn jwks_loaded(&self, source: &str, keys: u64, unix_seconds: u64) {
+    /// How many keys are in use, and how many of these are retired.
+    pub fn jwks_keys(&self, source: &str, keys: u64, retired: u64) {
         if let Some(series) = self.source(source) {
             series.jwks_keys.set(saturate(keys));
+            series.jwks_retired_keys.set(saturate(retired));
+        }
+    }
+
+    /// The key set was read from its origin, at a time in seconds since the Unix epoch.
+    pub fn jwks_refreshed(&self, source: &str, unix_seconds: u64, changed: bool) {
+        if let Some(series) = self.source(source) {
             series.jwks_refreshed.set(saturate(unix_seconds));
+            series.jwks_changes.inc_by(u64::from(changed));
         }
     }
 
@@ -557,6 +578,8 @@ mod tests {
             "auditgate_sink_errors_total counter",
             "auditgate_sink_truncated_total counter",
             "auditgate_jwks_keys gauge",
+            "auditgate_jwks_retired_keys gauge",
+            "auditgate_jwks_changes_total counter",
             "auditgate_jwks_refreshed_timestamp_seconds gauge",
             "auditgate_jwks_refresh_errors_total counter",
             "auditgate_tls_certificate_not_after_timestamp_seconds gauge",
@@ -618,7 +641,8 @@ mod tests {
         metrics.sink_pending("siem", 3, 1.5);
         metrics.sink_error("siem");
         metrics.sink_truncated("siem", 4);
-        metrics.jwks_loaded("us", 2, 1_700_000_001);
+        metrics.jwks_keys("us", 2, 1);
+        metrics.jwks_refreshed("us", 1_700_000_001, true);
         metrics.jwks_refresh_error("us");
         metrics.certificate_not_after(1_800_000_000);
         let text = text(&metrics);
@@ -636,6 +660,8 @@ mod tests {
             "auditgate_sink_errors_total{sink=\"siem\"} 1",
             "auditgate_sink_truncated_total{sink=\"siem\"} 4",
             "auditgate_jwks_keys{source=\"us\"} 2",
+            "auditgate_jwks_retired_keys{source=\"us\"} 1",
+            "auditgate_jwks_changes_total{source=\"us\"} 1",
             "auditgate_jwks_refreshed_timestamp_seconds{source=\"us\"} 1700000001",
             "auditgate_jwks_refresh_errors_total{source=\"us\"} 1",
             "auditgate_tls_certificate_not_after_timestamp_seconds 1800000000",
@@ -695,7 +721,7 @@ mod tests {
             &|| metrics.last_event("us\n", 1),
             &|| metrics.sink_delivered("us", 1),
             &|| metrics.sink_pending("\"} 1", 1, 1.0),
-            &|| metrics.jwks_loaded("siem", 1, 1),
+            &|| metrics.jwks_keys("siem", 1, 1),
         ];
         for mistake in mistakes {
             assert_eq!(catch_unwind(AssertUnwindSafe(mistake)).is_err(), cfg!(debug_assertions));

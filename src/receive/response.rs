@@ -44,9 +44,9 @@ impl Refusal {
             }
             Self::BodyTooLarge(_) | Self::Rejected(Rejection::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Rejected(Rejection::Undecodable { .. }) => StatusCode::BAD_REQUEST,
-            Self::Rejected(Rejection::NoRoom | Rejection::BacklogFull | Rejection::NoKeys) => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::Rejected(
+                Rejection::NoRoom | Rejection::BacklogFull | Rejection::NoKeys | Rejection::UnknownKeys,
+            ) => StatusCode::TOO_MANY_REQUESTS,
             Self::Rejected(Rejection::Unwritable) => StatusCode::TOO_MANY_REQUESTS,
             Self::Rejected(Rejection::Commit(CommitError::Storage(_) | CommitError::Closed))
             | Self::Rejected(Rejection::Bug) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -63,9 +63,9 @@ impl Refusal {
         match self {
             // Jittered, so that the senders of a busy moment do not come back together.
             Self::Rejected(Rejection::NoRoom) => Some(Duration::from_secs(rand::rng().random_range(5..=10))),
-            Self::Rejected(Rejection::BacklogFull | Rejection::NoKeys | Rejection::Unwritable) => {
-                Some(Duration::from_secs(30))
-            }
+            Self::Rejected(
+                Rejection::BacklogFull | Rejection::NoKeys | Rejection::UnknownKeys | Rejection::Unwritable,
+            ) => Some(Duration::from_secs(30)),
             _ => None,
         }
     }
@@ -87,6 +87,10 @@ impl Refusal {
             }
             Self::Rejected(Rejection::NoKeys) => {
                 "no verification key has been loaded yet; send it again later".to_owned()
+            }
+            Self::Rejected(Rejection::UnknownKeys) => {
+                "the signatures fit no known key, and the key server cannot be asked; send it again later"
+                    .to_owned()
             }
             Self::Rejected(Rejection::Unwritable | Rejection::Commit(_)) => {
                 "the batch could not be stored; send it again later".to_owned()

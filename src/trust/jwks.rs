@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 /// that a longer list would let its publisher slow us down.
 pub const MAX_KEYS: usize = 64;
 
+/// How many keys are looked for where nobody waits: in what was kept over the years.
+pub const MAX_KEPT_KEYS: usize = 256;
+
 /// How many entries are looked at, usable or not; a longer list is no list of signing keys.
 const MAX_ENTRIES: usize = 1024;
 /// A `kid` is written beside every event that its key signed, so a longer one is not used.
@@ -51,20 +54,37 @@ impl Key {
         thumbprint(&self.bytes)
     }
 
+    /// The public key in base64url: the member `x` of a JWK (RFC 8037, section 2).
+    pub fn x(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.bytes)
+    }
+
     /// The public key as RFC 8032 encodes it.
     pub fn bytes(&self) -> &[u8; PUBLIC_KEY_LENGTH] {
         &self.bytes
     }
 }
 
-/// At least one key and at most [`MAX_KEYS`], in the document's order, no two of them equal. Only
-/// [`parse`] makes one.
+/// At least one key, no two of them equal, and each with an id of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySet {
     keys: Vec<Key>,
 }
 
 impl KeySet {
+    /// The keys in this order, equal ones once. A key whose id an earlier, different key has gets `#` and the
+    /// beginning of its thumbprint behind it. None without a key.
+    pub fn of(keys: impl IntoIterator<Item = Key>) -> Option<Self> {
+        let mut set: Vec<Key> = Vec::new();
+        for Key { id, bytes } in keys {
+            if !set.iter().any(|key| key.bytes == bytes) {
+                let id = distinct_id(id, &bytes, &set);
+                set.push(Key { id, bytes });
+            }
+        }
+        (!set.is_empty()).then_some(Self { keys: set })
+    }
+
     /// The keys; never empty.
     pub fn keys(&self) -> &[Key] {
         &self.keys
@@ -158,10 +178,8 @@ pub enum JwksError {
     #[error("the JWKS document lists {0} keys, but at most {MAX_ENTRIES} are looked at")]
     TooManyEntries(usize),
     /// More usable keys than we would try for an event.
-    #[error(
-        "the JWKS document has more than {MAX_KEYS} Ed25519 keys, which is more than are used for one source"
-    )]
-    TooManyKeys,
+    #[error("the JWKS document has more than {0} Ed25519 keys, which is more than are used at once")]
+    TooManyKeys(usize),
     /// Nothing in it is a key for us.
     #[error("the JWKS document has no usable Ed25519 key: {}", listed(.0))]
     NoUsableKey(Vec<RefusedKey>),
@@ -171,31 +189,42 @@ pub enum JwksError {
 ///
 /// Only keys of `kty` `OKP`, `crv` `Ed25519`, with `alg` absent, `EdDSA` or `Ed25519` and `use`
 /// absent or `sig`, are taken; the others are listed as refused and do not spoil the rest. Equal
-/// keys count once, under the first one's id. A key whose `kid` an earlier, different key has gets
-/// `#` and the beginning of its thumbprint behind it.
+/// keys count once, under the first one's id; more than `limit` different ones are an error.
 ///
 /// # Errors
 /// See [`JwksError`].
-pub fn parse(document: &[u8]) -> Result<Parsed, JwksError> {
-    let entries = entries(document)?;
-    let mut keys: Vec<Key> = Vec::new();
-    let mut refused = Vec::new();
-    for (index, entry) in entries.iter().enumerate() {
-        let (kid, outcome) = examine(entry.get());
-        match outcome {
-            Err(reason) => refused.push(RefusedKey { position: index + 1, kid, reason }),
-            Ok(bytes) if keys.iter().any(|key| key.bytes == bytes) => {}
-            Ok(_) if keys.len() == MAX_KEYS => return Err(JwksError::TooManyKeys),
-            Ok(bytes) => {
-                let id = distinct_id(kid, &bytes, &keys);
-                keys.push(Key { id, bytes });
-            }
+pub fn parse(document: &[u8], limit: usize) -> Result<Parsed, JwksError> {
+    let (mut keys, mut refused) = (Vec::new(), Vec::new());
+    for (index, entry) in entries(document)?.iter().enumerate() {
+        match examine(entry.get()) {
+            (_, Ok(key)) => keys.push(key),
+            (kid, Err(reason)) => refused.push(RefusedKey { position: index + 1, kid, reason }),
         }
     }
-    if keys.is_empty() {
-        return Err(JwksError::NoUsableKey(refused));
+    match KeySet::of(keys) {
+        Some(keys) if keys.keys.len() > limit => Err(JwksError::TooManyKeys(limit)),
+        Some(keys) => Ok(Parsed { keys, refused }),
+        None => Err(JwksError::NoUsableKey(refused)),
     }
-    Ok(Parsed { keys: KeySet { keys }, refused })
+}
+
+/// One public key as an operator writes it down: base64url of its 32 bytes. Its id is its thumbprint.
+///
+/// # Errors
+/// See [`Refusal`].
+pub fn pinned(x: &str) -> Result<Key, Refusal> {
+    let bytes = point(x)?;
+    Ok(Key { id: thumbprint(&bytes), bytes })
+}
+
+/// Whether a text can be a [`thumbprint`].
+pub fn is_thumbprint(text: &str) -> bool {
+    URL_SAFE_NO_PAD.decode(text).is_ok_and(|digest| digest.len() == 32)
+}
+
+/// One entry of a document.
+pub(super) fn entry(json: &str) -> Result<Key, Refusal> {
+    examine(json).1
 }
 
 /// Writes a JWKS document with these keys, as [`parse`] reads it; ends in a line feed. A key
@@ -257,11 +286,14 @@ fn entries(document: &[u8]) -> Result<Vec<&RawValue>, JwksError> {
 }
 
 /// The entry's `kid`, and its key or what is wrong with it.
-fn examine(entry: &str) -> (Option<String>, Result<[u8; PUBLIC_KEY_LENGTH], Refusal>) {
+fn examine(entry: &str) -> (Option<String>, Result<Key, Refusal>) {
     match serde_json::from_str::<Jwk>(entry) {
         Ok(mut jwk) if entry.starts_with('{') => {
             let kid = jwk.kid.take();
-            (kid, public_key(jwk))
+            let usable = kid.clone().filter(|kid| !kid.is_empty() && kid.len() <= MAX_ID_BYTES);
+            let key =
+                public_key(jwk).map(|bytes| Key { id: usable.unwrap_or_else(|| thumbprint(&bytes)), bytes });
+            (kid, key)
         }
         _ => (None, Err(Refusal::Malformed)),
     }
@@ -279,7 +311,12 @@ fn public_key(jwk: Jwk) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
     only(Some(jwk.crv.unwrap_or_default()), &["Ed25519"], Refusal::Curve)?;
     only(jwk.alg, &["EdDSA", "Ed25519"], Refusal::Algorithm)?;
     only(jwk.r#use, &["sig"], Refusal::Use)?;
-    let decoded = BASE64URL.decode(jwk.x.ok_or(Refusal::NoPublicKey)?).map_err(Refusal::Base64)?;
+    point(&jwk.x.ok_or(Refusal::NoPublicKey)?)
+}
+
+/// The point that is encoded in base64url, if it is one to verify with.
+fn point(x: &str) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
+    let decoded = BASE64URL.decode(x).map_err(Refusal::Base64)?;
     let bytes = <[u8; PUBLIC_KEY_LENGTH]>::try_from(decoded).map_err(|other| Refusal::Length(other.len()))?;
     let point = VerifyingKey::from_bytes(&bytes).map_err(|_| Refusal::NotAPoint)?;
     if point.is_weak() {
@@ -291,10 +328,8 @@ fn public_key(jwk: Jwk) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
     Ok(bytes)
 }
 
-fn distinct_id(kid: Option<String>, bytes: &[u8; PUBLIC_KEY_LENGTH], earlier: &[Key]) -> String {
+fn distinct_id(mut id: String, bytes: &[u8; PUBLIC_KEY_LENGTH], earlier: &[Key]) -> String {
     let thumbprint = thumbprint(bytes);
-    let mut id =
-        kid.filter(|kid| !kid.is_empty() && kid.len() <= MAX_ID_BYTES).unwrap_or_else(|| thumbprint.clone());
     let mut suffix = &thumbprint[..8];
     // More than one round only for a document that imitates such ids.
     while earlier.iter().any(|key| key.id == id) {
@@ -342,7 +377,7 @@ mod tests {
     }
 
     fn set(entries: &[String]) -> Result<Parsed, JwksError> {
-        parse(format!(r#"{{"keys":[{}]}}"#, entries.join(",")).as_bytes())
+        parse(format!(r#"{{"keys":[{}]}}"#, entries.join(",")).as_bytes(), MAX_KEYS)
     }
 
     /// Why `entry` alone gives no key.
@@ -362,7 +397,7 @@ mod tests {
         let text = format!(
             r#"{{"keys":[{{"alg":"EdDSA","crv":"Ed25519","kid":"k1","kty":"OKP","x":"{RFC_X}"}}],"more":[]}}"#
         );
-        let parsed = parse(text.as_bytes()).unwrap();
+        let parsed = parse(text.as_bytes(), MAX_KEYS).unwrap();
         assert_eq!(ids(&parsed), ["k1"]);
         assert_eq!(URL_SAFE_NO_PAD.encode(parsed.keys.keys()[0].bytes()), RFC_X);
         assert_eq!(parsed.keys.keys()[0].thumbprint(), RFC_THUMBPRINT);
@@ -493,7 +528,7 @@ mod tests {
     #[test]
     fn documents_that_are_no_key_set() {
         for text in ["", "{", "nonsense", "{\"keys\":[]} x", "\u{feff}{}", "<html>"] {
-            assert!(matches!(parse(text.as_bytes()), Err(JwksError::NotJson(_))), "{text}");
+            assert!(matches!(parse(text.as_bytes(), MAX_KEYS), Err(JwksError::NotJson(_))), "{text}");
         }
         for text in [
             "{}",
@@ -505,19 +540,19 @@ mod tests {
             r#"{"keys":null}"#,
             r#"{"keys":[],"keys":[]}"#,
         ] {
-            assert_eq!(parse(text.as_bytes()), Err(JwksError::NotAKeySet), "{text}");
+            assert_eq!(parse(text.as_bytes(), MAX_KEYS), Err(JwksError::NotAKeySet), "{text}");
         }
-        let empty = parse(br#"{"keys":[]}"#).unwrap_err();
+        let empty = parse(br#"{"keys":[]}"#, MAX_KEYS).unwrap_err();
         assert!(empty.to_string().ends_with("its keys array is empty"));
         let deep = format!("{{\"keys\":[{}]}}", "[".repeat(100_000));
-        assert!(parse(deep.as_bytes()).is_err());
+        assert!(parse(deep.as_bytes(), MAX_KEYS).is_err());
     }
 
     #[test]
     fn the_number_of_keys_is_bounded() {
         let keys = |n: u8| (0..n).map(|seed| jwk("", &key(seed))).collect::<Vec<_>>();
         assert_eq!(set(&keys(64)).unwrap().keys.keys().len(), MAX_KEYS);
-        assert_eq!(set(&keys(65)), Err(JwksError::TooManyKeys));
+        assert_eq!(set(&keys(65)), Err(JwksError::TooManyKeys(MAX_KEYS)));
         // Repeats of one key are one key.
         assert_eq!(set(&vec![jwk("", &key(1)); 200]).unwrap().keys.keys().len(), 1);
         assert_eq!(set(&vec!["0".to_owned(); 1025]), Err(JwksError::TooManyEntries(1025)));
@@ -535,7 +570,7 @@ mod tests {
     #[test]
     fn a_written_document_reads_back() {
         let text = document(&[(Some("one \"1\"".to_owned()), key(1)), (None, key(2))]);
-        let parsed = parse(text.as_bytes()).unwrap();
+        let parsed = parse(text.as_bytes(), MAX_KEYS).unwrap();
         assert_eq!(ids(&parsed), ["one \"1\"", &thumbprint(&key(2))]);
         assert_eq!(parsed.keys.keys()[0].bytes(), &key(1));
         assert!(text.ends_with("}\n"));
@@ -544,18 +579,18 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse(&bytes).map_err(|error| error.to_string());
+            let _ = parse(&bytes, MAX_KEYS).map_err(|error| error.to_string());
         }
 
         #[test]
         fn no_key_text_makes_it_panic(x in ".{0,60}", kid in ".{0,20}", entry in "[\\[\\]{}\",:a-z0-9 ]{0,40}") {
             let key = serde_json::json!({"kty": "OKP", "crv": "Ed25519", "x": x, "kid": kid});
-            let _ = parse(format!("{{\"keys\":[{key},{entry}]}}").as_bytes()).map_err(|e| e.to_string());
+            let _ = parse(format!("{{\"keys\":[{key},{entry}]}}").as_bytes(), MAX_KEYS).map_err(|e| e.to_string());
         }
 
         #[test]
         fn whatever_is_accepted_is_canonical_and_reads_back(bytes in any::<[u8; 32]>(), kid in ".{1,40}") {
-            if let Ok(parsed) = parse(document(&[(Some(kid.clone()), bytes)]).as_bytes()) {
+            if let Ok(parsed) = parse(document(&[(Some(kid.clone()), bytes)]).as_bytes(), MAX_KEYS) {
                 let key = &parsed.keys.keys()[0];
                 prop_assert_eq!(key.bytes(), &bytes);
                 prop_assert_eq!(key.id(), kid.as_str());
@@ -573,11 +608,11 @@ mod tests {
                     (kid, SigningKey::from_bytes(seed).verifying_key().to_bytes())
                 })
                 .collect();
-            let parsed = parse(document(&keys).as_bytes()).unwrap();
+            let parsed = parse(document(&keys).as_bytes(), MAX_KEYS).unwrap();
             let again: Vec<_> =
                 parsed.keys.keys().iter().map(|key| (Some(key.id().to_owned()), *key.bytes())).collect();
             prop_assert_eq!(again.len(), keys.len());
-            prop_assert_eq!(parse(document(&again).as_bytes()).unwrap().keys, parsed.keys);
+            prop_assert_eq!(parse(document(&again).as_bytes(), MAX_KEYS).unwrap().keys, parsed.keys);
         }
     }
 }

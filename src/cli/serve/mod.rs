@@ -20,9 +20,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use crate::cli::exit::Failure;
-use crate::config::{self, Config, DedupBy, Jwks, Secret, Secrets, Signatures, Tls};
+use crate::config::{self, Config, DedupBy, Jwks, JwksOrigin, Secret, Secrets, Signatures, Tls};
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
@@ -35,7 +36,7 @@ use crate::receive::listener::Listener;
 use crate::receive::request::{self, IN_WORK, Route, Service};
 use crate::receive::tls;
 use crate::room::Room;
-use crate::trust::keyring::{KeyRing, Origin, Refresh};
+use crate::trust::keyring::{KeyRing, Origin, Refresh, Terms};
 use crate::wire::batch::Caps;
 use crate::wire::event::Reason;
 
@@ -54,7 +55,7 @@ const REJECT_WINDOW: Duration = Duration::from_secs(86_400);
 const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the first fetch of keys may hold up the start.
-const FIRST_FETCH: Duration = Duration::from_secs(10);
+const FIRST_FETCH: Duration = Duration::from_secs(3);
 
 /// For handshakes and headers, and for idle connections.
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
@@ -126,14 +127,14 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     }
     tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), sources.clone(), limits(config)));
 
-    let listener = listener(config, certificates, sources, &ledger, &metrics);
+    let listener = listener(config, certificates, &sources, &ledger, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
     health.started();
     systemd::ready("receiving batches");
     tokio::spawn(systemd::watchdog(|| true));
 
     let lost = tokio::select! {
-        () = told_to_stop() => None,
+        () = told_to_stop(&sources) => None,
         reason = &mut running.failed => Some(reason.unwrap_or_else(|_| "its thread ended".to_owned())),
     };
     if let Some(reason) = lost {
@@ -183,7 +184,8 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
     let _ = running.thread.join();
 }
 
-async fn told_to_stop() {
+/// Waits for SIGTERM or SIGINT. SIGHUP looks for new keys meanwhile.
+async fn told_to_stop(sources: &[Arc<Source>]) {
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
     else {
@@ -195,7 +197,10 @@ async fn told_to_stop() {
             _ = terminate.recv() => return,
             _ = interrupt.recv() => return,
             _ = hang_up.recv() => {
-                tracing::warn!("SIGHUP: files that were moved are made anew without it, and a new configuration needs a restart");
+                tracing::info!(
+                    "SIGHUP: keys are read again, and files that were moved are made anew; a new configuration needs a restart"
+                );
+                sources.iter().filter_map(|source| source.keys.as_ref()).for_each(|keys| keys.refresh_soon());
             }
         }
     }
@@ -237,7 +242,7 @@ async fn sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<Sour
     let mut sources = Vec::with_capacity(config.sources.len());
     for source in &config.sources {
         let keys = match &source.jwks {
-            Some(jwks) => Some(keys(config, source, jwks, metrics).await?),
+            Some(jwks) => Some(keys(config, source, jwks, metrics)?),
             None => None,
         };
         sources.push(Arc::new(Source {
@@ -254,19 +259,34 @@ async fn sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<Sour
             keys,
         }));
     }
+    // All at once: a key server that does not answer holds the start up no longer than one.
+    let mut loading = JoinSet::new();
+    for source in &sources {
+        if let Some(ring) = source.keys.clone() {
+            let name = Arc::clone(&source.name);
+            loading.spawn(async move {
+                let loaded = ring.load_at_start(FIRST_FETCH).await;
+                loaded.map_err(|error| Failure::config(format!("source `{name}`: {error}")))
+            });
+        }
+    }
+    while let Some(loaded) = loading.join_next().await {
+        loaded.map_err(Failure::bug)??;
+    }
     Ok(sources)
 }
 
-async fn keys(
+fn keys(
     config: &Config,
     source: &config::Source,
     jwks: &Jwks,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<KeyRing>, Failure> {
     let named = |error: &dyn std::fmt::Display| Failure::config(format!("source `{}`: {error}", source.name));
-    let origin = match jwks {
-        Jwks::File(path) => Origin::File(path.clone()),
-        Jwks::Url { url, refresh, ca, token } => Origin::Url {
+    let origin = match &jwks.origin {
+        JwksOrigin::Keys(keys) => Origin::Pinned(keys.clone()),
+        JwksOrigin::File(path) => Origin::File(path.clone()),
+        JwksOrigin::Url { url, refresh, ca, token } => Origin::Url {
             endpoint: url.clone(),
             refresh: *refresh,
             ca: ca.clone(),
@@ -277,15 +297,20 @@ async fn keys(
         },
     };
     let (metrics, name) = (Arc::clone(metrics), source.name.clone());
+    let terms =
+        Terms { retired_for: jwks.retired_for, revoked: jwks.revoked.clone(), pinned: jwks.pin.clone() };
     let observer = move |refresh| match refresh {
-        Refresh::Loaded { keys, unix_seconds } => metrics.jwks_loaded(&name, keys as u64, unix_seconds),
-        Refresh::Cached { keys } => metrics.jwks_loaded(&name, keys as u64, 0),
+        Refresh::Loaded { keys, retired, changed, unix_seconds } => {
+            metrics.jwks_keys(&name, keys as u64, retired as u64);
+            metrics.jwks_refreshed(&name, unix_seconds, changed);
+        }
+        Refresh::Remembered { keys, retired } | Refresh::Expired { keys, retired } => {
+            metrics.jwks_keys(&name, keys as u64, retired as u64);
+        }
         Refresh::Failed => metrics.jwks_refresh_error(&name),
     };
-    let ring =
-        KeyRing::new(&source.name, origin, &config.data_dir, observer).map_err(|error| named(&error))?;
-    ring.load_at_start(FIRST_FETCH).await.map_err(|error| named(&error))?;
-    Ok(Arc::new(ring))
+    let ring = KeyRing::new(&source.name, origin, terms, &config.data_dir, observer);
+    Ok(Arc::new(ring.map_err(|error| named(&error))?))
 }
 
 fn start_workers(
@@ -325,7 +350,7 @@ fn limits(config: &Config) -> Limits {
 fn listener(
     config: &Config,
     certificates: Option<Arc<rustls::ServerConfig>>,
-    sources: Vec<Arc<Source>>,
+    sources: &[Arc<Source>],
     ledger: &Ledger,
     metrics: &Arc<Metrics>,
 ) -> Listener {
@@ -340,7 +365,7 @@ fn listener(
                 // Every secret is compared, so that the time does not tell which one nearly fitted.
                 secrets.iter().fold(false, |known, secret| known | secret.matches(presented))
             };
-            (configured.path.clone(), Route { source, authorises: Box::new(authorises) })
+            (configured.path.clone(), Route { source: Arc::clone(source), authorises: Box::new(authorises) })
         })
         .collect();
     let ingest = Ingest::new(ledger.clone(), self::limits(config));

@@ -369,7 +369,7 @@ impl Resolver<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Dedup, DedupBy, Jwks, Signatures, Stream};
+    use super::super::{Dedup, DedupBy, JwksOrigin, Signatures, Stream};
     use super::bench::{GOOD, accepted, config, problems, refused};
     use super::*;
 
@@ -387,7 +387,9 @@ mod tests {
         assert!(source.authorization[0].matches(b"Bearer abc"));
         assert_eq!(source.signatures, Signatures::Require);
         assert_eq!(source.dedup, Dedup { by: DedupBy::Event, window: Duration::from_secs(8 * 86_400) });
-        let Some(Jwks::Url { url, refresh, ca: None, token: None }) = &source.jwks else {
+        let Some(JwksOrigin::Url { url, refresh, ca: None, token: None }) =
+            source.jwks.as_ref().map(|jwks| &jwks.origin)
+        else {
             panic!("{source:?}");
         };
         assert_eq!(url.to_string(), "https://us.example.com/jwks.json");
@@ -439,11 +441,13 @@ mod tests {
         assert_eq!(config.limits.backlog, 5 << 30);
         let [a, b, c] = config.sources.as_slice() else { panic!("{config:?}") };
         assert!(a.authorization[0].matches(b"Bearer env") && a.authorization[1].matches(b"Splunk x"));
-        assert!(matches!(&a.jwks, Some(Jwks::File(file)) if *file == base.join("jwks.json")));
+        assert!(
+            matches!(a.jwks.as_ref().map(|jwks| &jwks.origin), Some(JwksOrigin::File(file)) if *file == base.join("jwks.json"))
+        );
         assert_eq!(a.dedup.by, DedupBy::TraceId);
         assert!(b.jwks.is_none());
         assert!(
-            matches!(&c.jwks, Some(Jwks::Url { ca: Some(_), token: Some(token), .. }) if token.matches(b"t"))
+            matches!(c.jwks.as_ref().map(|jwks| &jwks.origin), Some(JwksOrigin::Url { ca: Some(_), token: Some(token), .. }) if token.matches(b"t"))
         );
         assert_eq!(config.sinks[0].streams, Stream::ALL);
         assert_eq!(config.sinks[0].sources.as_deref().unwrap(), ["a", "b", "c"]);

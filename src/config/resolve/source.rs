@@ -9,11 +9,14 @@ use toml::Spanned;
 
 use super::super::file::{self, OneOrMany, Text};
 use super::super::secret::Origin;
-use super::super::{Dedup, DedupBy, Jwks, Secret, Secrets, Signatures, Source};
+use super::super::{Dedup, DedupBy, Jwks, JwksOrigin, Secret, Secrets, Signatures, Source};
 use super::Resolver;
 use crate::net::Endpoint;
+use crate::trust::jwks::{self, KeySet};
 
 const DEFAULT_REFRESH: Duration = Duration::from_secs(3600);
+/// What Konnect sends again is at most a week old.
+const DEFAULT_RETIRED_FOR: Duration = Duration::from_secs(8 * 86_400);
 const DEFAULT_WINDOW: Duration = Duration::from_secs(8 * 86_400);
 
 impl Resolver<'_> {
@@ -114,26 +117,37 @@ impl Resolver<'_> {
     }
 
     fn jwks(&mut self, table: Spanned<file::Jwks>) -> Option<Jwks> {
-        const FORMS: &str = "write { url = \"https://…\" } or { file = \"PATH\" }";
-
         let at = table.span();
-        let file::Jwks { file, url, refresh, ca, token } = table.into_inner();
-        match (file, url) {
-            (Some(file), None) => {
-                let only_url = [
-                    ("refresh", refresh.as_ref().map(Spanned::span)),
-                    ("ca", ca.as_ref().map(Spanned::span)),
-                    ("token", token.as_ref().map(Spanned::span)),
-                ];
-                for (key, written) in only_url {
-                    if let Some(at) = written {
-                        let message = format!("`{key}` with a `jwks` that is a file");
-                        self.findings.report(&at, message, format!("remove `{key}`, or use url"));
-                    }
+        let mut table = table.into_inner();
+        let retired_for = self.time(table.retired_for.as_ref(), "retired_for", DEFAULT_RETIRED_FOR);
+        let revoked: Option<Vec<String>> =
+            table.revoked.take().unwrap_or_default().into_iter().map(|text| self.thumbprint(text)).collect();
+        let pin = self.pins(table.pin.take(), table.keys.is_some());
+        let origin = self.jwks_origin(table, &at);
+        Some(Jwks { origin: origin?, pin: pin?, revoked: revoked?, retired_for: retired_for? })
+    }
+
+    fn jwks_origin(&mut self, table: file::Jwks, at: &Range<usize>) -> Option<JwksOrigin> {
+        const FORMS: &str =
+            "write { url = \"https://…\" }, { file = \"PATH\" } or { keys = [\"BASE64URL\"] }";
+
+        let file::Jwks { file, url, keys, refresh, ca, token, .. } = table;
+        if url.is_none() && (file.is_some() || keys.is_some()) {
+            let only_url = [
+                ("refresh", refresh.as_ref().map(Spanned::span)),
+                ("ca", ca.as_ref().map(Spanned::span)),
+                ("token", token.as_ref().map(Spanned::span)),
+            ];
+            for (key, written) in only_url {
+                if let Some(at) = written {
+                    let message = format!("`{key}` with a `jwks` that has no url");
+                    self.findings.report(&at, message, format!("remove `{key}`, or use url"));
                 }
-                self.path(&file, "file").map(Jwks::File)
             }
-            (None, Some(url)) => {
+        }
+        match (file, url, keys) {
+            (Some(file), None, None) => self.path(&file, "file").map(JwksOrigin::File),
+            (None, Some(url), None) => {
                 let url_at = url.span();
                 let url = Endpoint::parse(url.get_ref())
                     .map_err(|error| {
@@ -144,17 +158,71 @@ impl Resolver<'_> {
                 let refresh = self.time(refresh.as_ref(), "refresh", DEFAULT_REFRESH);
                 let ca = ca.map_or(Some(None), |text| self.path(&text, "ca").map(Some));
                 let token = token.map_or(Some(None), |token| self.bearer_token(token).map(Some));
-                Some(Jwks::Url { url: url?, refresh: refresh?, ca: ca?, token: token? })
+                Some(JwksOrigin::Url { url: url?, refresh: refresh?, ca: ca?, token: token? })
             }
-            (None, None) => {
-                self.findings.report(&at, "`jwks` has neither `url` nor `file`", FORMS);
+            (None, None, Some(keys)) => self.pinned_keys(keys),
+            (None, None, None) => {
+                self.findings.report(at, "`jwks` has neither `url` nor `file` nor `keys`", FORMS);
                 None
             }
-            (Some(_), Some(_)) => {
-                self.findings.report(&at, "`jwks` has both `url` and `file`", FORMS);
+            _ => {
+                self.findings.report(at, "`jwks` has more than one of `url`, `file` and `keys`", FORMS);
                 None
             }
         }
+    }
+
+    fn pinned_keys(&mut self, texts: Spanned<Vec<Text>>) -> Option<JwksOrigin> {
+        let at = texts.span();
+        let mut keys = Vec::new();
+        for text in texts.into_inner() {
+            match jwks::pinned(text.get_ref()) {
+                Ok(key) => keys.push(key),
+                Err(refusal) => {
+                    let message = format!("a key of `jwks` {refusal}");
+                    let hint = "write the member `x` of the public JWK: 43 characters of base64url";
+                    self.findings.report(&text.span(), message, hint);
+                    return None;
+                }
+            }
+        }
+        let set = KeySet::of(keys).filter(|set| set.keys().len() <= jwks::MAX_KEYS);
+        if set.is_none() {
+            let message = format!("`keys` of `jwks` lists no key, or more than {}", jwks::MAX_KEYS);
+            self.findings.report(&at, message, "list the public keys that events are signed with");
+        }
+        set.map(JwksOrigin::Keys)
+    }
+
+    fn pins(&mut self, texts: Option<Spanned<Vec<Text>>>, with_keys: bool) -> Option<Vec<String>> {
+        let Some(texts) = texts else { return Some(Vec::new()) };
+        let at = texts.span();
+        let pins: Vec<String> = texts.into_inner().into_iter().map(Spanned::into_inner).collect();
+        if with_keys {
+            let hint = "remove `pin`: `keys` are the only ones anyhow";
+            self.findings.report(&at, "`pin` with a `jwks` that has `keys`", hint);
+            return None;
+        }
+        if pins.iter().all(String::is_empty) {
+            let hint = "list thumbprints or kids, or remove `pin` to trust every key that is listed";
+            self.findings.report(&at, "`pin` of `jwks` names no key", hint);
+            return None;
+        }
+        Some(pins)
+    }
+
+    fn thumbprint(&mut self, text: Text) -> Option<String> {
+        if jwks::is_thumbprint(text.get_ref()) {
+            return Some(text.into_inner());
+        }
+        let hint =
+            "write the key's thumbprint (RFC 7638), 43 characters, as the log shows it when keys are loaded";
+        self.findings.report(
+            &text.span(),
+            format!("`revoked` of `jwks`: `{}` is no thumbprint", text.get_ref()),
+            hint,
+        );
+        None
     }
 
     fn bearer_token(&mut self, token: Spanned<file::Secret>) -> Option<Secret> {
@@ -276,6 +344,9 @@ mod tests {
         assert!(resolve_text(&text, Secrets::SkipMissing).is_err());
     }
 
+    /// RFC 8032, section 7.1, TEST 1.
+    const KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+
     #[test]
     fn key_sets_are_required_and_come_from_one_place() {
         let jwks = "jwks = { url = \"https://us.example.com/jwks.json\" }";
@@ -284,12 +355,12 @@ mod tests {
             "",
             "5: missing key `jwks` in [sources.us], without which no signature can be checked; add jwks",
         );
-        refused(jwks, "jwks = {}", "8: `jwks` has neither `url` nor `file`");
-        refused(jwks, "jwks = { url = \"https://x\", file = \"y\" }", "8: `jwks` has both");
+        refused(jwks, "jwks = {}", "8: `jwks` has neither `url` nor `file` nor `keys`");
+        refused(jwks, "jwks = { url = \"https://x\", file = \"y\" }", "8: `jwks` has more than one of");
         refused(
             jwks,
             "jwks = { file = \"y\", refresh = \"1h\" }",
-            "8: `refresh` with a `jwks` that is a file",
+            "8: `refresh` with a `jwks` that has no url",
         );
         refused(jwks, "jwks = { url = \"http://us.example.com/\" }", "8: `url` of `jwks`: ");
         refused(jwks, "jwks = { url = \"nonsense\" }", "8: `url` of `jwks`: ");
@@ -305,6 +376,29 @@ mod tests {
             "8: the token of `jwks` contains a space; write the token alone",
         );
         accepted(jwks, "jwks = { url = \"http://localhost:1/\" }");
+        accepted(jwks, &format!("jwks = {{ url = \"https://x/\", pin = [\"k1\"], revoked = [\"{KEY}\"] }}"));
+        refused(jwks, "jwks = { url = \"https://x/\", pin = [] }", "8: `pin` of `jwks` names no key");
+        refused(
+            jwks,
+            "jwks = { url = \"https://x/\", revoked = [\"k1\"] }",
+            "8: `revoked` of `jwks`: `k1` is no thumbprint; write the key's thumbprint (RFC 7638)",
+        );
+        refused(
+            jwks,
+            "jwks = { url = \"https://x/\", retired_for = \"soon\" }",
+            "8: `soon` is no time for `retired_for`",
+        );
+        accepted(jwks, &format!("jwks = {{ keys = [\"{KEY}\"] }}"));
+        refused(jwks, "jwks = { keys = [] }", "8: `keys` of `jwks` lists no key");
+        refused(
+            jwks,
+            "jwks = { keys = [\"AAAA\"] }",
+            "8: a key of `jwks` has an x of 3 bytes, but an Ed25519 public key has 32",
+        );
+        let weak = format!("jwks = {{ keys = [\"{}\"] }}", "A".repeat(43));
+        refused(jwks, &weak, "8: a key of `jwks` is weak");
+        let both = format!("jwks = {{ keys = [\"{KEY}\"], pin = [\"k1\"] }}");
+        refused(jwks, &both, "8: `pin` with a `jwks` that has `keys`");
     }
 
     #[test]

@@ -1,0 +1,964 @@
+//! One source's keys over time: loaded at start, kept fresh, remembered on disk.
+//!
+//! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file or the memory
+//! on disk, the keys that were last good stay in use, and only a whole, well-formed document with at least one
+//! usable key replaces them. A key that such a document lists no more stays trusted for [`Terms::retired_for`].
+//!
+//! A signature that fits no known key makes the ring ask its origin ([`KeyRing::look_again`]) before anything is
+//! held against the event.
+
+mod demand;
+mod history;
+mod origin;
+mod store;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Mutex, Notify, watch};
+use tracing::{debug, info, warn};
+
+use self::demand::{Demand, GATHERING, Outcome, Turn};
+use self::history::{Change, History};
+pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, Origin, fetch, read_file};
+use self::origin::{Loaded, Ready};
+use super::jwks::{Key, KeySet, Parsed, RefusedKey};
+use crate::net::TlsError;
+
+/// How long a refresh may take. At start, where the daemon waits for it, the caller says.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for one that a batch waits for.
+const DEMAND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a key file is read again; local and small, so more often than a URL.
+const FILE_REFRESH: Duration = Duration::from_secs(60);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
+const LONGEST_REFRESH: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A key server may ask to be asked more often than it is configured, but not more often than that.
+const SHORTEST_MAX_AGE: Duration = Duration::from_secs(60);
+
+/// Which of an origin's keys are trusted, and for how long.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// How long a key is trusted after it was found to be no longer listed.
+    pub retired_for: Duration,
+    /// Thumbprints of keys that are not trusted any more, whoever lists them.
+    pub revoked: Vec<String>,
+    /// Thumbprints or `kid`s of the only keys to trust; all when there is none.
+    pub pinned: Vec<String>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { retired_for: Duration::from_secs(8 * 86_400), revoked: Vec::new(), pinned: Vec::new() }
+    }
+}
+
+impl Terms {
+    fn revokes(&self, thumbprint: &str) -> bool {
+        self.revoked.iter().any(|revoked| revoked == thumbprint)
+    }
+
+    fn pins(&self, key: &Key) -> bool {
+        self.pinned.is_empty() || self.pinned.iter().any(|pin| pin == key.id() || *pin == key.thumbprint())
+    }
+}
+
+/// What happened to the keys, for whoever counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    /// The origin gave a good document, changed or not.
+    Loaded {
+        /// How many keys are in use now, the retired ones included.
+        keys: usize,
+        /// How many of them the origin lists no longer.
+        retired: usize,
+        /// Whether a set that was known before has changed.
+        changed: bool,
+        /// When, in seconds since the Unix epoch.
+        unix_seconds: u64,
+    },
+    /// At start the memory on disk gave keys.
+    Remembered {
+        /// How many keys are in use now, the retired ones included.
+        keys: usize,
+        /// How many of them the origin lists no longer.
+        retired: usize,
+    },
+    /// The time of a retired key is over.
+    Expired {
+        /// How many keys are in use now, the retired ones included.
+        keys: usize,
+        /// How many of them the origin lists no longer.
+        retired: usize,
+    },
+    /// The origin gave no good document; the keys in use, if any, stay.
+    Failed,
+}
+
+/// What became of the question for a key that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// What the ring has now is what there is: judge by [`KeyRing::current`].
+    Known,
+    /// The origin could not be asked.
+    Unavailable,
+}
+
+/// The keys of one source. Verification reads [`KeyRing::current`] for every batch; one task runs
+/// [`KeyRing::keep_fresh`].
+pub struct KeyRing {
+    source: String,
+    origin: Ready,
+    terms: Terms,
+    memory: PathBuf,
+    observer: Box<dyn Fn(Refresh) + Send + Sync>,
+    now: Box<dyn Fn() -> u64 + Send + Sync>,
+    trusted: RwLock<Option<Arc<KeySet>>>,
+    /// Held for the whole of a refresh, so that an older document never replaces a newer one.
+    progress: Mutex<Progress>,
+    /// Somebody wants a refresh now.
+    wanted: Notify,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// In a row, up to now.
+    failures: u32,
+    /// What the last good document had besides its keys; said again only when it changes.
+    refused: Vec<String>,
+    history: History,
+    etag: Option<String>,
+    max_age: Option<Duration>,
+    demand: Demand,
+}
+
+impl KeyRing {
+    /// A ring without keys for the source called `source`. Its memory is `data_dir/jwks/SOURCE.json`.
+    /// `observer` is called after every attempt, on the task that made it, and must not block. Reads
+    /// the certificate authorities, so it blocks on the file system.
+    ///
+    /// # Errors
+    /// When the TLS client cannot be set up.
+    pub fn new(
+        source: &str,
+        origin: Origin,
+        terms: Terms,
+        data_dir: &Path,
+        observer: impl Fn(Refresh) + Send + Sync + 'static,
+    ) -> Result<KeyRing, TlsError> {
+        Ok(KeyRing {
+            source: source.to_owned(),
+            origin: Ready::new(origin)?,
+            terms,
+            memory: store::path(data_dir, source),
+            observer: Box::new(observer),
+            now: Box::new(unix_seconds),
+            trusted: RwLock::default(),
+            progress: Mutex::default(),
+            wanted: Notify::new(),
+        })
+    }
+
+    /// The keys to verify with, or `None` as long as none were ever loaded: then nothing can be
+    /// verified and the sender has to be told to come back.
+    pub fn current(&self) -> Option<Arc<KeySet>> {
+        self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads the keys for the first time: what is remembered, and what the origin lists. A file must
+    /// give keys within `timeout`. A URL is waited for only where nothing is remembered; if it gives
+    /// none, the ring stays empty until [`KeyRing::keep_fresh`] succeeds.
+    ///
+    /// # Errors
+    /// For a file only: it cannot be read, or none of its keys is usable.
+    pub async fn load_at_start(&self, timeout: Duration) -> Result<(), KeyRingError> {
+        self.remember().await;
+        if let Ready::Url { .. } = &self.origin {
+            if self.current().is_some() {
+                self.refresh_soon();
+            } else if let Err(error) = self.refresh_once(timeout).await {
+                self.warn_of_no_keys(&error.to_string());
+            }
+            return Ok(());
+        }
+        self.refresh_once(timeout).await.map(|_| ())
+    }
+
+    /// Loads the origin once, within `timeout`, and puts its keys to use; says whether a set that was
+    /// known changed. Refreshes run one at a time, and the future may be dropped at any point.
+    ///
+    /// # Errors
+    /// See [`KeyRingError`]; the keys in use are then as before. The error is counted, but logged
+    /// by the caller.
+    pub async fn refresh_once(&self, timeout: Duration) -> Result<bool, KeyRingError> {
+        let mut progress = self.progress.lock().await;
+        self.refresh(&mut progress, timeout).await
+    }
+
+    /// Lets [`KeyRing::keep_fresh`] refresh now.
+    pub fn refresh_soon(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// For a signature that fits no key in use, of an event that had arrived at `since`: asks the origin
+    /// for what it lists by now. Whoever asks at the same time shares the answer, and a burst the whole
+    /// fetch; returns within about ten seconds.
+    pub async fn look_again(&self, since: Instant) -> Outlook {
+        let gathering = match &self.origin {
+            Ready::Pinned(_) => return Outlook::Known,
+            Ready::File(_) => Duration::ZERO,
+            Ready::Url { .. } => GATHERING,
+        };
+        tokio::time::sleep(gathering).await;
+        loop {
+            let mut progress = self.progress.lock().await;
+            match progress.demand.turn(since, Instant::now()) {
+                Turn::Confirmed => return Outlook::Known,
+                Turn::Unavailable => return Outlook::Unavailable,
+                // A file of this machine costs nothing.
+                Turn::Wait(wait) if !gathering.is_zero() => {
+                    drop(progress);
+                    tokio::time::sleep(wait).await;
+                }
+                Turn::Wait(_) | Turn::Ask => {
+                    let start = Instant::now();
+                    let result = self.refresh(&mut progress, DEMAND_TIMEOUT).await;
+                    let outcome = match result {
+                        Ok(true) => Outcome::News,
+                        Ok(false) => Outcome::NoNews,
+                        Err(error) => {
+                            warn!(
+                                source = self.source,
+                                "a signature fits no known key, and whether there is a new one is not known: {error}"
+                            );
+                            Outcome::Failed
+                        }
+                    };
+                    progress.demand.asked(start, outcome);
+                }
+            }
+        }
+    }
+
+    /// Refreshes until `shutdown` turns true or its sender is gone: every `refresh` give or take a tenth, sooner
+    /// where the server says how long its answer is fresh (but at most once a minute), and after a failure after
+    /// 1 s, doubling up to 60 s but never slower than `refresh`. Call [`KeyRing::load_at_start`] first.
+    pub async fn keep_fresh(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
+        let refresh = match &self.origin {
+            Ready::Pinned(_) => LONGEST_REFRESH,
+            Ready::File(_) => FILE_REFRESH,
+            Ready::Url { refresh, .. } => *refresh,
+        };
+        self.keep_pace(shutdown, |failures, max_age| {
+            let refresh = max_age.map_or(refresh, |age| age.max(SHORTEST_MAX_AGE).min(refresh));
+            pause(refresh, failures, rand::random())
+        })
+        .await;
+    }
+
+    /// [`KeyRing::keep_fresh`] with the pause before the next attempt, given the failures so far and what the
+    /// server said, as an argument.
+    async fn keep_pace(
+        &self,
+        mut shutdown: watch::Receiver<bool>,
+        pause: impl Fn(u32, Option<Duration>) -> Duration,
+    ) {
+        let mut last_failure: Option<String> = None;
+        let mut due = None;
+        loop {
+            let (pause, end) = {
+                let progress = self.progress.lock().await;
+                let end = progress.history.until_next_end((self.now)(), self.terms.retired_for);
+                (pause(progress.failures, progress.max_age), end)
+            };
+            let due_at = *due.get_or_insert_with(|| Instant::now() + pause);
+            let refresh_due = tokio::time::sleep_until(due_at.into());
+            // A little later, since time is counted in whole seconds.
+            let key_ends = tokio::time::sleep(end.unwrap_or(LONGEST_REFRESH) + Duration::from_secs(1));
+            tokio::select! {
+                () = stopped(&mut shutdown) => return,
+                () = key_ends => {
+                    self.expire().await;
+                    continue;
+                }
+                () = refresh_due => {}
+                () = self.wanted.notified() => {}
+            }
+            due = None;
+            let outcome = tokio::select! {
+                () = stopped(&mut shutdown) => return,
+                outcome = self.refresh_once(REFRESH_TIMEOUT) => outcome,
+            };
+            match outcome {
+                Ok(_) if last_failure.take().is_some() => info!(source = self.source, "keys are fresh again"),
+                Ok(_) => debug!(source = self.source, "keys are fresh"),
+                // An outage of hours is one line, not one a minute; the counter has them all.
+                Err(error) if last_failure.as_ref() == Some(&error.to_string()) => {
+                    debug!(source = self.source, "{error}");
+                }
+                Err(error) => {
+                    match self.current() {
+                        Some(_) => warn!(source = self.source, "{error}; the keys loaded before stay in use"),
+                        None => self.warn_of_no_keys(&error.to_string()),
+                    }
+                    last_failure = Some(error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Takes up what an earlier process knew.
+    async fn remember(&self) {
+        if let Ready::Pinned(_) = &self.origin {
+            return;
+        }
+        let (path, origin) = (self.memory.clone(), self.origin.name());
+        let reading = tokio::task::spawn_blocking(move || store::read(&path, &origin));
+        let read = reading.await.unwrap_or_else(|join| Err(join.to_string()));
+        let shown = self.memory.display();
+        match read {
+            Ok(None) => {}
+            Ok(Some(stored)) => {
+                let mut progress = self.progress.lock().await;
+                let kept = stored.keys.into_iter().filter(|known| self.terms.pins(&known.key)).collect();
+                progress.history = History::new(kept, |thumbprint| self.terms.revokes(thumbprint));
+                progress.etag = stored.etag;
+                let (keys, retired) = self.apply(&progress.history);
+                if keys > 0 {
+                    info!(source = self.source, keys, retired, "keys remembered from {shown}");
+                    (self.observer)(Refresh::Remembered { keys, retired });
+                }
+            }
+            Err(cause) => warn!(source = self.source, "the remembered keys in {shown} are not used: {cause}"),
+        }
+    }
+
+    async fn refresh(&self, progress: &mut Progress, timeout: Duration) -> Result<bool, KeyRingError> {
+        // Without a key that is listed, "not modified" would say nothing.
+        let knows_listed = progress.history.keys().iter().any(|known| known.retired_at.is_none());
+        let etag = progress.etag.as_deref().filter(|_| knows_listed);
+        let loaded = self.origin.load(etag, timeout).await;
+        let listed = loaded.and_then(|loaded| self.admit(loaded, progress)).inspect_err(|_| {
+            progress.failures = progress.failures.saturating_add(1);
+            (self.observer)(Refresh::Failed);
+        })?;
+        progress.failures = 0;
+        let now = (self.now)();
+        let is_first = progress.history.keys().is_empty();
+        let change = match listed {
+            Some(listed) => progress.history.observe(&listed, now),
+            None => {
+                progress.history.confirm(now);
+                Change::default()
+            }
+        };
+        let (keys, retired) = self.apply(&progress.history);
+        let changed = !change.is_none() && !is_first;
+        self.log_change(&change, is_first);
+        (self.observer)(Refresh::Loaded { keys, retired, changed, unix_seconds: now });
+        self.write_down(progress).await;
+        Ok(!change.is_none())
+    }
+
+    /// Which keys of a document count; none when it is the one that we know.
+    fn admit(&self, loaded: Loaded, progress: &mut Progress) -> Result<Option<Vec<Key>>, KeyRingError> {
+        let Parsed { keys, refused } = match loaded {
+            Loaded::NotModified { max_age } => {
+                progress.max_age = max_age;
+                return Ok(None);
+            }
+            Loaded::Document { parsed, etag, max_age } => {
+                (progress.etag, progress.max_age) = (etag, max_age);
+                parsed
+            }
+        };
+        let (pinned, foreign): (Vec<Key>, Vec<Key>) =
+            keys.keys().iter().cloned().partition(|key| self.terms.pins(key));
+        if pinned.is_empty() {
+            // It may be another one next time.
+            progress.etag = None;
+            let listed = thumbprints(keys.keys().iter());
+            return Err(KeyRingError::NotPinned { from: self.origin.name(), listed });
+        }
+        let (revoked, listed): (Vec<Key>, Vec<Key>) =
+            pinned.into_iter().partition(|key| self.terms.revokes(&key.thumbprint()));
+        let mut passed_over: Vec<String> = refused.iter().map(RefusedKey::to_string).collect();
+        passed_over.extend(foreign.iter().map(|key| format!("key {} is not pinned", key.thumbprint())));
+        passed_over.extend(revoked.iter().map(|key| format!("key {} is revoked", key.thumbprint())));
+        if progress.refused != passed_over {
+            for key in &passed_over {
+                warn!(source = self.source, "the JWKS document's {key}; it is not used");
+            }
+            progress.refused = passed_over;
+        }
+        Ok(Some(listed))
+    }
+
+    /// Puts to use what is trusted now; returns how many keys that are, and how many of them are retired.
+    fn apply(&self, history: &History) -> (usize, usize) {
+        let now = (self.now)();
+        let trusted = history.trusted(now, self.terms.retired_for);
+        let keys = trusted.as_ref().map_or(0, |set| set.keys().len());
+        let mut current = self.trusted.write().unwrap_or_else(PoisonError::into_inner);
+        // Who compares by the pointer need not compare the keys.
+        if current.as_deref() != trusted.as_ref() {
+            *current = trusted.map(Arc::new);
+        }
+        (keys, history.retired(now, self.terms.retired_for))
+    }
+
+    /// Lets go of retired keys whose time is over.
+    async fn expire(&self) {
+        let progress = self.progress.lock().await;
+        let before = self.current();
+        let (keys, retired) = self.apply(&progress.history);
+        let after = self.current();
+        if before != after {
+            let gone = before.iter().flat_map(|set| set.keys()).filter(|key| {
+                !after.iter().any(|set| set.keys().iter().any(|other| other.bytes() == key.bytes()))
+            });
+            warn!(
+                source = self.source,
+                keys = thumbprints(gone),
+                "retired keys are not trusted any more; `auditgate verify` still knows them"
+            );
+            (self.observer)(Refresh::Expired { keys, retired });
+        }
+    }
+
+    async fn write_down(&self, progress: &Progress) {
+        if let Ready::Pinned(_) = &self.origin {
+            return;
+        }
+        let (path, origin) = (self.memory.clone(), self.origin.name());
+        let (keys, etag) = (progress.history.keys().to_vec(), progress.etag.clone());
+        let writing =
+            tokio::task::spawn_blocking(move || store::write(&path, &origin, &keys, etag.as_deref()));
+        if let Err(cause) = writing.await.unwrap_or_else(|join| Err(std::io::Error::other(join))) {
+            warn!(
+                source = self.source,
+                "cannot write the keys down in {}: {cause}; a restart depends on the network, and forgets \
+                 retired keys",
+                self.memory.display()
+            );
+        }
+    }
+
+    fn log_change(&self, change: &Change, is_first: bool) {
+        let now = self.current();
+        let now = thumbprints(now.iter().flat_map(|set| set.keys()));
+        if is_first {
+            info!(source = self.source, keys = now, "keys loaded");
+        } else if !change.is_none() {
+            warn!(
+                source = self.source,
+                added = change.added.join(" "),
+                retired = change.retired.join(" "),
+                retired_for = %humantime::format_duration(self.terms.retired_for),
+                now,
+                "the set of trusted keys changed"
+            );
+        }
+    }
+
+    fn warn_of_no_keys(&self, why: &str) {
+        warn!(
+            source = self.source,
+            "nothing is accepted until a fetch succeeds, because no key is known: {why}"
+        );
+    }
+}
+
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // A sender that is gone cannot say stop any more, which means the same.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}
+
+/// How long to wait before the next attempt. `random` is from 0 to 1 and spreads the daemons out.
+fn pause(refresh: Duration, failures: u32, random: f64) -> Duration {
+    let refresh = refresh.clamp(SHORTEST_REFRESH, LONGEST_REFRESH);
+    match failures.checked_sub(1) {
+        None => refresh.mul_f64(0.9 + 0.2 * random),
+        Some(doublings) => {
+            let longest = FIRST_BACKOFF.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_BACKOFF);
+            longest.min(refresh).mul_f64(0.5 + 0.5 * random)
+        }
+    }
+}
+
+fn thumbprints<'k>(keys: impl Iterator<Item = &'k Key>) -> String {
+    keys.map(Key::thumbprint).collect::<Vec<_>>().join(" ")
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Mutex as StdMutex;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use ed25519_dalek::SigningKey;
+
+    use super::super::jwks::{self, MAX_KEPT_KEYS};
+    use super::*;
+    use crate::net::loopback::{Answer, Server};
+    use crate::net::{Endpoint, bearer};
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    fn public(seed: u8) -> [u8; 32] {
+        SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes()
+    }
+
+    fn document(seeds: &[u8]) -> String {
+        let keys: Vec<_> = seeds.iter().map(|seed| (Some(format!("k{seed}")), public(*seed))).collect();
+        jwks::document(&keys)
+    }
+
+    fn from(endpoint: Endpoint) -> Origin {
+        Origin::Url { endpoint, refresh: Duration::from_secs(3600), ca: None, token: None }
+    }
+
+    /// A ring, everything its observer was told, and its clock.
+    struct Watched {
+        ring: Arc<KeyRing>,
+        seen: Arc<StdMutex<Vec<Refresh>>>,
+        now: Arc<AtomicU64>,
+    }
+
+    impl Watched {
+        fn new(origin: Origin, data_dir: &Path) -> Watched {
+            Watched::on(Terms::default(), origin, data_dir)
+        }
+
+        fn on(terms: Terms, origin: Origin, data_dir: &Path) -> Watched {
+            let seen = Arc::new(StdMutex::new(Vec::new()));
+            let sink = Arc::clone(&seen);
+            let ring =
+                KeyRing::new("us", origin, terms, data_dir, move |event| sink.lock().unwrap().push(event));
+            let mut ring = ring.unwrap();
+            let now = Arc::new(AtomicU64::new(1_800_000_000));
+            let clock = Arc::clone(&now);
+            ring.now = Box::new(move || clock.load(Ordering::SeqCst));
+            Watched { ring: Arc::new(ring), seen, now }
+        }
+
+        fn url(endpoint: Endpoint, data_dir: &Path) -> Watched {
+            Watched::new(from(endpoint), data_dir)
+        }
+
+        fn ids(&self) -> Vec<String> {
+            self.ring
+                .current()
+                .map(|set| set.keys().iter().map(|key| key.id().to_owned()).collect())
+                .unwrap_or_default()
+        }
+
+        fn last_event(&self) -> Refresh {
+            *self.seen.lock().unwrap().last().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_are_fetched_and_cached_for_our_eyes_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1, 2]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        assert!(watched.ring.current().is_none());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(watched.ids(), ["k1", "k2"]);
+        assert!(
+            matches!(watched.last_event(), Refresh::Loaded { keys: 2, retired: 0, changed: false, unix_seconds } if unix_seconds > 0)
+        );
+        let request = server.last_request();
+        assert!(request.contains("accept: application/jwk-set+json, application/json\r\n"), "{request}");
+        assert!(!request.contains("authorization"), "{request}");
+
+        let cache = dir.path().join("jwks/us.json");
+        assert_eq!(fs::metadata(&cache).unwrap().permissions().mode() & 0o777, 0o600);
+        let remembered = jwks::parse(&fs::read(&cache).unwrap(), MAX_KEPT_KEYS).unwrap().keys;
+        assert_eq!(remembered, *watched.ring.current().unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("jwks")).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_token_is_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let origin = Origin::Url {
+            endpoint: server.endpoint(),
+            refresh: TIMEOUT,
+            ca: None,
+            token: Some(bearer(b"kpat_secret").unwrap()),
+        };
+        assert!(!format!("{origin:?}").contains("secret"));
+        Watched::new(origin, dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(server.last_request().contains("authorization: Bearer kpat_secret\r\n"));
+    }
+
+    #[tokio::test]
+    async fn the_cache_steps_in_when_the_server_is_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        Watched::url(server.endpoint(), dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+
+        server.answer(Answer::status(503));
+        let restarted = Watched::url(server.endpoint(), dir.path());
+        restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(restarted.ids(), ["k1"]);
+        assert_eq!(*restarted.seen.lock().unwrap(), [Refresh::Remembered { keys: 1, retired: 0 }]);
+
+        server.answer(Answer::ok(&document(&[1, 3])));
+        assert!(restarted.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert_eq!(restarted.ids(), ["k1", "k3"]);
+    }
+
+    #[tokio::test]
+    async fn another_urls_cache_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        Watched::url(server.endpoint(), dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+        let moved = Watched::url(Server::nobody_listens().await, dir.path());
+        moved.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(moved.ring.current().is_none());
+    }
+
+    #[tokio::test]
+    async fn without_server_and_cache_the_ring_stays_empty_and_recovers() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::status(500)).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(watched.ring.current().is_none());
+        assert_eq!(*watched.seen.lock().unwrap(), [Refresh::Failed]);
+        server.answer(Answer::ok(&document(&[1])));
+        assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert_eq!(watched.ids(), ["k1"]);
+    }
+
+    #[tokio::test]
+    async fn a_corrupt_cache_is_ignored_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("jwks/us.json");
+        fs::create_dir(dir.path().join("jwks")).unwrap();
+        let huge = " ".repeat(DOCUMENT_LIMIT_BYTES + 1);
+        for corrupt in ["", "{\"keys\":[", "\0\0\0", &document(&[1]), &huge] {
+            fs::write(&cache, corrupt).unwrap();
+            let server = Server::start(Answer::status(500)).await;
+            let watched = Watched::url(server.endpoint(), dir.path());
+            watched.ring.load_at_start(TIMEOUT).await.unwrap();
+            assert!(watched.ring.current().is_none());
+            server.answer(Answer::ok(&document(&[1])));
+            watched.ring.refresh_once(TIMEOUT).await.unwrap();
+            assert!(jwks::parse(&fs::read(&cache).unwrap(), 1).is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_cannot_be_written_is_not_fatal() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("jwks"), "a file where the folder should be").unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(watched.ids(), ["k1"]);
+    }
+
+    #[tokio::test]
+    async fn no_bad_answer_costs_a_known_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        let cached = fs::read(dir.path().join("jwks/us.json")).unwrap();
+        let bad = [
+            (Answer::status(500), "status 500"),
+            (Answer::status(401), "a token may be needed"),
+            (Answer::status(204), "status 204"),
+            (Answer::redirect(&server.endpoint().to_string()), "name the final url"),
+            (Answer::ok(""), "is not JSON"),
+            (Answer::ok("<html>"), "is not JSON"),
+            (Answer::ok(r#"{"keys":[]}"#), "no usable Ed25519 key"),
+            (Answer::ok(r#"{"keys":[{"kty":"RSA"}]}"#), "not OKP"),
+            (Answer::raw("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"keys\""), "cut off"),
+            (Answer::raw("nonsense"), "cannot fetch keys"),
+            (Answer::Endless, "longer than 1048576 bytes"),
+        ];
+        let count = bad.len();
+        for (answer, said) in bad {
+            server.answer(answer);
+            let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+            assert!(error.contains(&server.endpoint().to_string()), "{error}");
+        }
+        for silent in [Answer::Silence, Answer::Stalled] {
+            server.answer(silent);
+            let error = watched.ring.refresh_once(Duration::from_millis(30)).await.unwrap_err();
+            assert!(error.to_string().contains("did not answer within"), "{error}");
+        }
+        assert_eq!(watched.ids(), ["k1"]);
+        assert_eq!(fs::read(dir.path().join("jwks/us.json")).unwrap(), cached);
+        let failures = watched.seen.lock().unwrap().iter().filter(|event| **event == Refresh::Failed).count();
+        assert_eq!(failures, count + 2);
+    }
+
+    #[tokio::test]
+    async fn a_published_private_key_is_neither_used_nor_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let leaked = document(&[1, 2]).replacen("\"kty\"", "\"d\":\"c2VjcmV0\",\"kty\"", 1);
+        let server = Server::start(Answer::ok(&leaked)).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(watched.ids(), ["k2"]);
+        assert!(!fs::read_to_string(dir.path().join("jwks/us.json")).unwrap().contains("c2VjcmV0"));
+    }
+
+    #[tokio::test]
+    async fn an_unchanged_document_is_no_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert!(!watched.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert_eq!(watched.seen.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jwks.json");
+        let watched = Watched::new(Origin::File(path.clone()), dir.path());
+        let error = watched.ring.load_at_start(TIMEOUT).await.unwrap_err();
+        assert!(error.to_string().contains("jwks.json"), "{error}");
+        fs::write(&path, "{}").unwrap();
+        let error = watched.ring.load_at_start(TIMEOUT).await.unwrap_err();
+        assert!(matches!(error, KeyRingError::FileDocument { .. }), "{error}");
+        assert!(error.to_string().contains("jwks.json"), "{error}");
+
+        fs::write(&path, document(&[1])).unwrap();
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(watched.ids(), ["k1"]);
+        for bad in [String::new(), document(&[]), " ".repeat(DOCUMENT_LIMIT_BYTES + 1)] {
+            fs::write(&path, bad).unwrap();
+            assert!(watched.ring.refresh_once(TIMEOUT).await.is_err());
+        }
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+        assert_eq!(watched.ids(), ["k1"]);
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, document(&[2])).unwrap();
+        assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert_eq!(watched.ids(), ["k2", "k1"], "a key that was taken out of a file is retired");
+    }
+
+    #[tokio::test]
+    async fn a_rotation_costs_no_key_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        for (listed, trusted, retired) in
+            [(&[1, 2][..], &["k1", "k2"][..], 0), (&[2], &["k2", "k1"], 1), (&[3], &["k3", "k2", "k1"], 2)]
+        {
+            server.answer(Answer::ok(&document(listed)));
+            watched.now.fetch_add(60, Ordering::SeqCst);
+            assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+            assert_eq!(watched.ids(), trusted);
+            let unix_seconds = watched.now.load(Ordering::SeqCst);
+            let loaded = Refresh::Loaded { keys: trusted.len(), retired, changed: true, unix_seconds };
+            assert_eq!(watched.last_event(), loaded);
+        }
+        let restarted = Watched::url(server.endpoint(), dir.path());
+        server.answer(Answer::status(500));
+        restarted.now.store(1_800_000_100, Ordering::SeqCst);
+        restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(restarted.ids(), ["k3", "k2", "k1"]);
+        let remembered = dir.path().join("jwks/us.json");
+        assert_eq!(read_file(&remembered, MAX_KEPT_KEYS).unwrap().keys, *restarted.ring.current().unwrap());
+
+        // The first one was found gone a minute before the second one.
+        let end = 1_800_000_120 + 8 * 86_400;
+        for (now, trusted) in [(end - 1, &["k3", "k2", "k1"][..]), (end, &["k3", "k2"]), (end + 60, &["k3"])]
+        {
+            restarted.now.store(now, Ordering::SeqCst);
+            restarted.ring.expire().await;
+            assert_eq!(restarted.ids(), trusted);
+        }
+        assert_eq!(restarted.last_event(), Refresh::Expired { keys: 1, retired: 0 });
+        assert_eq!(read_file(&remembered, MAX_KEPT_KEYS).unwrap().keys.keys().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_revoked_key_ends_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        server.answer(Answer::ok(&document(&[2, 3])));
+        watched.ring.refresh_once(TIMEOUT).await.unwrap();
+        let revoked = vec![jwks::thumbprint(&public(1)), jwks::thumbprint(&public(3))];
+        let terms = Terms { revoked, ..Terms::default() };
+        let restarted = Watched::on(terms.clone(), from(server.endpoint()), dir.path());
+        restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(restarted.ids(), ["k2"], "neither the retired nor the listed one");
+        assert!(restarted.ring.refresh_once(TIMEOUT).await.is_ok());
+        assert_eq!(restarted.ids(), ["k2"]);
+        server.answer(Answer::ok(&document(&[3])));
+        let another = Watched::on(terms, from(server.endpoint()), &dir.path().join("another"));
+        another.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(another.ring.current().is_none());
+    }
+
+    #[tokio::test]
+    async fn only_pinned_keys_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1, 2, 3]))).await;
+        let pinned = vec!["k2".to_owned(), jwks::thumbprint(&public(3))];
+        let terms = Terms { pinned, ..Terms::default() };
+        let watched = Watched::on(terms, from(server.endpoint()), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(watched.ids(), ["k2", "k3"]);
+        server.answer(Answer::ok(&document(&[4])));
+        let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string();
+        assert!(error.contains("is pinned") && error.contains(&jwks::thumbprint(&public(4))), "{error}");
+        assert_eq!(watched.ids(), ["k2", "k3"]);
+        let Origin::Pinned(keys) = Origin::Pinned(jwks::parse(document(&[5]).as_bytes(), 1).unwrap().keys)
+        else {
+            unreachable!()
+        };
+        let fixed = Watched::new(Origin::Pinned(keys), &dir.path().join("fixed"));
+        fixed.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert_eq!(fixed.ids(), ["k5"]);
+        assert_eq!(fixed.ring.look_again(Instant::now()).await, Outlook::Known);
+        assert!(!dir.path().join("fixed").exists());
+    }
+
+    #[tokio::test]
+    async fn a_document_that_has_not_changed_is_not_sent_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let tagged =
+            |seeds: &[u8]| Answer::ok_with("etag: \"v1\"\r\ncache-control: max-age=90\r\n", &document(seeds));
+        let server = Server::start(tagged(&[1])).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(!server.last_request().contains("if-none-match"));
+        assert_eq!(watched.ring.progress.lock().await.max_age, Some(Duration::from_secs(90)));
+        server.answer(Answer::status(304));
+        watched.now.fetch_add(60, Ordering::SeqCst);
+        assert!(!watched.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert!(server.last_request().contains("if-none-match: \"v1\"\r\n"), "{}", server.last_request());
+        assert_eq!(watched.ring.progress.lock().await.history.keys()[0].last_seen, 1_800_000_060);
+        // After a restart too; and where there is nothing that could be the same, it is not asked for.
+        let restarted = Watched::url(server.endpoint(), dir.path());
+        restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(!restarted.ring.refresh_once(TIMEOUT).await.unwrap());
+        let another = Watched::url(server.endpoint(), &dir.path().join("another"));
+        another.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(another.ring.current().is_none());
+        assert!(!server.last_request().contains("if-none-match"));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_new_key_shares_one_fetch() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        server.answer(Answer::ok(&document(&[1, 2])));
+        let since = Instant::now();
+        let asking = (0..20).map(|_| {
+            let ring = Arc::clone(&watched.ring);
+            tokio::spawn(async move { ring.look_again(since).await })
+        });
+        for asked in asking.collect::<Vec<_>>() {
+            assert_eq!(asked.await.unwrap(), Outlook::Known);
+        }
+        assert_eq!(server.requests(), 2);
+        assert_eq!(watched.ids(), ["k1", "k2"]);
+        // It found something new, so that the next one need not wait.
+        server.answer(Answer::status(500));
+        assert_eq!(watched.ring.look_again(Instant::now()).await, Outlook::Unavailable);
+        assert_eq!(server.requests(), 3);
+        assert_eq!(watched.ids(), ["k1", "k2"]);
+    }
+
+    #[tokio::test]
+    async fn a_refresh_can_be_wanted_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::ok(&document(&[1]))).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        let (stop, shutdown) = watch::channel(false);
+        let task = tokio::spawn(Arc::clone(&watched.ring).keep_fresh(shutdown));
+        server.answer(Answer::ok(&document(&[2])));
+        watched.ring.refresh_soon();
+        server.has_received(2).await;
+        drop(stop);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn keeping_fresh_survives_failures_and_ends_at_shutdown() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Answer::status(500)).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        let (stop, shutdown) = watch::channel(false);
+        let ring = Arc::clone(&watched.ring);
+        let asked = Arc::new(StdMutex::new(Vec::new()));
+        let noted = Arc::clone(&asked);
+        let task = tokio::spawn(async move {
+            ring.keep_pace(shutdown, |failures, _| {
+                noted.lock().unwrap().push(failures);
+                Duration::ZERO
+            })
+            .await;
+        });
+        server.has_received(4).await;
+        server.answer(Answer::ok(&document(&[1])));
+        while watched.ring.current().is_none() {
+            tokio::task::yield_now().await;
+        }
+        // The server answers no more: the fetch under way is given up.
+        server.answer(Answer::Silence);
+        server.has_received(server.requests() + 1).await;
+        stop.send(true).unwrap();
+        task.await.unwrap();
+        assert_eq!(watched.ids(), ["k1"]);
+        assert_eq!(asked.lock().unwrap()[..3], [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn keeping_fresh_ends_when_nobody_can_stop_it_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let watched = Watched::url(Server::nobody_listens().await, dir.path());
+        let (stop, shutdown) = watch::channel(false);
+        let task = tokio::spawn(Arc::clone(&watched.ring).keep_fresh(shutdown));
+        drop(stop);
+        task.await.unwrap();
+    }
+
+    #[test]
+    fn pauses() {
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        assert_eq!(pause(hour, 0, 0.0), hour.mul_f64(0.9));
+        assert_eq!(pause(hour, 0, 0.5), hour);
+        assert_eq!(pause(hour, 0, 1.0), hour.mul_f64(1.1));
+        let after: Vec<_> =
+            [1, 2, 3, 6, 7, 8, u32::MAX].map(|failures| pause(hour, failures, 1.0).as_secs()).into();
+        assert_eq!(after, [1, 2, 4, 32, 60, 60, 60]);
+        assert_eq!(pause(hour, 1, 0.0), second / 2);
+        assert_eq!(pause(second * 5, 10, 1.0), second * 5);
+        assert!(pause(Duration::ZERO, 0, 0.0) >= second.mul_f64(0.9));
+        assert!(pause(Duration::MAX, 0, 1.0) > hour);
+    }
+}

@@ -1,0 +1,266 @@
+//! Where a source's keys come from, and how they are asked for: a URL, a file, or the configuration itself.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::super::jwks::{self, JwksError, KeySet, MAX_KEYS, Parsed};
+use crate::net::{Client, ClientError, Endpoint, HeaderMap, HeaderName, HeaderValue, TlsError, header};
+
+/// A longer document, fetched or from a file, is refused.
+pub const DOCUMENT_LIMIT_BYTES: usize = 1 << 20;
+
+const ACCEPT: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
+
+/// Where a source's keys come from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// The configuration: these keys and no others, for ever.
+    Pinned(KeySet),
+    /// A JWKS document on this machine, read again every minute.
+    File(PathBuf),
+    /// A JWKS document at a URL.
+    Url {
+        /// Where.
+        endpoint: Endpoint,
+        /// How often to fetch it again; from one second to a year, otherwise the nearer of these.
+        refresh: Duration,
+        /// A PEM file with the only authorities to trust; without it, the system's.
+        ca: Option<PathBuf>,
+        /// The `Authorization` header's value: see [`crate::net::bearer`].
+        token: Option<HeaderValue>,
+    },
+}
+
+/// Why an origin gives no keys. Names the file or URL.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyRingError {
+    /// The TLS client cannot be set up; the operator's to mend.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The file cannot be read, is no regular file, or is longer than [`DOCUMENT_LIMIT_BYTES`].
+    #[error("cannot read the key file {path}: {cause}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        cause: io::Error,
+    },
+    /// The file has no usable key.
+    #[error("cannot use the key file {path}: {cause}")]
+    FileDocument {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: JwksError,
+    },
+    /// No whole answer came.
+    #[error("cannot fetch keys from {url}: {cause}")]
+    Fetch {
+        /// The URL.
+        url: String,
+        /// What went wrong.
+        cause: ClientError,
+    },
+    /// The answer's status is not 200.
+    #[error("cannot fetch keys from {url}: the answer is status {status}{}", advice(*.status))]
+    Status {
+        /// The URL.
+        url: String,
+        /// The status.
+        status: u16,
+    },
+    /// The answer has no usable key.
+    #[error("cannot use the keys from {url}: {cause}")]
+    Document {
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        cause: JwksError,
+    },
+    /// None of the document's keys is one that the operator pinned.
+    #[error("none of the keys from {from} is pinned; it lists {listed}")]
+    NotPinned {
+        /// The URL or file.
+        from: String,
+        /// The thumbprints of its keys.
+        listed: String,
+    },
+}
+
+/// An origin that is ready to be asked.
+pub(super) enum Ready {
+    Pinned(KeySet),
+    File(PathBuf),
+    Url { endpoint: Endpoint, refresh: Duration, client: Box<Client>, token: Option<HeaderValue> },
+}
+
+/// What an origin said.
+pub(super) enum Loaded {
+    /// The version that we know is still the one.
+    NotModified { max_age: Option<Duration> },
+    /// A whole document.
+    Document { parsed: Parsed, etag: Option<String>, max_age: Option<Duration> },
+}
+
+impl Ready {
+    pub(super) fn new(origin: Origin) -> Result<Self, TlsError> {
+        Ok(match origin {
+            Origin::Pinned(keys) => Self::Pinned(keys),
+            Origin::File(path) => Self::File(path),
+            Origin::Url { endpoint, refresh, ca, token } => {
+                let client = Box::new(Client::for_endpoint(&endpoint, ca.as_deref())?);
+                Self::Url { endpoint, refresh, client, token }
+            }
+        })
+    }
+
+    /// What its memory on disk is filed under.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Pinned(_) => "the configuration".to_owned(),
+            Self::File(path) => path.display().to_string(),
+            Self::Url { endpoint, .. } => endpoint.to_string(),
+        }
+    }
+
+    /// Asks, within `timeout`, for another version than the one called `etag`.
+    pub(super) async fn load(&self, etag: Option<&str>, timeout: Duration) -> Result<Loaded, KeyRingError> {
+        let (parsed, etag, max_age) = match self {
+            Self::Pinned(keys) => (Parsed { keys: keys.clone(), refused: Vec::new() }, None, None),
+            Self::File(path) => (read_file_within(path, timeout).await?, None, None),
+            Self::Url { endpoint, client, token, .. } => {
+                return ask(client, endpoint, token.as_ref(), etag, timeout).await;
+            }
+        };
+        Ok(Loaded::Document { parsed, etag, max_age })
+    }
+}
+
+/// Reads a JWKS document with at most `limit` keys from a regular file of at most [`DOCUMENT_LIMIT_BYTES`]. Blocks.
+///
+/// # Errors
+/// [`KeyRingError::File`] or [`KeyRingError::FileDocument`].
+pub fn read_file(path: &Path, limit: usize) -> Result<Parsed, KeyRingError> {
+    let document = read_bounded(path).map_err(|cause| KeyRingError::File { path: path.to_owned(), cause })?;
+    jwks::parse(&document, limit).map_err(|cause| KeyRingError::FileDocument { path: path.to_owned(), cause })
+}
+
+/// Fetches a JWKS document of at most [`DOCUMENT_LIMIT_BYTES`] within `timeout`. Any status but 200
+/// is an error; redirects are not followed, because the URL is what the operator trusts.
+///
+/// # Errors
+/// [`KeyRingError::Fetch`], [`KeyRingError::Status`] or [`KeyRingError::Document`].
+pub async fn fetch(
+    client: &Client,
+    endpoint: &Endpoint,
+    token: Option<&HeaderValue>,
+    timeout: Duration,
+) -> Result<Parsed, KeyRingError> {
+    match ask(client, endpoint, token, None, timeout).await? {
+        Loaded::Document { parsed, .. } => Ok(parsed),
+        // Nobody asked for that.
+        Loaded::NotModified { .. } => Err(KeyRingError::Status { url: endpoint.to_string(), status: 304 }),
+    }
+}
+
+async fn ask(
+    client: &Client,
+    endpoint: &Endpoint,
+    token: Option<&HeaderValue>,
+    etag: Option<&str>,
+    timeout: Duration,
+) -> Result<Loaded, KeyRingError> {
+    let url = || endpoint.to_string();
+    let mut headers: Vec<(HeaderName, HeaderValue)> = vec![(header::ACCEPT, ACCEPT)];
+    headers.extend(token.map(|token| (header::AUTHORIZATION, token.clone())));
+    let known = etag.and_then(|etag| HeaderValue::from_str(etag).ok());
+    headers.extend(known.map(|known| (header::IF_NONE_MATCH, known)));
+    let fetched = client
+        .get(endpoint, &headers, DOCUMENT_LIMIT_BYTES, timeout)
+        .await
+        .map_err(|cause| KeyRingError::Fetch { url: url(), cause })?;
+    let max_age = max_age(&fetched.headers);
+    match fetched.status {
+        200 => {
+            let parsed = jwks::parse(&fetched.body, MAX_KEYS)
+                .map_err(|cause| KeyRingError::Document { url: url(), cause })?;
+            let etag =
+                fetched.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
+            Ok(Loaded::Document { parsed, etag, max_age })
+        }
+        304 if etag.is_some() => Ok(Loaded::NotModified { max_age }),
+        status => Err(KeyRingError::Status { url: url(), status }),
+    }
+}
+
+/// How long the answer is fresh (RFC 9111, section 4.2); none when it does not say, or says that it must be asked
+/// for each time.
+fn max_age(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = |value: &str| value.trim().trim_matches('"').parse::<u64>().ok();
+    let directives = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    let max_age = directives.flat_map(|value| value.split(',')).find_map(|directive| {
+        let (name, value) = directive.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("max-age").then(|| seconds(value))?
+    })?;
+    let age = headers.get(header::AGE).and_then(|value| seconds(value.to_str().ok()?)).unwrap_or(0);
+    Some(Duration::from_secs(max_age.saturating_sub(age))).filter(|fresh| !fresh.is_zero())
+}
+
+/// Waiting has an end even where the file system does not answer.
+async fn read_file_within(path: &Path, timeout: Duration) -> Result<Parsed, KeyRingError> {
+    let owned = path.to_owned();
+    let reading = tokio::task::spawn_blocking(move || read_file(&owned, MAX_KEYS));
+    let failed = |cause| KeyRingError::File { path: path.to_owned(), cause };
+    match tokio::time::timeout(timeout, reading).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(join)) => Err(failed(io::Error::other(join))),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    // Opening a named pipe would wait for its writer.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut document = Vec::new();
+    fs::File::open(path)?.take(DOCUMENT_LIMIT_BYTES as u64 + 1).read_to_end(&mut document)?;
+    if document.len() > DOCUMENT_LIMIT_BYTES {
+        return Err(io::Error::other(format!("it is longer than {DOCUMENT_LIMIT_BYTES} bytes")));
+    }
+    Ok(document)
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        300..=399 => "; redirects are not followed, so name the final url",
+        401 | 403 => "; a token may be needed, or is not the right one",
+        404 => "; is the url right?",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_about_freshness() {
+        let read = |headers: &[(HeaderName, &'static str)]| {
+            let headers: HeaderMap =
+                headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+            max_age(&headers).map(|fresh| fresh.as_secs())
+        };
+        let control = header::CACHE_CONTROL;
+        assert_eq!(read(&[]), None);
+        assert_eq!(read(&[(control.clone(), "no-cache")]), None);
+        assert_eq!(read(&[(control.clone(), "public, Max-Age=600")]), Some(600));
+        assert_eq!(read(&[(control.clone(), "max-age=\"600\""), (header::AGE, "100")]), Some(500));
+        assert_eq!(read(&[(control.clone(), "max-age=600"), (header::AGE, "700")]), None);
+        for odd in ["max-age=0", "max-age=-1", "max-age=", "max-age", "s-maxage=5", "max-age=1e9"] {
+            assert_eq!(read(&[(control.clone(), odd)]), None, "{odd}");
+        }
+    }
+}
