@@ -18,6 +18,7 @@ mod crash;
 mod dedup;
 mod full_disk;
 mod independent;
+mod keys;
 mod lag;
 mod operate;
 mod order;

@@ -1,11 +1,8 @@
 //! Every answer of the contract, from real requests.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
-use std::sync::{Arc, Mutex};
-
 use crate::harness::client::{Answer, Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::key_server::{KeyServer, ServerAnswer};
 use crate::harness::records::{Quarantined, quarantine};
 use crate::harness::site::{PATH, Site, TOKEN, sink, source};
 use crate::harness::{PATIENCE, body, gzip, wait_until};
@@ -262,12 +259,13 @@ fn a_429_until_a_key_has_been_loaded() {
 #[test]
 fn keys_are_fetched_as_soon_as_they_can_be_and_kept() {
     let keys = KeyServer::start();
-    let more = format!("jwks = {{ url = \"http://127.0.0.1:{}/jwks.json\" }}", keys.port);
+    keys.answer(ServerAnswer::status("500 Internal Server Error"));
+    let more = format!("jwks = {{ url = \"{}\" }}", keys.url());
     let site = Site::new().sources(&source("us", PATH, &more));
     let daemon = Daemon::start(&site);
     let event = site.producer.event(0);
     come_back_in_half_a_minute(&daemon.post(None, event.as_bytes()));
-    *keys.document.lock().unwrap() = Some(site.producer.jwks());
+    keys.serve(&site.producer.jwks());
     wait_until(PATIENCE, "the keys are there", || match daemon.post(None, event.as_bytes()).status {
         200 => Ok(()),
         status => Err(status.to_string()),
@@ -275,44 +273,11 @@ fn keys_are_fetched_as_soon_as_they_can_be_and_kept() {
     daemon.terminate();
 
     // After a restart the last good answer is good enough.
-    *keys.document.lock().unwrap() = None;
+    keys.answer(ServerAnswer::status("500 Internal Server Error"));
     let daemon = Daemon::start(&site);
     assert_eq!(daemon.deliver(&[site.producer.event(1)]).accepted, 1);
     daemon.settle();
     assert_eq!(site.verified(), site.producer.events(0..2));
-}
-
-/// A server of a JWKS document: as long as it has none, it answers 500.
-struct KeyServer {
-    port: u16,
-    document: Arc<Mutex<Option<String>>>,
-}
-
-impl KeyServer {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let document: Arc<Mutex<Option<String>>> = Arc::default();
-        let served = Arc::clone(&document);
-        // Ends with the process.
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().map_while(Result::ok) {
-                let mut head = BufReader::new(&stream).lines().map_while(Result::ok);
-                let _ = head.find(String::is_empty);
-                let (status, body) = match &*served.lock().unwrap() {
-                    Some(document) => ("200 OK", document.clone()),
-                    None => ("500 Internal Server Error", String::new()),
-                };
-                let length = body.len();
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
-                     Connection: close\r\n\r\n{body}"
-                );
-            }
-        });
-        Self { port, document }
-    }
 }
 
 #[test]

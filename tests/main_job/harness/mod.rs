@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod daemon;
+pub(crate) mod key_server;
 pub(crate) mod programs;
 pub(crate) mod records;
 pub(crate) mod rsyslog;

@@ -17,7 +17,12 @@ impl Producer {
 
     /// Its public key as a JWKS document.
     pub(crate) fn jwks(&self) -> String {
-        jwks(&[("key-1", self.key.verifying_key().as_bytes())])
+        jwks(&[("key-1", &self.public())])
+    }
+
+    /// Its public key.
+    pub(crate) fn public(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
     }
 
     /// The signature of a message, as Konnect spells it.
