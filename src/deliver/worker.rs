@@ -128,6 +128,8 @@ impl Delivery {
             let is_idle = progress.pushed == progress.safe;
             if is_idle {
                 self.prepare(&mut progress)?;
+                // Nothing waits, so no flush will show it.
+                self.works_again();
             } else {
                 self.settle(&mut progress, ended)?;
             }
@@ -190,9 +192,7 @@ impl Delivery {
         let pushed = std::mem::take(&mut progress.pushed_lines);
         progress.flushed_lines.events += pushed.events;
         progress.flushed_lines.received_at = pushed.received_at.max(progress.flushed_lines.received_at);
-        if self.wait.take().is_some() {
-            self.worker.watcher.recovered(&self.worker.subscription.sink);
-        }
+        self.works_again();
         let truncated = self.worker.sink.take_truncated();
         if truncated > 0 {
             self.worker.watcher.truncated(&self.worker.subscription.sink, truncated);
@@ -236,7 +236,7 @@ impl Delivery {
         }
     }
 
-    /// Tries until it succeeds. Only a flush shows that the sink works again, see [`Delivery::settle`].
+    /// Tries until it succeeds. Where something waits, only a flush shows that the sink works again.
     fn until_it_works<T>(
         &mut self,
         mut attempt: impl FnMut(&mut Worker) -> Result<T, SinkError>,
@@ -251,6 +251,12 @@ impl Delivery {
                     }
                 }
             }
+        }
+    }
+
+    fn works_again(&mut self) {
+        if self.wait.take().is_some() {
+            self.worker.watcher.recovered(&self.worker.subscription.sink);
         }
     }
 

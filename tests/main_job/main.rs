@@ -16,6 +16,7 @@ mod harness;
 mod bombs;
 mod crash;
 mod dedup;
+mod faults;
 mod full_disk;
 mod independent;
 mod lag;
