@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -14,6 +13,7 @@ use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::objects;
 use crate::harness::site::{PATH, Site, TOKEN, lines, sink};
+use crate::harness::syslog::free_port;
 use crate::harness::{PATIENCE, body, gzip, programs, wait_until};
 
 const CONNECTIONS: u32 = 4;
@@ -170,11 +170,6 @@ impl Drop for Server {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// A port that nobody has at this moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Kills the daemon in a stream of posts, disturbs its files in between, and checks what is there in the end.

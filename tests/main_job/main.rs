@@ -13,6 +13,7 @@
 
 mod harness;
 
+mod backlog;
 mod bombs;
 mod crash;
 mod dedup;
@@ -22,5 +23,6 @@ mod operate;
 mod order;
 mod produce;
 mod statuses;
+mod streams;
 mod tail;
 mod verify_file;

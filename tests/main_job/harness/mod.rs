@@ -6,6 +6,7 @@ pub(crate) mod programs;
 pub(crate) mod records;
 pub(crate) mod sign;
 pub(crate) mod site;
+pub(crate) mod syslog;
 
 use std::time::{Duration, Instant};
 
