@@ -1,6 +1,7 @@
 //! What happens when a sink does not keep up: `hold` refuses batches until it has, `skip` lets it lose its oldest.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
@@ -185,14 +186,9 @@ fn a_dead_sink_that_skips_refuses_nobody_and_gets_the_newest() {
 
 /// The sink `slow` cannot write: its file is renamed, and a directory is in its place.
 fn block(site: &Site, round: u32) {
-    for number in 0.. {
-        // It need not be there: the daemon may not have made it anew before the last kill.
-        let _ = std::fs::rename(site.path("slow.log"), site.path(format!("slow.log.{round:03}-{number:03}")));
-        // The daemon may make it anew in between.
-        if std::fs::create_dir(site.path("slow.log")).is_ok() {
-            return;
-        }
-    }
+    // It need not be there: the daemon may not have made it anew before the last kill.
+    let _ = std::fs::rename(site.path("slow.log"), site.path(format!("slow.log.{round:03}")));
+    std::fs::create_dir(site.path("slow.log")).unwrap();
 }
 
 fn slow(more: &str) -> String {
@@ -224,45 +220,57 @@ fn a_file_that_skips_has_what_it_did_not_lose_once() {
     assert!(site.verified() == events, "the other sink has every event once, in order");
 }
 
+/// Posts batches until the daemon is gone, each until it is taken or its answer is lost.
+fn stream(daemon: &Daemon<'_>, next: &AtomicU64) {
+    while let Ok(mut client) = daemon.try_connect() {
+        let first = next.fetch_add(BATCH, Ordering::Relaxed);
+        let batch = body(&daemon.site.producer.events(first..first + BATCH));
+        let length = batch.len().to_string();
+        let headers = [("Authorization", TOKEN), ("Content-Length", &length)];
+        let sent = client.try_send(&request("POST", PATH, &headers, &batch));
+        if let Ok(answer) = sent.and_then(|()| client.try_answer())
+            && answer.status != 200
+        {
+            // The sink that holds is behind for a moment: the backlog is small.
+            come_back_in_half_a_minute(&answer);
+        }
+    }
+}
+
 #[test]
 fn kills_tear_and_double_nothing_where_a_sink_skips() {
     const ROUNDS: u32 = 30;
-    for more in ["", "fsync = \"interval\"\nfsync_interval = \"20ms\"\n"] {
-        let site = site(&slow(more));
-        let (mut next, mut is_blocked) = (0, false);
+    // When the position is noted soon after the write, and when it lags.
+    for more in ["", "fsync = \"interval\"\nfsync_interval = \"100ms\"\n"] {
+        let site = site(&slow(more)).edit(BACKLOG, "backlog = \"96KiB\"");
+        let next = AtomicU64::new(0);
         for round in 0..ROUNDS {
+            // What the last kill interrupted is out of reach while the backlog fills up, for about 20 batches.
+            block(&site, round);
             let daemon = Daemon::start(&site);
-            let turn = Duration::from_millis(rand::rng().random_range(0..200));
-            let end = turn + Duration::from_millis(rand::rng().random_range(0..200));
+            let first = next.load(Ordering::Relaxed);
             std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    let Ok(mut client) = daemon.try_connect() else { return };
-                    loop {
-                        let batch = body(&site.producer.events(next..next + BATCH));
-                        next += BATCH;
-                        let length = batch.len().to_string();
-                        let headers = [("Authorization", TOKEN), ("Content-Length", &length)];
-                        let sent = client.try_send(&request("POST", PATH, &headers, &batch));
-                        let Ok(answer) = sent.and_then(|()| client.try_answer()) else { return };
-                        assert_eq!(Receipt::of(&answer).accepted, BATCH);
+                scope.spawn(|| stream(&daemon, &next));
+                wait_until(PATIENCE, "the backlog has been filled", || {
+                    match (next.load(Ordering::Relaxed) - first) / BATCH {
+                        posted if posted >= 30 => Ok(()),
+                        posted => Err(format!("{posted} batches")),
                     }
                 });
+                std::fs::remove_dir(site.path("slow.log")).unwrap();
+                wait_until(PATIENCE, "the sink writes", || match site.read("slow.log").len() {
+                    0 => Err("nothing yet".to_owned()),
+                    _ => Ok(()),
+                });
                 // Not a wait for anything: the moments are what varies.
-                std::thread::sleep(turn);
-                if round % 2 == 0 {
-                    block(&site, round);
-                } else {
-                    std::fs::remove_dir(site.path("slow.log")).unwrap();
-                }
-                is_blocked = !is_blocked;
-                std::thread::sleep(end - turn);
+                std::thread::sleep(Duration::from_micros(rand::rng().random_range(0..50_000)));
                 daemon.signal("KILL");
             });
             daemon.kill9();
         }
-        assert!(!is_blocked);
         let daemon = Daemon::start(&site);
-        let last = site.producer.events(next..next + BATCH);
+        let first = next.load(Ordering::Relaxed);
+        let last = site.producer.events(first..first + BATCH);
         assert_eq!(daemon.deliver_plain(&last).accepted, BATCH);
         daemon.settle();
         daemon.terminate();
@@ -271,7 +279,7 @@ fn kills_tear_and_double_nothing_where_a_sink_skips() {
         assert!(written.ends_with(&last) && all.ends_with(&last));
         eprintln!("{} of {} events are in the file", written.len(), all.len());
         assert!(written.len() < all.len(), "nothing was skipped: too little happened");
-        assert!(written.len() > all.len() / 20, "almost everything was skipped");
+        assert!(written.len() > all.len() / 100, "almost everything was skipped");
     }
 }
 
