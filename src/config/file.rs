@@ -461,8 +461,8 @@ mod tests {
             ("[sources.s]\njwks.token.fil = 1", "2: unknown key `fil` in [sources.s]; did you mean `file`?"),
             (
                 "[sinks.s]\ntype = \"file\"\nzzz = 1",
-                "3: unknown key `zzz` in [sinks.s]; known keys: type, stream, sources, path, format, \
-                 rotate, fsync, fsync_interval, mode, owner",
+                "3: unknown key `zzz` in [sinks.s]; known keys: type, stream, sources, when_full, path, \
+                 format, rotate, fsync, fsync_interval, mode, owner",
             ),
             (
                 "[sinks.s]\ntype = \"file\"\nstreams = 1",
