@@ -112,7 +112,7 @@ impl Delivery {
             let next = self.until_it_works(|_| {
                 outbox.next(progress.pushed.batch, patience).map_err(|cause| unreadable(&cause))
             })?;
-            let mut ended = false;
+            let (mut ended, mut is_full) = (false, false);
             match next {
                 Next::Batch(batch) => {
                     self.push(&batch, &mut progress)?;
@@ -122,6 +122,7 @@ impl Delivery {
                         continue;
                     }
                 }
+                Next::Full => is_full = true,
                 Next::Nothing => {}
                 Next::Closed => ended = true,
             }
@@ -131,7 +132,7 @@ impl Delivery {
                 // Nothing waits, so no flush will show it.
                 self.works_again();
             } else {
-                self.settle(&mut progress, ended)?;
+                self.settle(&mut progress, ended || is_full)?;
             }
             if is_idle && last_idle.elapsed() >= IDLE {
                 self.worker.sink.idle();
@@ -225,7 +226,7 @@ impl Delivery {
         loop {
             let last = self.worker.ledger.resume(&name).ok_or(Interrupted::Ended)?;
             let opened = self.worker.open(&last).and_then(|position| {
-                let outbox = self.worker.ledger.outbox().map_err(|cause| unreadable(&cause))?;
+                let outbox = self.worker.ledger.outbox(&name).map_err(|cause| unreadable(&cause))?;
                 Ok((outbox, position))
             });
             match opened {
@@ -334,7 +335,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::ledger::{Clock, Options};
+    use crate::ledger::{Backlog, Clock, Options};
     use crate::wire::event::Stream;
 
     /// A sink that is somewhere else than the ledger knows.
@@ -382,10 +383,12 @@ mod tests {
                 kind: "sqlite",
                 streams: vec![Stream::Verified],
                 sources: None,
+                skips: false,
             };
             let options = Options {
                 data_dir: dir.path().to_owned(),
                 subscriptions: vec![subscription.clone()],
+                backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
                 windows: BTreeMap::new(),
                 clock: Clock::system(),
             };

@@ -137,6 +137,7 @@ struct SinkSeries {
     oldest_pending: Gauge,
     errors: IntCounter,
     truncated: IntCounter,
+    skipped: IntCounter,
 }
 
 impl Metrics {
@@ -214,6 +215,11 @@ impl Metrics {
             "Events and quarantined lines that were cut to fit the sink's max_size.",
             &["sink"],
         )?;
+        let sink_skipped = declare.counters(
+            "auditgate_sink_skipped_events_total",
+            "Events and quarantined lines that the sink lost because it did not keep up and may skip.",
+            &["sink"],
+        )?;
 
         let jwks_keys = declare.gauges(
             "auditgate_jwks_keys",
@@ -256,6 +262,7 @@ impl Metrics {
             oldest_pending: oldest_pending.with_label_values(&[name]),
             errors: sink_errors.with_label_values(&[name]),
             truncated: sink_truncated.with_label_values(&[name]),
+            skipped: sink_skipped.with_label_values(&[name]),
         };
         Ok(Self {
             sources: sources.iter().map(|name| (name.clone(), source_series(name))).collect(),
@@ -357,6 +364,13 @@ impl Metrics {
     pub fn sink_truncated(&self, sink: &str, n: u64) {
         if let Some(series) = self.sink(sink) {
             series.truncated.inc_by(n);
+        }
+    }
+
+    /// Counts `n` events (or quarantined lines) that the sink lost.
+    pub fn sink_skipped(&self, sink: &str, n: u64) {
+        if let Some(series) = self.sink(sink) {
+            series.skipped.inc_by(n);
         }
     }
 
@@ -556,6 +570,7 @@ mod tests {
             "auditgate_sink_oldest_pending_seconds gauge",
             "auditgate_sink_errors_total counter",
             "auditgate_sink_truncated_total counter",
+            "auditgate_sink_skipped_events_total counter",
             "auditgate_jwks_keys gauge",
             "auditgate_jwks_refreshed_timestamp_seconds gauge",
             "auditgate_jwks_refresh_errors_total counter",
@@ -618,6 +633,7 @@ mod tests {
         metrics.sink_pending("siem", 3, 1.5);
         metrics.sink_error("siem");
         metrics.sink_truncated("siem", 4);
+        metrics.sink_skipped("siem", 6);
         metrics.jwks_loaded("us", 2, 1_700_000_001);
         metrics.jwks_refresh_error("us");
         metrics.certificate_not_after(1_800_000_000);
@@ -635,6 +651,7 @@ mod tests {
             "auditgate_sink_oldest_pending_seconds{sink=\"siem\"} 1.5",
             "auditgate_sink_errors_total{sink=\"siem\"} 1",
             "auditgate_sink_truncated_total{sink=\"siem\"} 4",
+            "auditgate_sink_skipped_events_total{sink=\"siem\"} 6",
             "auditgate_jwks_keys{source=\"us\"} 2",
             "auditgate_jwks_refreshed_timestamp_seconds{source=\"us\"} 1700000001",
             "auditgate_jwks_refresh_errors_total{source=\"us\"} 1",

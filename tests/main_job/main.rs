@@ -13,6 +13,7 @@
 
 mod harness;
 
+mod backlog;
 mod bombs;
 mod crash;
 mod dedup;
@@ -24,5 +25,6 @@ mod operate;
 mod order;
 mod produce;
 mod statuses;
+mod streams;
 mod tail;
 mod verify_file;

@@ -137,6 +137,11 @@ impl<'s> Daemon<'s> {
         Receipt::of(&self.post(Some("application/gzip"), &gzip(&body(lines))))
     }
 
+    /// Posts lines as they are, so that a batch takes as much of the backlog as it has bytes.
+    pub(crate) fn deliver_plain<L: AsRef<[u8]>>(&self, lines: &[L]) -> Receipt {
+        Receipt::of(&self.post(None, &body(lines)))
+    }
+
     /// Waits until every sink has everything that was committed.
     pub(crate) fn settle(&self) {
         wait_until(PATIENCE, "every sink has everything", || {

@@ -7,6 +7,7 @@ pub(crate) mod records;
 pub(crate) mod rsyslog;
 pub(crate) mod sign;
 pub(crate) mod site;
+pub(crate) mod syslog;
 
 use std::time::{Duration, Instant};
 
