@@ -143,6 +143,7 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
         if let Some(sources) = &sink.sources {
             writeln!(out, "sources = [{}]", list(sources.iter().map(quoted)))?;
         }
+        writeln!(out, "when_full = {}", quoted(sink.when_full.name()))?;
     }
     Ok(toml)
 }
@@ -350,6 +351,7 @@ mod tests {
             type = "sqlite"
             path = "all.db"
             retain = "36h"
+            when_full = "skip"
             stream = ["verified", "unverified", "quarantine"]
             [sinks.us]
             type = "sqlite"

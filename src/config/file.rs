@@ -127,6 +127,7 @@ pub(super) struct Dedup {
 pub(super) struct Sink {
     pub(super) stream: Option<Spanned<OneOrMany<String>>>,
     pub(super) sources: Option<Spanned<Vec<Text>>>,
+    pub(super) when_full: Option<Text>,
     pub(super) kind: SinkKind,
 }
 
@@ -140,13 +141,14 @@ pub(super) enum SinkKind {
 /// The names of the sinks' types.
 const SINK_TYPES: [&str; 3] = ["file", "sqlite", "syslog"];
 /// The keys that every sink has; `type` is taken out before the others are read.
-const SINK_KEYS: [&str; 3] = ["type", "stream", "sources"];
+const SINK_KEYS: [&str; 4] = ["type", "stream", "sources", "when_full"];
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 struct AnySink {
     stream: Option<Spanned<OneOrMany<String>>>,
     sources: Option<Spanned<Vec<Text>>>,
+    when_full: Option<Text>,
 }
 
 #[derive(serde::Deserialize)]
@@ -297,8 +299,8 @@ fn sink(findings: &mut Findings<'_>, name: &Text, value: Spanned<DeValue<'_>>) -
         }
     };
     let common: Option<AnySink> = decode(findings, &table, Spanned::new(at, DeValue::Table(common)), &[]);
-    let (AnySink { stream, sources }, kind) = (common?, kind?);
-    Some(Sink { stream, sources, kind })
+    let (AnySink { stream, sources, when_full }, kind) = (common?, kind?);
+    Some(Sink { stream, sources, when_full, kind })
 }
 
 /// Reads one value; `more_keys` are known in the same table besides those of `T`.
@@ -463,8 +465,8 @@ mod tests {
             ("[sources.s]\njwks.token.fil = 1", "2: unknown key `fil` in [sources.s]; did you mean `file`?"),
             (
                 "[sinks.s]\ntype = \"file\"\nzzz = 1",
-                "3: unknown key `zzz` in [sinks.s]; known keys: type, stream, sources, path, format, \
-                 rotate, fsync, fsync_interval, mode, owner",
+                "3: unknown key `zzz` in [sinks.s]; known keys: type, stream, sources, when_full, path, \
+                 format, rotate, fsync, fsync_interval, mode, owner",
             ),
             (
                 "[sinks.s]\ntype = \"file\"\nstreams = 1",

@@ -279,6 +279,8 @@ pub struct Sink {
     pub streams: Vec<Stream>,
     /// The names of the sources that it takes from, each of them in [`Config::sources`]; all by default.
     pub sources: Option<Vec<String>>,
+    /// Default [`WhenFull::Hold`].
+    pub when_full: WhenFull,
 }
 
 impl Sink {
@@ -286,6 +288,29 @@ impl Sink {
     pub fn takes(&self, source: &str, stream: Stream) -> bool {
         self.streams.contains(&stream)
             && self.sources.as_ref().is_none_or(|names| names.iter().any(|name| name == source))
+    }
+}
+
+/// What happens when `limits.backlog` is nearly full of what a sink has not got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// `hold`: nothing is lost; when it is full, batches are refused.
+    #[default]
+    Hold,
+    /// `skip`: the sink loses the oldest lines that wait for it.
+    Skip,
+}
+
+impl WhenFull {
+    /// Every value, in the order of the documentation.
+    pub const ALL: [Self; 2] = [Self::Hold, Self::Skip];
+
+    /// The word in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::Skip => "skip",
+        }
     }
 }
 

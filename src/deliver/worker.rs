@@ -112,7 +112,7 @@ impl Delivery {
             let next = self.until_it_works(|_| {
                 outbox.next(progress.pushed.batch, patience).map_err(|cause| unreadable(&cause))
             })?;
-            let mut ended = false;
+            let (mut ended, mut is_full) = (false, false);
             match next {
                 Next::Batch(batch) => {
                     self.push(&batch, &mut progress)?;
@@ -122,14 +122,17 @@ impl Delivery {
                         continue;
                     }
                 }
+                Next::Full => is_full = true,
                 Next::Nothing => {}
                 Next::Closed => ended = true,
             }
             let is_idle = progress.pushed == progress.safe;
             if is_idle {
                 self.prepare(&mut progress)?;
+                // Nothing waits, so no flush will show it.
+                self.works_again();
             } else {
-                self.settle(&mut progress, ended)?;
+                self.settle(&mut progress, ended || is_full)?;
             }
             if is_idle && last_idle.elapsed() >= IDLE {
                 self.worker.sink.idle();
@@ -190,9 +193,7 @@ impl Delivery {
         let pushed = std::mem::take(&mut progress.pushed_lines);
         progress.flushed_lines.events += pushed.events;
         progress.flushed_lines.received_at = pushed.received_at.max(progress.flushed_lines.received_at);
-        if self.wait.take().is_some() {
-            self.worker.watcher.recovered(&self.worker.subscription.sink);
-        }
+        self.works_again();
         let truncated = self.worker.sink.take_truncated();
         if truncated > 0 {
             self.worker.watcher.truncated(&self.worker.subscription.sink, truncated);
@@ -225,7 +226,7 @@ impl Delivery {
         loop {
             let last = self.worker.ledger.resume(&name).ok_or(Interrupted::Ended)?;
             let opened = self.worker.open(&last).and_then(|position| {
-                let outbox = self.worker.ledger.outbox().map_err(|cause| unreadable(&cause))?;
+                let outbox = self.worker.ledger.outbox(&name).map_err(|cause| unreadable(&cause))?;
                 Ok((outbox, position))
             });
             match opened {
@@ -236,7 +237,7 @@ impl Delivery {
         }
     }
 
-    /// Tries until it succeeds. Only a flush shows that the sink works again, see [`Delivery::settle`].
+    /// Tries until it succeeds. Where something waits, only a flush shows that the sink works again.
     fn until_it_works<T>(
         &mut self,
         mut attempt: impl FnMut(&mut Worker) -> Result<T, SinkError>,
@@ -251,6 +252,12 @@ impl Delivery {
                     }
                 }
             }
+        }
+    }
+
+    fn works_again(&mut self) {
+        if self.wait.take().is_some() {
+            self.worker.watcher.recovered(&self.worker.subscription.sink);
         }
     }
 
@@ -328,7 +335,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::ledger::{Clock, Options};
+    use crate::ledger::{Backlog, Clock, Options};
     use crate::wire::event::Stream;
 
     /// A sink that is somewhere else than the ledger knows.
@@ -376,10 +383,12 @@ mod tests {
                 kind: "sqlite",
                 streams: vec![Stream::Verified],
                 sources: None,
+                skips: false,
             };
             let options = Options {
                 data_dir: dir.path().to_owned(),
                 subscriptions: vec![subscription.clone()],
+                backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
                 windows: BTreeMap::new(),
                 clock: Clock::system(),
             };

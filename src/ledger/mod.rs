@@ -10,9 +10,11 @@
 //! delivered may be recorded a little late (a sink finds out by itself what it has, see
 //! `deliver::sink::Sink`), but a batch is never forgotten before every sink's own fsync.
 
+mod claims;
 mod outbox;
 mod schema;
 mod seen;
+mod skip;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -26,8 +28,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use outbox::Feed;
+use claims::Claims;
 pub use outbox::{Body, Next, Outbox, Stored};
+use outbox::{Feed, Weight};
 pub use seen::{Identifier, Identity};
 
 use crate::wire::event::{Reason, Stream, Verdict};
@@ -76,6 +79,8 @@ pub struct Subscription {
     pub streams: Vec<Stream>,
     /// The sources it takes; all when none are named.
     pub sources: Option<Vec<String>>,
+    /// Whether it loses its oldest lines rather than letting the backlog become full.
+    pub skips: bool,
 }
 
 impl Subscription {
@@ -84,6 +89,21 @@ impl Subscription {
         self.streams.contains(&stream)
             && self.sources.as_ref().is_none_or(|sources| sources.iter().any(|known| known == source))
     }
+
+    /// How many lines of a batch it takes, which has so many of each stream in the order of [`Stream::ALL`].
+    fn count(&self, source: &str, lines: [u64; Stream::ALL.len()]) -> u64 {
+        let streams = Stream::ALL.into_iter().zip(lines);
+        streams.filter(|(stream, _)| self.wants(source, *stream)).map(|(_, lines)| lines).sum()
+    }
+}
+
+/// Bytes that may wait for sinks. Whoever commits looks at [`Ledger::backlog`]; the ledger itself refuses nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Backlog {
+    /// Of all batches, as received.
+    pub bytes: u64,
+    /// Of quarantined lines.
+    pub quarantine_bytes: u64,
 }
 
 /// What the ledger is opened with.
@@ -93,6 +113,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Every configured sink.
     pub subscriptions: Vec<Subscription>,
+    /// Where batches are refused, and sinks that skip lose some before.
+    pub backlog: Backlog,
     /// How long each source's events are remembered.
     pub windows: BTreeMap<String, Window>,
     /// The clocks.
@@ -251,6 +273,30 @@ pub struct Resume {
     pub mark: Vec<u8>,
 }
 
+/// What a sink lost because it did not keep up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Lines that it wanted.
+    pub events: u64,
+    /// When the oldest of them arrived, in milliseconds since the Unix epoch; 0 without any.
+    pub oldest: i64,
+    /// When the newest of them arrived; 0 without any.
+    pub newest: i64,
+}
+
+impl Skipped {
+    /// Adds what it lost besides.
+    pub fn add(&mut self, more: Self) {
+        if self.events == 0 {
+            *self = more;
+        } else if more.events > 0 {
+            self.events += more.events;
+            self.oldest = self.oldest.min(more.oldest);
+            self.newest = self.newest.max(more.newest);
+        }
+    }
+}
+
 /// Counters that anybody may read at any time.
 #[derive(Debug, Default)]
 pub struct Gauges {
@@ -258,6 +304,8 @@ pub struct Gauges {
     quarantine_bytes: AtomicU64,
     unwritable: AtomicBool,
     pending: Mutex<BTreeMap<String, Pending>>,
+    /// What each sink lost since it was last asked for.
+    skipped: Mutex<BTreeMap<String, Skipped>>,
     /// Where each sink is, as the table has it.
     noted: Mutex<BTreeMap<String, Resume>>,
 }
@@ -283,6 +331,7 @@ struct Shared {
     database: PathBuf,
     id: [u8; 16],
     feed: Arc<Feed>,
+    claims: Arc<BTreeMap<String, Claims>>,
     gauges: Arc<Gauges>,
     /// Held for as long as the ledger lives; the lock is the open file's.
     _lock: File,
@@ -309,6 +358,9 @@ impl Ledger {
         let database = options.data_dir.join("ledger.db");
         let opened = schema::open(&database)?;
         let resume = outbox::register(&opened.connection, &options.subscriptions, &database)?;
+        let claims = outbox::claims(&opened.connection, &resume, options.backlog)
+            .map_err(|cause| OpenError::Database { path: database.clone(), cause })?;
+        let claims = Arc::new(claims);
         let gauges = Arc::new(Gauges { noted: Mutex::new(resume), ..Gauges::default() });
         let feed = Arc::new(Feed::new(opened.last_position));
         let (messages, inbox) = mpsc::channel();
@@ -318,7 +370,12 @@ impl Ledger {
             inbox,
             failure,
             feed: Arc::clone(&feed),
+            claims: Arc::clone(&claims),
             gauges: Arc::clone(&gauges),
+            limit: Weight {
+                bytes: options.backlog.bytes,
+                quarantine_bytes: options.backlog.quarantine_bytes,
+            },
             subscriptions: options.subscriptions,
             windows: options.windows,
             clock: options.clock,
@@ -334,6 +391,7 @@ impl Ledger {
             database,
             id: opened.ledger_id,
             feed,
+            claims,
             gauges,
             _lock: lock,
         };
@@ -407,12 +465,13 @@ impl Ledger {
         self.shared.feed.newest()
     }
 
-    /// A reader of undelivered batches, for one sink's thread.
+    /// A reader of undelivered batches, for the thread of one configured sink.
     ///
     /// # Errors
     /// When the database cannot be opened a second time.
-    pub fn outbox(&self) -> rusqlite::Result<Outbox> {
-        Outbox::open(&self.shared.database, Arc::clone(&self.shared.feed))
+    pub fn outbox(&self, sink: &str) -> rusqlite::Result<Outbox> {
+        let (feed, claims) = (Arc::clone(&self.shared.feed), Arc::clone(&self.shared.claims));
+        Outbox::open(&self.shared.database, sink, feed, claims)
     }
 
     /// Bytes that are committed and not delivered to every sink, and how many of them are quarantined lines.
@@ -429,6 +488,11 @@ impl Ledger {
     /// What waits for a sink.
     pub fn pending(&self, sink: &str) -> Pending {
         self.shared.gauges.pending().get(sink).copied().unwrap_or_default()
+    }
+
+    /// What sinks that skip have lost since the last call.
+    pub fn take_skipped(&self) -> BTreeMap<String, Skipped> {
+        std::mem::take(&mut *self.shared.gauges.skipped())
     }
 
     /// The size of the database and its log on disk, in bytes.

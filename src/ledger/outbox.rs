@@ -5,14 +5,15 @@
 //! restart and by a worker that lags.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Batch, OpenError, Pending, Position, Resume, Subscription, schema};
+use super::claims::{Claim, Claims};
+use super::{Backlog, Batch, OpenError, Pending, Position, Resume, Subscription, schema};
 use crate::wire::event::{Reason, Stream, Verdict};
 
 /// A committed batch as sinks get it.
@@ -30,6 +31,8 @@ pub struct Stored {
     pub verdicts: Vec<Option<Verdict>>,
     /// The body.
     pub body: Body,
+    /// What it adds to the backlog.
+    pub(super) weight: Weight,
 }
 
 /// A committed body.
@@ -130,6 +133,14 @@ impl Feed {
         }
     }
 
+    /// Called by the writer when batches were given up.
+    pub(super) fn remove(&self, batches: &[i64]) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.recent.retain(|batch| batches.binary_search(&batch.position).is_err());
+        state.bytes = state.recent.iter().map(|batch| batch.memory()).sum();
+    }
+
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.news.notify_all();
@@ -147,7 +158,9 @@ impl Feed {
 
 /// One sink's way to read batches.
 pub struct Outbox {
+    sink: String,
     feed: Arc<Feed>,
+    claims: Arc<BTreeMap<String, Claims>>,
     connection: Connection,
 }
 
@@ -155,6 +168,8 @@ pub struct Outbox {
 pub enum Next {
     /// The first batch at or behind the position.
     Batch(Arc<Stored>),
+    /// There is one, but too much is in flight: what was taken before has to be made safe first.
+    Full,
     /// Nothing yet.
     Nothing,
     /// Nothing, and nothing will follow.
@@ -162,60 +177,116 @@ pub enum Next {
 }
 
 impl Outbox {
-    pub(super) fn open(database: &Path, feed: Arc<Feed>) -> rusqlite::Result<Self> {
-        Ok(Self { feed, connection: schema::open_reader(database)? })
+    pub(super) fn open(
+        database: &Path,
+        sink: &str,
+        feed: Arc<Feed>,
+        claims: Arc<BTreeMap<String, Claims>>,
+    ) -> rusqlite::Result<Self> {
+        Ok(Self { sink: sink.to_owned(), feed, claims, connection: schema::open_reader(database)? })
     }
 
-    /// The first batch at or behind a position, waiting at most `patience` for it.
+    /// Takes the first batch at or behind a position, waiting at most `patience` for it. What was taken stays until
+    /// the sink has it, and is found here again after a restart.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub fn next(&self, position: i64, patience: Duration) -> rusqlite::Result<Next> {
-        let state = self.feed.state();
-        let (state, _) = self
-            .feed
-            .news
-            .wait_timeout_while(state, patience, |state| state.newest < position && !state.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        if state.newest < position {
-            return Ok(if state.closed { Next::Closed } else { Next::Nothing });
+        let deadline = Instant::now() + patience;
+        let claims = self.claims.get(&self.sink);
+        loop {
+            let generation = claims.map_or(0, Claims::generation);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let batch = match self.read(position, left)? {
+                Next::Batch(batch) => batch,
+                other => return Ok(other),
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let claim =
+                claims.map(|claims| claims.claim(batch.position, batch.weight.bytes, generation, left));
+            match claim {
+                None | Some(Claim::Granted) => return Ok(Next::Batch(batch)),
+                Some(Claim::Outdated) => {}
+                Some(Claim::Full) => return Ok(Next::Full),
+            }
         }
-        if position > state.gone {
-            let found = state.recent.iter().find(|batch| batch.position >= position);
-            return Ok(found.map_or(Next::Nothing, |batch| Next::Batch(Arc::clone(batch))));
+    }
+
+    /// The first batch at or behind a position, from memory or from the table.
+    fn read(&self, position: i64, patience: Duration) -> rusqlite::Result<Next> {
+        let deadline = Instant::now() + patience;
+        // What is behind it may have been given up: then a newer batch is waited for.
+        let mut position = position;
+        loop {
+            let state = self.feed.state();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (state, _) = self
+                .feed
+                .news
+                .wait_timeout_while(state, left, |state| state.newest < position && !state.closed)
+                .unwrap_or_else(PoisonError::into_inner);
+            let newest = state.newest;
+            if newest < position {
+                return Ok(if state.closed { Next::Closed } else { Next::Nothing });
+            }
+            let found = if position > state.gone {
+                state.recent.iter().find(|batch| batch.position >= position).map(Arc::clone)
+            } else {
+                drop(state);
+                read_one(&self.connection, position)?.map(Arc::new)
+            };
+            match found {
+                Some(batch) => return Ok(Next::Batch(batch)),
+                None => position = newest + 1,
+            }
         }
-        drop(state);
-        Ok(read_one(&self.connection, position)?.map_or(Next::Nothing, |batch| Next::Batch(Arc::new(batch))))
     }
 }
 
 /// The first batch at or behind a position, as the table has it.
 fn read_one(connection: &Connection, position: i64) -> rusqlite::Result<Option<Stored>> {
     let mut find = connection.prepare_cached(
-        "SELECT position, source, received_at, packing, key_ids, verdicts, body \
+        "SELECT position, source, received_at, packing, key_ids, verdicts, body, quarantined_bytes \
          FROM batch WHERE position >= ?1 ORDER BY position LIMIT 1",
     )?;
     find.query_row([position], |row| {
         let source: String = row.get(1)?;
         let key_ids: String = row.get(4)?;
         let verdicts = row.get_ref(5)?.as_blob()?;
+        let body: Vec<u8> = row.get(6)?;
+        let weight = Weight { bytes: (body.len() + verdicts.len()) as u64, quarantine_bytes: row.get(7)? };
         Ok(Stored {
             position: row.get(0)?,
             source: source.into(),
             received_at: row.get(2)?,
             key_ids: serde_json::from_str::<Vec<String>>(&key_ids).unwrap_or_default().into(),
             verdicts: read_verdicts(verdicts),
-            body: Body::Packed { packing: row.get(3)?, bytes: row.get(6)? },
+            body: Body::Packed { packing: row.get(3)?, bytes: body },
+            weight,
         })
     })
     .optional()
 }
 
-/// What a batch adds to the gauges.
+/// What batches add to the backlog, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Weight {
     pub(super) bytes: u64,
     pub(super) quarantine_bytes: u64,
+}
+
+impl std::ops::AddAssign for Weight {
+    fn add_assign(&mut self, more: Self) {
+        self.bytes += more.bytes;
+        self.quarantine_bytes += more.quarantine_bytes;
+    }
+}
+
+impl std::ops::SubAssign for Weight {
+    fn sub_assign(&mut self, less: Self) {
+        self.bytes -= less.bytes;
+        self.quarantine_bytes -= less.quarantine_bytes;
+    }
 }
 
 /// Puts a batch into the table.
@@ -263,66 +334,191 @@ pub(super) fn record(
     Ok(())
 }
 
-/// Deletes the batches that every sink has passed; returns what they weighed and the first position left.
-pub(super) fn forget(connection: &Connection) -> rusqlite::Result<(Weight, i64)> {
-    let mut reached = connection.prepare_cached("SELECT coalesce(min(batch), 0) FROM sink")?;
-    let reached: i64 = reached.query_row([], |row| row.get(0))?;
-    let mut delete = connection.prepare_cached(
-        "DELETE FROM batch WHERE position < ?1 \
-         RETURNING bytes, quarantined_bytes",
-    )?;
-    let mut weight = Weight::default();
-    let mut rows = delete.query([reached])?;
-    while let Some(row) = rows.next()? {
-        weight.bytes += row.get::<_, u64>(0)?;
-        weight.quarantine_bytes += row.get::<_, u64>(1)?;
-    }
-    Ok((weight, reached))
+/// What [`forget`] did.
+#[derive(Default)]
+pub(super) struct Forgotten {
+    pub(super) weight: Weight,
+    /// The first batch that some sink has not passed.
+    pub(super) reached: i64,
+    /// There is more to forget.
+    pub(super) more: bool,
 }
 
-/// What all batches in the table weigh, and what waits for each sink behind its position, in one pass. Reads the
-/// summaries alone: of a large backlog that is a hundredth.
-pub(super) fn tally(
-    connection: &Connection,
-    sinks: &[(&Subscription, Position)],
-) -> rusqlite::Result<(Weight, Vec<Pending>)> {
-    let mut weight = Weight::default();
-    let mut tally = vec![Pending::default(); sinks.len()];
+/// Batches of so many bytes are forgotten at once: deleting takes time for each page, and requests wait.
+const FORGET_BYTES: u64 = 8 << 20;
+
+/// Deletes batches that every sink has passed, the oldest first.
+pub(super) fn forget(connection: &Connection) -> rusqlite::Result<Forgotten> {
+    let mut reached = connection.prepare_cached("SELECT coalesce(min(batch), 0) FROM sink")?;
+    let mut forgotten =
+        Forgotten { reached: reached.query_row([], |row| row.get(0))?, ..Forgotten::default() };
     let mut find = connection.prepare_cached(
-        "SELECT position, source, received_at, bytes, quarantined_bytes, verified, unverified, quarantined \
-         FROM batch INDEXED BY batch_summary ORDER BY position",
+        "SELECT position, bytes, quarantined_bytes FROM batch INDEXED BY batch_summary \
+         WHERE position < ?1 ORDER BY position",
     )?;
-    let mut rows = find.query([])?;
+    let mut rows = find.query([forgotten.reached])?;
+    let mut last = None;
     while let Some(row) = rows.next()? {
-        let position: i64 = row.get(0)?;
-        let source = row.get_ref(1)?.as_str()?;
-        let received_at: i64 = row.get(2)?;
-        weight.bytes += row.get::<_, u64>(3)?;
-        weight.quarantine_bytes += row.get::<_, u64>(4)?;
-        for ((subscription, reached), pending) in sinks.iter().zip(&mut tally) {
-            if position < reached.batch {
-                continue;
-            }
-            let events = if position == reached.batch && reached.line > 0 {
-                // Of a batch that is partly delivered, the lines have to be looked at.
-                let batch = read_one(connection, position)?;
-                batch.map_or(0, |batch| batch.wanted(subscription, reached.line).count() as u64)
-            } else {
-                let mut events = 0;
-                for (column, stream) in Stream::ALL.into_iter().enumerate() {
-                    if subscription.wants(source, stream) {
-                        events += row.get::<_, u64>(5 + column)?;
-                    }
-                }
-                events
-            };
-            if events > 0 {
-                pending.events += events;
-                pending.oldest = Some(pending.oldest.map_or(received_at, |oldest| oldest.min(received_at)));
+        if forgotten.weight.bytes >= FORGET_BYTES {
+            forgotten.more = true;
+            break;
+        }
+        last = Some(row.get::<_, i64>(0)?);
+        forgotten.weight.bytes += row.get::<_, u64>(1)?;
+        forgotten.weight.quarantine_bytes += row.get::<_, u64>(2)?;
+    }
+    drop(rows);
+    if let Some(last) = last {
+        connection.prepare_cached("DELETE FROM batch WHERE position <= ?1")?.execute([last])?;
+    }
+    Ok(forgotten)
+}
+
+/// Where a sink goes on.
+pub(super) fn position(connection: &Connection, sink: &str) -> rusqlite::Result<Position> {
+    connection.query_row("SELECT batch, line FROM sink WHERE name = ?1", [sink], |row| {
+        Ok(Position { batch: row.get(0)?, line: row.get(1)? })
+    })
+}
+
+/// What all batches in the table weigh.
+pub(super) fn weigh(connection: &Connection) -> rusqlite::Result<Weight> {
+    connection.query_row(
+        "SELECT coalesce(sum(bytes), 0), coalesce(sum(quarantined_bytes), 0) FROM batch INDEXED BY batch_summary",
+        [],
+        |row| Ok(Weight { bytes: row.get(0)?, quarantine_bytes: row.get(1)? }),
+    )
+}
+
+/// What each sink may have in flight, and how much of it there may be from now on.
+///
+/// All that is in flight takes at most a quarter of what quarantined lines may take, however many sinks there
+/// are: it cannot be given up. What an earlier start allowed counts for as long as anything is undelivered.
+pub(super) fn claims(
+    connection: &Connection,
+    sinks: &BTreeMap<String, Resume>,
+    limit: Backlog,
+) -> rusqlite::Result<BTreeMap<String, Claims>> {
+    let budget =
+        (limit.quarantine_bytes.min(limit.bytes) / 4 / sinks.len().max(1) as u64).min(MOST_IN_FLIGHT);
+    let before: Option<u64> = connection
+        .query_row("SELECT value FROM meta WHERE name = 'in_flight_bytes'", [], |row| row.get(0))
+        .optional()?;
+    let mut claims = BTreeMap::new();
+    let mut is_anything_in_flight = false;
+    for (sink, Resume { position, .. }) in sinks {
+        let in_flight = in_flight(connection, *position, before)?;
+        is_anything_in_flight |= !in_flight.is_empty();
+        claims.insert(sink.clone(), Claims::new(budget, *position, in_flight));
+    }
+    // Nobody knew a budget before: then anything may be in flight, and this stays so until nothing is.
+    let after = match before {
+        None if is_anything_in_flight => return Ok(claims),
+        Some(before) if is_anything_in_flight => before.max(budget),
+        _ => budget,
+    };
+    if before != Some(after) {
+        connection.execute(
+            "INSERT INTO meta VALUES ('in_flight_bytes', ?1) \
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            [after],
+        )?;
+    }
+    Ok(claims)
+}
+
+/// No sink has more than that in flight, in bytes.
+const MOST_IN_FLIGHT: u64 = 16 << 20;
+
+/// The batches from a position on that may be in flight, with their bytes: as many as weigh no more than `budget`
+/// together, and at least one; all of them when there was no budget.
+pub(super) fn in_flight(
+    connection: &Connection,
+    position: Position,
+    budget: Option<u64>,
+) -> rusqlite::Result<Vec<(i64, u64)>> {
+    let mut find = connection.prepare_cached(
+        "SELECT position, bytes FROM batch INDEXED BY batch_summary WHERE position >= ?1 ORDER BY position",
+    )?;
+    let mut rows = find.query([position.batch])?;
+    let mut found: Vec<(i64, u64)> = Vec::new();
+    let mut all = 0;
+    while let Some(row) = rows.next()? {
+        let bytes: u64 = row.get(1)?;
+        all += bytes;
+        if !found.is_empty() && budget.is_some_and(|budget| all > budget) {
+            break;
+        }
+        found.push((row.get(0)?, bytes));
+    }
+    Ok(found)
+}
+
+/// What waits for a sink behind its recorded position. Reads the summaries alone, no body: of a large backlog a
+/// hundredth.
+pub(super) fn pending(
+    connection: &Connection,
+    subscription: &Subscription,
+    position: Position,
+) -> rusqlite::Result<Pending> {
+    let mut pending = Pending::default();
+    walk(connection, subscription, position, |events, received_at| {
+        pending.events += events;
+        pending.oldest = Some(pending.oldest.map_or(received_at, |oldest| oldest.min(received_at)));
+        true
+    })?;
+    Ok(pending)
+}
+
+/// When the first batch arrived of which a sink wants something that it has not got, in milliseconds since the
+/// Unix epoch.
+pub(super) fn oldest(
+    connection: &Connection,
+    subscription: &Subscription,
+    position: Position,
+) -> rusqlite::Result<Option<i64>> {
+    let mut oldest = None;
+    walk(connection, subscription, position, |_, received_at| {
+        oldest = Some(received_at);
+        false
+    })?;
+    Ok(oldest)
+}
+
+/// Looks at each batch of which a sink wants something that it has not got: how many lines, and when it arrived.
+/// Goes on for as long as it is told to.
+fn walk(
+    connection: &Connection,
+    subscription: &Subscription,
+    position: Position,
+    mut look: impl FnMut(u64, i64) -> bool,
+) -> rusqlite::Result<()> {
+    // Of a batch that is partly delivered, the lines have to be looked at.
+    let from = if position.line == 0 {
+        position.batch
+    } else {
+        let partly = read_one(connection, position.batch)?.filter(|batch| batch.position == position.batch);
+        if let Some(batch) = partly {
+            let events = batch.wanted(subscription, position.line).count() as u64;
+            if events > 0 && !look(events, batch.received_at) {
+                return Ok(());
             }
         }
+        position.batch + 1
+    };
+    let mut find = connection.prepare_cached(
+        "SELECT source, verified, unverified, quarantined, received_at FROM batch INDEXED BY batch_summary \
+         WHERE position >= ?1 ORDER BY position",
+    )?;
+    let mut rows = find.query([from])?;
+    while let Some(row) = rows.next()? {
+        let source: String = row.get(0)?;
+        let events = subscription.count(&source, [row.get(1)?, row.get(2)?, row.get(3)?]);
+        if events > 0 && !look(events, row.get(4)?) {
+            break;
+        }
     }
-    Ok((weight, tally))
+    Ok(())
 }
 
 /// Brings the table of sinks in line with the configuration, and tells where each one goes on.
@@ -330,7 +526,7 @@ pub(super) fn register(
     connection: &Connection,
     subscriptions: &[Subscription],
     path: &Path,
-) -> Result<std::collections::BTreeMap<String, Resume>, OpenError> {
+) -> Result<BTreeMap<String, Resume>, OpenError> {
     let database = |cause| OpenError::Database { path: path.to_owned(), cause };
     let known = known_sinks(connection).map_err(database)?;
     for (sink, kind, resume) in &known {
@@ -351,7 +547,7 @@ pub(super) fn register(
             }
         }
     }
-    let mut resumed = std::collections::BTreeMap::new();
+    let mut resumed = BTreeMap::new();
     for (sink, _, resume) in known {
         if subscriptions.iter().any(|subscription| subscription.sink == sink) {
             resumed.insert(sink, resume);
@@ -467,6 +663,35 @@ const MAX_DETAIL: usize = 512;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_backlog_is_forgotten_in_steps() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = schema::open(&dir.path().join("ledger.db")).unwrap().connection;
+        for _ in 0..4 {
+            connection
+                .execute(
+                    "INSERT INTO batch (source, received_at, packing, verified, unverified, quarantined, \
+                     quarantined_bytes, bytes, key_ids, verdicts, body) \
+                     VALUES ('us', 0, 0, 1, 0, 0, 1, ?1, '[]', x'02', x'')",
+                    [FORGET_BYTES - 1],
+                )
+                .unwrap();
+        }
+        connection.execute("INSERT INTO sink VALUES ('all', 'file', 4, 0, x'')", []).unwrap();
+        let mut steps = Vec::new();
+        loop {
+            let forgotten = forget(&connection).unwrap();
+            assert_eq!(forgotten.reached, 4);
+            steps.push(forgotten.weight.quarantine_bytes);
+            if !forgotten.more {
+                break;
+            }
+        }
+        assert_eq!(steps, [2, 1]);
+        let left: Vec<_> = in_flight(&connection, Position::default(), None).unwrap();
+        assert_eq!(left, [(4, FORGET_BYTES - 1)]);
+    }
 
     #[test]
     fn verdicts_are_read_back() {

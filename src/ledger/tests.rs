@@ -4,6 +4,8 @@ use std::sync::atomic::AtomicI64;
 
 use super::*;
 
+mod skips;
+
 const NOON: i64 = 1_700_000_000_000;
 const HOUR: i64 = 3_600_000;
 
@@ -42,8 +44,10 @@ impl Bench {
                     kind: "file",
                     streams: Stream::ALL.to_vec(),
                     sources: None,
+                    skips: false,
                 })
                 .collect(),
+            backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
             windows: BTreeMap::from([("us".to_owned(), window), ("eu".to_owned(), window)]),
             clock: Clock {
                 wall: Arc::new(move || wall.load(Ordering::SeqCst)),
@@ -201,13 +205,13 @@ fn batches_wait_for_their_sink_in_order_and_are_forgotten_behind_it() {
     assert_eq!(bench.commit_line("0", Some(NOON)), 0);
     let position = |outbox: &Outbox, from| match outbox.next(from, Duration::ZERO).unwrap() {
         Next::Batch(batch) => Some(batch.position),
-        Next::Nothing | Next::Closed => None,
+        Next::Full | Next::Nothing | Next::Closed => None,
     };
     for restart in [false, true] {
         if restart {
             bench.reopen();
         }
-        let outbox = bench.ledger().outbox().unwrap();
+        let outbox = bench.ledger().outbox("all").unwrap();
         assert_eq!([1, 2, 3, 4].map(|from| position(&outbox, from)), [Some(1), Some(2), Some(3), None]);
         assert_eq!(bench.ledger().pending("all").events, 3);
     }
@@ -223,7 +227,7 @@ fn batches_wait_for_their_sink_in_order_and_are_forgotten_behind_it() {
     bench.reopen();
     // Positions go on where they were although the table is empty.
     bench.commit_line("3", Some(NOON));
-    assert_eq!(position(&bench.ledger().outbox().unwrap(), 0), Some(4));
+    assert_eq!(position(&bench.ledger().outbox("all").unwrap(), 0), Some(4));
 }
 
 #[test]

@@ -14,9 +14,13 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
-use super::outbox::{self, Body, Feed, Stored, Weight};
+use super::claims::Claims;
+use super::outbox::{self, Body, Feed, Forgotten, Stored, Weight};
 use super::seen::Seen;
-use super::{Batch, Clock, CommitError, Delivered, Gauges, Position, Receipt, Resume, Subscription, Window};
+use super::skip::{GivenUp, Skipping};
+use super::{
+    Batch, Clock, CommitError, Delivered, Gauges, Position, Receipt, Resume, Skipped, Subscription, Window,
+};
 use crate::database;
 use crate::wire::event::{Stream, Verdict};
 
@@ -43,7 +47,10 @@ pub(super) struct Parts {
     pub(super) inbox: Receiver<Message>,
     pub(super) failure: oneshot::Sender<String>,
     pub(super) feed: Arc<Feed>,
+    pub(super) claims: Arc<BTreeMap<String, Claims>>,
     pub(super) gauges: Arc<Gauges>,
+    /// Where batches are refused.
+    pub(super) limit: Weight,
     pub(super) subscriptions: Vec<Subscription>,
     pub(super) windows: BTreeMap<String, Window>,
     pub(super) clock: Clock,
@@ -52,6 +59,7 @@ pub(super) struct Parts {
 pub(super) struct Writer {
     parts: Parts,
     seen: Seen,
+    skipping: Skipping,
     /// Advances that nobody waits for: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
     /// Sinks that are somewhere else than was thought.
@@ -59,6 +67,8 @@ pub(super) struct Writer {
     last_housekeeping: Instant,
     /// There is something to do: more than one step of housekeeping does, or much has become free.
     more_housework: bool,
+    /// Some batch may be there that every sink has.
+    must_forget: bool,
     /// What batches took that were forgotten since the last step.
     freed_bytes: u64,
 }
@@ -92,21 +102,23 @@ type Commits = Vec<(Batch, Answer<Receipt>)>;
 impl Writer {
     pub(super) fn new(parts: Parts) -> rusqlite::Result<Self> {
         let seen = Seen::new(&parts.connection, parts.windows.clone(), parts.clock.clone())?;
-        let sinks: Vec<_> =
-            parts.subscriptions.iter().filter_map(|known| parts.gauges.reached(known)).collect();
-        let (weight, tally) = outbox::tally(&parts.connection, &sinks)?;
-        parts.gauges.backlog_bytes.store(weight.bytes, Ordering::Relaxed);
-        parts.gauges.quarantine_bytes.store(weight.quarantine_bytes, Ordering::Relaxed);
-        for ((subscription, _), pending) in sinks.into_iter().zip(tally) {
+        let weight = outbox::weigh(&parts.connection)?;
+        parts.gauges.set_weight(weight);
+        for subscription in &parts.subscriptions {
+            let position = outbox::position(&parts.connection, &subscription.sink)?;
+            let pending = outbox::pending(&parts.connection, subscription, position)?;
             parts.gauges.pending().insert(subscription.sink.clone(), pending);
         }
+        let skipping = Skipping::new(parts.limit, &parts.subscriptions);
         Ok(Self {
             parts,
             seen,
+            skipping,
             advances: BTreeMap::new(),
             recount: Vec::new(),
             last_housekeeping: Instant::now(),
             more_housework: false,
+            must_forget: true,
             freed_bytes: 0,
         })
     }
@@ -114,11 +126,12 @@ impl Writer {
     /// Works until [`Message::Close`], until every handle is gone, or until the disk cannot be trusted.
     pub(super) fn run(mut self) {
         loop {
-            let patience = if self.more_housework {
+            let unwritable = self.parts.gauges.unwritable.load(Ordering::Relaxed);
+            let patience = if !unwritable && (self.more_housework || self.must_forget) {
                 HOUSEWORK_PAUSE
-            } else if !self.advances.is_empty() {
+            } else if !self.advances.is_empty() || self.must_give_up() {
                 ADVANCE_DELAY
-            } else if self.parts.gauges.unwritable.load(Ordering::Relaxed) {
+            } else if unwritable {
                 PROBE
             } else {
                 HOUSEKEEPING
@@ -177,20 +190,31 @@ impl Writer {
     /// One transaction for all of it, then the answers.
     fn transact(&mut self, commits: Commits, waiting: Vec<Answer<()>>) -> Result<(), Lost> {
         let probing = self.parts.gauges.unwritable.load(Ordering::Relaxed);
-        if commits.is_empty() && self.advances.is_empty() && !probing {
+        let is_idle = commits.is_empty() && self.advances.is_empty();
+        if is_idle && !probing && !self.must_forget && !self.must_give_up() {
             return Ok(());
         }
-        let written = self.write(&commits);
+        let claims = Arc::clone(&self.parts.claims);
+        let written = self.write(&commits, &claims);
         match written {
             Ok(written) => {
                 // The point of no return: from here on the batches are promised, whatever happens.
                 let is_proof = !commits.is_empty();
-                for (sink, (position, mark)) in std::mem::take(&mut self.advances) {
+                let advances = std::mem::take(&mut self.advances);
+                let delivered: Vec<(String, Position)> =
+                    advances.iter().map(|(sink, (position, _))| (sink.clone(), *position)).collect();
+                for (sink, (position, mark)) in advances {
                     self.parts.gauges.noted().insert(sink, Resume { position, mark });
                 }
-                self.freed_bytes += written.forgotten.bytes;
+                self.freed_bytes += written.forgotten.weight.bytes;
+                self.must_forget = written.forgotten.more;
                 self.more_housework |= self.freed_bytes >= FREED_BYTES;
                 self.publish(commits, written);
+                for (sink, position) in delivered {
+                    if let Some(claims) = claims.get(&sink) {
+                        claims.deliver(position);
+                    }
+                }
                 self.count_anew();
                 for reply in waiting {
                     let _ = reply.send(Ok(()));
@@ -231,12 +255,20 @@ impl Writer {
     }
 
     /// The transaction itself. Nothing outside the database changes here.
-    fn write(&mut self, commits: &Commits) -> rusqlite::Result<Written> {
+    fn write<'a>(
+        &mut self,
+        commits: &Commits,
+        claims: &'a BTreeMap<String, Claims>,
+    ) -> rusqlite::Result<Written<'a>> {
         let connection = &self.parts.connection;
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let now = self.seen.look_at_the_clock(connection)?;
-        let mut written =
-            Written { batches: Vec::with_capacity(commits.len()), forgotten: Weight::default(), reached: 0 };
+        let mut written = Written {
+            batches: Vec::with_capacity(commits.len()),
+            forgotten: Forgotten::default(),
+            given_up: None,
+        };
+        let mut weight = self.parts.gauges.weight();
         for (batch, _) in commits {
             let mut verdicts = Vec::with_capacity(batch.entries.len());
             for entry in &batch.entries {
@@ -246,7 +278,9 @@ impl Writer {
             // Nothing new, nothing to deliver: no row.
             let row = if verdicts.iter().any(Option::is_some) {
                 let quarantine_bytes = quarantine_bytes(batch, &verdicts);
-                Some(outbox::append(connection, batch, &verdicts, quarantine_bytes)?)
+                let (position, added) = outbox::append(connection, batch, &verdicts, quarantine_bytes)?;
+                weight += added;
+                Some((position, added))
             } else {
                 None
             };
@@ -256,8 +290,19 @@ impl Writer {
             for (sink, (position, mark)) in &self.advances {
                 outbox::record(connection, sink, *position, mark)?;
             }
-            (written.forgotten, written.reached) = outbox::forget(connection)?;
+            self.skipping.moved();
         }
+        if !self.advances.is_empty() || self.must_forget {
+            written.forgotten = outbox::forget(connection)?;
+            weight -= written.forgotten.weight;
+        }
+        let (gauges, advances) = (&self.parts.gauges, &self.advances);
+        let position = |sink: &str| match advances.get(sink) {
+            Some((position, _)) => Some(*position),
+            None => gauges.noted().get(sink).map(|noted| noted.position),
+        };
+        written.given_up =
+            self.skipping.give_up(connection, weight, &self.parts.subscriptions, position, claims)?;
         connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(written)
     }
@@ -272,13 +317,15 @@ impl Writer {
     }
 
     /// Tells the workers and the requests.
-    fn publish(&self, commits: Commits, written: Written) {
+    fn publish(&mut self, commits: Commits, written: Written<'_>) {
         let gauges = &self.parts.gauges;
+        // All at once, so that nobody is refused for what is going anyhow.
+        let mut added = Weight::default();
+        let mut replies = Vec::with_capacity(commits.len());
         for ((batch, reply), (verdicts, row)) in commits.into_iter().zip(written.batches) {
             let receipt = receipt(&verdicts);
             if let Some((position, weight)) = row {
-                gauges.backlog_bytes.fetch_add(weight.bytes, Ordering::Relaxed);
-                gauges.quarantine_bytes.fetch_add(weight.quarantine_bytes, Ordering::Relaxed);
+                added += weight;
                 let stored = Stored {
                     position,
                     source: batch.source,
@@ -286,26 +333,63 @@ impl Writer {
                     key_ids: batch.key_ids,
                     verdicts,
                     body: Body::Decoded { packing: batch.packing, bytes: batch.decoded },
+                    weight,
                 };
                 gauges.committed(&self.parts.subscriptions, &stored);
                 self.parts.feed.publish(stored);
             }
+            replies.push((reply, receipt));
+        }
+        let mut gone = written.forgotten.weight;
+        if let Some(given_up) = &written.given_up {
+            gone += given_up.weight;
+            self.parts.feed.remove(&given_up.batches);
+        }
+        let mut weight = gauges.weight();
+        weight += added;
+        weight -= gone;
+        gauges.set_weight(weight);
+        if let Some(mut given_up) = written.given_up {
+            self.skipping.settle(&mut given_up);
+            self.count_skipped(&given_up);
+        }
+        for (reply, receipt) in replies {
             let _ = reply.send(Ok(receipt));
         }
-        gauges.backlog_bytes.fetch_sub(written.forgotten.bytes, Ordering::Relaxed);
-        gauges.quarantine_bytes.fetch_sub(written.forgotten.quarantine_bytes, Ordering::Relaxed);
-        self.parts.feed.forget_before(written.reached);
+        self.parts.feed.forget_before(written.forgotten.reached);
+    }
+
+    /// Whether batches have to be given up although nobody commits any.
+    fn must_give_up(&self) -> bool {
+        self.skipping.is_due(self.parts.gauges.weight())
+    }
+
+    /// Counts what sinks lost.
+    fn count_skipped(&self, given_up: &GivenUp<'_>) {
+        let gauges = &self.parts.gauges;
+        for subscription in &self.parts.subscriptions {
+            let sink = &subscription.sink;
+            let Some(lost) = given_up.lost.get(sink) else { continue };
+            gauges.skipped().entry(sink.clone()).or_default().add(*lost);
+            let position = gauges.noted().get(sink).map(|noted| noted.position).unwrap_or_default();
+            let oldest = outbox::oldest(&self.parts.connection, subscription, position);
+            if let Some(pending) = gauges.pending().get_mut(sink) {
+                pending.events = pending.events.saturating_sub(lost.events);
+                // Unknown only when the table cannot be read; then it keeps its former value.
+                pending.oldest = oldest.unwrap_or(pending.oldest).filter(|_| pending.events > 0);
+            }
+        }
     }
 
     /// Counts what waits for sinks that are somewhere else than was thought.
     fn count_anew(&mut self) {
         for sink in std::mem::take(&mut self.recount) {
-            let gauges = &self.parts.gauges;
-            let known = self.parts.subscriptions.iter().find(|known| known.sink == sink);
-            let reached: Vec<_> = known.and_then(|known| gauges.reached(known)).into_iter().collect();
-            match outbox::tally(&self.parts.connection, &reached) {
-                Ok((_, tally)) => {
-                    gauges.pending().extend(tally.into_iter().map(|pending| (sink.clone(), pending)));
+            let subscription = self.parts.subscriptions.iter().find(|known| known.sink == sink);
+            let noted = self.parts.gauges.noted().get(&sink).map(|noted| noted.position);
+            let (Some(subscription), Some(position)) = (subscription, noted) else { continue };
+            match outbox::pending(&self.parts.connection, subscription, position) {
+                Ok(pending) => {
+                    self.parts.gauges.pending().insert(sink, pending);
                 }
                 Err(error) => {
                     tracing::warn!(sink, cause = describe(&error), "what waits for the sink is not known");
@@ -358,10 +442,10 @@ impl Writer {
 struct Lost(String);
 
 /// What a transaction wrote.
-struct Written {
+struct Written<'a> {
     batches: Vec<WrittenBatch>,
-    forgotten: Weight,
-    reached: i64,
+    forgotten: Forgotten,
+    given_up: Option<GivenUp<'a>>,
 }
 
 /// A batch's verdicts, none for a duplicate, and its row, if it needed one.
@@ -415,9 +499,21 @@ impl Gauges {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A sink and where the table has it.
-    fn reached<'s>(&self, subscription: &'s Subscription) -> Option<(&'s Subscription, Position)> {
-        Some((subscription, self.noted().get(&subscription.sink)?.position))
+    pub(super) fn skipped(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Skipped>> {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in the table. Only the writer changes it.
+    fn weight(&self) -> Weight {
+        Weight {
+            bytes: self.backlog_bytes.load(Ordering::Relaxed),
+            quarantine_bytes: self.quarantine_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn set_weight(&self, weight: Weight) {
+        self.backlog_bytes.store(weight.bytes, Ordering::Relaxed);
+        self.quarantine_bytes.store(weight.quarantine_bytes, Ordering::Relaxed);
     }
 
     fn committed(&self, subscriptions: &[Subscription], stored: &Stored) {

@@ -139,6 +139,7 @@ struct SinkSeries {
     oldest_pending: Gauge,
     errors: IntCounter,
     truncated: IntCounter,
+    skipped: IntCounter,
 }
 
 impl Metrics {
@@ -216,6 +217,11 @@ impl Metrics {
             "Events and quarantined lines that were cut to fit the sink's max_size.",
             &["sink"],
         )?;
+        let sink_skipped = declare.counters(
+            "auditgate_sink_skipped_events_total",
+            "Events and quarantined lines that the sink lost because it did not keep up and may skip.",
+            &["sink"],
+        )?;
 
         let jwks_keys = declare.gauges(
             "auditgate_jwks_keys",
@@ -270,6 +276,7 @@ impl Metrics {
             oldest_pending: oldest_pending.with_label_values(&[name]),
             errors: sink_errors.with_label_values(&[name]),
             truncated: sink_truncated.with_label_values(&[name]),
+            skipped: sink_skipped.with_label_values(&[name]),
         };
         Ok(Self {
             sources: sources.iter().map(|name| (name.clone(), source_series(name))).collect(),
@@ -371,6 +378,13 @@ impl Metrics {
     pub fn sink_truncated(&self, sink: &str, n: u64) {
         if let Some(series) = self.sink(sink) {
             series.truncated.inc_by(n);
+        }
+    }
+
+    /// Counts `n` events (or quarantined lines) that the sink lost.
+    pub fn sink_skipped(&self, sink: &str, n: u64) {
+        if let Some(series) = self.sink(sink) {
+            series.skipped.inc_by(n);
         }
     }
 
@@ -577,6 +591,7 @@ mod tests {
             "auditgate_sink_oldest_pending_seconds gauge",
             "auditgate_sink_errors_total counter",
             "auditgate_sink_truncated_total counter",
+            "auditgate_sink_skipped_events_total counter",
             "auditgate_jwks_keys gauge",
             "auditgate_jwks_retired_keys gauge",
             "auditgate_jwks_changes_total counter",
@@ -641,6 +656,7 @@ mod tests {
         metrics.sink_pending("siem", 3, 1.5);
         metrics.sink_error("siem");
         metrics.sink_truncated("siem", 4);
+        metrics.sink_skipped("siem", 6);
         metrics.jwks_keys("us", 2, 1);
         metrics.jwks_refreshed("us", 1_700_000_001, true);
         metrics.jwks_refresh_error("us");
@@ -659,6 +675,7 @@ mod tests {
             "auditgate_sink_oldest_pending_seconds{sink=\"siem\"} 1.5",
             "auditgate_sink_errors_total{sink=\"siem\"} 1",
             "auditgate_sink_truncated_total{sink=\"siem\"} 4",
+            "auditgate_sink_skipped_events_total{sink=\"siem\"} 6",
             "auditgate_jwks_keys{source=\"us\"} 2",
             "auditgate_jwks_retired_keys{source=\"us\"} 1",
             "auditgate_jwks_changes_total{source=\"us\"} 1",

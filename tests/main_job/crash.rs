@@ -11,6 +11,7 @@ use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::objects;
 use crate::harness::rsyslog::{self, Rsyslog};
 use crate::harness::site::{PATH, Site, lines, sink};
+use crate::harness::syslog::free_port;
 use crate::harness::{PATIENCE, body, gzip, programs, wait_until};
 
 const CONNECTIONS: u32 = 4;
@@ -89,7 +90,7 @@ fn kills_with_every_kind_of_sink_lose_nothing() {
     if !programs::are_there(&[&rsyslog::PROBE]) {
         return;
     }
-    let port = rsyslog::free_port();
+    let port = free_port();
     let more = format!(
         "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\n[sinks.siem]\ntype = \"syslog\"\naddress = \
          \"tls://localhost:{port}\"\nca = \"ca.pem\"\n"

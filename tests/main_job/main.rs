@@ -13,9 +13,11 @@
 
 mod harness;
 
+mod backlog;
 mod bombs;
 mod crash;
 mod dedup;
+mod faults;
 mod full_disk;
 mod independent;
 mod keys;
@@ -24,5 +26,6 @@ mod operate;
 mod order;
 mod produce;
 mod statuses;
+mod streams;
 mod tail;
 mod verify_file;

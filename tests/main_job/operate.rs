@@ -74,7 +74,7 @@ fn a_port_or_a_directory_in_use_is_said() {
 }
 
 /// The names and label names of the contract.
-const FAMILIES: [(&str, &[&str]); 22] = [
+const FAMILIES: [(&str, &[&str]); 23] = [
     ("auditgate_http_requests_total", &["code", "source"]),
     ("auditgate_http_request_duration_seconds_count", &["source"]),
     ("auditgate_http_connections", &[]),
@@ -87,6 +87,7 @@ const FAMILIES: [(&str, &[&str]); 22] = [
     ("auditgate_sink_pending_events", &["sink"]),
     ("auditgate_sink_oldest_pending_seconds", &["sink"]),
     ("auditgate_sink_errors_total", &["sink"]),
+    ("auditgate_sink_skipped_events_total", &["sink"]),
     ("auditgate_jwks_keys", &["source"]),
     ("auditgate_jwks_refreshed_timestamp_seconds", &["source"]),
     ("auditgate_jwks_refresh_errors_total", &["source"]),

@@ -8,6 +8,7 @@
 //! sink cannot take by the deadline stays in the ledger for the next start.
 
 mod sinks;
+mod skipped;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -22,12 +23,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use self::skipped::Skips;
 use crate::cli::exit::Failure;
 use crate::config::{self, Config, DedupBy, Jwks, JwksOrigin, Secret, Secrets, Signatures, Tls};
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
-use crate::ledger::{self, Clock, Ledger, OpenError, Receipt, Running, Window};
+use crate::ledger::{self, Backlog, Clock, Ledger, OpenError, Receipt, Running, Window};
 use crate::net;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
@@ -117,7 +119,8 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     }
 
     let workers = start_workers(config, &ledger, &metrics, &health)?;
-    scrape(&metrics, &ledger, config);
+    let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
+    scrape(&metrics, &skips, &ledger, config);
     let admin =
         tokio::spawn(admin::serve(admin_socket, Arc::clone(&metrics), Arc::clone(&health), admin_ends));
     for source in &sources {
@@ -126,6 +129,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         }
     }
     tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), sources.clone(), limits(config)));
+    tokio::spawn(Arc::clone(&skips).keep_reporting());
 
     let listener = listener(config, certificates, &sources, &ledger, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
@@ -156,6 +160,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     tokio::task::spawn_blocking(move || end(&ledger, workers, running))
         .await
         .map_err(|error| Failure::bug(format!("the drain ended early: {error}")))?;
+    skips.report_rest();
     let _ = end_admin.send(true);
     let _ = admin.await;
     tracing::info!("stopped");
@@ -223,9 +228,11 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
         .iter()
         .map(|source| (source.name.clone(), Window { events: source.dedup.window, rejects: REJECT_WINDOW }))
         .collect();
+    let limits = limits(config);
     let options = ledger::Options {
         data_dir: config.data_dir.clone(),
         subscriptions: config.sinks.iter().map(sinks::subscription).collect(),
+        backlog: Backlog { bytes: limits.backlog, quarantine_bytes: limits.quarantine_share() },
         windows,
         clock: Clock::system(),
     };
@@ -395,12 +402,14 @@ fn listener(
 }
 
 /// Values that are looked up when somebody asks.
-fn scrape(metrics: &Metrics, ledger: &Ledger, config: &Config) {
+fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Config) {
+    let skips = Arc::clone(skips);
     let ledger = ledger.clone();
     let sinks: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
     let now = Clock::system().wall;
     metrics.before_render(Box::new(move |metrics| {
         metrics.ledger_bytes(ledger.bytes());
+        skips.count();
         for sink in &sinks {
             let pending = ledger.pending(sink);
             let age = pending.oldest.map_or(0, |oldest| (now() - oldest).max(0));

@@ -3,7 +3,7 @@
 use nix::unistd::{Group, User};
 
 use crate::cli::exit::Failure;
-use crate::config::{self, Compress, Config, Every, FileFormat, Fsync, Owner, SinkKind};
+use crate::config::{self, Compress, Config, Every, FileFormat, Fsync, Owner, SinkKind, WhenFull};
 use crate::deliver::file::{self, FileSink, Rendering};
 use crate::deliver::sink::Sink;
 use crate::deliver::sqlite::{self, SqliteSink};
@@ -43,6 +43,7 @@ pub(super) fn subscription(sink: &config::Sink) -> Subscription {
         kind: sink.kind.name(),
         streams: sink.streams.clone(),
         sources: sink.sources.clone(),
+        skips: sink.when_full == WhenFull::Skip,
     }
 }
 

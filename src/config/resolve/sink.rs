@@ -11,7 +11,9 @@ use toml::Spanned;
 
 use super::super::file::{self, OneOrMany, Size, Text};
 use super::super::problem::suggest;
-use super::super::{Compress, Every, FileFormat, Fsync, Owner, Rotate, Sink, SinkKind, Source, Stream};
+use super::super::{
+    Compress, Every, FileFormat, Fsync, Owner, Rotate, Sink, SinkKind, Source, Stream, WhenFull,
+};
 use super::Resolver;
 use crate::net::{self, Facility, Framing, Identity, SyslogAddress, SyslogAddressError};
 
@@ -39,6 +41,9 @@ impl Resolver<'_> {
         let stream_at = table.stream.as_ref().map(Spanned::span);
         let streams = self.streams(table.stream);
         let sources = table.sources.map_or(Some(None), |names| self.sink_sources(names, known).map(Some));
+        let when_full = table.when_full.map_or(Some(WhenFull::default()), |text| {
+            self.word(&text, "when_full", &WhenFull::ALL, WhenFull::name)
+        });
         let kind = match table.kind {
             file::SinkKind::File(file) => {
                 let hint = format!("such as path = \"/var/log/auditgate/{shown}.log\"");
@@ -82,7 +87,7 @@ impl Resolver<'_> {
             }
             file::SinkKind::Syslog(table) => self.syslog(*table, &at, &within),
         };
-        Some(Sink { name: name?, kind: kind?, streams: streams?, sources: sources? })
+        Some(Sink { name: name?, kind: kind?, streams: streams?, sources: sources?, when_full: when_full? })
     }
 
     fn rotate(&mut self, table: file::Rotate) -> Option<Rotate> {
@@ -514,6 +519,24 @@ mod tests {
             "21: `max_size` cannot be 65536B with the address udp",
         );
         refused(&format!("{tcp}max_size = \"17MiB\""), "21: `max_size` cannot be 17825792B");
+    }
+
+    #[test]
+    fn every_sink_holds_or_skips() {
+        let with = |word: &str| format!("format = \"raw\"\nwhen_full = \"{word}\"");
+        assert_eq!(config(GOOD).sinks[1].when_full, WhenFull::Hold);
+        assert_eq!(accepted("format = \"raw\"", &with("hold")).sinks[1].when_full, WhenFull::Hold);
+        assert_eq!(accepted("format = \"raw\"", &with("skip")).sinks[1].when_full, WhenFull::Skip);
+        let syslog = with_syslog("address = \"udp://siem\"\nwhen_full = \"skip\"");
+        assert_eq!(config(&syslog).sinks[2].when_full, WhenFull::Skip);
+        let sqlite = GOOD.replace("\"file\"\npath = \"good.log\"", "\"sqlite\"\npath = \"good.db\"");
+        let sqlite = sqlite.replace("format = \"raw\"", "when_full = \"skip\"");
+        assert_eq!(config(&sqlite).sinks[1].when_full, WhenFull::Skip);
+        refused(
+            "format = \"raw\"",
+            &with("drop"),
+            "13: unknown word `drop` for `when_full`; known words: hold, skip",
+        );
     }
 
     #[test]

@@ -409,7 +409,12 @@ fn open(options: &Options) -> io::Result<(File, bool)> {
             Ok((file, true))
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Ok((opening.open(&options.path)?, false))
+            let file = opening.open(&options.path)?;
+            if file.metadata()?.len() == 0 {
+                // It may have been made by an attempt whose sync of the name failed.
+                rotation::sync_directory(&options.path)?;
+            }
+            Ok((file, false))
         }
         Err(error) => Err(error),
     }

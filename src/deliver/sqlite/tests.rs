@@ -470,10 +470,12 @@ fn commit(bench: &Bench, data_dir: &str, batches: std::ops::Range<usize>, delive
         kind: "sqlite",
         streams: vec![Stream::Verified, Stream::Quarantine],
         sources: None,
+        skips: false,
     };
     let options = ledger::Options {
         data_dir: bench.dir.path().join(data_dir),
         subscriptions: vec![subscription.clone()],
+        backlog: ledger::Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
         windows: BTreeMap::from([("us".to_owned(), window)]),
         clock: Clock::system(),
     };

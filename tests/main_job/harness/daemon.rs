@@ -53,7 +53,16 @@ impl<'s> Daemon<'s> {
     }
 
     /// Starts it by a command whose process becomes the daemon.
-    pub(crate) fn start_by(site: &'s Site, mut command: Command) -> Self {
+    pub(crate) fn start_by(site: &'s Site, command: Command) -> Self {
+        let mut daemon = Self::spawn(site, command);
+        if let Err(status) = daemon.listens() {
+            panic!("the daemon ended with {status}");
+        }
+        daemon
+    }
+
+    /// Starts it by a command whose process becomes the daemon, and does not wait for anything.
+    pub(crate) fn spawn(site: &'s Site, mut command: Command) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -66,23 +75,32 @@ impl<'s> Daemon<'s> {
             }
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut daemon = Self { site, address: nowhere, admin: nowhere, child, log, reader: Some(reader) };
-        let scheme = if site.is_plain() { "http" } else { "https" };
-        daemon.admin = daemon.announced("admin endpoint on http://");
-        daemon.address = daemon.announced(&format!("listening on {scheme}://"));
-        daemon
+        Self { site, address: nowhere, admin: nowhere, child, log, reader: Some(reader) }
+    }
+
+    /// Waits until it listens; an error when it ends before.
+    pub(crate) fn listens(&mut self) -> Result<(), ExitStatus> {
+        let scheme = if self.site.is_plain() { "http" } else { "https" };
+        self.admin = self.announced("admin endpoint on http://")?;
+        self.address = self.announced(&format!("listening on {scheme}://"))?;
+        Ok(())
     }
 
     /// The address behind some words of the log.
-    fn announced(&mut self, words: &str) -> SocketAddr {
+    fn announced(&mut self, words: &str) -> Result<SocketAddr, ExitStatus> {
         wait_until(PATIENCE, "the daemon listens", || {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the daemon ended with {status}");
+            if let Some(status) = self.exit_status() {
+                return Ok(Err(status));
             }
             let log = self.log();
             let rest = log.iter().find_map(|line| Some(line.split_once(words)?.1)).ok_or("not yet")?;
-            rest.split_whitespace().next().unwrap_or_default().parse().map_err(|_| rest.to_owned())
+            rest.split_whitespace().next().unwrap_or_default().parse().map(Ok).map_err(|_| rest.to_owned())
         })
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// What it has said so far.
@@ -119,6 +137,11 @@ impl<'s> Daemon<'s> {
         Receipt::of(&self.post(Some("application/gzip"), &gzip(&body(lines))))
     }
 
+    /// Posts lines as they are, so that a batch takes as much of the backlog as it has bytes.
+    pub(crate) fn deliver_plain<L: AsRef<[u8]>>(&self, lines: &[L]) -> Receipt {
+        Receipt::of(&self.post(None, &body(lines)))
+    }
+
     /// Waits until every sink has everything that was committed.
     pub(crate) fn settle(&self) {
         wait_until(PATIENCE, "every sink has everything", || {
@@ -148,9 +171,14 @@ impl<'s> Daemon<'s> {
 
     /// What the admin endpoint answers.
     pub(crate) fn ask(&self, path: &str) -> Answer {
-        let mut client = Client::connect(self.admin, None).expect("the admin endpoint");
-        client.send(&request("GET", path, &[], b""));
-        client.answer()
+        self.try_ask(path).expect("an answer of the admin endpoint")
+    }
+
+    /// What the admin endpoint answers, if the daemon is still there.
+    pub(crate) fn try_ask(&self, path: &str) -> io::Result<Answer> {
+        let mut client = Client::connect(self.admin, None)?;
+        client.try_send(&request("GET", path, &[], b""))?;
+        client.try_answer()
     }
 
     /// A number of `/proc/PID/status` in KiB.
@@ -176,7 +204,7 @@ impl<'s> Daemon<'s> {
 
     /// Waits for its end.
     pub(crate) fn ended(mut self) -> ExitStatus {
-        wait_until(PATIENCE, "the daemon ends", || self.child.try_wait().unwrap().ok_or("it runs".to_owned()))
+        wait_until(PATIENCE, "the daemon ends", || self.exit_status().ok_or("it runs".to_owned()))
     }
 
     /// Waits for its end, which must be in order; everything it said.

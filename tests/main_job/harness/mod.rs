@@ -8,6 +8,7 @@ pub(crate) mod records;
 pub(crate) mod rsyslog;
 pub(crate) mod sign;
 pub(crate) mod site;
+pub(crate) mod syslog;
 
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,16 @@ pub(crate) fn wait_until<T>(
     what: &str,
     mut condition: impl FnMut() -> Result<T, String>,
 ) -> T {
-    let deadline = Instant::now() + patience;
+    let start = Instant::now();
     loop {
         match condition() {
             Ok(value) => return value,
-            Err(last) if Instant::now() > deadline => panic!("waited in vain until {what}: {last}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            Err(last) if start.elapsed() > patience => panic!("waited in vain until {what}: {last}"),
+            // The longer it takes, the less often: each look may be a connection, which the system remembers for
+            // a minute.
+            Err(_) => std::thread::sleep(
+                (start.elapsed() / 10).clamp(Duration::from_millis(2), Duration::from_millis(50)),
+            ),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! A real syslog server.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use super::site::Site;
@@ -47,9 +46,4 @@ impl Drop for Rsyslog {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// A port that nobody has at this moment.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,0 +1,81 @@
+//! What sinks lost by `when_full = "skip"`: counted exactly, and said now and then.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::ledger::{Ledger, Skipped};
+use crate::observe::metrics::Metrics;
+use crate::wire::record::time_stamp;
+
+/// Brings the ledger's losses into the metrics and the log.
+pub(super) struct Skips {
+    metrics: Arc<Metrics>,
+    ledger: Ledger,
+    reports: Mutex<BTreeMap<String, Report>>,
+}
+
+/// A sink that lost something.
+#[derive(Default)]
+struct Report {
+    /// What the log does not say yet.
+    unsaid: Skipped,
+    /// When the log last said something.
+    said: Option<Instant>,
+}
+
+/// How often the log says so of a sink, at most.
+const PAUSE: Duration = Duration::from_secs(5);
+
+impl Skips {
+    pub(super) fn new(metrics: Arc<Metrics>, ledger: Ledger) -> Self {
+        Self { metrics, ledger, reports: Mutex::default() }
+    }
+
+    /// Counts what was lost since the last time.
+    pub(super) fn count(&self) {
+        let mut reports = self.reports();
+        for (sink, skipped) in self.ledger.take_skipped() {
+            self.metrics.sink_skipped(&sink, skipped.events);
+            reports.entry(sink).or_default().unsaid.add(skipped);
+        }
+    }
+
+    /// Counts and reports until the end of the process.
+    pub(super) async fn keep_reporting(self: Arc<Self>) {
+        let mut every_second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            every_second.tick().await;
+            self.count();
+            self.report(|said| said.elapsed() >= PAUSE);
+        }
+    }
+
+    /// Reports what is left, at the end.
+    pub(super) fn report_rest(&self) {
+        self.count();
+        self.report(|_| true);
+    }
+
+    fn report(&self, is_time: impl Fn(Instant) -> bool) {
+        for (sink, report) in self.reports().iter_mut() {
+            if report.unsaid.events == 0 || !report.said.is_none_or(&is_time) {
+                continue;
+            }
+            let Skipped { events, oldest, newest } = std::mem::take(&mut report.unsaid);
+            report.said = Some(Instant::now());
+            tracing::warn!(
+                sink,
+                events,
+                arrived_from = time_stamp(oldest),
+                arrived_to = time_stamp(newest),
+                "the backlog was nearly full and the sink did not keep up: by when_full = \"skip\" it lost its \
+                 oldest events"
+            );
+        }
+    }
+
+    fn reports(&self) -> MutexGuard<'_, BTreeMap<String, Report>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

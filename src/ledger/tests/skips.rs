@@ -1,0 +1,309 @@
+//! Sinks that skip: what they lose, what they keep, and what others keep.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of these tests are small and positive"
+)]
+
+use std::cell::Cell;
+
+use super::*;
+
+const LIMIT: u64 = 64_000;
+
+/// Most of what a batch weighs, in bytes.
+const SIZE: usize = 1000;
+
+/// A ledger in which 64 batches fill the backlog and 16 the quarantine's share of it.
+struct Full {
+    bench: Bench,
+    posted: Cell<i64>,
+}
+
+fn sink(name: &str, skips: bool, streams: &[Stream]) -> Subscription {
+    Subscription { sink: name.to_owned(), kind: "file", streams: streams.to_vec(), sources: None, skips }
+}
+
+fn siem() -> Subscription {
+    sink("siem", true, &Stream::ALL)
+}
+
+impl Full {
+    fn new(sinks: &[Subscription]) -> Self {
+        let mut full = Self { bench: Bench::new(), posted: Cell::new(0) };
+        full.reopen(sinks, LIMIT);
+        full
+    }
+
+    /// The daemon ends, in whatever way, and starts again.
+    fn reopen(&mut self, sinks: &[Subscription], limit: u64) {
+        self.bench.close();
+        let mut options = self.bench.options(&[]);
+        options.subscriptions = sinks.to_vec();
+        options.backlog = Backlog { bytes: limit, quarantine_bytes: limit / 4 };
+        self.bench.open = Some(Ledger::open(options).unwrap());
+    }
+
+    fn ledger(&self) -> &Ledger {
+        self.bench.ledger()
+    }
+
+    /// Commits a batch with so many lines of each stream.
+    fn post(&self, source: &str, lines: [usize; 3]) {
+        self.try_post(source, lines, SIZE).unwrap();
+    }
+
+    fn try_post(&self, source: &str, lines: [usize; 3], size: usize) -> Result<Receipt, CommitError> {
+        let number = self.posted.get() + 1;
+        self.posted.set(number);
+        let verdicts = [
+            Verdict::Verified { key: 0 },
+            Verdict::Unverified,
+            Verdict::Rejected { reason: Reason::Unsigned, detail: "".into() },
+        ];
+        let bench = &self.bench;
+        let entries = verdicts.iter().zip(lines).flat_map(|(verdict, lines)| {
+            (0..lines).map(move |line| Entry {
+                verdict: verdict.clone(),
+                ..bench.entry(source, &format!("{number} {verdict:?} {line}"), None)
+            })
+        });
+        let mut batch = Bench::batch(source, entries.collect());
+        batch.body = vec![b'x'; size];
+        batch.received_at = NOON + number;
+        self.ledger().send_commit(batch).blocking_recv().unwrap()
+    }
+
+    fn posts(&self, batches: usize) {
+        for _ in 0..batches {
+            self.post("us", [3, 0, 0]);
+        }
+    }
+
+    /// The batches that wait for a sink from a position on, without taking them.
+    fn left(&self) -> Vec<i64> {
+        let connection = schema::open_reader(&self.ledger().shared.database).unwrap();
+        let mut find = connection.prepare("SELECT position FROM batch ORDER BY position").unwrap();
+        let found = find.query_map([], |row| row.get(0)).unwrap();
+        found.collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    /// What was counted as lost since the last call.
+    fn lost(&self, sink: &str) -> u64 {
+        self.ledger().take_skipped().get(sink).map_or(0, |skipped| skipped.events)
+    }
+
+    fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while !condition() {
+            assert!(std::time::Instant::now() < deadline, "waited in vain until {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// The position of the batch that a sink takes next.
+fn take(outbox: &Outbox, from: i64) -> Option<i64> {
+    match outbox.next(from, Duration::ZERO).unwrap() {
+        Next::Batch(batch) => Some(batch.position),
+        Next::Full | Next::Nothing | Next::Closed => None,
+    }
+}
+
+#[test]
+fn the_oldest_go_first_and_are_counted() {
+    let full = Full::new(&[siem()]);
+    let mut lost = 0;
+    for posted in 1..=500 {
+        full.posts(1);
+        assert!(full.ledger().backlog().0 < LIMIT);
+        let left = full.left();
+        // Nothing in between is missing, and much is left.
+        assert!(left.windows(2).all(|pair| pair[0] + 1 == pair[1]) && left.last() == Some(&posted));
+        assert!(left.len() as i64 >= posted.min(52), "{}", left.len());
+        let skipped = full.ledger().take_skipped();
+        if let Some(skipped) = skipped.get("siem") {
+            assert_eq!(skipped.oldest, NOON + 1 + lost as i64 / 3);
+            lost += skipped.events;
+            assert_eq!(skipped.newest, NOON + lost as i64 / 3);
+        }
+        assert_eq!(lost, 3 * (posted as u64 - left.len() as u64));
+        let pending = Pending { events: 3 * left.len() as u64, oldest: Some(NOON + left[0]) };
+        assert_eq!(full.ledger().pending("siem"), pending);
+        let bytes: u64 = left.len() as u64 * (SIZE as u64 + 6);
+        assert_eq!(full.ledger().backlog().0, bytes);
+    }
+    assert!(lost > 1000);
+    // What went is not in memory either.
+    let outbox = full.ledger().outbox("siem").unwrap();
+    assert_eq!(take(&outbox, 1), Some(full.left()[0]));
+}
+
+#[test]
+fn a_sink_that_holds_keeps_what_it_wants() {
+    let mut full = Full::new(&[siem(), sink("file", false, &[Stream::Verified])]);
+    full.posts(100);
+    assert_eq!(full.left().len(), 100);
+    assert!(full.ledger().backlog().0 > LIMIT);
+    assert_eq!(full.lost("siem"), 0);
+    // It keeps nothing that it does not want.
+    full.post("us", [0, 1, 0]);
+    assert_eq!(full.left().len(), 100);
+    assert_eq!(full.lost("siem"), 1);
+    for restart in [false, true] {
+        if restart {
+            full.reopen(&[siem(), sink("file", false, &[Stream::Verified])], LIMIT);
+        }
+        full.ledger().advance_now("file", Position { batch: 31, line: 0 }, Vec::new(), None).unwrap();
+        full.wait_until("what the other sink has is given up", || full.left().first() == Some(&31));
+    }
+    full.ledger().advance_now("file", Position { batch: 102, line: 0 }, Vec::new(), None).unwrap();
+    // Nobody has to commit anything for it.
+    full.wait_until("there is room", || full.ledger().backlog().0 < LIMIT * 15 / 16);
+    let left = full.left();
+    // After a restart, the first that waits may be in flight.
+    assert_eq!((left[0], left[1]), (31, 102 - left.len() as i64), "{left:?}");
+    assert!(left.len() > 50 && left.last() == Some(&100), "{left:?}");
+    assert_eq!(full.ledger().pending("siem").events, 3 * left.len() as u64);
+}
+
+#[test]
+fn a_sink_that_is_told_to_skip_makes_room_at_the_start() {
+    let mut full = Full::new(&[sink("siem", false, &Stream::ALL)]);
+    full.posts(80);
+    assert_eq!(full.left().len(), 80);
+    full.reopen(&[siem()], LIMIT);
+    full.wait_until("there is room", || full.ledger().backlog().0 < LIMIT * 15 / 16);
+    // What may have been in flight stays.
+    let left = full.left();
+    assert_eq!(left[..3], [1, 2, 3]);
+    assert!(left[4] > 10 && left.last() == Some(&80), "{left:?}");
+    assert_eq!(full.lost("siem"), 3 * (80 - left.len() as u64));
+}
+
+#[test]
+fn what_is_in_flight_stays_across_a_restart() {
+    // The budget of the only sink is a quarter of the quarantine's share, so three of these batches.
+    let mut full = Full::new(&[siem()]);
+    full.posts(10);
+    {
+        let outbox = full.ledger().outbox("siem").unwrap();
+        assert_eq!([1, 2, 3, 4].map(|from| take(&outbox, from)), [Some(1), Some(2), Some(3), None]);
+        // One is delivered, one in part.
+        let delivered = Delivered { events: 4, received_at: NOON };
+        let position = Position { batch: 2, line: 1 };
+        full.ledger().advance_now("siem", position, b"mark".to_vec(), Some(delivered)).unwrap();
+        assert_eq!(take(&outbox, 4), Some(4));
+        full.posts(200);
+        assert_eq!(full.left()[..3], [2, 3, 4]);
+        // Whoever starts over finds them, and then what is newer.
+        assert_eq!([2, 3, 4].map(|from| take(&outbox, from)), [Some(2), Some(3), Some(4)]);
+        let left = full.left();
+        assert!(left[3] > 100);
+        assert_eq!(full.lost("siem"), 3 * (210 - 1 - left.len() as u64));
+        // Two lines of the batch that is delivered in part.
+        assert_eq!(full.ledger().pending("siem").events, 3 * left.len() as u64 - 1);
+        assert_eq!(full.ledger().pending("siem").oldest, Some(NOON + 2));
+    }
+    for limit in [LIMIT, LIMIT / 2, LIMIT] {
+        full.reopen(&[siem()], limit);
+        full.posts(200);
+        assert_eq!(full.left()[..3], [2, 3, 4], "{limit}");
+        assert!(full.ledger().backlog().0 < limit);
+        assert_eq!(full.ledger().pending("siem").events, 3 * full.left().len() as u64 - 1);
+    }
+    let outbox = full.ledger().outbox("siem").unwrap();
+    assert_eq!([2, 3, 4].map(|from| take(&outbox, from)), [Some(2), Some(3), Some(4)]);
+    // It goes on when what was in flight is delivered.
+    assert_eq!(take(&outbox, 5), None);
+    full.ledger().advance_now("siem", Position { batch: 5, line: 0 }, Vec::new(), None).unwrap();
+    assert_eq!(take(&outbox, 5), Some(full.left()[0]));
+    assert!(full.left()[0] > 500);
+}
+
+#[test]
+fn only_what_a_sink_wants_counts_as_lost() {
+    let eu = Subscription { sources: Some(vec!["eu".to_owned()]), ..sink("eu", true, &[Stream::Verified]) };
+    let full =
+        Full::new(&[sink("good", true, &[Stream::Verified]), sink("bad", true, &[Stream::Quarantine]), eu]);
+    for round in 0..100 {
+        full.post(if round % 2 == 0 { "us" } else { "eu" }, [3, 2, 0]);
+    }
+    let lost =
+        |counts: &BTreeMap<String, Skipped>, sink: &str| counts.get(sink).map_or(0, |lost| lost.events);
+    let counts = full.ledger().take_skipped();
+    let left = full.left();
+    let gone = 100 - left.len() as u64;
+    assert!(gone > 30 && left[0] == gone as i64 + 1);
+    assert_eq!(lost(&counts, "good"), 3 * gone);
+    assert_eq!(lost(&counts, "eu"), 3 * (gone / 2));
+    assert_eq!(lost(&counts, "bad"), 0);
+    assert_eq!(full.ledger().pending("good").events, 3 * left.len() as u64);
+    assert_eq!(full.ledger().pending("eu").events, 3 * (50 - gone / 2));
+    assert_eq!(full.ledger().pending("bad"), Pending::default());
+}
+
+#[test]
+fn a_full_quarantine_costs_no_verified_event() {
+    let full = Full::new(&[siem()]);
+    let mut verified = Vec::new();
+    for round in 1..=90 {
+        if round % 3 == 0 {
+            full.post("us", [2, 0, 0]);
+            verified.push(round);
+        } else {
+            full.post("us", [0, 0, 5]);
+        }
+        assert!(full.ledger().backlog().1 < LIMIT / 4);
+    }
+    let left = full.left();
+    assert!(verified.iter().all(|batch| left.contains(batch)), "{left:?}");
+    let rubbish = left.len() - verified.len();
+    assert!((12..16).contains(&rubbish), "{rubbish}");
+    assert_eq!(full.lost("siem"), 5 * (60 - rubbish as u64));
+}
+
+#[test]
+fn a_transaction_that_fails_gives_nothing_up() {
+    let full = Full::new(&[siem()]);
+    let mut committed = 0;
+    let other = rusqlite::Connection::open(&full.ledger().shared.database).unwrap();
+    other
+        .execute_batch("CREATE TRIGGER broken BEFORE DELETE ON batch BEGIN SELECT RAISE(ABORT, 'no'); END")
+        .unwrap();
+    while full.try_post("us", [3, 0, 0], SIZE).is_ok() {
+        committed += 1;
+    }
+    assert!(full.ledger().is_unwritable());
+    assert_eq!(full.left(), Vec::from_iter(1..=committed));
+    assert_eq!(full.lost("siem"), 0);
+    assert_eq!(full.ledger().pending("siem").events, 3 * committed as u64);
+    let outbox = full.ledger().outbox("siem").unwrap();
+    assert_eq!([1, 2].map(|from| take(&outbox, from)), [Some(1), Some(2)]);
+    other.execute_batch("DROP TRIGGER broken").unwrap();
+    full.wait_until("the ledger can be written", || !full.ledger().is_unwritable());
+    full.posts(30);
+    // What was taken in between stays.
+    let left = full.left();
+    assert!(left[..2] == [1, 2] && left[2] > 3, "{left:?}");
+    assert_eq!(full.lost("siem"), 3 * (committed as u64 + 30 - left.len() as u64));
+}
+
+#[test]
+fn a_batch_that_does_not_fit_goes_at_once() {
+    let full = Full::new(&[siem()]);
+    let outbox = full.ledger().outbox("siem").unwrap();
+    full.try_post("us", [3, 0, 0], LIMIT as usize * 2).unwrap();
+    assert!(full.left().is_empty());
+    assert_eq!(full.lost("siem"), 3);
+    assert_eq!(full.ledger().backlog(), (0, 0));
+    assert_eq!(full.ledger().pending("siem"), Pending::default());
+    // A sink that waits does so without looking again and again, and gets what comes next.
+    let start = std::time::Instant::now();
+    assert!(matches!(outbox.next(1, Duration::from_millis(50)).unwrap(), Next::Nothing));
+    assert!(start.elapsed() >= Duration::from_millis(50));
+    full.posts(1);
+    assert_eq!(take(&outbox, 1), Some(2));
+}

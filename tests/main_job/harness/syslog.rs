@@ -1,0 +1,62 @@
+//! A syslog server over TCP that keeps what it is sent (RFC 5424 messages, framed as in RFC 6587, section 3.4.1).
+
+use std::io::{BufReader, Read as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{PATIENCE, wait_until};
+
+/// A server that takes messages until the test's process ends.
+pub(crate) struct SyslogServer {
+    received: Arc<Mutex<Vec<String>>>,
+}
+
+/// A port that nobody has at this moment.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl SyslogServer {
+    /// Listens on a port, which may have been somebody else's for a moment.
+    pub(crate) fn start(port: u16) -> Self {
+        let listener = wait_until(PATIENCE, "the port is free", || {
+            TcpListener::bind(("127.0.0.1", port)).map_err(|error| error.to_string())
+        });
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&received);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let kept = Arc::clone(&kept);
+                std::thread::spawn(move || {
+                    let mut stream = BufReader::new(stream);
+                    while let Some(message) = frame(&mut stream) {
+                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+                    }
+                });
+            }
+        });
+        Self { received }
+    }
+
+    /// The MSG part of each message so far, in the order of their arrival.
+    pub(crate) fn messages(&self) -> Vec<String> {
+        let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        received.iter().map(|message| message.splitn(8, ' ').nth(7).unwrap().to_owned()).collect()
+    }
+}
+
+/// One message; none when the connection ends.
+fn frame(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut length = 0;
+    loop {
+        let mut digit = [0];
+        stream.read_exact(&mut digit).ok()?;
+        match digit[0] {
+            b' ' => break,
+            digit => length = length * 10 + usize::from(digit - b'0'),
+        }
+    }
+    let mut message = vec![0; length];
+    stream.read_exact(&mut message).ok()?;
+    Some(String::from_utf8(message).unwrap())
+}
