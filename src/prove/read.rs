@@ -99,7 +99,11 @@ impl Blocks {
         let counted = Counted { source, read: Arc::clone(read), broken: Arc::clone(&broken) };
         let mut plain = BufReader::with_capacity(STEP, counted);
         let start = plain.fill_buf().map_err(failed)?;
-        if start.starts_with(MAGIC) && regular {
+        if start.starts_with(MAGIC) {
+            if !regular {
+                let why = "a database cannot be read from a pipe; name its file".to_owned();
+                return Err(Fault::Unreadable(why));
+            }
             drop(plain);
             return Self::database(path);
         }

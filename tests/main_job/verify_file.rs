@@ -289,6 +289,10 @@ fn what_is_cut_off_or_damaged_is_a_finding_and_the_lines_before_it_count() {
     site.write("whole.log", &bytes[..bytes.len() - 1]);
     all_good(&verify(&site, &["whole.log"]), 3000);
 
+    // Nothing to check is no proof.
+    std::fs::create_dir(site.path("empty")).unwrap();
+    assert_eq!(verify(&site, &["empty"]).status.code(), Some(2));
+
     // What cannot be opened is said, and the others are checked nevertheless.
     let output = verify_with(&site, &["gone.log", "whole.log", "torn.log"]);
     assert_eq!(output.status.code(), Some(74), "{output:?}");

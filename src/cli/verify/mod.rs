@@ -67,12 +67,13 @@ pub struct Args {
 }
 
 const JSON_HELP: &str = "\
-JSON report: one object with `findings` (a list of `file`, `line`, `verdict`, `reason`), the counts `good`, `bad`,
-`unsigned`, `malformed`, `torn`, `damaged`, `outside`, `first` and `last` (the times of the earliest and the latest good
-event), `keys` (a list of `kid`, `thumbprint`, `good`), `files` (for each `file` its `kind` and the same counts, times
-and keys), `left_out` and `unreadable` (lists of `file`, `reason`). A verdict is one of: bad (no given key made the
-signature, or a record contradicts its raw line), unsigned, malformed, torn (a failing last line without a line end),
-damaged (the file cannot be read on from there).";
+JSON report: one object with `findings` (a list of `file`, `line`, `verdict`, `reason`), the counts `good`, `bad`, \
+`unsigned`, `malformed`, `torn`, `damaged`, `outside`, `first` and `last` (the times of the earliest and the latest \
+good event), `keys` (a list of `kid`, `thumbprint`, `good`), `files` (for each `file` its `kind` and the same counts, \
+times and keys), `left_out` and `unreadable` (lists of `file`, `reason`).
+
+Verdicts: bad (no given key made the signature, or a record contradicts its raw line), unsigned, malformed, torn (a \
+failing last line without a line end), damaged (the file cannot be read on from there).";
 
 /// How long a key server may take.
 const FETCH: Duration = Duration::from_secs(30);
@@ -94,6 +95,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 
 fn check(args: &Args, keys: &Keys, window: Window, out: &mut dyn Write) -> Result<(), Failure> {
     let found = find(&args.files);
+    if found.files.is_empty() && found.unreadable.is_empty() {
+        // A script must not take an empty directory for a proof.
+        return Err(Failure::usage(
+            "there is no file to check where you looked; name a file or another directory",
+        ));
+    }
     let read = Arc::default();
     let mut report = Report::new(&found.files, keys, args.json, Arc::clone(&read), out);
     for (path, reason) in &found.left_out {
