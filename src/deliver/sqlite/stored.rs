@@ -206,3 +206,82 @@ fn escaped(path: &Path) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAW: &str = r#"{"rt":5,"status":200,"x":"y"}"#;
+
+    /// A database under a name that a URI has to escape, with rows of that ID.
+    fn database(dir: &Path, ids: &[i64]) -> std::path::PathBuf {
+        let path = dir.join("a b?mode=rwc#%41.db");
+        let open = schema::open(&path).unwrap();
+        for id in ids {
+            let insert = "INSERT INTO events (id, received_at, source, verified, key_id, format, rt, status, extra, raw) \
+                          VALUES (?1, 7, 'us', 1, 'k', 'json', 5, 200, '{\"event\":{\"x\":\"y\"}}', ?2)";
+            open.connection.execute(insert, params![id, RAW]).unwrap();
+        }
+        path
+    }
+
+    #[test]
+    fn rows_come_in_portions_in_the_order_of_their_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = database(dir.path(), &[9, 1, 4, 7, 2]);
+        for how in ["mode=ro", "immutable=1"] {
+            let mut database = Database::open_with(&path, how).unwrap().unwrap();
+            let mut next = |rows, bytes| -> Vec<i64> {
+                database.next(rows, bytes).unwrap().iter().map(|row| row.id).collect()
+            };
+            assert_eq!(next(2, usize::MAX), [1, 2]);
+            assert_eq!(next(9, 1), [4]);
+            assert_eq!(next(9, usize::MAX), [7, 9]);
+            assert!(next(9, usize::MAX).is_empty());
+            assert_eq!(database.reached(), 9);
+        }
+        assert!(Database::open(&dir.path().join("gone.db")).is_err());
+    }
+
+    #[test]
+    fn rows_that_come_later_are_not_read_and_do_not_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = database(dir.path(), &[1, 2]);
+        let mut reader = Database::open(&path).unwrap().unwrap();
+        assert_eq!(reader.next(1, usize::MAX).unwrap().len(), 1);
+        let writer = Connection::open(&path).unwrap();
+        let insert = "INSERT INTO events (id, received_at, source, verified, format, raw) VALUES (3, 7, 'us', 1, 'json', '{}')";
+        writer.execute(insert, []).unwrap();
+        // Nothing of the reader's keeps the log from being emptied.
+        let busy: i64 = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
+        assert_eq!(busy, 0);
+        let rest: Vec<i64> = reader.next(9, usize::MAX).unwrap().iter().map(|row| row.id).collect();
+        assert_eq!(rest, [2]);
+    }
+
+    #[test]
+    fn every_column_must_follow_from_the_raw_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = database(dir.path(), &[1]);
+        let line = Line::parse(RAW.as_bytes()).unwrap();
+        let difference = || Database::open(&path).unwrap().unwrap().next(1, 1).unwrap()[0].difference(&line);
+        assert_eq!(difference(), None);
+        let writer = Connection::open(&path).unwrap();
+        for (column, wrong) in [
+            ("verified", "0"),
+            ("format", "'cef'"),
+            ("extra", "NULL"),
+            ("status", "201"),
+            ("rt", "NULL"),
+            ("act", "''"),
+        ] {
+            writer.execute_batch("CREATE TEMP TABLE kept AS SELECT * FROM events").unwrap();
+            writer.execute_batch(&format!("UPDATE events SET {column} = {wrong}")).unwrap();
+            assert_eq!(difference(), Some(column));
+            let restore =
+                format!("UPDATE events SET {column} = (SELECT {column} FROM kept); DROP TABLE kept");
+            writer.execute_batch(&restore).unwrap();
+            assert_eq!(difference(), None);
+        }
+    }
+}
