@@ -14,7 +14,7 @@ use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, Outlook};
 use crate::trust::verify::{self, Claim, Fit};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
-use crate::wire::event::{Reason, Verdict};
+use crate::wire::event::{Malformed, Reason, Verdict};
 use crate::wire::line::Line;
 use crate::wire::signature::{self, Reading, SignatureError, Signed};
 
@@ -445,33 +445,58 @@ impl Bench<'_> {
             let reason = Reason::LineTooLong;
             return Opened::Decided(None, Verdict::Rejected { reason, detail: detail.into() });
         }
-        let line = match Line::parse(bytes) {
-            Ok(line) => line,
-            Err(malformed) => {
-                let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: malformed.0 };
-                return Opened::Decided(None, verdict);
+        match open(bytes) {
+            Judgeable::Malformed(Malformed(detail)) => {
+                Opened::Decided(None, Verdict::Rejected { reason: Reason::Malformed, detail })
             }
-        };
-        let signed = match (self.source.policy, line.signed()) {
-            (Policy::Off, _) | (Policy::AcceptUnsigned, None) => {
-                return Opened::Decided(Some(line), Verdict::Unverified);
+            Judgeable::Unsigned(line) if self.source.policy == Policy::Require => {
+                Opened::Decided(Some(line), rejected(Reason::Unsigned, UNSIGNED))
             }
-            (Policy::Require, None) => {
-                return Opened::Decided(Some(line), rejected(Reason::Unsigned, "the line has no signature"));
+            Judgeable::Unsigned(line) => Opened::Decided(Some(line), Verdict::Unverified),
+            Judgeable::BadlySigned(line, _) | Judgeable::Signed(line, _)
+                if self.source.policy == Policy::Off =>
+            {
+                Opened::Decided(Some(line), Verdict::Unverified)
             }
-            (_, Some(signed)) => signed,
-        };
-        match claim(signed) {
-            Ok(claim) => {
-                claims.push(claim);
-                Opened::Claimed(line)
-            }
-            Err(error) => {
+            Judgeable::BadlySigned(line, error) => {
                 let verdict =
                     Verdict::Rejected { reason: Reason::BadSignature, detail: error.to_string().into() };
                 Opened::Decided(Some(line), verdict)
             }
+            Judgeable::Signed(line, claim) => {
+                claims.push(claim);
+                Opened::Claimed(line)
+            }
         }
+    }
+}
+
+/// A line as far as it can be judged without a key.
+#[derive(Debug)]
+pub enum Judgeable<'a> {
+    /// It is no event.
+    Malformed(Malformed),
+    /// It carries no signature.
+    Unsigned(Line<'a>),
+    /// What stands in the signature's place is none.
+    BadlySigned(Line<'a>, SignatureError),
+    /// The keys decide.
+    Signed(Line<'a>, Claim<'a>),
+}
+
+/// What is said of a line without a signature.
+pub const UNSIGNED: &str = "the line has no signature";
+
+/// Takes a line without its terminator apart, as far as that goes without a key.
+pub fn open(bytes: &[u8]) -> Judgeable<'_> {
+    let line = match Line::parse(bytes) {
+        Ok(line) => line,
+        Err(malformed) => return Judgeable::Malformed(malformed),
+    };
+    let Some(signed) = line.signed() else { return Judgeable::Unsigned(line) };
+    match claim(signed) {
+        Ok(claim) => Judgeable::Signed(line, claim),
+        Err(error) => Judgeable::BadlySigned(line, error),
     }
 }
 
@@ -479,7 +504,7 @@ impl Bench<'_> {
 ///
 /// # Errors
 /// When the signature's text is no signature.
-pub fn claim<'a>(signed: &Signed<'a>) -> Result<Claim<'a>, SignatureError> {
+fn claim<'a>(signed: &Signed<'a>) -> Result<Claim<'a>, SignatureError> {
     let parts = |reading: Reading<'a>| (reading.before, reading.after);
     let signature = signature::decode(signed.value)?;
     Ok(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) })

@@ -14,14 +14,15 @@
 //! 4. In [`deliver`], one worker per sink reads what the ledger holds, in commit order, and writes it where it
 //!    belongs; what a sink has made safe, the ledger notes, and what every sink has, it forgets.
 //!
-//! Beside that road: [`send`] is the producer's side, on the same [`wire`]; [`config`] turns the operator's file into
+//! Beside that road: [`send`] is the producer's side, on the same [`wire`]; [`prove`] checks saved lines again, offline; [`config`] turns the operator's file into
 //! checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows what is going on; [`database`] says how SQLite is kept; [`printable`] keeps foreign
 //! text from steering terminals. [`cli`] is the command line, and `cli/serve` the only place where the parts
 //! are put together.
 //!
 //! # Directions
 //!
-//! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` | `wire`); `cli` → `send` → (`wire` | `net`).
+//! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` | `wire`); `cli` → `send` → (`wire` | `net`);
+//! `cli` → `prove` → (`ingest` | `deliver` | `wire` | `trust`), to judge and to read as they do.
 //! Nothing points up. `receive` and `deliver` meet only in the ledger; only `ingest` knows the order of the recipe.
 
 pub mod cli;
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod net;
 pub mod observe;
 pub mod printable;
+pub mod prove;
 pub mod receive;
 pub mod room;
 pub mod send;

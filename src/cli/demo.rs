@@ -151,6 +151,9 @@ impl Story {
             jwks: vec![self.dir.join("jwks.json").display().to_string()],
             ca: None,
             json: false,
+            since: None,
+            until: None,
+            explain: None,
             files: vec![self.dir.join("verified.log")],
         };
         verify::run(&check, out)?;

@@ -39,13 +39,26 @@ const TOGETHER: usize = 1024;
 /// `random` weighs the signatures of a batch against each other: who could guess it could make bad
 /// signatures that cancel out.
 pub fn verify(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng) -> Vec<Option<Fit>> {
+    verify_in_batches(claims, keys, TOGETHER, random)
+}
+
+/// As [`verify`], with at most `together` (at least 1) signatures in a batch. More of them are a little cheaper
+/// each, and a bad one among them costs more.
+pub fn verify_in_batches(
+    claims: &[Claim<'_>],
+    keys: &[[u8; 32]],
+    together: usize,
+    random: &mut impl CryptoRng,
+) -> Vec<Option<Fit>> {
     let mut fits = vec![None; claims.len()];
     let mut open: Vec<usize> = (0..claims.len()).collect();
     for attempt in attempts(claims, keys, random) {
         let (tried, mut rest): (Vec<usize>, Vec<usize>) =
             open.into_iter().partition(|index| message(&claims[*index], attempt.second).is_some());
         let key = VerificationKeyBytes::from(keys[attempt.key]);
-        for chunk in tried.chunks(TOGETHER) {
+        // Batches of one size: a small last one would be dear.
+        let batches = tried.len().div_ceil(together.max(1)).max(1);
+        for chunk in tried.chunks(tried.len().div_ceil(batches).max(1)) {
             let items: Vec<Item> =
                 chunk.iter().filter_map(|index| item(&claims[*index], attempt.second, key)).collect();
             let mut good = vec![false; chunk.len()];

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-pub use rotation::{Compression, Period, Rotation};
+pub use rotation::{Compression, Period, Rotation, rotated_at};
 
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};

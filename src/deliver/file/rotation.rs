@@ -108,6 +108,14 @@ fn is_rotated_suffix(suffix: &[u8]) -> bool {
         && matches!(extension, b"" | b".zst" | b".gz")
 }
 
+/// When a file with that name was rotated (`20260102T030405Z`, which sorts like the moments themselves) and the
+/// sequence number behind it; none for a name that rotation does not give.
+pub fn rotated_at(name: &str) -> Option<(&str, &str)> {
+    let stem = name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(name);
+    let suffix = stem.rsplit_once('.')?.1;
+    is_rotated_suffix(suffix.as_bytes()).then(|| suffix.split_once('-'))?
+}
+
 /// Compresses what is to be compressed, and removes the oldest files. `busy` is the inode that is still written
 /// to. Safe to be cut off anywhere: a compressed file gets its name when it is whole and durable.
 pub(super) fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<()> {
@@ -215,6 +223,19 @@ mod tests {
         assert_eq!(names(&path), wanted.map(|end| format!("a.log.19700101T00{end}")));
         tend(&path, &Rotation { compress: Some(Compression::Zstd), ..Rotation::default() }, 0).unwrap();
         assert_eq!(rotated_name(&path, 1000).extension().unwrap(), "19700101T000001Z-0004");
+    }
+
+    #[test]
+    fn a_name_tells_when_it_was_rotated() {
+        let wanted = Some(("20260102T030405Z", "0017"));
+        for name in
+            ["a.log.20260102T030405Z-0017", "a.20260102T030405Z-0017.zst", "b.c.20260102T030405Z-0017.gz"]
+        {
+            assert_eq!(rotated_at(name), wanted, "{name}");
+        }
+        for name in ["a.log", "a.log.1.gz", "a.log.20260102T030405Z-0017.xz", "a.log.20260102T030405-0017"] {
+            assert_eq!(rotated_at(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod row;
 mod schema;
+pub mod stored;
 
 use std::io;
 use std::path::{Path, PathBuf};

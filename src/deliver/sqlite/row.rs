@@ -56,16 +56,7 @@ impl Row {
 
     fn accept(&self, connection: &Connection, line: &Line<'_>, is_verified: bool) -> rusqlite::Result<()> {
         let event = line.event();
-        let mut columns = FIELDS.map(|_| ToSqlOutput::Borrowed(ValueRef::Null));
-        let mut rest = Event::new();
-        for (name, value) in event.fields() {
-            let column = FIELDS.binary_search_by(|(known, _)| known.cmp(&name)).ok();
-            match column.and_then(|at| Some((at, FIELDS[at].1.hold(value)?))) {
-                Some((at, held)) => columns[at] = held,
-                None => rest.set(name.to_owned(), value.clone()),
-            }
-        }
-        let extra = extra(event.ambiguous(), &rest);
+        let (columns, extra) = columns(&event);
         let common: [ToSqlOutput<'_>; COMMON.len()] = [
             self.received_at.into(),
             text(&self.source),
@@ -99,9 +90,23 @@ impl Row {
     }
 }
 
+/// What an event's columns hold, in the order of [`FIELDS`], and what has none: see [`extra`].
+pub(super) fn columns(event: &Event) -> ([ToSqlOutput<'_>; FIELDS.len()], Option<String>) {
+    let mut columns = FIELDS.map(|_| ToSqlOutput::Borrowed(ValueRef::Null));
+    let mut rest = Event::new();
+    for (name, value) in event.fields() {
+        let column = FIELDS.binary_search_by(|(known, _)| known.cmp(&name)).ok();
+        match column.and_then(|at| Some((at, FIELDS[at].1.hold(value)?))) {
+            Some((at, held)) => columns[at] = held,
+            None => rest.set(name.to_owned(), value.clone()),
+        }
+    }
+    (columns, extra(event.ambiguous(), &rest))
+}
+
 /// What a field's column can hold.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     /// A number without a fraction, from -2^63 to 2^63 - 1.
     Integer,
     /// 0 or 1.
@@ -123,7 +128,7 @@ impl Kind {
 }
 
 /// The event's fields that have a column of that name, sorted.
-const FIELDS: [(&str, Kind); 26] = [
+pub(super) const FIELDS: [(&str, Kind); 26] = [
     ("act", Kind::Text),
     ("action", Kind::Text),
     ("actor_id", Kind::Text),

@@ -15,7 +15,7 @@ use super::super::sink::SinkError;
 use crate::database;
 
 /// "aude": marks the file as ours (`PRAGMA application_id`), and not as the ledger.
-const APPLICATION_ID: i32 = 0x6175_6465;
+pub(super) const APPLICATION_ID: i32 = 0x6175_6465;
 
 /// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A step that
 /// was released is never changed.
@@ -87,7 +87,7 @@ const VERSION_1: &str = "
 ";
 
 /// How long a write waits for another program that writes.
-const BUSY: Duration = Duration::from_secs(5);
+pub(super) const BUSY: Duration = Duration::from_secs(5);
 
 /// An open database, and which file it is in.
 pub(super) struct Open {

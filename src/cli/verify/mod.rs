@@ -1,0 +1,301 @@
+//! `auditgate verify`: saved lines, checked offline against published keys.
+
+mod moment;
+mod report;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use self::report::Report;
+use super::exit::Failure;
+use crate::net::{Client, Endpoint};
+use crate::printable::printable;
+use crate::prove::explain::{Explanation, Tried, explain};
+use crate::prove::find::find;
+use crate::prove::judge::{Keys, Window, judge};
+use crate::prove::read::{Blocks, Fault};
+use crate::prove::run;
+use crate::trust::jwks::{KeySet, MAX_KEPT_KEYS, Parsed};
+use crate::trust::keyring;
+use crate::wire::record::time_stamp;
+
+/// Checks saved lines against published keys, offline.
+///
+/// Reads raw lines, auditgate's own JSON lines, and the database of a SQLite sink (also while the daemon writes it),
+/// plain or compressed (gzip, zstd; told by their first bytes). Names the file and the line of each one that does not
+/// prove itself; of a database, the id of the row. Of JSON lines and rows it also checks that what stands beside the
+/// raw line follows from it. Quarantined lines (those with a `reason`) are checked like any others, so most of them
+/// are findings.
+///
+/// Exit code 0: every line proved itself. 1: some did not. 74: a file could not be read (the others were checked).
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_long_help = JSON_HELP)]
+pub struct Args {
+    /// A JWKS document with the producer's public keys: a file, an https URL, or the daemon's own cache of keys
+    /// (DATA_DIR/jwks/SOURCE.json). Can be given several times; events carry no key ID, so every key is tried
+    #[arg(long, value_name = "FILE|URL", required = true)]
+    pub jwks: Vec<String>,
+
+    /// PEM file with the authorities to trust for the URL, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Check only events from this moment on: RFC 3339, a date (its beginning in UTC), or an age such as 2d.
+    /// The time is the event's own (`rt`, or `event_ts` where `rt` is no number). Lines without a usable time are
+    /// always checked; lines that are outside are counted, but nothing about them is proved, their time included
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+
+    /// Check only events before this moment
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+
+    /// Look at one line only, and say why it fails: FILE:LINE, or the number of a line when there is one file
+    #[arg(long, value_name = "[FILE:]LINE", conflicts_with_all = ["since", "until"])]
+    pub explain: Option<String>,
+
+    /// What to check; `-` is standard input. Of a directory, every file in it and below it that auditgate could have
+    /// written is checked, in the order of their time; what is left out is said on stderr
+    #[arg(value_name = "FILE|DIRECTORY", required_unless_present = "explain")]
+    pub files: Vec<PathBuf>,
+}
+
+const JSON_HELP: &str = "\
+JSON report: one object with `findings` (a list of `file`, `line`, `verdict`, `reason`), the counts `good`, `bad`, \
+`unsigned`, `malformed`, `torn`, `damaged`, `outside`, `first` and `last` (the times of the earliest and the latest \
+good event), `keys` (a list of `kid`, `thumbprint`, `good`), `files` (for each `file` its `kind` and the same counts, \
+times and keys), `left_out` and `unreadable` (lists of `file`, `reason`).
+
+Verdicts: bad (no given key made the signature, or a record contradicts its raw line), unsigned, malformed, torn (a \
+failing last line without a line end), damaged (the file cannot be read on from there).";
+
+/// How long a key server may take.
+const FETCH: Duration = Duration::from_secs(30);
+
+/// Checks and reports.
+///
+/// # Errors
+/// 1 when a line does not prove itself, 2 for a moment or a place that cannot be read, 74 for a file that cannot be
+/// read (after the others are done), 78 for keys that cannot be used.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    let window = window(args)?;
+    let place = args.explain.as_deref().map(|place| located(place, &args.files)).transpose()?;
+    let keys = Keys::new(&keys(args)?);
+    match place {
+        Some((path, line)) => explain_line(&path, line, &keys, args.json, out),
+        None => check(args, &keys, window, out),
+    }
+}
+
+fn check(args: &Args, keys: &Keys, window: Window, out: &mut dyn Write) -> Result<(), Failure> {
+    let found = find(&args.files);
+    if found.files.is_empty() && found.unreadable.is_empty() {
+        // A script must not take an empty directory for a proof.
+        return Err(Failure::usage(
+            "there is no file to check where you looked; name a file or another directory",
+        ));
+    }
+    let read = Arc::default();
+    let mut report = Report::new(&found.files, keys, args.json, Arc::clone(&read), out);
+    for (path, reason) in &found.left_out {
+        report.left_out(path, (*reason).to_owned());
+    }
+    for (path, error) in &found.unreadable {
+        report.unreadable(path, error.to_string());
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (counts, unreadable) =
+        run::check(&found.files, keys, window, threads, &read, |index, news| report.news(index, news))
+            .and_then(|()| report.end())
+            .map_err(unwritable)?;
+    let findings = match counts.findings() {
+        0 => None,
+        1 => Some("1 line does not prove itself".to_owned()),
+        findings => Some(format!("{findings} lines do not prove themselves")),
+    };
+    match (unreadable, findings) {
+        (0, None) => Ok(()),
+        (0, Some(findings)) => Err(Failure::finding(findings)),
+        (files, findings) => {
+            let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+            let findings =
+                findings.map_or_else(String::new, |findings| format!("; in the others, {findings}"));
+            Err(Failure::io(format!("{files} could not be read{findings}")))
+        }
+    }
+}
+
+fn window(args: &Args) -> Result<Window, Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+    let moment = |name: &str, text: &Option<String>| {
+        let moment = text.as_deref().map(|text| moment::parse(text, now)).transpose();
+        moment.map_err(|error| Failure::usage(format!("--{name}: {error}")))
+    };
+    let window = Window { since: moment("since", &args.since)?, until: moment("until", &args.until)? };
+    match (window.since, window.until) {
+        (Some(since), Some(until)) if since >= until => {
+            Err(Failure::usage("--since is not before --until, so that no event would be checked"))
+        }
+        _ => Ok(window),
+    }
+}
+
+/// The file and the line of `--explain`.
+fn located(place: &str, files: &[PathBuf]) -> Result<(PathBuf, u64), Failure> {
+    let wrong = |why: &str| Failure::usage(format!("--explain {place}: {why}"));
+    let (path, line) = match (place.rsplit_once(':'), files) {
+        (Some((path, line)), _) if !path.is_empty() => (PathBuf::from(path), line),
+        (None, [path]) => (path.clone(), place),
+        (None, _) => return Err(wrong("name the file too, as FILE:LINE, unless exactly one is given")),
+        _ => return Err(wrong("write FILE:LINE or the number of a line")),
+    };
+    match line.parse() {
+        Ok(line) if line > 0 => Ok((path, line)),
+        _ => Err(wrong("lines have numbers from 1 on")),
+    }
+}
+
+fn explain_line(path: &Path, line: u64, keys: &Keys, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    let failed = |fault: Fault| match fault {
+        Fault::Finding(finding) => Failure::finding(format!(
+            "{}:{}: {}: {}",
+            path.display(),
+            finding.line,
+            finding.verdict.as_str(),
+            printable(&finding.reason)
+        )),
+        Fault::Unreadable(reason) => Failure::io(format!("cannot read {}: {reason}", path.display())),
+    };
+    let mut blocks = Blocks::open(path, &Arc::default()).map_err(failed)?;
+    loop {
+        let block = match blocks.block() {
+            Ok(Some(block)) => block,
+            Ok(None) => {
+                return Err(Failure::usage(format!(
+                    "{} has no line {line} that is not blank",
+                    path.display()
+                )));
+            }
+            Err(fault) if fault.goes_on() && !matches!(&fault, Fault::Finding(at) if at.line == line) => {
+                continue;
+            }
+            Err(fault) => return Err(failed(fault)),
+        };
+        let mut entries = block.entries();
+        let Some(at) = entries.iter().position(|entry| entry.number == line) else { continue };
+        let entry = entries.swap_remove(at);
+        let others = judge(&entries, keys, Window::default(), &mut rand::rng());
+        let explanation = explain(&entry, &others, keys, &mut rand::rng());
+        let written = if json {
+            serde_json::to_string(&explanation)
+                .map_err(io::Error::from)
+                .and_then(|text| writeln!(out, "{text}"))
+        } else {
+            write_explanation(out, path, line, &explanation)
+        };
+        written.map_err(unwritable)?;
+        return match explanation.verdict {
+            "good" => Ok(()),
+            _ => Err(Failure::finding("the line does not prove itself")),
+        };
+    }
+}
+
+fn write_explanation(
+    out: &mut dyn Write,
+    path: &Path,
+    line: u64,
+    explanation: &Explanation,
+) -> io::Result<()> {
+    let Explanation { verdict, reason, format, bytes, time, signed_bytes, sig, keys, shown } = explanation;
+    let place = path.display().to_string();
+    write!(out, "{}:{line}: {verdict}", printable(&place))?;
+    if let Some(reason) = reason {
+        write!(out, ": {}", printable(reason))?;
+    }
+    writeln!(out)?;
+    write!(out, "line: {bytes} bytes")?;
+    if let Some(format) = format {
+        write!(out, ", {format}")?;
+    }
+    if let Some(time) = time {
+        write!(out, ", {}", time_stamp(*time))?;
+    }
+    writeln!(out)?;
+    for (index, signed) in signed_bytes.iter().enumerate() {
+        let which = if index == 0 { "signed bytes" } else { "or signed bytes" };
+        writeln!(out, "{which} ({}): {}", signed.len(), printable(signed))?;
+    }
+    if let Some(sig) = sig {
+        writeln!(out, "sig: {}", printable(sig))?;
+    }
+    for Tried { kid, thumbprint, fits } in keys {
+        let fits = fits.map_or_else(|| "does not fit".to_owned(), |what| format!("fits {what}"));
+        writeln!(out, "key {} (thumbprint {thumbprint}): {fits}", printable(kid))?;
+    }
+    for sentence in shown {
+        writeln!(out, "- {}", printable(sentence))?;
+    }
+    Ok(())
+}
+
+/// The keys of all documents.
+fn keys(args: &Args) -> Result<Vec<KeySet>, Failure> {
+    args.jwks
+        .iter()
+        .map(|origin| {
+            let named = |error: &dyn std::fmt::Display| Failure::config(format!("--jwks {origin}: {error}"));
+            let Parsed { keys, refused } = if origin.contains("://") {
+                let endpoint = Endpoint::parse(origin).map_err(|error| named(&error))?;
+                let client =
+                    Client::for_endpoint(&endpoint, args.ca.as_deref()).map_err(|error| named(&error))?;
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(|error| Failure::io(format!("cannot start: {error}")))?;
+                runtime
+                    .block_on(keyring::fetch(&client, &endpoint, None, FETCH))
+                    .map_err(|error| named(&error))?
+            } else {
+                keyring::read_file(Path::new(origin), MAX_KEPT_KEYS).map_err(|error| named(&error))?
+            };
+            for key in refused {
+                let _ = writeln!(io::stderr(), "auditgate: --jwks {origin}: {}", printable(&key.to_string()));
+            }
+            Ok(keys)
+        })
+        .collect()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn unwritable(error: io::Error) -> Failure {
+    Failure::io(format!("cannot write the report: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_file_and_a_line() {
+        let one = [PathBuf::from("a.log")];
+        let two = [PathBuf::from("a.log"), PathBuf::from("b.log")];
+        let found = |place, files: &[PathBuf]| located(place, files).ok();
+        assert_eq!(found("7", &one), Some(("a.log".into(), 7)));
+        assert_eq!(found("b:c.log:7", &one), Some(("b:c.log".into(), 7)));
+        assert_eq!(found("b.log:7", &two), Some(("b.log".into(), 7)));
+        assert_eq!(found("b.log:7", &[]), Some(("b.log".into(), 7)));
+        for (place, files) in
+            [("7", &two[..]), ("7", &[]), ("0", &one), (":7", &one), ("a.log:x", &one), ("x", &one)]
+        {
+            assert!(found(place, files).is_none(), "{place}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The moments of `--since` and `--until`.
+
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime};
+
+/// Reads a moment: RFC 3339, a date (its first moment in UTC), or an age before `now`, such as `2d` or `90m`. In
+/// milliseconds since the Unix epoch.
+///
+/// # Errors
+/// What to write instead.
+pub(super) fn parse(text: &str, now: i64) -> Result<i64, String> {
+    let milliseconds =
+        |moment: OffsetDateTime| i64::try_from(moment.unix_timestamp_nanos().div_euclid(1_000_000));
+    let moment = if let Ok(moment) = OffsetDateTime::parse(text, &Rfc3339) {
+        milliseconds(moment).ok()
+    } else if let Ok(date) = Date::parse(text, format_description!("[year]-[month]-[day]")) {
+        milliseconds(date.midnight().assume_utc()).ok()
+    } else {
+        let age = humantime::parse_duration(text).ok();
+        age.and_then(|age| now.checked_sub(i64::try_from(age.as_millis()).ok()?))
+    };
+    moment.ok_or_else(|| {
+        format!(
+            "`{text}` is no moment; write one as 2026-01-02T03:04:05Z or 2026-01-02, or an age such as 2d or 90m"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_dates_and_ages() {
+        let day = 86_400_000;
+        assert_eq!(parse("1970-01-02T00:00:01.5Z", 0), Ok(day + 1500));
+        assert_eq!(parse("1970-01-02T01:00:00+01:00", 0), Ok(day));
+        assert_eq!(parse("1970-01-02", 0), Ok(day));
+        assert_eq!(parse("1d 1h", 2 * day), Ok(day - 3_600_000));
+        for wrong in ["", "yesterday", "1970-01-32", "5", "1970-01-02 00:00"] {
+            assert!(parse(wrong, 0).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! Why one line fails. Pure.
+//!
+//! Nothing is said that checking again does not prove: a respelling counts only when the signature fits it, and
+//! where none does, it stays open whether another key or another change is behind it, for an Ed25519 signature
+//! does not tell.
+
+use std::borrow::Cow;
+
+use ed25519_dalek::VerifyingKey;
+use rand::CryptoRng;
+use serde::Serialize;
+
+use super::judge::{Beside, Counts, Entry, Judged, Keys, TOGETHER, Window, contradiction, judge};
+use super::respell::{LONGEST_ALTERED, Respelling, altered, reserialised, rounded, wrapped};
+use crate::ingest::{Judgeable, open};
+use crate::trust::verify::{Claim, verify_in_batches};
+use crate::wire::line::Line;
+use crate::wire::signature::{self, Reading, Signed};
+
+/// What is known about a line. Foreign text in it is not escaped.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// `good`, or a name of [`super::judge::Verdict`].
+    pub verdict: &'static str,
+    /// What is wrong with it.
+    pub reason: Option<String>,
+    /// Its format; none when it is malformed.
+    pub format: Option<&'static str>,
+    /// Its length in bytes, without a line end.
+    pub bytes: usize,
+    /// Its time in milliseconds since the Unix epoch.
+    pub time: Option<i64>,
+    /// The bytes that a signature may have been made over; two readings of a CPS line.
+    pub signed_bytes: Vec<String>,
+    /// The text of its signature.
+    pub sig: Option<String>,
+    /// Every key that was tried.
+    pub keys: Vec<Tried>,
+    /// What checking it again has shown, in sentences.
+    pub shown: Vec<String>,
+}
+
+/// A key, and whether it made the signature.
+#[derive(Debug, Serialize)]
+pub struct Tried {
+    /// Its ID.
+    pub kid: String,
+    /// Its thumbprint (RFC 7638).
+    pub thumbprint: String,
+    /// The reading of the line that its signature fits; none when it did not make it.
+    pub fits: Option<&'static str>,
+}
+
+/// Explains a line. `others` are the lines that were read together with it.
+pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut impl CryptoRng) -> Explanation {
+    let judged = judge(std::slice::from_ref(entry), keys, Window::default(), random);
+    let finding = judged.findings.into_iter().next();
+    let raw: &[u8] = &entry.raw;
+    let line = Line::parse(raw).ok();
+    let signed = line.as_ref().and_then(Line::signed);
+    let mut explanation = Explanation {
+        verdict: finding.as_ref().map_or("good", |finding| finding.verdict.as_str()),
+        reason: finding.as_ref().map(|finding| finding.reason.clone().into_owned()),
+        format: line.as_ref().map(|line| line.format().as_str()),
+        bytes: raw.len(),
+        time: line.as_ref().and_then(Line::time),
+        signed_bytes: signed.map_or_else(Vec::new, messages),
+        sig: signed.map(|signed| signed.value.to_owned()),
+        keys: tried(raw, keys, random),
+        shown: Vec::new(),
+    };
+    if finding.is_some() {
+        explanation.shown = shown(entry, line.as_ref(), others, keys, random);
+    }
+    explanation
+}
+
+fn messages(signed: &Signed<'_>) -> Vec<String> {
+    let text = |reading: Reading<'_>| String::from_utf8_lossy(&reading.message()).into_owned();
+    [Some(signed.first), signed.second].into_iter().flatten().map(text).collect()
+}
+
+fn tried(raw: &[u8], keys: &Keys, random: &mut impl CryptoRng) -> Vec<Tried> {
+    let claims: Vec<Claim<'_>> = match open(raw) {
+        Judgeable::Signed(_, claim) => vec![claim],
+        _ => Vec::new(),
+    };
+    let has_two = claims.first().is_some_and(|claim| claim.second.is_some());
+    let mut one = |bytes: &[u8; 32]| {
+        let fit =
+            verify_in_batches(&claims, std::slice::from_ref(bytes), TOGETHER, random).pop().flatten()?;
+        Some(match (has_two, fit.second) {
+            (_, true) => "the inner object",
+            (true, false) => "the whole line",
+            (false, false) => "the line",
+        })
+    };
+    let pairs = keys.keys().iter().zip(keys.bytes());
+    pairs
+        .map(|(key, bytes)| Tried {
+            kid: key.ids.join(", "),
+            thumbprint: key.thumbprint.clone(),
+            fits: one(bytes),
+        })
+        .collect()
+}
+
+fn shown(
+    entry: &Entry<'_>,
+    line: Option<&Line<'_>>,
+    others: &Judged,
+    keys: &Keys,
+    random: &mut impl CryptoRng,
+) -> Vec<String> {
+    let raw: &[u8] = &entry.raw;
+    let mut all = Vec::new();
+    if entry.unterminated {
+        all.push("It is the last line and has no line end.".to_owned());
+    }
+    let claim = match open(raw) {
+        Judgeable::Signed(line, claim) => {
+            let fit = verify_in_batches(&[claim], keys.bytes(), TOGETHER, random).pop().flatten();
+            if let Some(reason) = fit.and_then(|fit| contradiction(&entry.beside, &line, fit.key, keys)) {
+                let whole = if matches!(entry.beside, Beside::Row(_)) { "row" } else { "record" };
+                all.push(format!(
+                    "The raw line proves itself, so what stands beside it in the {whole} was changed: {reason}."
+                ));
+                return all;
+            }
+            Some(claim)
+        }
+        _ => None,
+    };
+    all.extend(claim.as_ref().and_then(impossible));
+    all.extend(cut_off(raw, line));
+    let mut search = Search { keys, random, tried: 0 };
+    match search.run(raw) {
+        Some((what, key)) => {
+            let key = keys.keys().get(key).map_or(Cow::Borrowed("?"), |key| key.ids.join(", ").into());
+            all.push(format!("The signature fits, by the key {key}, once this is undone: {what}."));
+        }
+        None => {
+            let what = match claim {
+                Some(_) if raw.len() > LONGEST_ALTERED => "No given key made this signature over these bytes",
+                Some(_) => {
+                    "No given key made this signature over these bytes, nor over what they were before one bit, \
+                            one digit or one truth value changed or one byte was added"
+                }
+                None => "It has no signature that a key can be tried on",
+            };
+            all.push(format!("{what}; {} respellings were tried, and none fits.", search.tried));
+            if claim.is_some() {
+                all.push(
+                    "So either a key made it that was not given, or the line was changed in another way (members in \
+                     another order, several bytes): the signature does not tell which."
+                        .to_owned(),
+                );
+            }
+        }
+    }
+    let Counts { good, .. } = others.counts;
+    let count = good + others.counts.findings();
+    if count > 0 {
+        all.push(format!(
+            "Of the {count} other lines that were read together with it, {good} prove themselves."
+        ));
+    }
+    all
+}
+
+/// What makes a signature one that no key can have made.
+fn impossible(claim: &Claim<'_>) -> Option<String> {
+    // The order of the group (RFC 8032, section 5.1), the most significant byte first.
+    const ORDER: [u8; 32] = [
+        0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x14, 0xde, 0xf9, 0xde, 0xa2, 0xf7, 0x9c, 0xd6,
+        0x58, 0x12, 0x63, 0x1a, 0x5c, 0xf5, 0xd3, 0xed,
+    ];
+    let (point, scalar) = claim.signature.split_at(32);
+    let is_point = <&[u8; 32]>::try_from(point).is_ok_and(|point| VerifyingKey::from_bytes(point).is_ok());
+    if !scalar.iter().rev().lt(&ORDER) {
+        Some(
+            "No key can have made this signature: its number s is not below the order of the group."
+                .to_owned(),
+        )
+    } else if !is_point {
+        Some("No key can have made this signature: its part R is no point of the curve.".to_owned())
+    } else {
+        None
+    }
+}
+
+/// What shows that the end of a line is missing.
+fn cut_off(raw: &[u8], line: Option<&Line<'_>>) -> Option<String> {
+    if let Some(signed) = line.and_then(Line::signed) {
+        let is_end = signed.first.after.is_empty();
+        let length = signed.value.len();
+        return (is_end && length < 86 && signature::decode(signed.value).is_err()).then(|| {
+            format!("The line ends within its signature, which has {length} characters instead of 86.")
+        });
+    }
+    let is_json = raw.trim_ascii_start().starts_with(b"{");
+    let cut =
+        is_json && serde_json::from_slice::<serde::de::IgnoredAny>(raw).is_err_and(|error| error.is_eof());
+    cut.then(|| "The line ends before its JSON object does: the rest of it is missing.".to_owned())
+}
+
+/// Tries respellings, the likeliest first.
+struct Search<'a, R> {
+    keys: &'a Keys,
+    random: &'a mut R,
+    tried: usize,
+}
+
+/// As many signatures are checked at most: a second or two.
+const MOST: usize = 40_000;
+
+impl<R: CryptoRng> Search<'_, R> {
+    /// What happened to the line, and the key that made its signature.
+    fn run(&mut self, raw: &[u8]) -> Option<(String, usize)> {
+        if let Some(found) = self.first_that_fits(&wrapped(raw)) {
+            return Some(found);
+        }
+        let lines = std::str::from_utf8(raw).map_or_else(|_| Vec::new(), reserialised);
+        self.first_that_fits(&lines)
+            .or_else(|| lines.iter().find_map(|line| self.first_that_fits(&rounded(line))))
+            .or_else(|| self.first_that_fits(&altered(raw)))
+    }
+
+    fn first_that_fits(&mut self, all: &[Respelling]) -> Option<(String, usize)> {
+        for some in all.chunks(256) {
+            if self.tried * self.keys.keys().len().max(1) > MOST {
+                return None;
+            }
+            self.tried += some.len();
+            let claims: Vec<(usize, Claim<'_>)> = some
+                .iter()
+                .enumerate()
+                .filter_map(|(index, respelling)| match open(&respelling.line) {
+                    Judgeable::Signed(_, claim) => Some((index, claim)),
+                    _ => None,
+                })
+                .collect();
+            let bare: Vec<Claim<'_>> = claims.iter().map(|(_, claim)| *claim).collect();
+            let fits = verify_in_batches(&bare, self.keys.bytes(), TOGETHER, self.random);
+            let found = claims.iter().zip(fits).find_map(|((index, _), fit)| Some((*index, fit?.key)));
+            if let Some((index, key)) = found {
+                return Some((some[index].what.clone(), key));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::super::judge::Block;
+    use super::super::judge::tests::{cef, keys, signed};
+    use super::*;
+
+    fn explained(bytes: &[u8]) -> Explanation {
+        let block = Block::Lines { first: 1, bytes: bytes.to_vec() };
+        let entries = block.entries();
+        explain(&entries[0], &Judged::default(), &keys(&[1, 2]), &mut StdRng::seed_from_u64(7))
+    }
+
+    /// Whether one sentence says that.
+    fn says(line: impl AsRef<[u8]>, wanted: &str) {
+        let explanation = explained(line.as_ref());
+        assert_ne!(explanation.verdict, "good");
+        let found = explanation.shown.iter().any(|sentence| sentence.contains(wanted));
+        assert!(found, "{wanted:?} is not in {:#?} ({:?})", explanation.shown, explanation.reason);
+    }
+
+    #[test]
+    fn a_good_line_shows_what_was_signed_and_by_whom() {
+        let line = cef("1000", 1);
+        let explanation = explained(format!("{}\n", signed(2, &line)).as_bytes());
+        assert_eq!((explanation.verdict, &explanation.shown[..]), ("good", &[][..]));
+        assert_eq!(explanation.signed_bytes, [line]);
+        assert_eq!(explanation.time, Some(1000));
+        let fits: Vec<_> = explanation.keys.iter().map(|key| (key.kid.as_str(), key.fits)).collect();
+        assert_eq!(fits, [("k1", None), ("k2", Some("the line"))]);
+        let inner = signed(1, r#"{"a":1}"#);
+        let explanation = explained(format!("{{\"event\":{inner}}}").as_bytes());
+        assert_eq!(explanation.keys[0].fits, Some("the inner object"));
+        assert_eq!(explanation.signed_bytes, [r#"{"event":{"a":1}}"#, r#"{"a":1}"#]);
+    }
+
+    #[test]
+    fn what_a_tool_did_on_the_way_is_said_when_undoing_it_verifies() {
+        let trace = r#"{"a":"x/y ü","n":1e3,"rt":1000,"trace_id":1146381705542353508}"#;
+        let json = signed(1, trace);
+        for (from, to, wanted) in [
+            ("1146381705542353508", "1146381705542353500", "with 1146381705542353508 the signature fits"),
+            ("1146381705542353508", "1.1463817055423535e18", "with 1146381705542353508 the signature fits"),
+            ("/", "\\/", "`/` was written as `\\/`"),
+            ("1e3", "1000.0", "`1e3` was written as `1000.0`"),
+            ("ü", "\\u00fc", "characters were written as `\\u` escapes"),
+            (",\"", ", \"", "white space was added"),
+        ] {
+            says(json.replace(from, to), wanted);
+        }
+        let all = json
+            .replace("1146381705542353508", "1146381705542353500")
+            .replace('/', "\\/")
+            .replace(",\"", ", \"");
+        says(&all, "with 1146381705542353508 the signature fits");
+        says(&all, "white space was added");
+        let escaped = signed(1, r#"{"a":"x\/y"}"#);
+        says(escaped.replace("\\/", "/"), "`\\/` was written as `/`");
+        let line = signed(2, &cef("1000", 1_146_381_705_542_353_508));
+        says(line.replace("1146381705542353508", "1146381705542353500"), "by the key k2");
+    }
+
+    #[test]
+    fn what_was_put_around_a_line_is_said() {
+        let line = signed(1, &cef("1000", 1));
+        says(format!("{line}\r\r\n"), "a carriage return of its line end was kept");
+        says(format!("{line}  "), "white space stands behind it");
+        says(format!("\u{feff}{line}"), "a byte order mark");
+        says(
+            format!("<134>Jan  2 03:04:05 host kong: {line}"),
+            "32 bytes were put before it: `<134>Jan  2 03:04:05 host kong: `",
+        );
+        says(format!("{line}{line}"), "bytes stand behind its signature");
+        says(format!("{line}="), "neither left out nor `==`");
+        says(line.replace(" sig=", "\tsig="), "a tab took the place");
+        let json = signed(1, r#"{"a":1}"#);
+        says(format!("Jan 2 host {json}"), "bytes were put before it");
+        says(json.replace(",\"sig\":", ",\t\"sig\":"), "white space was added");
+    }
+
+    #[test]
+    fn another_spelling_of_the_signature_is_said() {
+        // Some signature among a few has both digits that the alphabets differ in.
+        let line = (0..).map(|n| signed(1, &cef("1000", n))).find(|line| {
+            let sig = &line[line.len() - 86..];
+            sig.contains('-') && sig.contains('_')
+        });
+        let line = line.unwrap();
+        let (start, sig) = line.split_at(line.len() - 86);
+        says(format!("{start}{}", sig.replace('-', "+").replace('_', "/")), "the other base64 alphabet");
+        let last = sig.as_bytes()[85];
+        let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        let value = digits.iter().position(|digit| *digit == last).unwrap();
+        let other = char::from(digits[value ^ 1]);
+        says(
+            format!("{start}{}{other}", &sig[..85]),
+            "last character is another than the only canonical one",
+        );
+    }
+
+    #[test]
+    fn small_changes_are_found_and_larger_ones_stay_open() {
+        let line = signed(1, &format!("{} granted=true", cef("1000", 1)));
+        says(line.replace("granted=true", "granted=false"), "`true` was changed into `false`");
+        says(line.replace("rt=1000", "rt=1900"), "the digit 0 at byte");
+        says(line.replace("Konnect", "konnect"), "one bit of byte");
+        says(line.replace("Konnect", "Kon nect"), "(0x20) was added");
+        says(line.replace("Konnect", "Discord"), "the signature does not tell which");
+        says(signed(3, &cef("1000", 1)), "the signature does not tell which");
+        says(cef("1000", 1), "It has no signature that a key can be tried on");
+        let (start, _) = line.split_at(line.len() - 86);
+        let impossible = format!("{start}{}", signature::encode(&[0xff; 64]));
+        says(impossible, "its number s is not below the order");
+        let mut bytes = [0; 64];
+        bytes[0] = 2;
+        says(format!("{start}{}", signature::encode(&bytes)), "its part R is no point");
+    }
+
+    #[test]
+    fn a_line_that_is_cut_off_is_known_by_its_end() {
+        let line = signed(1, &cef("1000", 1));
+        says(&line[..line.len() - 10], "ends within its signature, which has 76 characters");
+        let json = signed(1, r#"{"a":1,"b":"x"}"#);
+        says(&json[..json.len() - 10], "The line ends before its JSON object does");
+        assert_eq!(explained(&json.as_bytes()[..20]).verdict, "torn");
+    }
+}

@@ -1,0 +1,502 @@
+//! The lines of a block become verdicts. Pure.
+
+use std::borrow::Cow;
+use std::ops::AddAssign;
+
+use rand::CryptoRng;
+use serde::Serialize;
+
+use crate::deliver::sqlite::stored::Stored;
+use crate::ingest::{Judgeable, UNSIGNED, open};
+use crate::trust::jwks::KeySet;
+use crate::trust::verify::{Claim, verify_in_batches};
+use crate::wire::batch;
+use crate::wire::event::Malformed;
+use crate::wire::line::Line;
+use crate::wire::record::{self, Saved};
+
+/// Signatures that are verified together: saved lines are nearly all good, so that bad ones need not be cheap. More
+/// gain nothing (`cargo bench --bench verify` measures it).
+pub const TOGETHER: usize = 4096;
+
+/// The keys that are believed, each once.
+#[derive(Clone, Debug, Default)]
+pub struct Keys {
+    keys: Vec<TrustedKey>,
+    bytes: Vec<[u8; 32]>,
+}
+
+/// A key and every name that it was given.
+#[derive(Clone, Debug)]
+pub struct TrustedKey {
+    /// Its IDs in the documents that list it; never empty.
+    pub ids: Vec<String>,
+    /// Its thumbprint (RFC 7638).
+    pub thumbprint: String,
+}
+
+impl Keys {
+    /// The keys of all sets together.
+    pub fn new(sets: &[KeySet]) -> Self {
+        let mut all = Self::default();
+        for key in sets.iter().flat_map(KeySet::keys) {
+            match all.bytes.iter().position(|bytes| bytes == key.bytes()) {
+                Some(at) => all.keys[at].ids.push(key.id().to_owned()),
+                None => {
+                    all.bytes.push(*key.bytes());
+                    all.keys
+                        .push(TrustedKey { ids: vec![key.id().to_owned()], thumbprint: key.thumbprint() });
+                }
+            }
+        }
+        all
+    }
+
+    /// The keys, in the order that counts by key have.
+    pub fn keys(&self) -> &[TrustedKey] {
+        &self.keys
+    }
+
+    /// Their bytes, in the same order.
+    pub fn bytes(&self) -> &[[u8; 32]] {
+        &self.bytes
+    }
+}
+
+/// Some lines in a row, as a file holds them.
+#[derive(Debug)]
+pub enum Block {
+    /// Bytes between two line ends.
+    Lines {
+        /// The number of the first line, from 1.
+        first: u64,
+        /// The lines, blank ones included.
+        bytes: Vec<u8>,
+    },
+    /// Rows of a database, whose `id` is their number.
+    Rows(Vec<Stored>),
+}
+
+/// A stretch of time, by the events' own clock, in milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Window {
+    /// The first moment that counts.
+    pub since: Option<i64>,
+    /// The first moment that counts no more.
+    pub until: Option<i64>,
+}
+
+impl Window {
+    /// Whether an event of that time is to be checked. One without a usable time always is.
+    fn has(&self, time: Option<i64>) -> bool {
+        time.is_none_or(|time| {
+            self.since.is_none_or(|since| since <= time) && self.until.is_none_or(|until| time < until)
+        })
+    }
+}
+
+/// What is wrong with a line, or with a file from a line on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// No given key made its signature, or what is said beside the line does not follow from it.
+    Bad,
+    /// It carries no signature.
+    Unsigned,
+    /// It is no event.
+    Malformed,
+    /// It is the last one, has no line end, and fails.
+    Torn,
+    /// What follows cannot be read: the file is damaged or cut off.
+    Damaged,
+}
+
+impl Verdict {
+    /// Its name in reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bad => "bad",
+            Self::Unsigned => "unsigned",
+            Self::Malformed => "malformed",
+            Self::Torn => "torn",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// A line that does not prove itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Its number, from 1; of a row, its `id`.
+    pub line: u64,
+    /// What is wrong.
+    pub verdict: Verdict,
+    /// In words; foreign text in it is not escaped.
+    pub reason: Cow<'static, str>,
+}
+
+/// How many lines came to which end. Blank lines are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// A given key made the signature.
+    pub good: u64,
+    /// See [`Verdict::Bad`].
+    pub bad: u64,
+    /// See [`Verdict::Unsigned`].
+    pub unsigned: u64,
+    /// See [`Verdict::Malformed`].
+    pub malformed: u64,
+    /// See [`Verdict::Torn`].
+    pub torn: u64,
+    /// See [`Verdict::Damaged`]: places, not lines.
+    pub damaged: u64,
+    /// Not checked, because their time is not in the window that was asked for.
+    pub outside: u64,
+}
+
+impl Counts {
+    /// Counts a finding.
+    pub fn count(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Bad => self.bad += 1,
+            Verdict::Unsigned => self.unsigned += 1,
+            Verdict::Malformed => self.malformed += 1,
+            Verdict::Torn => self.torn += 1,
+            Verdict::Damaged => self.damaged += 1,
+        }
+    }
+
+    /// How many findings there are.
+    pub fn findings(&self) -> u64 {
+        self.bad + self.unsigned + self.malformed + self.torn + self.damaged
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.good += other.good;
+        self.bad += other.bad;
+        self.unsigned += other.unsigned;
+        self.malformed += other.malformed;
+        self.torn += other.torn;
+        self.damaged += other.damaged;
+        self.outside += other.outside;
+    }
+}
+
+/// What was found in a block, or in several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    /// How many lines came to which end.
+    pub counts: Counts,
+    /// How many of the good ones each key made.
+    pub by_key: Vec<u64>,
+    /// The others, in their order.
+    pub findings: Vec<Finding>,
+    /// The times of the earliest and the latest good line, in milliseconds since the Unix epoch.
+    pub times: Option<(i64, i64)>,
+}
+
+impl Judged {
+    /// Counts a good line.
+    fn good(&mut self, key: usize, time: Option<i64>) {
+        self.counts.good += 1;
+        if let Some(count) = self.by_key.get_mut(key) {
+            *count += 1;
+        }
+        self.times = joined(self.times, time.map(|time| (time, time)));
+    }
+
+    fn finding(&mut self, finding: Finding) {
+        self.counts.count(finding.verdict);
+        self.findings.push(finding);
+    }
+}
+
+/// The stretch that holds both.
+pub fn joined(left: Option<(i64, i64)>, right: Option<(i64, i64)>) -> Option<(i64, i64)> {
+    match (left, right) {
+        (Some((first, last)), Some((earlier, later))) => Some((first.min(earlier), last.max(later))),
+        (one, other) => one.or(other),
+    }
+}
+
+/// A line with what is said beside it.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// Its number.
+    pub number: u64,
+    /// The line as it was received.
+    pub raw: Cow<'a, [u8]>,
+    /// What stands beside it.
+    pub beside: Beside<'a>,
+    /// It has no line end.
+    pub unterminated: bool,
+}
+
+/// What stands beside a line.
+#[derive(Debug)]
+pub enum Beside<'a> {
+    /// Nothing: it is a raw line.
+    Nothing,
+    /// The rest of a JSON line of ours.
+    Record(Saved<'a>),
+    /// The columns of a row.
+    Row(&'a Stored),
+}
+
+impl Block {
+    /// Its lines, as the daemon splits a body, without blank ones.
+    pub fn entries(&self) -> Vec<Entry<'_>> {
+        match self {
+            Self::Lines { first, bytes } => {
+                let mut entries = Vec::with_capacity(bytes.len() / 512 + 1);
+                let mut start = 0;
+                for (number, end) in (*first..).zip(memchr::memchr_iter(b'\n', bytes).chain([bytes.len()])) {
+                    // A line without its terminator has the rule for one with it, whatever the rule is.
+                    entries.extend(batch::lines(&bytes[start..end]).map(|line| Entry {
+                        number,
+                        unterminated: end == bytes.len(),
+                        ..entry(line)
+                    }));
+                    start = end + 1;
+                    if start >= bytes.len() {
+                        break;
+                    }
+                }
+                entries
+            }
+            Self::Rows(rows) => rows
+                .iter()
+                .map(|row| Entry {
+                    number: row.id.unsigned_abs(),
+                    raw: Cow::Borrowed(&row.raw),
+                    beside: Beside::Row(row),
+                    unterminated: false,
+                })
+                .collect(),
+        }
+    }
+}
+
+fn entry(line: &[u8]) -> Entry<'_> {
+    // Reading a line as a record costs as much as reading its event; few lines need it.
+    let may_be_a_record = line.starts_with(b"{") && memchr::memmem::find(line, b"\"received_at\"").is_some();
+    match may_be_a_record.then(|| record::read(line)).flatten() {
+        Some(saved) => {
+            let raw = saved.raw.clone();
+            Entry { number: 0, raw, beside: Beside::Record(saved), unterminated: false }
+        }
+        None => Entry { number: 0, raw: Cow::Borrowed(line), beside: Beside::Nothing, unterminated: false },
+    }
+}
+
+/// A line before its signature was checked.
+enum Opened<'a> {
+    Decided(Verdict, Cow<'static, str>),
+    Outside,
+    /// The next claim decides. The line is kept where something stands beside it.
+    Claimed(Option<Line<'a>>, Option<i64>),
+}
+
+/// Judges lines. `random` is what [`verify_in_batches`] needs.
+pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut impl CryptoRng) -> Judged {
+    let mut claims = Vec::with_capacity(entries.len());
+    let opened: Vec<Opened<'_>> =
+        entries.iter().map(|entry| open_entry(entry, window, &mut claims)).collect();
+    let mut fits = verify_in_batches(&claims, keys.bytes(), TOGETHER, random).into_iter();
+    let mut judged = Judged { by_key: vec![0; keys.keys().len()], ..Judged::default() };
+    for (entry, opened) in entries.iter().zip(opened) {
+        let (verdict, reason) = match opened {
+            Opened::Outside => {
+                judged.counts.outside += 1;
+                continue;
+            }
+            Opened::Decided(verdict, reason) => (verdict, reason),
+            Opened::Claimed(line, time) => match fits.next().flatten() {
+                None => (Verdict::Bad, "no given key made this signature".into()),
+                Some(fit) => match line.and_then(|line| contradiction(&entry.beside, &line, fit.key, keys)) {
+                    Some(reason) => (Verdict::Bad, reason),
+                    None => {
+                        judged.good(fit.key, time);
+                        continue;
+                    }
+                },
+            },
+        };
+        judged.finding(match entry.unterminated {
+            true => Finding {
+                line: entry.number,
+                verdict: Verdict::Torn,
+                reason: format!("the last line has no line end, and it is {}: {reason}", verdict.as_str())
+                    .into(),
+            },
+            false => Finding { line: entry.number, verdict, reason },
+        });
+    }
+    judged
+}
+
+fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'a>>) -> Opened<'a> {
+    let is_outside = |line: &Line<'_>| !window.has(line.time());
+    match open(&entry.raw) {
+        Judgeable::Malformed(Malformed(detail)) => Opened::Decided(Verdict::Malformed, detail),
+        Judgeable::Unsigned(line) | Judgeable::BadlySigned(line, _) | Judgeable::Signed(line, _)
+            if is_outside(&line) =>
+        {
+            Opened::Outside
+        }
+        Judgeable::Unsigned(_) => Opened::Decided(Verdict::Unsigned, UNSIGNED.into()),
+        Judgeable::BadlySigned(_, error) => Opened::Decided(Verdict::Bad, error.to_string().into()),
+        Judgeable::Signed(line, claim) => {
+            claims.push(claim);
+            let time = line.time();
+            // Its fields take more memory than the line itself.
+            Opened::Claimed((!matches!(entry.beside, Beside::Nothing)).then_some(line), time)
+        }
+    }
+}
+
+/// What is said beside a verified line and does not follow from it. `received_at` and `source` are auditgate's
+/// own words, which no signature covers.
+pub(super) fn contradiction(
+    beside: &Beside<'_>,
+    line: &Line<'_>,
+    key: usize,
+    keys: &Keys,
+) -> Option<Cow<'static, str>> {
+    let is_its_id =
+        |id: &str| keys.keys().get(key).is_some_and(|key| key.ids.iter().any(|known| known == id));
+    let (difference, key_id, whole) = match beside {
+        Beside::Nothing => return None,
+        Beside::Record(Saved { claims: None, .. }) => return None,
+        Beside::Record(Saved { claims: Some(claims), key_id, .. }) => {
+            let difference =
+                (!claims.hold_for(line)).then(|| "the record says something else than its raw line".into());
+            (difference, key_id.as_deref(), "record")
+        }
+        Beside::Row(row) => {
+            let difference = row.difference(line).map(|column| {
+                format!("the column `{column}` says something else than the row's raw line").into()
+            });
+            (difference, row.key_id.as_deref(), "row")
+        }
+    };
+    difference.or_else(|| {
+        (!key_id.is_some_and(is_its_id))
+            .then(|| format!("the {whole} names another key than the one that made the signature").into())
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use ed25519_dalek::{Signer as _, SigningKey};
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::trust::jwks;
+    use crate::wire::event::Format;
+    use crate::wire::signature;
+
+    /// The key with that number.
+    pub(in crate::prove) fn key(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    /// The keys with those numbers, called `k1` and so on.
+    pub(in crate::prove) fn keys(seeds: &[u8]) -> Keys {
+        let named: Vec<_> = seeds
+            .iter()
+            .map(|seed| (Some(format!("k{seed}")), key(*seed).verifying_key().to_bytes()))
+            .collect();
+        Keys::new(&[jwks::parse(jwks::document(&named).as_bytes(), named.len()).unwrap().keys])
+    }
+
+    /// A line signed by the key with that number.
+    pub(in crate::prove) fn signed(seed: u8, line: &str) -> String {
+        let format = if line.starts_with('{') { Format::Json } else { Format::Cef };
+        let mut bytes = line.as_bytes().to_vec();
+        let made = key(seed).sign(&bytes).to_bytes();
+        signature::insert(format, &mut bytes, &made);
+        String::from_utf8(bytes).unwrap()
+    }
+
+    pub(in crate::prove) fn cef(rt: &str, trace: u64) -> String {
+        format!(
+            "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|konnect|Authz.usage|1|rt={rt} trace_id={trace}"
+        )
+    }
+
+    fn judged(text: &str, window: Window) -> Judged {
+        let block = Block::Lines { first: 10, bytes: text.as_bytes().to_vec() };
+        judge(&block.entries(), &keys(&[1, 2]), window, &mut StdRng::seed_from_u64(7))
+    }
+
+    #[test]
+    fn each_line_has_its_number_and_its_verdict() {
+        let good = signed(1, &cef("1000", 1));
+        let text = format!(
+            "{good}\n\n \t\r\n{}\r\n{}\n{}\nrubbish\n{}\n{good} x",
+            signed(2, r#"{"rt":2000,"trace_id":"2"}"#),
+            signed(3, &cef("3000", 3)),
+            cef("4000", 4),
+            good.replace("trace_id=1", "trace_id=2"),
+        );
+        let judged = judged(&text, Window::default());
+        let wanted = Counts { good: 2, bad: 2, unsigned: 1, malformed: 1, torn: 1, ..Counts::default() };
+        assert_eq!(judged.counts, wanted);
+        assert_eq!(judged.by_key, [1, 1]);
+        assert_eq!(judged.times, Some((1000, 2000)));
+        let found: Vec<_> = judged.findings.iter().map(|finding| (finding.line, finding.verdict)).collect();
+        assert_eq!(
+            found,
+            [
+                (14, Verdict::Bad),
+                (15, Verdict::Unsigned),
+                (16, Verdict::Malformed),
+                (17, Verdict::Bad),
+                (18, Verdict::Torn)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_whole_last_line_needs_no_line_end() {
+        let good = signed(1, &cef("1000", 1));
+        for text in [good.clone(), format!("{good}\n{good}"), format!("{good}\r\n{good}\r")] {
+            assert_eq!(judged(&text, Window::default()).findings, [], "{text:?}");
+        }
+        assert_eq!(judged("", Window::default()), judged("\n", Window::default()));
+    }
+
+    #[test]
+    fn what_has_no_usable_time_is_always_checked() {
+        let window = Window { since: Some(1000), until: Some(2000) };
+        let line = |rt: &str| signed(1, &format!(r#"{{"rt":"{rt}"}}"#));
+        let text = ["999", "1000", "1999", "2000", "3958q3097698"].map(line).join("\n") + "\nrubbish\n";
+        let judged = judged(&text, window);
+        assert_eq!((judged.counts.good, judged.counts.outside, judged.counts.malformed), (3, 2, 1));
+        assert_eq!(judged.times, Some((1000, 1999)));
+    }
+
+    #[test]
+    fn a_record_must_follow_from_its_line() {
+        let raw = signed(1, r#"{"a":"x","rt":1000}"#);
+        let mut out = Vec::new();
+        let accepted =
+            record::Accepted { received_at: 0, source: "us", key_id: Some("k1"), raw: raw.as_bytes() };
+        record::write_accepted(&mut out, &accepted);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(judged(&text, Window::default()).counts.good, 1);
+        for (from, to, reason) in [
+            (r#""a":"x""#, r#""a":"y""#, "the record says something else than its raw line"),
+            (r#""k1""#, r#""k2""#, "the record names another key than the one that made the signature"),
+            (r#"\"a\":\"x\""#, r#"\"a\":\"y\""#, "no given key made this signature"),
+        ] {
+            assert!(text.contains(from));
+            let judged = judged(&text.replacen(from, to, 1), Window::default());
+            assert_eq!(judged.findings[0].reason, reason);
+        }
+    }
+}

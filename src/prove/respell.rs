@@ -1,0 +1,580 @@
+//! What a line may have been before something on its way wrote it in another way. Pure.
+//!
+//! None of these is a claim: [`super::explain`] checks each, and says only what then verifies.
+
+use std::collections::HashSet;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+
+use crate::wire::signature;
+
+/// What a line may have been, and what happened to it if that verifies: a whole sentence without its full stop.
+pub(super) struct Respelling {
+    pub(super) line: Vec<u8>,
+    pub(super) what: String,
+}
+
+fn respelling(line: impl Into<Vec<u8>>, what: impl Into<String>) -> Respelling {
+    Respelling { line: line.into(), what: what.into() }
+}
+
+/// What programs and people add before and behind a line, and other spellings of the signature.
+pub(super) fn wrapped(line: &[u8]) -> Vec<Respelling> {
+    const BOM: &[u8] = "\u{feff}".as_bytes();
+    let mut all = Vec::new();
+    let trimmed = line.trim_ascii_end();
+    if trimmed.len() < line.len() {
+        let what = match line[trimmed.len()..].iter().all(|byte| *byte == b'\r') {
+            true => "a carriage return of its line end was kept in the line",
+            false => "white space stands behind it",
+        };
+        all.push(respelling(trimmed, what));
+    }
+    if let Some(rest) = trimmed.strip_prefix(BOM) {
+        all.push(respelling(rest, "a byte order mark stands before it"));
+    }
+    // A syslog header, a container's time stamp: whatever it is, it ends before a word.
+    let starts = (1..trimmed.len().min(512)).filter(|at| {
+        let before = trimmed[at - 1];
+        (before.is_ascii_whitespace() || matches!(before, b'>' | b':' | b',' | b'|'))
+            && !trimmed[*at].is_ascii_whitespace()
+            || trimmed[*at] == b'{'
+    });
+    for start in starts {
+        let what = format!("{start} bytes were put before it: `{}`", lossy(&trimmed[..start]));
+        all.push(respelling(&trimmed[start..], what));
+    }
+    all.extend(other_signatures(trimmed));
+    if memchr::memmem::find(trimmed, b"\tsig=").is_some() {
+        let line = replaced(trimmed, b"\tsig=", b" sig=");
+        all.push(respelling(line, "a tab took the place of the space before `sig`"));
+    }
+    all
+}
+
+/// Lines with the signature in the spelling that counts, where it can be read in another one.
+fn other_signatures(line: &[u8]) -> Vec<Respelling> {
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    signature_texts(line).into_iter().flat_map(|start| other_signatures_at(line, start, &LENIENT)).collect()
+}
+
+fn other_signatures_at(line: &[u8], start: usize, lenient: &GeneralPurposeConfig) -> Vec<Respelling> {
+    const DIGITS: usize = 86;
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_');
+    let digits = line[start..].iter().take_while(|byte| is_digit(byte)).count();
+    let padded = digits
+        + line[start + digits..].iter().take_while(|byte| matches!(byte, b'=' | b'%' | b'3' | b'D')).count();
+    let mut all = Vec::new();
+    if digits >= DIGITS {
+        let spelled = &line[start..start + DIGITS];
+        let url: Vec<u8> = spelled
+            .iter()
+            .map(|byte| match byte {
+                b'+' => b'-',
+                b'/' => b'_',
+                other => *other,
+            })
+            .collect();
+        let decoded = GeneralPurpose::new(&alphabet::URL_SAFE, *lenient).decode(&url);
+        if let Some(bytes) = decoded.ok().and_then(|bytes| <[u8; 64]>::try_from(bytes).ok()) {
+            let canonical = signature::encode(&bytes);
+            let with = |end: usize| [&line[..start], canonical.as_bytes(), &line[end..]].concat();
+            if canonical.as_bytes() != spelled {
+                let what = if url != spelled {
+                    "the signature is spelled in the other base64 alphabet, with `+` and `/` instead of `-` and `_`"
+                } else {
+                    "the signature's last character is another than the only canonical one for its bytes"
+                };
+                all.push(respelling(with(start + DIGITS), what));
+                all.push(respelling(with(start + padded), format!("{what}, and it is padded")));
+            }
+            if padded > DIGITS {
+                let what = "the padding of the signature is neither left out nor `==`";
+                all.push(respelling(with(start + padded), what));
+            }
+            if !line.starts_with(b"{") && line.len() > start + DIGITS {
+                let behind = &line[start + DIGITS..];
+                let what = format!("{} bytes stand behind its signature: `{}`", behind.len(), lossy(behind));
+                all.push(respelling([&line[..start], canonical.as_bytes()].concat(), what));
+            }
+        }
+    }
+    all
+}
+
+/// Where the text of a signature may begin: in a CEF line behind each ` sig=`, for another line may follow the first.
+fn signature_texts(line: &[u8]) -> Vec<usize> {
+    const MOST: usize = 8;
+    let marks: &[&[u8]] = if line.starts_with(b"{") { &[b"\"sig\":\"", b"\"sig\": \""] } else { &[b" sig="] };
+    let of =
+        |mark: &&[u8]| memchr::memmem::find_iter(line, *mark).map(|at| at + mark.len()).collect::<Vec<_>>();
+    marks.iter().flat_map(of).take(MOST).collect()
+}
+
+/// A JSON line as other programs write it: white space, escapes, numbers. The line itself comes first.
+pub(super) fn reserialised(line: &str) -> Vec<Respelling> {
+    let mut all = vec![respelling(line, "")];
+    if !line.starts_with('{') {
+        return all;
+    }
+    let mut known = HashSet::from([line.to_owned()]);
+    let mut kinds: Vec<(Vec<Token<'_>>, Vec<&str>)> = Vec::new();
+    for (spacing, said_spacing) in [
+        (None, ""),
+        (Some(("", "")), "white space was added between its tokens"),
+        (Some((", ", ": ")), "white space was taken from between its tokens"),
+    ] {
+        for (escape, said_escape) in ESCAPES {
+            let tokens: Vec<Token<'_>> = spaced(tokens(line), spacing)
+                .into_iter()
+                .map(|token| match token {
+                    Token::Text(text) => Token::Written(escape(text)),
+                    other => other,
+                })
+                .collect();
+            let said = [said_spacing, said_escape].into_iter().filter(|said| !said.is_empty()).collect();
+            kinds.push((tokens, said));
+        }
+    }
+    for (tokens, said) in kinds {
+        for (tokens, number) in numbers(&tokens) {
+            let line: String = tokens.iter().map(Token::as_str).collect();
+            if known.insert(line.clone()) {
+                let said: Vec<&str> = said.iter().copied().chain(number.as_deref()).collect();
+                all.push(respelling(line, said.join(", and ")));
+            }
+        }
+    }
+    all
+}
+
+/// A piece of JSON as it is spelled.
+#[derive(Clone, Debug, PartialEq)]
+enum Token<'a> {
+    /// A string with its quotes.
+    Text(&'a str),
+    /// A string in another spelling.
+    Written(String),
+    Number(&'a str),
+    /// White space.
+    Space(&'a str),
+    /// Anything else: a bracket, a comma, `true`.
+    Other(&'a str),
+}
+
+impl Token<'_> {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Number(text) | Self::Space(text) | Self::Other(text) => text,
+            Self::Written(text) => text,
+        }
+    }
+}
+
+/// Cuts a line into tokens that together are the line. What is no JSON is cut somehow.
+fn tokens<'a>(line: &'a str) -> Vec<Token<'a>> {
+    let bytes = line.as_bytes();
+    let mut all = Vec::new();
+    let mut start = 0;
+    while start < bytes.len() {
+        let run = |is_part: fn(u8) -> bool| {
+            start + bytes[start..].iter().take_while(|byte| is_part(**byte)).count()
+        };
+        let (end, make): (usize, fn(&'a str) -> Token<'a>) = match bytes[start] {
+            b'"' => {
+                let mut end = start + 1;
+                while end < bytes.len() && bytes[end] != b'"' {
+                    end += if bytes[end] == b'\\' { 2 } else { 1 };
+                }
+                (floor(line, (end + 1).min(bytes.len())), Token::Text)
+            }
+            b' ' | b'\t' => (run(|byte| matches!(byte, b' ' | b'\t')), Token::Space),
+            b'-' | b'0'..=b'9' => {
+                (run(|byte| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')), Token::Number)
+            }
+            byte if byte.is_ascii_alphabetic() => (run(|byte| byte.is_ascii_alphabetic()), Token::Other),
+            _ => (floor(line, start + 1), Token::Other),
+        };
+        all.push(make(&line[start..end]));
+        start = end;
+    }
+    all
+}
+
+/// The next place from there on where text may be cut.
+fn floor(line: &str, at: usize) -> usize {
+    (at..=line.len()).find(|at| line.is_char_boundary(*at)).unwrap_or(line.len())
+}
+
+/// With that behind commas and colons, and nothing elsewhere; none leaves it as it is.
+fn spaced<'a>(tokens: Vec<Token<'a>>, behind: Option<(&'a str, &'a str)>) -> Vec<Token<'a>> {
+    let Some((comma, colon)) = behind else { return tokens };
+    let mut all = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        let space = match &token {
+            Token::Space(_) => continue,
+            Token::Other(",") => comma,
+            Token::Other(":") => colon,
+            _ => "",
+        };
+        all.push(token);
+        if !space.is_empty() {
+            all.push(Token::Space(space));
+        }
+    }
+    all
+}
+
+type Escape = fn(&str) -> String;
+
+const ESCAPES: [(Escape, &str); 9] = [
+    (str::to_owned, ""),
+    (|text| text.replace("\\/", "/"), "`/` was written as `\\/`"),
+    (|text| text.replace("\\/", "/").replace('/', "\\/"), "`\\/` was written as `/`"),
+    (literal, "characters were written as `\\u` escapes"),
+    (|text| escaped(text, |c| !c.is_ascii(), false), "`\\u` escapes were written as characters"),
+    (
+        |text| escaped(text, |c| !c.is_ascii(), true),
+        "`\\u` escapes with capital digits were written as characters",
+    ),
+    (
+        |text| escaped(text, |c| matches!(c, '<' | '>' | '&'), false),
+        "`\\u` escapes of `<`, `>` or `&` were written as characters",
+    ),
+    (
+        |text| escaped(&text.replace("\\/", "/"), |c| !c.is_ascii(), false),
+        "`/` was written as `\\/` and `\\u` escapes as characters",
+    ),
+    (
+        |text| escaped(&text.replace("\\/", "/").replace('/', "\\/"), |c| !c.is_ascii(), false),
+        "`\\/` was written as `/` and `\\u` escapes as characters",
+    ),
+];
+
+/// Undoes `\u` escapes, but for those that JSON needs.
+fn literal(text: &str) -> String {
+    let read = |part: &str| u16::from_str_radix(part.get(2..6)?, 16).ok();
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let escape = &rest[at..];
+        let low = escape.get(6..12).filter(|low| low.starts_with("\\u")).and_then(read);
+        let units: Vec<u16> =
+            read(escape).filter(|_| escape.starts_with("\\u")).into_iter().chain(low).collect();
+        let character = char::decode_utf16(units).next().and_then(Result::ok);
+        match character.filter(|c| !c.is_control() && !matches!(c, '"' | '\\')) {
+            Some(character) => {
+                out.push(character);
+                rest = &escape[if u32::from(character) > 0xffff { 12 } else { 6 }..];
+            }
+            None => {
+                let end = floor(escape, 2.min(escape.len()));
+                out.push_str(&escape[..end]);
+                rest = &escape[end..];
+            }
+        }
+    }
+    out + rest
+}
+
+fn escaped(text: &str, which: impl Fn(char) -> bool, capitals: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if which(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                out += &if capitals { format!("\\u{unit:04X}") } else { format!("\\u{unit:04x}") };
+            }
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+/// As many spellings of the numbers of one line are tried.
+const MOST_NUMBERS: usize = 64;
+
+/// The tokens with their numbers as they are, and with those that have a fraction or an exponent, or else one that
+/// ends in zeros, spelled in other ways.
+fn numbers<'a>(tokens: &[Token<'a>]) -> Vec<(Vec<Token<'a>>, Option<String>)> {
+    let mut all = vec![(tokens.to_vec(), None::<String>)];
+    let has_point =
+        |token: &Token<'_>| matches!(token, Token::Number(text) if text.contains(['.', 'e', 'E']));
+    let pointed: Vec<usize> = (0..tokens.len()).filter(|at| has_point(&tokens[*at])).collect();
+    let others: Vec<usize> = (0..tokens.len())
+        .filter(|at| matches!(tokens[*at], Token::Number(text) if text.ends_with('0')))
+        .collect();
+    let is_pointed = !pointed.is_empty();
+    for at in if is_pointed { pointed } else { others } {
+        let mut more = Vec::new();
+        for (tokens, said) in &all {
+            // Every fraction on its own; of the plain numbers one at a time.
+            if !is_pointed && said.is_some() {
+                continue;
+            }
+            let Token::Number(now) = &tokens[at] else { continue };
+            for spelled in same_number(now) {
+                let sentence = format!("`{spelled}` was written as `{now}`");
+                let said =
+                    Some(said.as_ref().map_or(sentence.clone(), |said| format!("{said}, and {sentence}")));
+                let mut tokens = tokens.clone();
+                tokens[at] = Token::Written(spelled);
+                more.push((tokens, said));
+            }
+        }
+        all.extend(more);
+        all.truncate(MOST_NUMBERS);
+    }
+    all
+}
+
+/// Other spellings of a number that has no fraction and is below 2^53.
+fn same_number(text: &str) -> Vec<String> {
+    let Some(value) = text.parse::<f64>().ok().filter(|value| value.fract() == 0.0 && value.abs() < EXACT)
+    else {
+        return Vec::new();
+    };
+    let whole = format!("{value:.0}");
+    let mut all = vec![whole.clone(), format!("{whole}.0")];
+    let digits = whole.trim_end_matches('0');
+    let zeros = whole.len() - digits.len();
+    if zeros > 0 && !digits.is_empty() && digits != "-" {
+        for e in ["e", "E", "e+", "E+"] {
+            all.push(format!("{digits}{e}{zeros}"));
+            all.push(format!("{digits}.0{e}{zeros}"));
+        }
+        // Scientific: one digit before the point.
+        let sign = usize::from(digits.starts_with('-'));
+        if digits.len() > sign + 1 {
+            let (head, tail) = digits.split_at(sign + 1);
+            let exponent = zeros + tail.len();
+            all.extend(["e", "E", "e+", "E+"].map(|e| format!("{head}.{tail}{e}{exponent}")));
+        }
+    }
+    all.retain(|spelled| spelled != text);
+    all
+}
+
+/// From here on not every integer is a 64-bit float.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// The integers that one rounded number may have been are at most as many: enough for 64 bits.
+const MOST_NEIGHBOURS: u128 = 2_050;
+
+/// A line with each integer that a program may have rounded to a 64-bit float (IEEE 754) replaced by those that
+/// round to the same: JSON numbers, and a `trace_id` of digits.
+pub(super) fn rounded(line: &Respelling) -> Vec<Respelling> {
+    let Ok(text) = std::str::from_utf8(&line.line) else { return Vec::new() };
+    let mut all = Vec::new();
+    for (name, start, end) in long_numbers(text) {
+        let spelled = &text[start..end];
+        let Some(value) = spelled.parse::<f64>().ok().filter(|value| (EXACT..1e30).contains(value)) else {
+            continue;
+        };
+        for neighbour in neighbours(value) {
+            let neighbour = neighbour.to_string();
+            if neighbour == spelled {
+                continue;
+            }
+            let mut what = format!(
+                "{name} is {spelled}, and with {neighbour} the signature fits: a program read the number as a 64-bit \
+                 float and lost digits"
+            );
+            if !line.what.is_empty() {
+                what = format!("{}, and {what}", line.what);
+            }
+            all.push(respelling([&text[..start], &neighbour, &text[end..]].concat(), what));
+        }
+    }
+    all
+}
+
+/// The integers that become this float, the nearest first.
+fn neighbours(value: f64) -> impl Iterator<Item = u128> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the caller keeps it between 2^53 and 10^30, where a float is an integer"
+    )]
+    let middle = value as u128;
+    #[expect(clippy::cast_precision_loss, clippy::float_cmp, reason = "this very rounding is looked for")]
+    let is_same = move |number: &u128| *number as f64 == value;
+    let up = (middle..).take_while(is_same).take(1 + MOST_NEIGHBOURS as usize / 2);
+    let down = (0..middle).rev().take_while(is_same).take(MOST_NEIGHBOURS as usize / 2);
+    up.chain(down)
+}
+
+/// The long numbers of a line: what they are called, and where they stand.
+fn long_numbers(text: &str) -> Vec<(String, usize, usize)> {
+    const SHORTEST: usize = 16;
+    let mut all = Vec::new();
+    if text.starts_with('{') {
+        let (mut at, mut key) = (0, "");
+        for token in tokens(text) {
+            let spelled = token.as_str();
+            let inner = spelled.trim_matches('"');
+            let is_number = |text: &str| {
+                !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b".eE+".contains(&b))
+            };
+            let quote = usize::from(matches!(token, Token::Text(_)));
+            let is_candidate = match token {
+                Token::Number(_) => true,
+                Token::Text(_) => key == "trace_id" && is_number(inner),
+                _ => false,
+            };
+            if is_candidate && (inner.len() >= SHORTEST || inner.contains(['e', 'E'])) {
+                all.push((format!("`{key}`"), at + quote, at + quote + inner.len()));
+            }
+            if let Token::Text(_) = token {
+                key = inner_of(text, at, spelled.len());
+            }
+            at += spelled.len();
+        }
+    } else if let Some(start) = text.rfind(" trace_id=").map(|at| at + " trace_id=".len()) {
+        let end = text[start..].find(' ').map_or(text.len(), |length| start + length);
+        all.push(("`trace_id`".to_owned(), start, end));
+    }
+    all
+}
+
+fn inner_of(text: &str, at: usize, length: usize) -> &str {
+    text[at..at + length].trim_matches('"')
+}
+
+/// Small changes that storage, transport or people make: one bit, one digit, one truth, one byte too many. A line
+/// longer than [`LONGEST_ALTERED`] is left alone.
+pub(super) fn altered(line: &[u8]) -> Vec<Respelling> {
+    let mut all = Vec::new();
+    if line.len() > LONGEST_ALTERED {
+        return all;
+    }
+    for (now, was) in [
+        ("true", "false"),
+        ("false", "true"),
+        ("TRUE", "true"),
+        ("FALSE", "false"),
+        ("True", "true"),
+        ("False", "false"),
+    ] {
+        for at in memchr::memmem::find_iter(line, now) {
+            let before = [&line[..at], was.as_bytes(), &line[at + now.len()..]].concat();
+            all.push(respelling(before, format!("`{was}` was changed into `{now}` at byte {}", at + 1)));
+        }
+    }
+    for (at, byte) in line.iter().enumerate().filter(|(_, byte)| byte.is_ascii_digit()) {
+        for digit in (b'0'..=b'9').filter(|digit| digit != byte) {
+            let what = format!(
+                "the digit {} at byte {} was changed into {}",
+                char::from(digit),
+                at + 1,
+                char::from(*byte)
+            );
+            all.push(respelling(with_byte(line, at, digit), what));
+        }
+    }
+    for (at, byte) in line.iter().enumerate() {
+        for bit in 0..8 {
+            let other = byte ^ (1 << bit);
+            let what =
+                format!("one bit of byte {} changed: {} became {}", at + 1, shown(other), shown(*byte));
+            all.push(respelling(with_byte(line, at, other), what));
+        }
+    }
+    for at in 0..line.len() {
+        let what = format!("byte {} ({}) was added", at + 1, shown(line[at]));
+        all.push(respelling([&line[..at], &line[at + 1..]].concat(), what));
+    }
+    all
+}
+
+/// See [`altered`], in bytes.
+pub(super) const LONGEST_ALTERED: usize = 2_048;
+
+fn with_byte(line: &[u8], at: usize, byte: u8) -> Vec<u8> {
+    let mut line = line.to_vec();
+    line[at] = byte;
+    line
+}
+
+fn shown(byte: u8) -> String {
+    if byte.is_ascii_graphic() { format!("`{}`", char::from(byte)) } else { format!("0x{byte:02x}") }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    const LONGEST: usize = 80;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into_owned();
+    if bytes.len() > LONGEST { text + "..." } else { text }
+}
+
+fn replaced(line: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    match memchr::memmem::rfind(line, from) {
+        Some(at) => [&line[..at], to, &line[at + from.len()..]].concat(),
+        None => line.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_the_line() {
+        for line in [
+            r#"{"a":1,"b\"":[-1.5e+3, true,null],"ü":"\\"}"#,
+            "{\"a",
+            "{\"a\\",
+            "{\"ü\\ü",
+            "ü {",
+            "",
+            "{\"a\":\u{1}}",
+        ] {
+            assert_eq!(tokens(line).iter().map(Token::as_str).collect::<String>(), line);
+        }
+        assert_eq!(tokens("{\"a\": -1}")[3..5], [Token::Space(" "), Token::Number("-1")]);
+    }
+
+    #[test]
+    fn the_spelling_before_is_among_the_respellings() {
+        for (now, before) in [
+            (r#"{"a": 1, "b": "x"}"#, r#"{"a":1,"b":"x"}"#),
+            (r#"{"a":"x\/y"}"#, r#"{"a":"x/y"}"#),
+            (r#"{"a":"x/y"}"#, r#"{"a":"x\/y"}"#),
+            (r#"{"a":"\u00fc\ud83d\ude00\u0007"}"#, "{\"a\":\"ü😀\\u0007\"}"),
+            ("{\"a\":\"ü😀\"}", r#"{"a":"\u00fc\ud83d\ude00"}"#),
+            (r#"{"a":"<&>"}"#, r#"{"a":"\u003c\u0026\u003e"}"#),
+            (r#"{"a":1000.0,"b":20.0,"c":5}"#, r#"{"a":1e3,"b":20,"c":5}"#),
+            (r#"{"a":1000,"b":5}"#, r#"{"a":1e3,"b":5}"#),
+            (r#"{"a":1500.0}"#, r#"{"a":1.5e3}"#),
+            (r#"{"a": "x/y", "b": 1000.0}"#, r#"{"a":"x\/y","b":1e3}"#),
+        ] {
+            let all = reserialised(now);
+            let found = all.iter().find(|respelling| respelling.line == before.as_bytes());
+            assert!(found.is_some_and(|found| !found.what.is_empty()), "{now}");
+            let lines: HashSet<_> = all.iter().map(|respelling| &respelling.line).collect();
+            assert_eq!(lines.len(), all.len());
+        }
+        assert_eq!(reserialised("no json").len(), 1);
+    }
+
+    #[test]
+    fn the_integers_around_a_float_are_those_that_become_it() {
+        assert_eq!(neighbours(EXACT).collect::<Vec<_>>(), [1 << 53, (1 << 53) + 1]);
+        let all: Vec<u128> = neighbours(1_146_381_705_542_353_508_u64 as f64).collect();
+        assert!(all.contains(&1_146_381_705_542_353_508));
+        assert!((127..=129).contains(&all.len()), "{}", all.len());
+        assert!(neighbours(u64::MAX as f64).count() <= 3_100);
+        let line = respelling(r#"{"rt":1,"trace_id":"1146381705542353500","x":1.1463817055423535e18}"#, "");
+        for before in [
+            r#"{"rt":1,"trace_id":"1146381705542353508","x":1.1463817055423535e18}"#,
+            r#"{"rt":1,"trace_id":"1146381705542353500","x":1146381705542353508}"#,
+        ] {
+            assert!(rounded(&line).iter().any(|found| found.line == before.as_bytes()), "{before}");
+        }
+    }
+}
