@@ -47,6 +47,8 @@ pub(super) enum Tls {
 pub(super) struct TlsFiles {
     pub(super) cert: Option<Text>,
     pub(super) key: Option<Text>,
+    pub(super) client_ca: Option<Text>,
+    pub(super) client_names: Option<Spanned<Vec<Text>>>,
 }
 
 #[derive(Default, serde::Deserialize)]

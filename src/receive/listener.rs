@@ -18,13 +18,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::request::Service;
+use super::tls::Certificates;
 
 /// What the listener is made of.
 pub struct Listener {
     /// `https` or `http`, for the log.
     pub scheme: &'static str,
     /// None for plain HTTP, which the configuration allows on loopback only.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<Arc<Certificates>>,
     /// Connections at a time; more wait in the kernel's queue.
     pub connections: usize,
     /// For the TLS handshake, and for each request's header; an idle connection is closed after it.
@@ -98,7 +99,7 @@ impl Listener {
                 }
             }
             Some(tls) => {
-                let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
+                let handshake = TlsAcceptor::from(tls.config()).accept(stream);
                 let mut stop = shutdown.clone();
                 let ended = tokio::select! {
                     ended = timeout(self.header_deadline, handshake) => ended,

@@ -25,6 +25,7 @@ mod lag;
 mod operate;
 mod order;
 mod produce;
+mod reload;
 mod statuses;
 mod streams;
 mod tail;
