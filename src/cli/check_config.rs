@@ -87,6 +87,9 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
             [only] => writeln!(out, "authorization = {}", secret(only))?,
             several => writeln!(out, "authorization = [{}]", list(several.iter().map(secret)))?,
         }
+        if !source.allow.is_empty() {
+            writeln!(out, "allow = [{}]", list(source.allow.iter().map(quoted)))?;
+        }
         if let Some(jwks) = &source.jwks {
             self::jwks(out, jwks)?;
         }

@@ -85,6 +85,7 @@ pub(super) struct Size(pub(super) String);
 pub(super) struct Source {
     pub(super) path: Option<Text>,
     pub(super) authorization: Option<Spanned<OneOrMany<Secret>>>,
+    pub(super) allow: Option<Spanned<Vec<Text>>>,
     pub(super) jwks: Option<Spanned<Jwks>>,
     pub(super) signatures: Option<Text>,
     pub(super) dedup: Option<Dedup>,

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use crate::net::{Endpoint, Facility, Framing, Identity, SyslogAddress};
@@ -164,6 +165,8 @@ pub struct Source {
     pub path: String,
     /// The values of the `Authorization` header that are let in: at least one, required.
     pub authorization: Vec<Secret>,
+    /// The networks that it may send from; any when there is none.
+    pub allow: Vec<IpNet>,
     /// The keys that its signatures are checked against; present unless `signatures` is off.
     pub jwks: Option<Jwks>,
     /// Default [`Signatures::Require`].

@@ -23,7 +23,7 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// The statuses that the receiver can answer (contract, "Answers"), ascending. A status that is not listed
 /// is not counted.
-pub const STATUS_CODES: [u16; 10] = [200, 400, 401, 404, 405, 413, 415, 429, 431, 500];
+pub const STATUS_CODES: [u16; 11] = [200, 400, 401, 403, 404, 405, 413, 415, 429, 431, 500];
 
 /// Seconds. A request ends within its timeout, 30 s unless configured otherwise.
 const REQUEST_BUCKETS: [f64; 14] =

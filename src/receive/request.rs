@@ -1,9 +1,10 @@
 //! One request: route, authorise, bound, and read until it is a [`Delivery`].
 //!
-//! The order is part of the contract: path, method, authorisation, then the headers, then whether we could take
+//! The order is part of the contract: path, method, the peer's address, authorisation, then the headers, then whether we could take
 //! a batch at all, and only then the first byte of the body.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request, Response};
+use ipnet::IpNet;
 
 use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
@@ -24,6 +26,8 @@ pub struct Route {
     pub source: Arc<Source>,
     /// Who they are known by.
     pub authorises: Authorise,
+    /// The networks that they may send from; any when there is none.
+    pub allow: Vec<IpNet>,
 }
 
 /// Tells whether an `Authorization` header is one of those configured, in a time that does not depend on where
@@ -55,10 +59,18 @@ pub struct Rules {
 
 impl Rules {
     /// Everything that is decided before the body.
-    fn admit<'a>(&self, route: Option<&'a Route>, request: &Request<Incoming>) -> Result<&'a Route, Refusal> {
+    fn admit<'a>(
+        &self,
+        route: Option<&'a Route>,
+        request: &Request<Incoming>,
+        peer: IpAddr,
+    ) -> Result<&'a Route, Refusal> {
         let route = route.ok_or(Refusal::NotFound)?;
         if request.method() != Method::POST {
             return Err(Refusal::MethodNotAllowed);
+        }
+        if !route.allow.is_empty() && !route.allow.iter().any(|network| network.contains(&peer)) {
+            return Err(Refusal::Forbidden);
         }
         let mut presented = request.headers().get_all(AUTHORIZATION).iter();
         let authorised = match (presented.next(), presented.next()) {
@@ -107,17 +119,21 @@ pub struct Aborted;
 pub const IN_WORK: usize = 1 << 20;
 
 impl Service {
-    /// Answers one request.
+    /// Answers one request of a peer, whose address is in its canonical form.
     ///
     /// # Errors
     /// [`Aborted`] when there is nobody to answer.
-    pub async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Aborted> {
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+    ) -> Result<Response<Full<Bytes>>, Aborted> {
         let start = Instant::now();
         let rules = Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner));
         let route = rules.routes.get(request.uri().path());
         let source = route.map(|route| Arc::clone(&route.source.name));
         let mut body_was_read = false;
-        let response = match self.take(&rules, route, request, &mut body_was_read).await? {
+        let response = match self.take(&rules, route, request, peer, &mut body_was_read).await? {
             Ok(receipt) => response::receipt(&receipt),
             Err(refusal) => {
                 if let Some(source) = &source {
@@ -140,9 +156,10 @@ impl Service {
         rules: &Rules,
         route: Option<&Route>,
         request: Request<Incoming>,
+        peer: IpAddr,
         body_was_read: &mut bool,
     ) -> Result<Result<Receipt, Refusal>, Aborted> {
-        let route = match rules.admit(route, &request) {
+        let route = match rules.admit(route, &request, peer) {
             Ok(route) => route,
             Err(refusal) => {
                 *body_was_read = is_bodiless(request.headers());
@@ -256,6 +273,17 @@ fn log(source: &str, refusal: &Refusal, now: i64) {
             static LOGGED: Seldom = Seldom::new();
             if let Some(unlogged) = LOGGED.at(now) {
                 tracing::warn!(source, status, unlogged, "no or wrong Authorization");
+            }
+        }
+        Refusal::Forbidden => {
+            static LOGGED: Seldom = Seldom::new();
+            if let Some(unlogged) = LOGGED.at(now) {
+                tracing::warn!(
+                    source,
+                    status,
+                    unlogged,
+                    "a request from an address that `allow` does not list"
+                );
             }
         }
         Refusal::Rejected(Rejection::Undecodable { .. }) => {

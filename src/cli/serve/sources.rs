@@ -113,7 +113,8 @@ impl Sources {
                 secrets.iter().fold(false, |known, secret| known | secret.matches(presented))
             };
             let source = Arc::clone(&live.source);
-            (live.configured.path.clone(), Route { source, authorises: Box::new(authorises) })
+            let allow = live.configured.allow.clone();
+            (live.configured.path.clone(), Route { source, authorises: Box::new(authorises), allow })
         };
         self.all.iter().map(route).collect()
     }
