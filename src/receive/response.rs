@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Response, StatusCode};
 use rand::RngExt as _;
 
 use crate::ingest::Rejection;
 use crate::ledger::{CommitError, Receipt};
+
+/// A browser that ends up here takes an answer for what its type says.
+const NOT_GUESSED: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// Why a request got no receipt.
 #[derive(Debug)]
@@ -113,7 +118,9 @@ pub fn receipt(receipt: &Receipt) -> Response<Full<Bytes>> {
         receipt.quarantined()
     );
     let mut response = Response::new(Full::new(Bytes::from(body)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOT_GUESSED);
     response
 }
 
@@ -130,6 +137,7 @@ pub fn refusal(refusal: &Refusal, is_early: bool) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOT_GUESSED);
     match refusal {
         Refusal::MethodNotAllowed => {
             headers.insert(ALLOW, HeaderValue::from_static("POST"));
