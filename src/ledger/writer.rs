@@ -38,6 +38,8 @@ pub(super) enum Message {
         delivered: Option<Delivered>,
         reply: Option<Answer<()>>,
     },
+    /// Answer, as a sign of life.
+    Ping(oneshot::Sender<()>),
     /// Write what is left and end.
     Close,
 }
@@ -176,6 +178,9 @@ impl Writer {
                     }
                     self.advances.insert(sink, (position, mark));
                     waiting.extend(reply);
+                }
+                Message::Ping(reply) => {
+                    let _ = reply.send(());
                 }
                 Message::Close => closing = true,
             }

@@ -5,9 +5,11 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -43,9 +45,17 @@ const HEADERS: usize = 64;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 16 << 20;
 
+/// How long a drain leaves connections open on which nothing is being asked. Whoever is just about to ask, on a
+/// kept connection or on a new one, still gets an answer, and with it `Connection: close` (RFC 9112, section 9.6);
+/// closing at once would cross his request, and without retries he would lose it.
+const LAST_CALL: Duration = Duration::from_secs(2);
+
 impl Listener {
-    /// Serves until `shutdown` says so, then lets every request that has begun come to its end, for at most
-    /// `drain`. Returns whether all did.
+    /// Serves until `shutdown` says so, then lets every request come to its end that has begun, or begins within
+    /// 2 s on a connection that is there, for at most `drain` more. Returns whether all did.
+    ///
+    /// The socket is closed first, not shut down: where another process holds it too, who waits in its queue or
+    /// connects from now on is served by that one; else he is refused at once.
     pub async fn serve(
         self,
         socket: TcpListener,
@@ -73,14 +83,13 @@ impl Listener {
                 _ = shutdown.wait_for(|stop| *stop) => break,
             }
         }
-        // Whoever connects from now on is refused at once, and comes back later.
         drop(socket);
         let in_work = &this.service.in_work;
         let idle = async {
             let _ = permits.acquire_many(all).await;
             let _ = in_work.acquire_many(u32::try_from(super::request::IN_WORK).unwrap_or(u32::MAX)).await;
         };
-        timeout(drain, idle).await.is_ok()
+        timeout(LAST_CALL + drain, idle).await.is_ok()
     }
 
     async fn connection(
@@ -99,11 +108,9 @@ impl Listener {
             }
             Some(tls) => {
                 let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
-                let mut stop = shutdown.clone();
                 let ended = tokio::select! {
                     ended = timeout(self.header_deadline, handshake) => ended,
-                    // Nothing has been asked yet, so nobody is owed an answer.
-                    _ = stop.wait_for(|stop| *stop) => return,
+                    () = last_call(shutdown.clone()) => return,
                 };
                 match ended {
                     Ok(Ok(stream)) => {
@@ -121,13 +128,22 @@ impl Listener {
     }
 
     /// Serves a connection's requests. Gives the stream back when the last one was answered.
-    async fn requests<S>(&self, stream: S, mut shutdown: watch::Receiver<bool>) -> Option<S>
+    async fn requests<S>(&self, stream: S, shutdown: watch::Receiver<bool>) -> Option<S>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let service = service_fn(|request| {
-            let service = Arc::clone(&self.service);
-            Box::pin(async move { service.answer(request).await })
+            let (service, shutdown) = (Arc::clone(&self.service), shutdown.clone());
+            Box::pin(async move {
+                let mut answer = service.answer(request).await;
+                if let Ok(answer) = &mut answer
+                    && *shutdown.borrow()
+                {
+                    // hyper then closes the connection itself.
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
+            })
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -135,11 +151,14 @@ impl Listener {
             .max_headers(HEADERS)
             .max_buf_size(HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
+        let mut last_call = pin!(last_call(shutdown.clone()));
         let mut draining = false;
         let ended = loop {
             tokio::select! {
+                // First, so that a request that has just come is not cut off.
+                biased;
                 ended = poll_fn(|context| connection.poll_without_shutdown(context)) => break ended,
-                _ = shutdown.wait_for(|stop| *stop), if !draining => {
+                () = &mut last_call, if !draining => {
                     draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
@@ -154,6 +173,13 @@ impl Listener {
             }
         }
     }
+}
+
+/// Returns when connections are closed on which nothing is being asked.
+async fn last_call(mut shutdown: watch::Receiver<bool>) {
+    // A sender that is gone cannot stop us any more, which counts as stopped.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 /// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, it

@@ -13,6 +13,7 @@
 
 mod harness;
 
+mod admin;
 mod backlog;
 mod bombs;
 mod crash;
@@ -25,6 +26,8 @@ mod lag;
 mod operate;
 mod order;
 mod produce;
+mod restart;
+mod service;
 mod statuses;
 mod streams;
 mod tail;

@@ -9,21 +9,21 @@
 
 mod sinks;
 mod skipped;
+mod sockets;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::skipped::Skips;
+use self::sockets::{Admin, Inherited};
 use crate::cli::exit::Failure;
 use crate::config::{self, Config, DedupBy, Jwks, JwksOrigin, Secret, Secrets, Signatures, Tls};
 use crate::deliver::sink::SinkError;
@@ -62,6 +62,9 @@ const FIRST_FETCH: Duration = Duration::from_secs(3);
 /// For handshakes and headers, and for idle connections.
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// For `systemctl status`.
+const RECEIVING: &str = "receiving batches";
+
 /// After the requests: how long sinks may take for what is committed.
 const SINK_DRAIN: Duration = Duration::from_secs(10);
 
@@ -70,6 +73,7 @@ const SINK_DRAIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// 78 for the configuration and the files that it names, 74 for sockets and disks.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    let inherited = Inherited::from_environment()?;
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::Require)
         .map_err(Failure::config)?;
     let format = match config.log.format {
@@ -81,13 +85,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(serve(&config));
+    let result = runtime.block_on(serve(&config, inherited));
     // Whatever still runs on a blocking thread has lost its reader.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: &Config) -> Result<(), Failure> {
+async fn serve(config: &Config, mut inherited: Inherited) -> Result<(), Failure> {
     let identity = match &config.listen.tls {
         Tls::Off => None,
         Tls::Files { cert, key } => Some(tls::server(cert, key).map_err(Failure::config)?),
@@ -111,18 +115,30 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     sinks::check(config)?;
     let (ledger, mut running) = open_ledger(config)?;
     let sources = sources(config, &metrics).await?;
-    let socket = bind(config.listen.address, "listen.address").await?;
-    let admin_socket = bind(config.admin.address, "admin.address").await?;
-
-    if let Ok(address) = admin_socket.local_addr() {
-        tracing::info!("admin endpoint on http://{address}");
+    let socket = inherited.listen(config.listen.address).await?;
+    let Admin { socket: admin_socket, file: _admin_file } = inherited.admin(&config.admin.address).await?;
+    match &admin_socket {
+        admin::Socket::Unix(_) => tracing::info!("admin endpoint on {}", config.admin.address),
+        admin::Socket::Tcp(socket) => {
+            if let Ok(address) = socket.local_addr() {
+                tracing::info!("admin endpoint on http://{address}");
+            }
+        }
     }
 
     let workers = start_workers(config, &ledger, &metrics, &health)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
     scrape(&metrics, &skips, &ledger, config);
-    let admin =
-        tokio::spawn(admin::serve(admin_socket, Arc::clone(&metrics), Arc::clone(&health), admin_ends));
+    let pages = admin::Pages {
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+        authorise: config
+            .admin
+            .token
+            .clone()
+            .map(|token| -> admin::Authorise { Box::new(move |presented| token.matches(presented)) }),
+    };
+    let admin = tokio::spawn(admin::serve(admin_socket, pages, admin_ends));
     for source in &sources {
         if let Some(keys) = &source.keys {
             tokio::spawn(Arc::clone(keys).keep_fresh(stopped.clone()));
@@ -133,12 +149,15 @@ async fn serve(config: &Config) -> Result<(), Failure> {
 
     let listener = listener(config, certificates, &sources, &ledger, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
+    // Before anybody is told that it is ready: a signal that comes at once must find its handler.
+    let signals = Signals::listen();
     health.started();
-    systemd::ready("receiving batches");
-    tokio::spawn(systemd::watchdog(|| true));
+    systemd::ready(RECEIVING);
+    let watched = ledger.clone();
+    tokio::spawn(systemd::watchdog(async move || watched.answers().await));
 
     let lost = tokio::select! {
-        () = told_to_stop(&sources) => None,
+        () = told_to_stop(signals, &sources) => None,
         reason = &mut running.failed => Some(reason.unwrap_or_else(|_| "its thread ended".to_owned())),
     };
     if let Some(reason) = lost {
@@ -189,12 +208,29 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
     let _ = running.thread.join();
 }
 
+/// The signals that the daemon obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// None when the system does not let us have them.
+    fn listen() -> Option<Self> {
+        let (Ok(terminate), Ok(interrupt), Ok(hang_up)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+        else {
+            tracing::error!("signals cannot be received; only SIGKILL will end this process");
+            return None;
+        };
+        Some(Self { terminate, interrupt, hang_up })
+    }
+}
+
 /// Waits for SIGTERM or SIGINT. SIGHUP looks for new keys meanwhile.
-async fn told_to_stop(sources: &[Arc<Source>]) {
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
-    else {
-        tracing::error!("signals cannot be received; only SIGKILL will end this process");
+async fn told_to_stop(signals: Option<Signals>, sources: &[Arc<Source>]) {
+    let Some(Signals { mut terminate, mut interrupt, mut hang_up }) = signals else {
         return std::future::pending().await;
     };
     loop {
@@ -202,24 +238,15 @@ async fn told_to_stop(sources: &[Arc<Source>]) {
             _ = terminate.recv() => return,
             _ = interrupt.recv() => return,
             _ = hang_up.recv() => {
+                systemd::reloading();
                 tracing::info!(
                     "SIGHUP: keys are read again, and files that were moved are made anew; a new configuration needs a restart"
                 );
                 sources.iter().filter_map(|source| source.keys.as_ref()).for_each(|keys| keys.refresh_soon());
+                systemd::ready(RECEIVING);
             }
         }
     }
-}
-
-async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "; another process has the port: stop it or choose another",
-            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
-            _ => "",
-        };
-        Failure::io(format!("cannot listen on {address} ({key}): {error}{hint}"))
-    })
 }
 
 fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
