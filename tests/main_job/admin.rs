@@ -1,6 +1,7 @@
 //! Who may look at the admin endpoint: by the mode of a socket's file, or by a token.
 
 use std::io::{self, Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -93,6 +94,17 @@ fn the_endpoint_on_a_unix_socket_is_for_user_and_group() {
     let said = refused(&site);
     assert!(said.contains("something that is no socket"), "{said}");
     assert_eq!(site.read("admin.sock"), b"not yours");
+}
+
+#[test]
+fn an_inherited_address_is_the_endpoints() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let site = Site::new();
+    let mut daemon = Daemon::spawn_on(&site, socket.try_clone().unwrap(), "admin");
+    daemon.listens().unwrap();
+    assert_eq!(daemon.admin, socket.local_addr().unwrap());
+    assert_eq!(daemon.ask("/healthz").status, 200);
+    daemon.terminate();
 }
 
 #[test]

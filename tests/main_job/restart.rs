@@ -197,6 +197,9 @@ fn a_socket_that_does_not_fit_the_configuration_is_refused() {
     let said = refused(&site, socket.try_clone().unwrap(), "metrics");
     assert!(said.contains("`metrics`") && said.contains("FileDescriptorName="), "{said}");
 
+    let said = refused(&site, socket.try_clone().unwrap(), "listen:listen");
+    assert!(said.contains("two sockets were passed for [listen]"), "{said}");
+
     let unix = UnixListener::bind(site.path("listen.sock")).unwrap();
     let said = refused(&site, unix.try_clone().unwrap(), "listen");
     assert!(said.contains("`listen` cannot be used"), "{said}");

@@ -140,11 +140,11 @@ impl Inherited {
                 (admin::Socket::Unix(adopt_unix(socket, path)?), None)
             }
             (Some(AdminSocket::Tcp(socket)), AdminAddress::Unix(_)) => {
-                let address = socket.local_addr().map_err(|error| unusable(KEY, error))?;
+                let address = socket.local_addr().map_err(|error| unusable(KEY, &error))?;
                 return Err(differs(KEY, wanted, address));
             }
             (Some(AdminSocket::Unix(socket)), AdminAddress::Tcp(_)) => {
-                let path = path_of(&socket).map_err(|error| unusable(KEY, error))?;
+                let path = path_of(&socket).map_err(|error| unusable(KEY, &error))?;
                 return Err(differs(KEY, wanted, AdminAddress::Unix(path)));
             }
         };
@@ -179,27 +179,27 @@ fn adopt_tcp(
     wanted: SocketAddr,
     key: &'static str,
 ) -> Result<TcpListener, Failure> {
-    let address = socket.local_addr().map_err(|error| unusable(key, error))?;
+    let address = socket.local_addr().map_err(|error| unusable(key, &error))?;
     if !fits(wanted, address) {
         return Err(differs(key, wanted, address));
     }
-    socket.set_nonblocking(true).map_err(|error| unusable(key, error))?;
-    let socket = TcpListener::from_std(socket).map_err(|error| unusable(key, error))?;
+    socket.set_nonblocking(true).map_err(|error| unusable(key, &error))?;
+    let socket = TcpListener::from_std(socket).map_err(|error| unusable(key, &error))?;
     tracing::info!("the socket at {address} was inherited; it stays open when the daemon ends");
     Ok(socket)
 }
 
 fn adopt_unix(socket: std::os::unix::net::UnixListener, wanted: &Path) -> Result<UnixListener, Failure> {
     const KEY: &str = "admin.address";
-    let path = path_of(&socket).map_err(|error| unusable(KEY, error))?;
+    let path = path_of(&socket).map_err(|error| unusable(KEY, &error))?;
     // Through symbolic links too, such as /var/run.
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if real(&path) != real(wanted) {
         let wanted = AdminAddress::Unix(wanted.to_owned());
         return Err(differs(KEY, wanted, AdminAddress::Unix(path)));
     }
-    socket.set_nonblocking(true).map_err(|error| unusable(KEY, error))?;
-    UnixListener::from_std(socket).map_err(|error| unusable(KEY, error))
+    socket.set_nonblocking(true).map_err(|error| unusable(KEY, &error))?;
+    UnixListener::from_std(socket).map_err(|error| unusable(KEY, &error))
 }
 
 fn path_of(socket: &std::os::unix::net::UnixListener) -> io::Result<PathBuf> {
@@ -219,7 +219,7 @@ fn differs(key: &str, wanted: impl std::fmt::Display, is: impl std::fmt::Display
     ))
 }
 
-fn unusable(key: &str, error: io::Error) -> Failure {
+fn unusable(key: &str, error: &io::Error) -> Failure {
     Failure::io(format!("the inherited socket for {key} cannot be used: {error}"))
 }
 

@@ -67,19 +67,20 @@ impl<'s> Daemon<'s> {
         Self::spawn_with(site, command, Stdio::null())
     }
 
-    /// Starts it with an inherited socket of that name (sd_listen_fds(3)), and does not wait for anything. A child
-    /// can be given a descriptor without `unsafe` only as its standard input; a shell moves it to where it belongs.
-    pub(crate) fn spawn_on(site: &'s Site, socket: impl Into<OwnedFd>, name: &str) -> Self {
+    /// Starts it with an inherited socket of that name (sd_listen_fds(3)), or of two with a colon between them, and
+    /// does not wait for anything. A child can be given a descriptor without `unsafe` only as its standard input; a
+    /// shell moves it to where it belongs.
+    pub(crate) fn spawn_on(site: &'s Site, socket: impl Into<OwnedFd>, names: &str) -> Self {
         let mut command = Command::new("sh");
         command
-            .args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ exec \"$@\"", "sh"])
+            .args(["-c", "exec 3<&0 4<&0 </dev/null; LISTEN_PID=$$ exec \"$@\"", "sh"])
             .arg(auditgate().get_program())
             .arg("serve")
             .arg("--config")
             .arg(site.path("config.toml"))
             .env("NO_COLOR", "1")
-            .env("LISTEN_FDS", "1")
-            .env("LISTEN_FDNAMES", name);
+            .env("LISTEN_FDS", names.split(':').count().to_string())
+            .env("LISTEN_FDNAMES", names);
         Self::spawn_with(site, command, Stdio::from(socket.into()))
     }
 
