@@ -49,7 +49,7 @@ pub struct Identifier {
 const DAY: i64 = 86_400_000;
 
 impl Identifier {
-    pub(super) fn new(key: [u8; 32]) -> Self {
+    pub(crate) fn new(key: [u8; 32]) -> Self {
         Self { key }
     }
 
@@ -148,6 +148,12 @@ impl Seen {
             jumped_at,
             noted_jump: jumped_at,
         })
+    }
+
+    /// From the next transaction on, these windows count.
+    pub(super) fn adjust(&mut self, windows: BTreeMap<String, Window>) {
+        self.windows = windows;
+        self.forget_cached();
     }
 
     /// Looks at the clocks: once per transaction, before the first [`Seen::insert`]. Returns the wall clock in

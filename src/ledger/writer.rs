@@ -40,6 +40,8 @@ pub(super) enum Message {
     },
     /// Answer, as a sign of life.
     Ping(oneshot::Sender<()>),
+    /// From the next transaction on, remember and keep by these.
+    Adjust { windows: BTreeMap<String, Window>, limit: Weight },
     /// Write what is left and end.
     Close,
 }
@@ -181,6 +183,10 @@ impl Writer {
                 }
                 Message::Ping(reply) => {
                     let _ = reply.send(());
+                }
+                Message::Adjust { windows, limit } => {
+                    self.seen.adjust(windows);
+                    self.skipping = Skipping::new(limit, &self.parts.subscriptions);
                 }
                 Message::Close => closing = true,
             }

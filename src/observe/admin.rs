@@ -52,8 +52,9 @@ pub enum Socket {
     Unix(UnixListener),
 }
 
-/// Tells whether this is the token that has to be shown, in a time that does not depend on where they differ.
-pub type Authorise = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+/// Tells whether somebody may look who shows this bearer token, or none; in a time that does not depend on where it
+/// differs from the right one.
+pub type Authorise = Box<dyn Fn(Option<&[u8]>) -> bool + Send + Sync>;
 
 /// What the endpoint has to show, and to whom.
 pub struct Pages {
@@ -61,8 +62,8 @@ pub struct Pages {
     pub metrics: Arc<Metrics>,
     /// `/healthz` and `/readyz`.
     pub health: Arc<Health>,
-    /// None lets everybody in.
-    pub authorise: Option<Authorise>,
+    /// Asked for each request.
+    pub authorise: Authorise,
 }
 
 /// Serves the endpoint until `shutdown` holds `true` or its sender is gone, then finishes the answers in
@@ -178,7 +179,7 @@ fn answer<B>(request: &Request<B>, pages: &Pages) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const ENDPOINTS: &str = "Not found; there are /metrics, /healthz and /readyz.\n";
 
-    if !may_look(request.headers(), pages) {
+    if !(pages.authorise)(bearer(request.headers())) {
         let mut refusal =
             response(StatusCode::UNAUTHORIZED, TEXT, "Authorization must be Bearer and the admin token.\n");
         refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -211,17 +212,12 @@ fn answer<B>(request: &Request<B>, pages: &Pages) -> Response<Full<Bytes>> {
     }
 }
 
-/// One `Authorization`, with the scheme in any case (RFC 9110, section 11.1) and the token behind it.
-fn may_look(headers: &HeaderMap, pages: &Pages) -> bool {
-    let Some(authorise) = &pages.authorise else { return true };
+/// The bearer token of a request with one `Authorization`, whose scheme may be in any case (RFC 9110, section 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut presented = headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (presented.next(), presented.next()) else { return false };
-    match value.as_bytes().split_at_checked(b"Bearer ".len()) {
-        Some((scheme, token)) => {
-            scheme.eq_ignore_ascii_case(b"Bearer ") && authorise(token.trim_ascii_start())
-        }
-        None => false,
-    }
+    let (Some(value), None) = (presented.next(), presented.next()) else { return None };
+    let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii_start())
 }
 
 fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -264,12 +260,16 @@ mod tests {
         task: JoinHandle<()>,
     }
 
+    fn everybody() -> Authorise {
+        Box::new(|_| true)
+    }
+
     impl Endpoint {
         async fn start() -> Self {
-            Self::start_for(None).await
+            Self::start_for(everybody()).await
         }
 
-        async fn start_for(authorise: Option<Authorise>) -> Self {
+        async fn start_for(authorise: Authorise) -> Self {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
             let address = listener.local_addr().unwrap();
             let metrics = Arc::new(Metrics::new(&["us".into()], &["siem".into()]).unwrap());
@@ -386,8 +386,8 @@ mod tests {
 
     #[tokio::test]
     async fn with_a_token_nobody_else_sees_anything() {
-        let token: Authorise = Box::new(|presented| presented == b"let me see");
-        let endpoint = Endpoint::start_for(Some(token)).await;
+        let token: Authorise = Box::new(|presented| presented == Some(b"let me see"));
+        let endpoint = Endpoint::start_for(token).await;
         for headers in [
             "",
             "Authorization: let me see\r\n",
@@ -416,7 +416,7 @@ mod tests {
         let path = directory.path().join("admin.sock");
         let socket = Socket::Unix(UnixListener::bind(&path).unwrap());
         let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
-        let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: None };
+        let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: everybody() };
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(serve(socket, pages, stopped));
         let mut stream = UnixStream::connect(&path).await.unwrap();
@@ -495,7 +495,7 @@ mod tests {
         let task = tokio::spawn({
             let attempts = Arc::clone(&attempts);
             let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
-            let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: None };
+            let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: everybody() };
             async move {
                 let accept = || {
                     let attempt = attempts.fetch_add(1, Ordering::Relaxed);

@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Response, StatusCode};
 use rand::RngExt as _;
 
 use crate::ingest::Rejection;
 use crate::ledger::{CommitError, Receipt};
+
+/// A browser that ends up here takes an answer for what its type says.
+const NOT_GUESSED: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// Why a request got no receipt.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub enum Refusal {
     NotFound,
     /// Not `POST`.
     MethodNotAllowed,
+    /// From an address that may not send to this source.
+    Forbidden,
     /// No or wrong `Authorization`.
     Unauthorized,
     /// Another type than `text/plain`.
@@ -38,6 +45,7 @@ impl Refusal {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UnsupportedMediaType | Self::Rejected(Rejection::UnknownCoding) => {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
@@ -75,6 +83,7 @@ impl Refusal {
         match self {
             Self::NotFound => "no source has this path".to_owned(),
             Self::MethodNotAllowed => "batches are posted".to_owned(),
+            Self::Forbidden => "this address may not send here".to_owned(),
             Self::Unauthorized => "the Authorization header is missing or wrong".to_owned(),
             Self::UnsupportedMediaType => "batches are text/plain".to_owned(),
             Self::BodyTooLarge(limit) => format!("the body has more than {limit} bytes"),
@@ -109,7 +118,9 @@ pub fn receipt(receipt: &Receipt) -> Response<Full<Bytes>> {
         receipt.quarantined()
     );
     let mut response = Response::new(Full::new(Bytes::from(body)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOT_GUESSED);
     response
 }
 
@@ -126,6 +137,7 @@ pub fn refusal(refusal: &Refusal, is_early: bool) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOT_GUESSED);
     match refusal {
         Refusal::MethodNotAllowed => {
             headers.insert(ALLOW, HeaderValue::from_static("POST"));

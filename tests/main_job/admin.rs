@@ -138,6 +138,16 @@ fn with_a_token_nobody_looks_without_it() {
         assert!(!String::from_utf8_lossy(&answer.body).contains("auditgate_"), "{answer:?}");
     }
     assert_eq!(ask(&[("Authorization", "Bearer let-me-see")]).status, 200);
+
+    site.write("admin-token", "look-again\n");
+    daemon.signal("HUP");
+    wait_until(PATIENCE, "a reload takes the new token up", || {
+        match ask(&[("Authorization", "Bearer look-again")]).status {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
+    assert_eq!(ask(&[("Authorization", "Bearer let-me-see")]).status, 401);
     daemon.terminate();
 
     let checked = auditgate().arg("check-config").arg(site.path("config.toml")).output().unwrap();

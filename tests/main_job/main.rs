@@ -26,6 +26,7 @@ mod lag;
 mod operate;
 mod order;
 mod produce;
+mod reload;
 mod restart;
 mod service;
 mod statuses;
