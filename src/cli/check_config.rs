@@ -66,7 +66,10 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
         }
     }
 
-    writeln!(out, "\n[admin]\naddress = {}", quoted(admin.address))?;
+    writeln!(out, "\n[admin]\naddress = {}", quoted(&admin.address))?;
+    if let Some(token) = &admin.token {
+        writeln!(out, "token = {}", secret(token))?;
+    }
 
     writeln!(out, "\n[log]\nlevel = {}\nformat = {}", quoted(&log.level), quoted(log.format.name()))?;
 
@@ -339,6 +342,7 @@ mod tests {
         let text = r#"
             data_dir = "da\"ta\\\u202e"
             listen = { address = "[::1]:0", tls = "off" }
+            admin = { address = "unix:///run/au\"dit/admin.sock", token = { value = "hush-6" } }
             log = { format = "json" }
             limits = { lines = 5, line = 1025, request_timeout = "90s", body = "1.5MiB" }
             [sources.us]

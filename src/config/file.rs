@@ -55,6 +55,7 @@ pub(super) struct TlsFiles {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct Admin {
     pub(super) address: Option<Text>,
+    pub(super) token: Option<Spanned<Secret>>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -453,7 +454,7 @@ mod tests {
         );
         for (text, expected) in [
             ("[limit]", "1: unknown key `limit` at the file's top level; did you mean `limits`?"),
-            ("[admin]\ntls = 1", "2: unknown key `tls` in [admin]; known keys: address"),
+            ("[admin]\ntls = 1", "2: unknown key `tls` in [admin]; known keys: address, token"),
             ("[log]\nlevels = 1", "2: unknown key `levels` in [log]; did you mean `level`?"),
             ("[limits]\nlane = 1", "2: unknown key `lane` in [limits]; did you mean `line`?"),
             ("[listen]\ntls = { crt = 1 }", "2: unknown key `crt` in [listen]; did you mean `cert`?"),

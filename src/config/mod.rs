@@ -4,6 +4,7 @@
 //! plain data here. A [`Config`] that exists is consistent in itself; whether certificates, keys and key
 //! sets can be loaded is found out by the parts that load them.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -78,11 +79,35 @@ pub enum Tls {
     },
 }
 
-/// The socket for metrics, health and status: plain HTTP without authorisation.
+/// The socket for metrics, health and status: plain HTTP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
-    /// Default 127.0.0.1:9464. Any address is allowed; who can reach it is the operator's decision.
-    pub address: SocketAddr,
+    /// Default 127.0.0.1:9464.
+    pub address: AdminAddress,
+    /// A bearer token (RFC 6750), without the word `Bearer`, that every request must show. None by default, and
+    /// never none with an address that other machines can reach.
+    pub token: Option<Secret>,
+}
+
+/// Where the admin endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// IP address and port; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// `unix:///PATH`: a stream socket of that absolute path, of at most [`LONGEST_SOCKET_PATH`] bytes.
+    Unix(PathBuf),
+}
+
+/// Bytes of the path of a Unix socket (unix(7): `sun_path` with its terminating null byte has 108).
+pub const LONGEST_SOCKET_PATH: usize = 107;
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
 }
 
 /// The daemon's own log.
@@ -132,7 +157,7 @@ pub struct Limits {
     pub lines: usize,
     /// Connections at the same time. Half of them are kept for those that have shown a valid token. Default 512.
     pub connections: usize,
-    /// Of these, connections of one address that have not shown a valid token. Default 64.
+    /// Of these, connections of one address that have not shown a valid token. Default 128.
     pub connections_per_peer: usize,
     /// From the first byte of a request to the last of its body: 1 ms to 3650 d. Default 30 s.
     pub request_timeout: Duration,
@@ -150,7 +175,7 @@ impl Default for Limits {
             line: 256 << 10,
             lines: 100_000,
             connections: 512,
-            connections_per_peer: 64,
+            connections_per_peer: 128,
             request_timeout: Duration::from_secs(30),
             in_flight: 256 << 20,
             backlog: 4 << 30,

@@ -509,6 +509,13 @@ impl Ledger {
             .sum()
     }
 
+    /// Whether the writer is there: true as soon as it takes the next message, which it does after each
+    /// transaction. A writer that hangs leaves the question open, one that has ended answers false.
+    pub async fn answers(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Message::Ping(reply)).is_ok() && answer.await.is_ok()
+    }
+
     /// Writes what is still to be noted and ends the writer. Workers that wait for batches are woken.
     pub fn close(&self) {
         let _ = self.send(writer::Message::Close);

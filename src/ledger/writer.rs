@@ -38,6 +38,8 @@ pub(super) enum Message {
         delivered: Option<Delivered>,
         reply: Option<Answer<()>>,
     },
+    /// Answer, as a sign of life.
+    Ping(oneshot::Sender<()>),
     /// From the next transaction on, remember and keep by these.
     Adjust { windows: BTreeMap<String, Window>, limit: Weight },
     /// Write what is left and end.
@@ -178,6 +180,9 @@ impl Writer {
                     }
                     self.advances.insert(sink, (position, mark));
                     waiting.extend(reply);
+                }
+                Message::Ping(reply) => {
+                    let _ = reply.send(());
                 }
                 Message::Adjust { windows, limit } => {
                     self.seen.adjust(windows);

@@ -1,26 +1,25 @@
 //! The admin endpoint: `/metrics`, `/healthz` and `/readyz` over plain HTTP/1.1.
 //!
-//! It is meant for loopback or a trusted network: no authorisation, no TLS, nothing secret in the answers.
-//! It still has to outlive a careless or hostile peer, so connections, header time and a connection's whole
+//! It is meant for loopback, a Unix socket or a trusted network: no TLS, nothing secret in the answers, a bearer
+//! token (RFC 6750) where there is one. It still has to outlive a careless or hostile peer, so connections, header time and a connection's whole
 //! life are bounded, and request bodies are never read.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
@@ -44,28 +43,54 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Between attempts while the kernel has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The socket of the endpoint.
+#[derive(Debug)]
+pub enum Socket {
+    /// For those who reach the address.
+    Tcp(TcpListener),
+    /// For those who may write to its file.
+    Unix(UnixListener),
+}
+
+/// Tells whether somebody may look who shows this bearer token, or none; in a time that does not depend on where it
+/// differs from the right one.
+pub type Authorise = Box<dyn Fn(Option<&[u8]>) -> bool + Send + Sync>;
+
+/// What the endpoint has to show, and to whom.
+pub struct Pages {
+    /// `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// `/healthz` and `/readyz`.
+    pub health: Arc<Health>,
+    /// Asked for each request.
+    pub authorise: Authorise,
+}
+
 /// Serves the endpoint until `shutdown` holds `true` or its sender is gone, then finishes the answers in
 /// progress (2 s at most) and returns. Errors of single connections and of accepting are survived.
 ///
-/// It owns the listener. To answer `/readyz` with 503 during the drain, shut it down last.
-pub async fn serve(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    shutdown: watch::Receiver<bool>,
-) {
-    serve_accepted(|| listener.accept(), metrics, health, shutdown).await;
+/// It owns the socket, but not a Unix socket's file. To answer `/readyz` with 503 during the drain, shut it down
+/// last.
+pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>) {
+    match &socket {
+        Socket::Tcp(socket) => {
+            let accept = || async move { Ok(socket.accept().await?.0) };
+            serve_accepted(accept, pages, shutdown).await;
+        }
+        Socket::Unix(socket) => {
+            let accept = || async move { Ok(socket.accept().await?.0) };
+            serve_accepted(accept, pages, shutdown).await;
+        }
+    }
 }
 
-async fn serve_accepted<A, F>(
-    mut accept: A,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    shutdown: watch::Receiver<bool>,
-) where
+async fn serve_accepted<A, F, S>(mut accept: A, pages: Pages, shutdown: watch::Receiver<bool>)
+where
     A: FnMut() -> F,
-    F: Future<Output = io::Result<(TcpStream, SocketAddr)>>,
+    F: Future<Output = io::Result<S>>,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let pages = Arc::new(pages);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     let mut stopping = shutdown.clone();
     let mut stopped = pin!(until_stopped(&mut stopping));
@@ -81,10 +106,9 @@ async fn serve_accepted<A, F>(
             next = next => next,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 failing = false;
-                let connection =
-                    converse(stream, Arc::clone(&metrics), Arc::clone(&health), shutdown.clone());
+                let connection = converse(stream, Arc::clone(&pages), shutdown.clone());
                 tokio::spawn(async move {
                     connection.await;
                     drop(place);
@@ -119,14 +143,12 @@ async fn until_stopped(shutdown: &mut watch::Receiver<bool>) {
 }
 
 /// One connection, from its first request to its end.
-async fn converse(
-    stream: TcpStream,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    mut shutdown: watch::Receiver<bool>,
-) {
+async fn converse<S>(stream: S, pages: Arc<Pages>, mut shutdown: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(|request| {
-        let response = answer(&request, &metrics, &health);
+        let response = answer(&request, &pages);
         async { Ok::<_, Infallible>(response) }
     });
     let mut connection = pin!(
@@ -153,10 +175,16 @@ async fn converse(
 }
 
 /// hyper leaves the body out of an answer to HEAD.
-fn answer<B>(request: &Request<B>, metrics: &Metrics, health: &Health) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, pages: &Pages) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const ENDPOINTS: &str = "Not found; there are /metrics, /healthz and /readyz.\n";
 
+    if !(pages.authorise)(bearer(request.headers())) {
+        let mut refusal =
+            response(StatusCode::UNAUTHORIZED, TEXT, "Authorization must be Bearer and the admin token.\n");
+        refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        return refusal;
+    }
     let path = request.uri().path();
     if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
         return response(StatusCode::NOT_FOUND, TEXT, ENDPOINTS);
@@ -167,7 +195,7 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics, health: &Health) -> Respon
         return refusal;
     }
     match path {
-        "/metrics" => match metrics.render() {
+        "/metrics" => match pages.metrics.render() {
             Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(error) => {
                 tracing::error!(%error, "The metrics could not be rendered");
@@ -175,13 +203,21 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics, health: &Health) -> Respon
             }
         },
         "/healthz" => response(StatusCode::OK, TEXT, "ok"),
-        _ => match health.ready() {
+        _ => match pages.health.ready() {
             Ok(()) => response(StatusCode::OK, TEXT, "ready"),
             Err(problems) => {
                 response(StatusCode::SERVICE_UNAVAILABLE, "application/json", not_ready(&problems))
             }
         },
     }
+}
+
+/// The bearer token of a request with one `Authorization`, whose scheme may be in any case (RFC 9110, section 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut presented = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (presented.next(), presented.next()) else { return None };
+    let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii_start())
 }
 
 fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -207,9 +243,11 @@ fn not_ready(problems: &[Problem]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpStream, UnixStream};
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -222,21 +260,36 @@ mod tests {
         task: JoinHandle<()>,
     }
 
+    fn everybody() -> Authorise {
+        Box::new(|_| true)
+    }
+
     impl Endpoint {
         async fn start() -> Self {
+            Self::start_for(everybody()).await
+        }
+
+        async fn start_for(authorise: Authorise) -> Self {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
             let address = listener.local_addr().unwrap();
             let metrics = Arc::new(Metrics::new(&["us".into()], &["siem".into()]).unwrap());
             let health = Arc::new(Health::new());
             let (stop, stopped) = watch::channel(false);
-            let task = tokio::spawn(serve(listener, Arc::clone(&metrics), Arc::clone(&health), stopped));
+            let pages = Pages { metrics: Arc::clone(&metrics), health: Arc::clone(&health), authorise };
+            let task = tokio::spawn(serve(Socket::Tcp(listener), pages, stopped));
             Self { address, metrics, health, stop, task }
         }
 
         /// Sends one request on a connection of its own and reads the answer to its end.
         async fn ask(&self, method: &str, target: &str) -> String {
+            self.ask_with(method, target, "").await
+        }
+
+        /// With further header fields, each with its line end.
+        async fn ask_with(&self, method: &str, target: &str, headers: &str) -> String {
             let mut stream = TcpStream::connect(self.address).await.unwrap();
-            let request = format!("{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let request =
+                format!("{method} {target} HTTP/1.1\r\nHost: a\r\n{headers}Connection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
@@ -332,6 +385,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn with_a_token_nobody_else_sees_anything() {
+        let token: Authorise = Box::new(|presented| presented == Some(b"let me see"));
+        let endpoint = Endpoint::start_for(token).await;
+        for headers in [
+            "",
+            "Authorization: let me see\r\n",
+            "Authorization: Bearer\r\n",
+            "Authorization: Bearer let me\r\n",
+            "Authorization: Bearerlet me see\r\n",
+            "Authorization: Basic let me see\r\n",
+            "Authorization: Bearer let me see\r\nAuthorization: Bearer let me see\r\n",
+        ] {
+            for target in ["/metrics", "/healthz", "/readyz", "/other"] {
+                let answer = endpoint.ask_with("GET", target, headers).await;
+                assert!(answer.starts_with("HTTP/1.1 401 "), "{headers}{target}: {answer}");
+                assert!(answer.contains("www-authenticate: Bearer\r\n"), "{answer}");
+            }
+        }
+        for scheme in ["Bearer", "bearer", "BEARER "] {
+            let headers = format!("Authorization: {scheme} let me see\r\n");
+            assert_eq!(body(&endpoint.ask_with("GET", "/healthz", &headers).await), "ok");
+        }
+        endpoint.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_serves_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let socket = Socket::Unix(UnixListener::bind(&path).unwrap());
+        let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
+        let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: everybody() };
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(serve(socket, pages, stopped));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(body(&answer), "ok");
+        stop.send(true).unwrap();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_connection_serves_several_requests_and_garbage_costs_only_its_own() {
         let endpoint = Endpoint::start().await;
         let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
@@ -398,6 +495,7 @@ mod tests {
         let task = tokio::spawn({
             let attempts = Arc::clone(&attempts);
             let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
+            let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: everybody() };
             async move {
                 let accept = || {
                     let attempt = attempts.fetch_add(1, Ordering::Relaxed);
@@ -406,11 +504,11 @@ mod tests {
                         match attempt {
                             0 => Err(io::Error::from_raw_os_error(EMFILE)),
                             1 => Err(io::ErrorKind::ConnectionAborted.into()),
-                            _ => listener.accept().await,
+                            _ => Ok(listener.accept().await?.0),
                         }
                     }
                 };
-                serve_accepted(accept, metrics, Arc::new(Health::new()), stopped).await;
+                serve_accepted(accept, pages, stopped).await;
             }
         });
         let mut stream = TcpStream::connect(address).await.unwrap();

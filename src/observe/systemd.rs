@@ -3,10 +3,11 @@
 //! Outside systemd, when `NOTIFY_SOCKET` is not set, nothing happens. A message that cannot be sent is
 //! logged at debug and otherwise ignored: systemd's own timeouts then decide.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// The daemon is up, or up to date again after [`reloading`]. `status` is one sentence for
 /// `systemctl status`.
@@ -21,7 +22,8 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// The daemon reads its configuration again; [`ready`] ends it, whether the new one was good or not.
+/// The daemon reads something again that it had read at its start; [`ready`] ends it, whether it was good or not,
+/// or systemd fails the reload after its time limit.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         // systemd 253 and later want the time with it for Type=notify-reload; others ignore it.
@@ -30,35 +32,49 @@ pub fn reloading() {
     }
 }
 
-/// Pings systemd's watchdog at half of its interval for as long as `alive` says so. Returns at once when the
-/// unit has no `WatchdogSec`, and otherwise never.
+/// Pings systemd's watchdog for as long as `alive` says so: asks four times in its interval. Returns at once when
+/// the unit has no `WatchdogSec`, and otherwise never.
 ///
-/// `alive` is asked on an async thread and must not block. While it says no, the ping is left out, and after
-/// the interval systemd ends the process and starts it anew.
-pub async fn watchdog(alive: impl Fn() -> bool) {
+/// `alive` is asked on an async thread and must not block it; it may take its time, and the ping goes out when it
+/// has answered. So the pings stop when it does not, and when the runtime does not get to ask. After the interval
+/// systemd ends the process and starts it anew.
+pub async fn watchdog(alive: impl AsyncFn() -> bool) {
     match sd_notify::watchdog_enabled() {
         Some(limit) if !limit.is_zero() => {
-            ping_every(limit / 2, alive, || tell(&[NotifyState::Watchdog])).await;
+            ping_every(limit / 4, alive, || tell(&[NotifyState::Watchdog])).await;
         }
         _ => {}
     }
 }
 
-async fn ping_every(period: Duration, alive: impl Fn() -> bool, ping: impl Fn()) {
+async fn ping_every(period: Duration, alive: impl AsyncFn() -> bool, ping: impl Fn()) {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_alive = true;
     loop {
         ticks.tick().await;
-        let is_alive = alive();
+        let mut answer = pin!(alive());
+        let is_alive = match timeout(period, answer.as_mut()).await {
+            Ok(is_alive) => is_alive,
+            Err(_) => {
+                complain(was_alive);
+                was_alive = false;
+                answer.await
+            }
+        };
         if is_alive {
             ping();
-        } else if was_alive {
-            tracing::error!(
-                "The daemon makes no progress; unless it recovers, systemd's watchdog restarts it"
-            );
+        } else {
+            complain(was_alive);
         }
         was_alive = is_alive;
+    }
+}
+
+/// Once for each time that it stops.
+fn complain(was_alive: bool) {
+    if was_alive {
+        tracing::error!("the daemon makes no progress; unless it recovers, systemd's watchdog restarts it");
     }
 }
 
@@ -87,7 +103,7 @@ mod tests {
             runtime.block_on(async {
                 let alive = Cell::new(1);
                 tokio::select! {
-                    () = watchdog(|| alive.replace(alive.get() - 1) > 0) => {}
+                    () = watchdog(async || alive.replace(alive.get() - 1) > 0) => {}
                     () = tokio::time::sleep(Duration::from_millis(20)) => {}
                 }
             });
@@ -123,7 +139,7 @@ mod tests {
         ready("Receiving.");
         reloading();
         stopping();
-        watchdog(|| panic!("nobody asks")).await;
+        watchdog(async || panic!("nobody asks")).await;
     }
 
     #[tokio::test]
@@ -131,7 +147,7 @@ mod tests {
         // Alive for two ticks, stuck for two, alive again.
         let asked = Cell::new(0);
         let (pinged, mut pings) = tokio::sync::mpsc::unbounded_channel();
-        let alive = || {
+        let alive = async || {
             asked.set(asked.get() + 1);
             !(3..=4).contains(&asked.get())
         };
@@ -146,5 +162,24 @@ mod tests {
             () = ping_every(Duration::from_millis(1), alive, || pinged.send(asked.get()).unwrap()) => {}
             at = three => assert_eq!(at, [1, 2, 5]),
         }
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_late_answer_is_pinged_when_it_comes_and_a_missing_one_never() {
+        let start = tokio::time::Instant::now();
+        let second = Duration::from_secs(1);
+        let asked = Cell::new(0);
+        let pings = std::cell::RefCell::new(Vec::new());
+        let alive = async || {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                2 => tokio::time::sleep(3 * second).await,
+                4 => std::future::pending().await,
+                _ => {}
+            }
+            true
+        };
+        let pinging = ping_every(second, alive, || pings.borrow_mut().push(start.elapsed().as_secs()));
+        assert!(timeout(60 * second, pinging).await.is_err());
+        assert_eq!((asked.get(), &*pings.borrow()), (4, &vec![0, 4, 4]));
     }
 }

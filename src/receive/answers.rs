@@ -15,13 +15,17 @@ use tokio::time::{Instant, Sleep, sleep};
 /// A connection whose peer must take its answers in time.
 ///
 /// An answer that nobody [owed](Owed) is one of hyper's: it is replaced by what `refuse` gives for its status.
-pub struct Answers<S, F> {
+pub struct Answers<S, F, T> {
     stream: S,
     patience: Duration,
     /// Runs while the peer takes nothing.
     deadline: Option<Pin<Box<Sleep>>>,
     owed: Owed,
     refuse: F,
+    /// Called when an answer has left.
+    taken: T,
+    /// An answer has begun to leave.
+    is_leaving: bool,
     /// What is written in the place of hyper's own words, and how much of it is written.
     instead: (Vec<u8>, usize),
 }
@@ -41,10 +45,19 @@ impl Owed {
     }
 }
 
-impl<S, F: FnMut(StatusCode) -> Vec<u8>> Answers<S, F> {
-    /// Over a stream. `refuse` gives a whole answer, head and body.
-    pub fn new(stream: S, patience: Duration, owed: Owed, refuse: F) -> Self {
-        Self { stream, patience, deadline: None, owed, refuse, instead: (Vec::new(), 0) }
+impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> Answers<S, F, T> {
+    /// Over a stream. `refuse` gives a whole answer, head and body; `taken` is called when an answer has left.
+    pub fn new(stream: S, patience: Duration, owed: Owed, refuse: F, taken: T) -> Self {
+        Self {
+            stream,
+            patience,
+            deadline: None,
+            owed,
+            refuse,
+            taken,
+            is_leaving: false,
+            instead: (Vec::new(), 0),
+        }
     }
 
     /// The stream again.
@@ -53,7 +66,7 @@ impl<S, F: FnMut(StatusCode) -> Vec<u8>> Answers<S, F> {
     }
 
     /// Holds what the stream says against the deadline.
-    fn in_time<T>(&mut self, context: &mut Context<'_>, said: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn in_time<O>(&mut self, context: &mut Context<'_>, said: Poll<io::Result<O>>) -> Poll<io::Result<O>> {
         if said.is_ready() {
             self.deadline = None;
             return said;
@@ -71,7 +84,12 @@ fn status(bytes: &[u8]) -> Option<StatusCode> {
     StatusCode::from_bytes(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()
 }
 
-impl<S: AsyncWrite + Unpin, F: FnMut(StatusCode) -> Vec<u8> + Unpin> Answers<S, F> {
+impl<S, F, T> Answers<S, F, T>
+where
+    S: AsyncWrite + Unpin,
+    F: FnMut(StatusCode) -> Vec<u8> + Unpin,
+    T: FnMut() + Unpin,
+{
     fn write_instead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.instead.1 < self.instead.0.len() {
             let written = Pin::new(&mut self.stream).poll_write(context, &self.instead.0[self.instead.1..]);
@@ -85,7 +103,7 @@ impl<S: AsyncWrite + Unpin, F: FnMut(StatusCode) -> Vec<u8> + Unpin> Answers<S, 
     }
 }
 
-impl<S: AsyncRead + Unpin, F: Unpin> AsyncRead for Answers<S, F> {
+impl<S: AsyncRead + Unpin, F: Unpin, T: Unpin> AsyncRead for Answers<S, F, T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -95,7 +113,12 @@ impl<S: AsyncRead + Unpin, F: Unpin> AsyncRead for Answers<S, F> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, F: FnMut(StatusCode) -> Vec<u8> + Unpin> AsyncWrite for Answers<S, F> {
+impl<S, F, T> AsyncWrite for Answers<S, F, T>
+where
+    S: AsyncWrite + Unpin,
+    F: FnMut(StatusCode) -> Vec<u8> + Unpin,
+    T: FnMut() + Unpin,
+{
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -114,7 +137,7 @@ impl<S: AsyncWrite + Unpin, F: FnMut(StatusCode) -> Vec<u8> + Unpin> AsyncWrite 
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         let written = ready!(self.in_time(context, written))?;
         if status(bytes).is_some_and(|status| !status.is_informational()) {
-            self.owed.take();
+            self.is_leaving |= self.owed.take();
         }
         Poll::Ready(Ok(written))
     }
@@ -122,7 +145,11 @@ impl<S: AsyncWrite + Unpin, F: FnMut(StatusCode) -> Vec<u8> + Unpin> AsyncWrite 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.write_instead(context))?;
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.in_time(context, flushed)
+        ready!(self.in_time(context, flushed))?;
+        if std::mem::take(&mut self.is_leaving) {
+            (self.taken)();
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -143,7 +170,7 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         let owed = Owed::default();
         let refuse = |status: StatusCode| format!("ours {}", status.as_u16()).into_bytes();
-        let mut answers = Answers::new(ours, Duration::from_secs(60), owed.clone(), refuse);
+        let mut answers = Answers::new(ours, Duration::from_secs(60), owed.clone(), refuse, || ());
         answers.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
         owed.answer();
         answers.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n{}").await.unwrap();
@@ -158,7 +185,7 @@ mod tests {
     async fn a_peer_that_takes_nothing_has_a_deadline() {
         let (ours, mut theirs) = tokio::io::duplex(4);
         let patience = Duration::from_secs(10);
-        let mut answers = Answers::new(ours, patience, Owed::default(), |_: StatusCode| Vec::new());
+        let mut answers = Answers::new(ours, patience, Owed::default(), |_: StatusCode| Vec::new(), || ());
         let begun = Instant::now();
         let error = answers.write_all(b"123456").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

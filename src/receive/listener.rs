@@ -7,9 +7,11 @@ use std::error::Error as _;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -59,9 +61,17 @@ const LINGERING: usize = 64;
 /// Between two attempts to accept when the system is short of something.
 const SHORTAGE: Duration = Duration::from_millis(20);
 
+/// How long a drain leaves connections open on which nothing is being asked. Whoever is just about to ask, on a
+/// kept connection or on a new one, still gets an answer, and with it `Connection: close` (RFC 9112, section 9.6);
+/// closing at once would cross his request, and without retries he would lose it.
+const LAST_CALL: Duration = Duration::from_secs(2);
+
 impl Listener {
-    /// Serves until `shutdown` says so, then lets every request that has begun come to its end, for at most
-    /// `drain`. Returns whether all did.
+    /// Serves until `shutdown` says so, then lets every request come to its end that has begun, or begins within
+    /// 2 s on a connection that is there, for at most `drain` more. Returns whether all did.
+    ///
+    /// The socket is closed first, not shut down: where another process holds it too, who waits in its queue or
+    /// connects from now on is served by that one; else he is refused at once.
     pub async fn serve(
         self,
         socket: TcpListener,
@@ -76,25 +86,24 @@ impl Listener {
         loop {
             let next = async {
                 let (stream, peer) = this.accept(&socket).await;
-                (stream, peer, this.places.admit(peer).await)
+                (stream, this.places.admit(peer).await)
             };
-            let (stream, peer, place) = tokio::select! {
+            let (stream, place) = tokio::select! {
                 next = next => next,
                 _ = shutdown.wait_for(|stop| *stop) => break,
             };
             let (this, shutdown, lingering) = (Arc::clone(&this), stop.clone(), Arc::clone(&lingering));
-            tokio::spawn(async move { this.connection(stream, peer, place, shutdown, &lingering).await });
+            tokio::spawn(async move { this.connection(stream, place, shutdown, &lingering).await });
             // A flood is accepted no faster than those who came before it are looked at.
             tokio::task::yield_now().await;
         }
-        // Whoever connects from now on is refused at once, and comes back later.
         drop(socket);
         let in_work = &this.service.in_work;
         let idle = async {
             this.places.all_left().await;
             let _ = in_work.acquire_many(u32::try_from(super::request::IN_WORK).unwrap_or(u32::MAX)).await;
         };
-        timeout(drain, idle).await.is_ok()
+        timeout(LAST_CALL + drain, idle).await.is_ok()
     }
 
     /// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, the
@@ -125,7 +134,6 @@ impl Listener {
     async fn connection(
         &self,
         stream: TcpStream,
-        peer: IpAddr,
         place: Place,
         shutdown: watch::Receiver<bool>,
         lingering: &Semaphore,
@@ -138,7 +146,7 @@ impl Listener {
                 Displaced::Crowded => Ending::Evicted,
                 Displaced::PerPeer => Ending::PerPeerLimit,
             },
-            ending = self.conversation(stream, peer, &place, shutdown, lingering) => ending,
+            ending = self.conversation(stream, &place, shutdown, lingering) => ending,
         };
         (self.ended)(ending);
         tracing::debug!(ending = ending.as_str(), "a connection ended");
@@ -147,20 +155,18 @@ impl Listener {
     async fn conversation(
         &self,
         stream: TcpStream,
-        peer: IpAddr,
         place: &Arc<Place>,
         shutdown: watch::Receiver<bool>,
         lingering: &Semaphore,
     ) -> Ending {
         let (ending, answered) = match &self.tls {
-            None => self.requests(stream, peer, place, shutdown).await,
+            None => self.requests(stream, place, shutdown).await,
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls.config()).accept(stream);
-                let mut stop = shutdown.clone();
                 let shaken = tokio::select! {
                     shaken = timeout(self.deadline, handshake) => shaken,
                     // Nothing has been asked yet, so nobody is owed an answer.
-                    _ = stop.wait_for(|stop| *stop) => return Ending::Done,
+                    () = last_call(shutdown.clone()) => return Ending::Done,
                 };
                 let encrypted = match shaken {
                     Ok(Ok(encrypted)) => encrypted,
@@ -170,7 +176,7 @@ impl Listener {
                     }
                     Err(_) => return Ending::HandshakeTimeout,
                 };
-                let (ending, answered) = self.requests(encrypted, peer, place, shutdown).await;
+                let (ending, answered) = self.requests(encrypted, place, shutdown).await;
                 let answered = match answered {
                     Some(mut encrypted) => {
                         // Says goodbye in TLS; what still comes is thrown away undecrypted.
@@ -196,9 +202,8 @@ impl Listener {
     async fn requests<S>(
         &self,
         stream: S,
-        peer: IpAddr,
         place: &Arc<Place>,
-        mut shutdown: watch::Receiver<bool>,
+        shutdown: watch::Receiver<bool>,
     ) -> (Ending, Option<S>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -206,27 +211,37 @@ impl Listener {
         let owed = Owed::default();
         let service = service_fn(|request| {
             let (service, place, owed) = (Arc::clone(&self.service), Arc::clone(place), owed.clone());
+            let shutdown = shutdown.clone();
             Box::pin(async move {
                 place.idle(false);
-                let response = service.answer(request, peer, &place).await;
-                place.idle(true);
+                let mut answer = service.answer(request, &place).await;
                 owed.answer();
-                response
+                if let Ok(answer) = &mut answer
+                    && *shutdown.borrow()
+                {
+                    // hyper then closes the connection itself.
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
             })
         });
         let refuse = |status| self.service.refuse(status);
-        let answers = Answers::new(stream, self.deadline, owed.clone(), refuse);
+        let taken = || place.idle(true);
+        let answers = Answers::new(stream, self.deadline, owed.clone(), refuse, taken);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.deadline)
             .max_headers(HEADERS)
             .max_buf_size(HEADER_BYTES)
             .serve_connection(TokioIo::new(answers), service);
+        let mut last_call = pin!(last_call(shutdown.clone()));
         let mut draining = false;
         let ended = loop {
             tokio::select! {
+                // First, so that a request that has just come is not cut off.
+                biased;
                 ended = poll_fn(|context| connection.poll_without_shutdown(context)) => break ended,
-                _ = shutdown.wait_for(|stop| *stop), if !draining => {
+                () = &mut last_call, if !draining => {
                     draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
@@ -241,6 +256,13 @@ impl Listener {
         let _ = timeout(self.deadline, answers.flush()).await;
         (ending, Some(answers.into_inner()))
     }
+}
+
+/// Returns when connections are closed on which nothing is being asked.
+async fn last_call(mut shutdown: watch::Receiver<bool>) {
+    // A sender that is gone cannot stop us any more, which counts as stopped.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 /// What hyper says about the end of a connection.

@@ -4,7 +4,6 @@
 //! a batch at all, and only then the first byte of the body.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -65,13 +64,13 @@ impl Rules {
         &self,
         route: Option<&'a Route>,
         request: &Request<Incoming>,
-        (peer, place): (IpAddr, &Place),
+        place: &Place,
     ) -> Result<&'a Route, Refusal> {
         let route = route.ok_or(Refusal::NotFound)?;
         if request.method() != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }
-        if !route.allow.is_empty() && !route.allow.iter().any(|network| network.contains(&peer)) {
+        if !route.allow.is_empty() && !route.allow.iter().any(|network| network.contains(&place.peer())) {
             return Err(Refusal::Forbidden);
         }
         let mut presented = request.headers().get_all(AUTHORIZATION).iter();
@@ -149,14 +148,13 @@ impl Pace {
 pub const IN_WORK: usize = 1 << 20;
 
 impl Service {
-    /// Answers one request of a peer, whose address is in its canonical form.
+    /// Answers one request.
     ///
     /// # Errors
     /// [`Aborted`] when there is nobody to answer.
     pub async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: IpAddr,
         place: &Place,
     ) -> Result<Response<Full<Bytes>>, Aborted> {
         let start = Instant::now();
@@ -164,7 +162,7 @@ impl Service {
         let route = rules.routes.get(request.uri().path());
         let source = route.map(|route| Arc::clone(&route.source.name));
         let mut body_was_read = false;
-        let response = match self.take(&rules, route, request, (peer, place), &mut body_was_read).await? {
+        let response = match self.take(&rules, route, request, place, &mut body_was_read).await? {
             Ok(receipt) => response::receipt(&receipt),
             Err(refusal) => {
                 if let Some(source) = &source {
@@ -193,10 +191,10 @@ impl Service {
         rules: &Rules,
         route: Option<&Route>,
         request: Request<Incoming>,
-        from: (IpAddr, &Place),
+        place: &Place,
         body_was_read: &mut bool,
     ) -> Result<Result<Receipt, Refusal>, Aborted> {
-        let route = match rules.admit(route, &request, from) {
+        let route = match rules.admit(route, &request, place) {
             Ok(route) => route,
             Err(refusal) => {
                 *body_was_read = is_bodiless(request.headers());

@@ -7,7 +7,8 @@
  *              whose name the same thread changed there just before. Not for sockets.
  * FAULT_AFTER  optional: a glob; the call counts only once a file of such a name was made while armed
  * FAULT_MODE   failed: nothing of it happened; persisted: all of it happened, and an error is reported; half: half
- *              of the bytes were written, and the next such call fails
+ *              of the bytes were written, and the next such call fails; hung: only for the sync of a file, which
+ *              waits until FAULT_ARM is made a second time and then happens
  * FAULT_ERRNO  the error by its name, see `errors`
  * FAULT_ARM    a file. Nothing is done before it is there; whoever removes it strikes, so once for each time that
  *              it is made. For sockets it holds the port, of either end.
@@ -278,6 +279,12 @@ static int sync_file(int fd, int (*next)(int)) {
     }
     pthread_mutex_lock(&lock);
     int struck = strike();
+    if (struck && is_mode("hung")) {
+        while (!strike()) {
+            usleep(1000);
+        }
+        struck = 0;
+    }
     int result = struck && is_mode("failed") ? -1 : next(fd);
     settle(fd, result != 0);
     if (struck) {

@@ -340,7 +340,7 @@ impl Case<'_> {
 }
 
 /// `faults.c`, compiled once.
-fn preloaded() -> PathBuf {
+pub(crate) fn preloaded() -> PathBuf {
     static COMPILED: OnceLock<tempfile::TempDir> = OnceLock::new();
     let directory = COMPILED.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();

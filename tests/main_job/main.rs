@@ -13,6 +13,7 @@
 
 mod harness;
 
+mod admin;
 mod backlog;
 mod bombs;
 mod crash;
@@ -26,6 +27,8 @@ mod operate;
 mod order;
 mod produce;
 mod reload;
+mod restart;
+mod service;
 mod statuses;
 mod strangers;
 mod streams;

@@ -137,9 +137,11 @@ fn certificates_are_replaced_under_load() {
     };
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| {
-                // One connection throughout: what it began with goes on.
-                let mut client = daemon.connect();
+            // One connection throughout: what it began with goes on.
+            let mut client = daemon.connect();
+            client.send(b"");
+            let (stop, posted, site) = (&stop, &posted, &site);
+            scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let number = posted.fetch_add(1, Ordering::Relaxed);
                     let answer = client.post(None, site.producer.event(number).as_bytes());

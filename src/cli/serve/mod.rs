@@ -10,25 +10,25 @@
 mod reload;
 mod sinks;
 mod skipped;
+mod sockets;
 mod sources;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 use self::reload::Reload;
 use self::skipped::Skips;
+use self::sockets::{Admin, Inherited};
 use self::sources::Sources;
 use crate::cli::exit::Failure;
-use crate::config::{self, Config, Secrets, Tls};
+use crate::config::{self, Config, Secret, Secrets, Tls};
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Source};
@@ -68,6 +68,9 @@ const SHORT_DEADLINE: Duration = Duration::from_secs(30);
 const BODY_RATE: u64 = 4096;
 const BODY_GRACE: Duration = Duration::from_secs(5);
 
+/// For `systemctl status`.
+const RECEIVING: &str = "receiving batches";
+
 /// After the requests: how long sinks may take for what is committed.
 const SINK_DRAIN: Duration = Duration::from_secs(10);
 
@@ -76,6 +79,7 @@ const SINK_DRAIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// 78 for the configuration and the files that it names, 74 for sockets and disks.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    let inherited = Inherited::from_environment()?;
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::Require)
         .map_err(Failure::config)?;
     let format = match config.log.format {
@@ -87,13 +91,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(serve(&config, log));
+    let result = runtime.block_on(serve(&config, inherited, log));
     // Whatever still runs on a blocking thread has lost its reader.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: &Config, log: logging::Handle) -> Result<(), Failure> {
+async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) -> Result<(), Failure> {
     let certificates = certificates(&config.listen.tls)?;
     let names = |of: &mut dyn Iterator<Item = &String>| of.cloned().collect::<Vec<_>>();
     let metrics = Metrics::new(
@@ -110,18 +114,27 @@ async fn serve(config: &Config, log: logging::Handle) -> Result<(), Failure> {
     sinks::check(config)?;
     let (ledger, mut running) = open_ledger(config)?;
     let sources = Sources::load(config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
-    let socket = bind(config.listen.address, "listen.address").await?;
-    let admin_socket = bind(config.admin.address, "admin.address").await?;
-
-    if let Ok(address) = admin_socket.local_addr() {
-        tracing::info!("admin endpoint on http://{address}");
+    let socket = inherited.listen(config.listen.address).await?;
+    let Admin { socket: admin_socket, file: _admin_file } = inherited.admin(&config.admin.address).await?;
+    match &admin_socket {
+        admin::Socket::Unix(_) => tracing::info!("admin endpoint on {}", config.admin.address),
+        admin::Socket::Tcp(socket) => {
+            if let Ok(address) = socket.local_addr() {
+                tracing::info!("admin endpoint on http://{address}");
+            }
+        }
     }
 
     let workers = start_workers(config, &ledger, &metrics, &health)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
     scrape(&metrics, &skips, &ledger, config);
-    let admin =
-        tokio::spawn(admin::serve(admin_socket, Arc::clone(&metrics), Arc::clone(&health), admin_ends));
+    let admin_token = Arc::new(RwLock::new(config.admin.token.clone()));
+    let pages = admin::Pages {
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+        authorise: may_look(Arc::clone(&admin_token)),
+    };
+    let admin = tokio::spawn(admin::serve(admin_socket, pages, admin_ends));
     let (in_force, watched) = watch::channel(Arc::new(InForce::of(config, &sources)));
     tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), watched));
     tokio::spawn(Arc::clone(&skips).keep_reporting());
@@ -137,17 +150,21 @@ async fn serve(config: &Config, log: logging::Handle) -> Result<(), Failure> {
         ledger: ledger.clone(),
         metrics: Arc::clone(&metrics),
         log,
+        admin_token,
         in_force,
         warned_at: None,
     };
     let listener = listener(config, certificates, service, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
+    // Before anybody is told that it is ready: a signal that comes at once must find its handler.
+    let signals = Signals::listen();
     health.started();
-    systemd::ready("receiving batches");
-    tokio::spawn(systemd::watchdog(|| true));
+    systemd::ready(RECEIVING);
+    let watched = ledger.clone();
+    tokio::spawn(systemd::watchdog(async move || watched.answers().await));
 
     let lost = tokio::select! {
-        () = told_to_stop(reload) => None,
+        () = told_to_stop(signals, reload) => None,
         reason = &mut running.failed => Some(reason.unwrap_or_else(|_| "its thread ended".to_owned())),
     };
     if let Some(reason) = lost {
@@ -198,12 +215,37 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
     let _ = running.thread.join();
 }
 
+/// Who may look at the admin endpoint: everybody, as long as there is no token.
+fn may_look(token: Arc<RwLock<Option<Secret>>>) -> admin::Authorise {
+    Box::new(move |presented| match &*token.read().unwrap_or_else(PoisonError::into_inner) {
+        None => true,
+        Some(token) => presented.is_some_and(|presented| token.matches(presented)),
+    })
+}
+
+/// The signals that the daemon obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// None when the system does not let us have them.
+    fn listen() -> Option<Self> {
+        let (Ok(terminate), Ok(interrupt), Ok(hang_up)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+        else {
+            tracing::error!("signals cannot be received; only SIGKILL will end this process");
+            return None;
+        };
+        Some(Self { terminate, interrupt, hang_up })
+    }
+}
+
 /// Waits for SIGTERM or SIGINT. Meanwhile SIGHUP reloads, and certificates that were replaced are taken up.
-async fn told_to_stop(mut reload: Reload) {
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
-    else {
-        tracing::error!("signals cannot be received; only SIGKILL will end this process");
+async fn told_to_stop(signals: Option<Signals>, mut reload: Reload) {
+    let Some(Signals { mut terminate, mut interrupt, mut hang_up }) = signals else {
         return std::future::pending().await;
     };
     let mut now_and_then = tokio::time::interval(CERTIFICATE_CHECK);
@@ -214,22 +256,11 @@ async fn told_to_stop(mut reload: Reload) {
             _ = hang_up.recv() => {
                 systemd::reloading();
                 reload.all().await;
-                systemd::ready("receiving batches");
+                systemd::ready(RECEIVING);
             }
             _ = now_and_then.tick() => reload.look_at_certificates(),
         }
     }
-}
-
-async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "; another process has the port: stop it or choose another",
-            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
-            _ => "",
-        };
-        Failure::io(format!("cannot listen on {address} ({key}): {error}{hint}"))
-    })
 }
 
 /// How long each source's events are remembered.

@@ -1,13 +1,13 @@
 //! SIGHUP, and certificates that were replaced: what is new is checked first, and taken up as a whole or not at all.
 //! What the daemon was started with and cannot change while it runs is named.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
 use super::sources::Sources;
 use super::{InForce, backlog, limits, rules, windows};
-use crate::config::{self, Config, Secrets, Tls};
+use crate::config::{self, Config, Secret, Secrets, Tls};
 use crate::ingest::Ingest;
 use crate::ledger::{Clock, Ledger};
 use crate::observe::logging;
@@ -26,6 +26,8 @@ pub(super) struct Reload {
     pub(super) ledger: Ledger,
     pub(super) metrics: Arc<Metrics>,
     pub(super) log: logging::Handle,
+    /// What the admin endpoint asks for.
+    pub(super) admin_token: Arc<RwLock<Option<Secret>>>,
     pub(super) in_force: watch::Sender<Arc<InForce>>,
     /// When it was last said that the certificate expires soon.
     pub(super) warned_at: Option<i64>,
@@ -66,6 +68,7 @@ impl Reload {
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
         self.service.replace(rules(&new, &sources, &self.ingest));
+        *self.admin_token.write().unwrap_or_else(PoisonError::into_inner) = new.admin.token.clone();
         let _ = self.in_force.send_replace(Arc::new(InForce::of(&new, &sources)));
         (self.config, self.sources) = (new, sources);
         self.look_at_expiry();
@@ -127,7 +130,7 @@ fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
         ("data_dir", before.data_dir != new.data_dir),
         ("listen.address", before.listen.address != new.listen.address),
         ("listen.tls from or to \"off\"", is_off(before) != is_off(new)),
-        ("[admin]", before.admin != new.admin),
+        ("admin.address", before.admin.address != new.admin.address),
         ("log.format", before.log.format != new.log.format),
         ("limits.connections", before.limits.connections != new.limits.connections),
         (

@@ -27,7 +27,11 @@ stream = "quarantine"
 "#;
 
 pub(super) fn resolve_text(text: &str, secrets: Secrets) -> Result<Config, Vec<Problem>> {
-    let environment = |name: &str| (name == "TOKEN").then(|| "Bearer env".into());
+    let environment = |name: &str| match name {
+        "TOKEN" => Some("Bearer env".into()),
+        "TOKEN_ONLY" => Some("env".into()),
+        _ => None,
+    };
     parse(text).and_then(|written| {
         resolve(written, text, PathBuf::from("/nonexistent/base/config.toml"), &environment, secrets)
     })

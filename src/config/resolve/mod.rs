@@ -13,7 +13,8 @@ use toml::Spanned;
 use super::file::{self, Size, Text};
 use super::problem::{Findings, Problem, suggest};
 use super::{
-    Admin, Config, Environment, Limits, Listen, Log, LogFormat, Secrets, Sink, Source, Tls, quantity,
+    Admin, AdminAddress, Config, Environment, LONGEST_SOCKET_PATH, Limits, Listen, Log, LogFormat, Secrets,
+    Sink, Source, Tls, quantity,
 };
 use crate::observe::logging;
 
@@ -70,11 +71,11 @@ impl Resolver<'_> {
         let listen = written.listen.and_then(|table| self.listen(table));
         let admin = self.admin(written.admin);
         if let (Some(listen), Some(admin)) = (&listen, &admin)
-            && listen.address == admin.address
+            && admin.address == AdminAddress::Tcp(listen.address)
             && listen.address.port() != 0
             && let Some(at) = admin_at.or(listen_at)
         {
-            let message = format!("[listen] and [admin] both want the address {}", admin.address);
+            let message = format!("[listen] and [admin] both want the address {}", listen.address);
             self.findings.report(&at, message, "give one of them another port");
         }
         let log = self.log(written.log);
@@ -145,8 +146,7 @@ impl Resolver<'_> {
         let at = tls.span();
         match tls.into_inner() {
             file::Tls::Word(word) if word == "off" => {
-                // Loopback, for IPv4-mapped IPv6 addresses too.
-                if let Some(address) = address.filter(|address| !address.ip().to_canonical().is_loopback()) {
+                if let Some(address) = address.filter(|address| !is_loopback(address)) {
                     let message = format!("tls = \"off\" with `{address}`, which is not a loopback address");
                     let hint = "configure cert and key, or listen on 127.0.0.1 behind a proxy";
                     self.findings.report(address_at.unwrap_or(&at), message, hint);
@@ -183,9 +183,40 @@ impl Resolver<'_> {
     }
 
     fn admin(&mut self, table: file::Admin) -> Option<Admin> {
-        let address =
-            table.address.map_or(Some(DEFAULT_ADMIN), |text| self.address(&text, "127.0.0.1:9464"))?;
-        Some(Admin { address })
+        let at = table.address.as_ref().map(Spanned::span);
+        let address = match &table.address {
+            None => Some(AdminAddress::Tcp(DEFAULT_ADMIN)),
+            Some(text) => self.admin_address(text),
+        };
+        let is_protected = table.token.is_some();
+        let token = table.token.map_or(Some(None), |token| self.bearer_token(token, "[admin]").map(Some));
+        if let (Some(AdminAddress::Tcp(address)), Some(at)) = (&address, at)
+            && !is_protected
+            && !is_loopback(address)
+        {
+            let message =
+                format!("[admin] without `token` at `{address}`, which other machines may be able to reach");
+            let hint = "add token = { file = \"PATH\" }, or use 127.0.0.1:9464 or unix:///PATH";
+            self.findings.report(&at, message, hint);
+            return None;
+        }
+        Some(Admin { address: address?, token: token? })
+    }
+
+    fn admin_address(&mut self, text: &Text) -> Option<AdminAddress> {
+        let Some(path) = text.get_ref().strip_prefix("unix://") else {
+            return self.address(text, "127.0.0.1:9464").map(AdminAddress::Tcp);
+        };
+        let problem = if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+            "has no absolute path"
+        } else if path.len() > LONGEST_SOCKET_PATH {
+            "is longer than the 107 bytes that a socket's path may have"
+        } else {
+            return Some(AdminAddress::Unix(path.into()));
+        };
+        let message = format!("`{}` {problem}", text.get_ref());
+        self.findings.report(&text.span(), message, "write one such as \"unix:///run/auditgate/admin.sock\"");
+        None
     }
 
     fn log(&mut self, table: file::Log) -> Option<Log> {
@@ -385,10 +416,15 @@ impl Resolver<'_> {
     }
 }
 
+/// For IPv4-mapped IPv6 addresses too.
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Dedup, DedupBy, JwksOrigin, Signatures, Stream};
-    use super::bench::{GOOD, accepted, config, problems, refused};
+    use super::bench::{GOOD, accepted, config, problems, refused, resolve_text};
     use super::*;
 
     #[test]
@@ -397,7 +433,8 @@ mod tests {
         assert_eq!(config.file, Path::new("/nonexistent/base/config.toml"));
         assert_eq!(config.data_dir, Path::new("/nonexistent/base/data"));
         assert!(matches!(config.listen.tls, Tls::Off));
-        assert_eq!(config.admin.address, "127.0.0.1:9464".parse().unwrap());
+        assert_eq!(config.admin.address, AdminAddress::Tcp("127.0.0.1:9464".parse().unwrap()));
+        assert!(config.admin.token.is_none());
         assert_eq!((config.log.level.as_str(), config.log.format), ("info", LogFormat::Human));
         assert_eq!(config.limits, Limits::default());
         let source = &config.sources[0];
@@ -424,7 +461,7 @@ mod tests {
             r#"
             data_dir = "/data"
             listen = { address = "[::]:8443", tls = { cert = "tls/./cert.pem", key = "/key.pem" } }
-            admin = { address = "0.0.0.0:1" }
+            admin = { address = "0.0.0.0:1", token = { value = "look" } }
             log = { level = "info,auditgate::trust=debug", format = "json" }
             limits = { body = 1024, decoded = "2KiB", line = "1KiB", lines = 7, connections = 8, connections_per_peer = 3,
                        request_timeout = "9s", in_flight = "1GiB", backlog = "5GiB" }
@@ -458,6 +495,8 @@ mod tests {
         assert_eq!((config.limits.connections, config.limits.connections_per_peer), (8, 3));
         assert_eq!(config.limits.request_timeout, Duration::from_secs(9));
         assert_eq!(config.limits.backlog, 5 << 30);
+        assert_eq!(config.admin.address, AdminAddress::Tcp("0.0.0.0:1".parse().unwrap()));
+        assert!(config.admin.token.as_ref().unwrap().matches(b"look"));
         let [a, b, c] = config.sources.as_slice() else { panic!("{config:?}") };
         assert!(a.authorization[0].matches(b"Bearer env") && a.authorization[1].matches(b"Splunk x"));
         assert!(
@@ -546,6 +585,52 @@ mod tests {
         );
         refused("[sources.us]", "[admin]\naddress = \"x\"\n[sources.us]", "6: `x` is not an IP address");
         accepted("127.0.0.1:8443\"", "127.0.0.1:0\"\n");
+    }
+
+    #[test]
+    fn the_admin_endpoint_is_for_this_machine_unless_it_has_a_token() {
+        let admin = |lines: &str| format!("[admin]\n{lines}\n[sources.us]");
+        let accepted = |lines: &str| accepted("[sources.us]", &admin(lines)).admin;
+        let refused = |lines: &str, expected: &str| refused("[sources.us]", &admin(lines), expected);
+        for address in ["0.0.0.0:1", "192.0.2.1:1", "[::]:1", "[2001:db8::1]:1"] {
+            refused(
+                &format!("address = \"{address}\""),
+                &format!(
+                    "6: [admin] without `token` at `{address}`, which other machines may be able to reach; add"
+                ),
+            );
+            accepted(&format!("address = \"{address}\"\ntoken = {{ value = \"t\" }}"));
+        }
+        accepted("address = \"[::1]:1\"");
+        accepted("address = \"[::ffff:127.0.0.1]:1\"");
+        let admin =
+            accepted("address = \"unix:///run/auditgate/admin.sock\"\ntoken = { env = \"TOKEN_ONLY\" }");
+        assert_eq!(admin.address, AdminAddress::Unix("/run/auditgate/admin.sock".into()));
+        assert!(admin.token.unwrap().matches(b"env"));
+        for path in ["", "run/a.sock", "/", "/run/auditgate/"] {
+            let address = format!("unix://{path}");
+            refused(
+                &format!("address = \"{address}\""),
+                &format!("6: `{address}` has no absolute path; write"),
+            );
+        }
+        let longest = format!("unix:///{}", "x".repeat(LONGEST_SOCKET_PATH - 1));
+        accepted(&format!("address = \"{longest}\""));
+        refused(
+            &format!("address = \"{longest}x\""),
+            &format!("6: `{longest}x` is longer than the 107 bytes"),
+        );
+        refused("token = {}", "6: the secret has no origin");
+        refused(
+            "token = { value = \"Bearer t\" }",
+            "6: the token of [admin] contains a space; write the token alone",
+        );
+        // What is missing on this machine protects nonetheless.
+        let text = GOOD.replace(
+            "[sources.us]",
+            "[admin]\naddress = \"0.0.0.0:1\"\ntoken = { file = \"none\" }\n[sources.us]",
+        );
+        assert!(resolve_text(&text, Secrets::SkipMissing).unwrap().admin.token.is_some());
     }
 
     #[test]

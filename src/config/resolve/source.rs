@@ -190,7 +190,7 @@ impl Resolver<'_> {
                     .ok();
                 let refresh = self.time(refresh.as_ref(), "refresh", DEFAULT_REFRESH);
                 let ca = ca.map_or(Some(None), |text| self.path(&text, "ca").map(Some));
-                let token = token.map_or(Some(None), |token| self.bearer_token(token).map(Some));
+                let token = token.map_or(Some(None), |token| self.bearer_token(token, "`jwks`").map(Some));
                 Some(JwksOrigin::Url { url: url?, refresh: refresh?, ca: ca?, token: token? })
             }
             (None, None, Some(keys)) => self.pinned_keys(keys),
@@ -258,12 +258,13 @@ impl Resolver<'_> {
         None
     }
 
-    fn bearer_token(&mut self, token: Spanned<file::Secret>) -> Option<Secret> {
+    /// `of` is what it belongs to.
+    pub(super) fn bearer_token(&mut self, token: Spanned<file::Secret>, of: &str) -> Option<Secret> {
         let at = token.span();
         let secret = self.secret(token.into_inner(), &at)?;
         // RFC 6750, section 2.1: no white space in a token, so this has its scheme before it.
         if secret.expose().contains(&b' ') {
-            let message = "the token of `jwks` contains a space";
+            let message = format!("the token of {of} contains a space");
             self.findings.report(&at, message, "write the token alone, without the word Bearer");
             return None;
         }

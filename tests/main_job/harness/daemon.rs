@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -62,9 +63,29 @@ impl<'s> Daemon<'s> {
     }
 
     /// Starts it by a command whose process becomes the daemon, and does not wait for anything.
-    pub(crate) fn spawn(site: &'s Site, mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    pub(crate) fn spawn(site: &'s Site, command: Command) -> Self {
+        Self::spawn_with(site, command, Stdio::null())
+    }
+
+    /// Starts it with an inherited socket of that name (sd_listen_fds(3)), or of two with a colon between them, and
+    /// does not wait for anything. A child can be given a descriptor without `unsafe` only as its standard input; a
+    /// shell moves it to where it belongs.
+    pub(crate) fn spawn_on(site: &'s Site, socket: impl Into<OwnedFd>, names: &str) -> Self {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "exec 3<&0 4<&0 </dev/null; LISTEN_PID=$$ exec \"$@\"", "sh"])
+            .arg(auditgate().get_program())
+            .arg("serve")
+            .arg("--config")
+            .arg(site.path("config.toml"))
+            .env("NO_COLOR", "1")
+            .env("LISTEN_FDS", names.split(':').count().to_string())
+            .env("LISTEN_FDNAMES", names);
+        Self::spawn_with(site, command, Stdio::from(socket.into()))
+    }
+
+    fn spawn_with(site: &'s Site, mut command: Command, input: Stdio) -> Self {
+        let mut child = command.stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let written = Arc::clone(&log);
@@ -101,6 +122,13 @@ impl<'s> Daemon<'s> {
     /// How it ended, if it has.
     pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
+    }
+
+    /// Waits until it has said something.
+    pub(crate) fn says(&self, words: &str) {
+        wait_until(PATIENCE, "the daemon says it", || {
+            self.log().iter().any(|line| line.contains(words)).then_some(()).ok_or_else(|| words.to_owned())
+        });
     }
 
     /// What it has said so far.

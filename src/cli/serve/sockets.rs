@@ -1,0 +1,344 @@
+//! The sockets that the daemon listens on: those that systemd opened for it (sd_listen_fds(3)), or its own.
+//!
+//! An inherited socket outlives the daemon: whoever connects while it restarts waits in the socket's queue. It is
+//! checked against the configuration, which stays the one place that says who can reach what. We close our copy and
+//! nothing else; a Unix socket's file is removed only if we made it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use listenfd::ListenFd;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+
+use crate::cli::exit::Failure;
+use crate::config::AdminAddress;
+use crate::observe::admin;
+
+/// The name of the senders' socket, `FileDescriptorName=` in its unit (systemd.socket(5)).
+const LISTEN: &str = "listen";
+/// The name of the admin endpoint's.
+const ADMIN: &str = "admin";
+
+/// Who may connect to the admin endpoint's socket file: the daemon's user and group.
+const ADMIN_MODE: u32 = 0o660;
+
+/// Connections that wait to be accepted, on a Unix socket of our own.
+const QUEUE: i32 = 128;
+
+/// The sockets that were passed to this process; none without socket activation.
+#[derive(Default)]
+pub(super) struct Inherited {
+    listen: Option<std::net::TcpListener>,
+    admin: Option<AdminSocket>,
+}
+
+enum AdminSocket {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// The admin endpoint's socket. A socket file that was made here goes with `file`.
+pub(super) struct Admin {
+    pub(super) socket: admin::Socket,
+    pub(super) file: Option<SocketFile>,
+}
+
+/// A socket's file, which is removed when this is dropped.
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "cannot remove {}; the next start does", self.0.display());
+        }
+    }
+}
+
+impl Inherited {
+    /// Takes the sockets, and the variables that told of them out of the environment: to be called once, before
+    /// there is a second thread.
+    ///
+    /// # Errors
+    /// 78 for a socket that is of no use: another name, twice the same, not a listening stream.
+    pub(super) fn from_environment() -> Result<Self, Failure> {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let mut passed = ListenFd::from_env();
+        let mut names = names.split(':');
+        let mut inherited = Self::default();
+        for index in 0..passed.len() {
+            let name = names.next().unwrap_or_default();
+            let unusable = |error: io::Error| {
+                Failure::config(format!(
+                    "the inherited socket `{name}` cannot be used: {error}; pass a stream socket that listens"
+                ))
+            };
+            let is_second = match purpose(name)? {
+                LISTEN => {
+                    let socket = passed.take_tcp_listener(index).map_err(unusable)?;
+                    let socket = socket.map(listening).transpose().map_err(unusable)?;
+                    std::mem::replace(&mut inherited.listen, socket).is_some()
+                }
+                _ => {
+                    let unix = passed.take_unix_listener(index).ok().flatten();
+                    let socket = match unix {
+                        Some(socket) => Some(AdminSocket::Unix(listening(socket).map_err(unusable)?)),
+                        None => {
+                            let socket = passed.take_tcp_listener(index).map_err(unusable)?;
+                            socket.map(listening).transpose().map_err(unusable)?.map(AdminSocket::Tcp)
+                        }
+                    };
+                    std::mem::replace(&mut inherited.admin, socket).is_some()
+                }
+            };
+            if is_second {
+                return Err(Failure::config(format!(
+                    "two sockets were passed for [{}]; let the socket unit have one ListenStream=, such as \
+                     [::]:8443 for IPv4 and IPv6",
+                    purpose(name)?
+                )));
+            }
+        }
+        Ok(inherited)
+    }
+
+    /// The socket for senders: the inherited one, or one that is opened now.
+    ///
+    /// # Errors
+    /// 78 when the inherited one has another address than `listen.address`, 74 when the system gives none.
+    pub(super) async fn listen(&mut self, wanted: SocketAddr) -> Result<TcpListener, Failure> {
+        const KEY: &str = "listen.address";
+        match self.listen.take() {
+            Some(socket) => adopt_tcp(socket, wanted, KEY),
+            None => bind_tcp(wanted, KEY),
+        }
+    }
+
+    /// The socket for the admin endpoint: the inherited one, or one that is opened now. A stale socket file is
+    /// replaced.
+    ///
+    /// # Errors
+    /// 78 when the inherited one has another address than `admin.address`, 74 when the system gives none or
+    /// somebody answers at the path.
+    pub(super) async fn admin(&mut self, wanted: &AdminAddress) -> Result<Admin, Failure> {
+        const KEY: &str = "admin.address";
+        let (socket, file) = match (self.admin.take(), wanted) {
+            (None, AdminAddress::Tcp(address)) => (admin::Socket::Tcp(bind_tcp(*address, KEY)?), None),
+            (None, AdminAddress::Unix(path)) => {
+                let (socket, file) = bind_unix(path).await?;
+                (admin::Socket::Unix(socket), Some(file))
+            }
+            (Some(AdminSocket::Tcp(socket)), AdminAddress::Tcp(address)) => {
+                (admin::Socket::Tcp(adopt_tcp(socket, *address, KEY)?), None)
+            }
+            (Some(AdminSocket::Unix(socket)), AdminAddress::Unix(path)) => {
+                (admin::Socket::Unix(adopt_unix(socket, path)?), None)
+            }
+            (Some(AdminSocket::Tcp(socket)), AdminAddress::Unix(_)) => {
+                let address = socket.local_addr().map_err(|error| unusable(KEY, &error))?;
+                return Err(differs(KEY, wanted, address));
+            }
+            (Some(AdminSocket::Unix(socket)), AdminAddress::Tcp(_)) => {
+                let path = path_of(&socket).map_err(|error| unusable(KEY, &error))?;
+                return Err(differs(KEY, wanted, AdminAddress::Unix(path)));
+            }
+        };
+        Ok(Admin { socket, file })
+    }
+}
+
+/// Which table of the configuration a socket belongs to, by its name. A socket unit that gives none passes its own.
+fn purpose(name: &str) -> Result<&'static str, Failure> {
+    match name {
+        ADMIN => Ok(ADMIN),
+        LISTEN | "" | "unknown" => Ok(LISTEN),
+        unit if unit.ends_with(".socket") => Ok(LISTEN),
+        other => Err(Failure::config(format!(
+            "a socket with the name `{other}` was passed; write FileDescriptorName=listen or \
+             FileDescriptorName=admin in its unit"
+        ))),
+    }
+}
+
+/// listen(2) must have been called, or accept(2) would fail for ever.
+fn listening<S: AsFd>(socket: S) -> io::Result<S> {
+    if sockopt::socket_acceptconn(&socket)? {
+        Ok(socket)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen"))
+    }
+}
+
+fn adopt_tcp(
+    socket: std::net::TcpListener,
+    wanted: SocketAddr,
+    key: &'static str,
+) -> Result<TcpListener, Failure> {
+    let address = socket.local_addr().map_err(|error| unusable(key, &error))?;
+    if !fits(wanted, address) {
+        return Err(differs(key, wanted, address));
+    }
+    socket.set_nonblocking(true).map_err(|error| unusable(key, &error))?;
+    let socket = TcpListener::from_std(socket).map_err(|error| unusable(key, &error))?;
+    tracing::info!("the socket at {address} was inherited; it stays open when the daemon ends");
+    Ok(socket)
+}
+
+fn adopt_unix(socket: std::os::unix::net::UnixListener, wanted: &Path) -> Result<UnixListener, Failure> {
+    const KEY: &str = "admin.address";
+    let path = path_of(&socket).map_err(|error| unusable(KEY, &error))?;
+    // Through symbolic links too, such as /var/run.
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if real(&path) != real(wanted) {
+        let wanted = AdminAddress::Unix(wanted.to_owned());
+        return Err(differs(KEY, wanted, AdminAddress::Unix(path)));
+    }
+    socket.set_nonblocking(true).map_err(|error| unusable(KEY, &error))?;
+    UnixListener::from_std(socket).map_err(|error| unusable(KEY, &error))
+}
+
+fn path_of(socket: &std::os::unix::net::UnixListener) -> io::Result<PathBuf> {
+    // One without a name has no path, which equals none that can be configured.
+    Ok(socket.local_addr()?.as_pathname().unwrap_or(Path::new("")).to_owned())
+}
+
+/// Port 0 is any port; an IPv4-mapped IPv6 address is the IPv4 address.
+fn fits(wanted: SocketAddr, is: SocketAddr) -> bool {
+    wanted.ip().to_canonical() == is.ip().to_canonical() && (wanted.port() == 0 || wanted.port() == is.port())
+}
+
+fn differs(key: &str, wanted: impl std::fmt::Display, is: impl std::fmt::Display) -> Failure {
+    Failure::config(format!(
+        "the inherited socket is {is}, but {key} is {wanted}; write the same address into the configuration and \
+         into ListenStream= of the socket unit"
+    ))
+}
+
+fn unusable(key: &str, error: &io::Error) -> Failure {
+    Failure::io(format!("the inherited socket for {key} cannot be used: {error}"))
+}
+
+/// Connections that the kernel keeps until they are accepted, as far as net.core.somaxconn lets it: a burst that does
+/// not fit makes others wait for a second, until they try again.
+const BACKLOG: u32 = 4096;
+
+fn bind_tcp(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // After a restart there are connections to the address that the kernel still remembers.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => "; another process has the port: stop it or choose another",
+            io::ErrorKind::PermissionDenied => {
+                "; ports below 1024 need CAP_NET_BIND_SERVICE or a socket unit"
+            }
+            _ => "",
+        };
+        Failure::io(format!("cannot listen on {address} ({key}): {error}{hint}"))
+    })
+}
+
+/// Makes a socket file. One that nobody listens on any more, as after `kill -9`, is replaced; anything else that is
+/// there is left alone.
+async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
+    let failure = |what: &str| {
+        Failure::io(format!("cannot listen on unix://{} (admin.address): {what}", path.display()))
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failure(&error.to_string())),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(failure("something that is no socket is there; remove it or choose another path"));
+        }
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)
+                    .map_err(|error| failure(&format!("the old socket stays: {error}")))?;
+            }
+            // A queue that is full (EAGAIN) has somebody behind it, too.
+            Ok(_) => return Err(failure("another process listens there; stop it or choose another path")),
+            Err(error) => return Err(failure(&format!("another process may listen there: {error}"))),
+        },
+    }
+    let make = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+        let file = SocketFile(path.to_owned());
+        // Nobody can connect before listen(2), so the umask lets nobody slip in.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(ADMIN_MODE))?;
+        rustix::net::listen(&socket, QUEUE)?;
+        Ok((UnixListener::from_std(socket.into())?, file))
+    };
+    make().map_err(|error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            failure("its directory is missing; make it, or let the unit have RuntimeDirectory=")
+        }
+        _ => failure(&error.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_known_by_its_name() {
+        for name in ["listen", "", "unknown", "auditgate.socket"] {
+            assert_eq!(purpose(name).unwrap(), LISTEN);
+        }
+        assert_eq!(purpose("admin").unwrap(), ADMIN);
+        assert!(purpose("metrics").unwrap_err().message.contains("`metrics`"));
+    }
+
+    #[test]
+    fn the_configured_address_is_the_one_that_counts() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        for (wanted, is, expected) in [
+            ("127.0.0.1:8443", "127.0.0.1:8443", true),
+            ("127.0.0.1:0", "127.0.0.1:8443", true),
+            ("127.0.0.1:8443", "[::ffff:127.0.0.1]:8443", true),
+            ("127.0.0.1:8443", "127.0.0.1:8444", false),
+            ("127.0.0.1:8443", "0.0.0.0:8443", false),
+            ("0.0.0.0:8443", "[::]:8443", false),
+        ] {
+            assert_eq!(fits(address(wanted), address(is)), expected, "{wanted} {is}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_file_is_replaced_and_anything_else_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let message = async || bind_unix(&path).await.err().unwrap().message;
+
+        std::fs::write(&path, "mine").unwrap();
+        assert!(message().await.contains("no socket"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        std::fs::remove_file(&path).unwrap();
+
+        // Dropped without removing its file, as a killed process does.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let (socket, file) = bind_unix(&path).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, ADMIN_MODE);
+        UnixStream::connect(&path).await.unwrap();
+
+        assert!(message().await.contains("another process listens there"));
+        UnixStream::connect(&path).await.unwrap();
+        drop(socket);
+        drop(file);
+        assert!(!path.exists());
+
+        let nowhere = directory.path().join("missing/admin.sock");
+        assert!(bind_unix(&nowhere).await.err().unwrap().message.contains("its directory is missing"));
+    }
+}
