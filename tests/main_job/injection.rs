@@ -26,8 +26,7 @@ const FORGED_EVENT: &str = "\\n2023-05-19T00:03:39Z konghq.com \
      CEF:0|KongInc|Konnect|1.0|konnect|Authz.forged|10| rt=1 granted\\=true\\r\\n<8>1 - forged - - - - forged 9 <8>1 - - - -";
 
 /// What steers a terminal or turns the reading direction around, and what ends a text for some readers.
-const CONTROLS: &str =
-    "\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\u{8}\u{7f}\r\u{202e}gpj.exe\u{2066}\u{2028}\u{2029}\u{85}\0\u{b}\u{c}tail";
+const CONTROLS: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\u{8}\u{7f}\r\u{202e}gpj.exe\u{2066}\u{2028}\u{2029}\u{85}\0\u{b}\u{c}tail";
 
 /// What means something in the languages that the sinks speak.
 const QUOTES: &str = r#"'); DROP TABLE events; -- " ] \" {"trace_id":"1","raw":"forged"} ${jndi:x} %s [auditgate@32473 source=\"x\"]"#;
@@ -49,7 +48,13 @@ struct Case {
 impl Case {
     /// In CEF the free text of `user_agent` is the last before the signature, as in Kong's examples; a `key=` in
     /// it is not escaped, since nobody knows whether Konnect does that.
-    fn cef(producer: &Producer, number: usize, hostile: &str, ambiguous: &[&'static str], text: &str) -> Self {
+    fn cef(
+        producer: &Producer,
+        number: usize,
+        hostile: &str,
+        ambiguous: &[&'static str],
+        text: &str,
+    ) -> Self {
         let line = format!(
             "{AUTHENTICATION} request=/r success=false org_id=o principal_id=p trace_id=77{number} user_agent={hostile}"
         );
@@ -82,8 +87,20 @@ fn cases(producer: &Producer) -> Vec<Case> {
             0,
             FORGED_PAIRS,
             &[
-                "act", "event_ts", "granted", "kong_initiated", "name", "org_id", "portal_id", "principal_id",
-                "rt", "severity", "sig", "status", "success", "trace_id",
+                "act",
+                "event_ts",
+                "granted",
+                "kong_initiated",
+                "name",
+                "org_id",
+                "portal_id",
+                "principal_id",
+                "rt",
+                "severity",
+                "sig",
+                "status",
+                "success",
+                "trace_id",
             ],
             "x",
         ),
@@ -95,7 +112,9 @@ fn cases(producer: &Producer) -> Vec<Case> {
         Case::cef(producer, 4, QUOTES, &["source"], QUOTES.split_once(" source=").unwrap().0),
         Case::cef(producer, 5, &long, &["sig"], long.strip_suffix(" sig=x").unwrap()),
     ];
-    for (index, hostile) in [FORGED_PAIRS, FORGED_EVENT, CONTROLS, QUOTES, "plain/1.0"].into_iter().enumerate() {
+    for (index, hostile) in
+        [FORGED_PAIRS, FORGED_EVENT, CONTROLS, QUOTES, "plain/1.0"].into_iter().enumerate()
+    {
         cases.push(Case::json(producer, 10 + index, hostile, false));
         cases.push(Case::json(producer, 20 + index, &format!("{hostile}\n{FORGED_EVENT}"), true));
     }
@@ -127,7 +146,8 @@ fn every_sink(counted: u16, newline: u16) -> String {
         sink("verified", "raw", "\"verified\""),
         sink("events", "json", "\"verified\""),
         sink("quarantine", "json", "\"quarantine\""),
-        "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\nstream = [\"verified\", \"quarantine\"]\n".into(),
+        "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\nstream = [\"verified\", \"quarantine\"]\n"
+            .into(),
         syslog("counted", counted, "octet-counting"),
         syslog("newline", newline, "newline"),
     ]
@@ -160,7 +180,8 @@ fn free_text_forges_nothing_in_any_sink() {
     assert_eq!(daemon.deliver(&rejected), Receipt { quarantined, ..Receipt::default() });
     // Each is its own event, and the same when it comes again.
     let again = Receipt { duplicates: accepted + quarantined, ..Receipt::default() };
-    let all: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).chain(rejected.iter().map(Vec::as_slice)).collect();
+    let all: Vec<&[u8]> =
+        lines.iter().map(|line| line.as_bytes()).chain(rejected.iter().map(Vec::as_slice)).collect();
     assert_eq!(daemon.deliver(&all), again);
     daemon.settle();
     let ours: Vec<(String, String)> = daemon.metrics().into_iter().collect();
@@ -296,7 +317,8 @@ fn in_syslog(framing: &str, messages: &[String], cases: &[Case], records: &[u8])
         };
         let key = r#"k\\u{1b}\]0;owned\\u{7}\" \] \\ sig=\\u{202e}\\u{9b}31m"#;
         let data = format!("auditgate@32473 source=\"us\" key_id=\"{key}\"{trace}] ");
-        let text = rest.strip_prefix(&data).unwrap_or_else(|| panic!("{framing}: {data} is not before {rest:.300}"));
+        let text =
+            rest.strip_prefix(&data).unwrap_or_else(|| panic!("{framing}: {data} is not before {rest:.300}"));
         assert!(text == case.line, "{framing}: the message is the line");
     }
     for (message, record) in messages[cases.len()..].iter().zip(rejected) {
