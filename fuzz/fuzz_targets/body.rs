@@ -69,6 +69,7 @@ fn check(declared: Option<&str>, body: &[u8], caps: Caps) {
         // What is wrong may stand behind the first byte too many.
         (Err(DecodeError::TooManyLines(_) | DecodeError::TooLarge(_)), Err(_)) => {}
         (Err(DecodeError::Undecodable(_)), Err(_)) => {}
+        (Err(DecodeError::Undecodable(_)), Ok(plain)) => assert!(plain.len() > caps.decoded),
         (ours, theirs) => panic!("{ours:?} and {theirs:?}"),
     }
 }

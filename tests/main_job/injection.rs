@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use rusqlite::Connection;
+use rusqlite::types::Value as Held;
 use serde_json::{Value, json};
 
 use crate::harness::daemon::{Daemon, Receipt};
@@ -31,24 +32,72 @@ const CONTROLS: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\u{8}\u{7f}\r\u{202
 /// What means something in the languages that the sinks speak.
 const QUOTES: &str = r#"'); DROP TABLE events; -- " ] \" {"trace_id":"1","raw":"forged"} ${jndi:x} %s [auditgate@32473 source=\"x\"]"#;
 
-/// A header that its event keeps, whatever its values say.
+/// Headers, which their events keep whatever their values say.
 const AUTHENTICATION: &str = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|AUTHENTICATION_TYPE_PAT|\
      AUTHENTICATION_OUTCOME_FAILURE|4|rt=1684454619000 src=127.0.0.6";
+const ACCESS: &str = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|KongGateway|Ingress|4|\
+     rt=1684454619000 src=127.0.0.6";
+
+/// The fields that somebody could want to forge.
+const WANTED: [&str; 16] = [
+    "act",
+    "event_class_id",
+    "event_ts",
+    "granted",
+    "kong_initiated",
+    "name",
+    "org_id",
+    "portal_id",
+    "principal_id",
+    "query",
+    "request",
+    "rt",
+    "severity",
+    "status",
+    "success",
+    "trace_id",
+];
+
+/// The fields that a CEF header has: they are never in doubt.
+const HEADER: [&str; 4] = ["event_class_id", "event_ts", "name", "severity"];
 
 /// An event, and what is true of it.
 struct Case {
     line: String,
-    trace: String,
+    /// Its fields, but for those in doubt.
+    truth: BTreeMap<&'static str, Value>,
     /// The keys that are in doubt.
     ambiguous: Vec<&'static str>,
-    /// Free text, which is what it is.
-    texts: Vec<(&'static str, String)>,
 }
 
 impl Case {
-    /// In CEF the free text of `user_agent` is the last before the signature, as in Kong's examples; a `key=` in
-    /// it is not escaped, since nobody knows whether Konnect does that.
-    fn cef(
+    fn of(
+        line: String,
+        fields: &Value,
+        ambiguous: &[&'static str],
+        texts: [(&'static str, &str); 3],
+    ) -> Self {
+        let event = json!({
+            "event_ts": "2023-05-19T00:03:39Z", "severity": 4, "rt": 1_684_454_619_000_u64, "org_id": "o",
+            "principal_id": "p",
+        });
+        let mut truth = BTreeMap::new();
+        for name in WANTED {
+            let value =
+                [fields, &event].into_iter().map(|values| &values[name]).find(|value| !value.is_null());
+            if let Some(value) = value.filter(|_| HEADER.contains(&name) || !ambiguous.contains(&name)) {
+                truth.insert(name, value.clone());
+            }
+        }
+        truth.extend(
+            texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, json!(text))),
+        );
+        Self { line, truth, ambiguous: ambiguous.to_vec() }
+    }
+
+    /// An authentication event in CEF, `user_agent` last. A `key=` in a value is not escaped, since nobody knows
+    /// whether Konnect does that. `text` is what is left of the hostile text where the first forged key begins.
+    fn authentication(
         producer: &Producer,
         number: usize,
         hostile: &str,
@@ -56,24 +105,48 @@ impl Case {
         text: &str,
     ) -> Self {
         let line = format!(
-            "{AUTHENTICATION} request=/r success=false org_id=o principal_id=p trace_id=77{number} user_agent={hostile}"
+            "{AUTHENTICATION} request=/r success=false org_id=o principal_id=p trace_id=77{number} \
+             user_agent={hostile}"
         );
-        let line = producer.sign_cef(&line);
-        let ambiguous = ambiguous.to_vec();
-        Self { line, trace: format!("77{number}"), ambiguous, texts: vec![("user_agent", text.to_owned())] }
+        let fields = json!({
+            "name": "AUTHENTICATION_OUTCOME_FAILURE", "event_class_id": "AUTHENTICATION_TYPE_PAT",
+            "success": false, "trace_id": format!("77{number}"),
+        });
+        let texts = [("request", "/r"), ("query", ""), ("user_agent", text)];
+        Self::of(producer.sign_cef(&line), &fields, ambiguous, texts)
     }
 
+    /// An access event in CEF with the hostile text in all three of its values.
+    fn access(
+        producer: &Producer,
+        number: usize,
+        hostile: &str,
+        ambiguous: &[&'static str],
+        text: &str,
+    ) -> Self {
+        let line = format!(
+            "{ACCESS} request={hostile} act=POST status=200 org_id=o principal_id=p user_agent={hostile} \
+             trace_id=77{number} query={hostile}"
+        );
+        let fields = json!({
+            "name": "Ingress", "event_class_id": "KongGateway", "act": "POST", "status": 200,
+            "trace_id": format!("77{number}"),
+        });
+        let texts = [("request", text), ("query", text), ("user_agent", text)];
+        Self::of(producer.sign_cef(&line), &fields, ambiguous, texts)
+    }
+
+    /// An event in JSON or CPS with the hostile text in all three of its values.
     fn json(producer: &Producer, number: usize, hostile: &str, is_wrapped: bool) -> Self {
-        let event = json!({
+        let fields = json!({
             "event_ts": "2023-05-19T00:03:39Z", "name": "AUTHENTICATION_OUTCOME_FAILURE", "severity": 4,
             "event_class_id": "AUTHENTICATION_TYPE_PAT", "rt": 1_684_454_619_000_u64, "success": false,
             "org_id": "o", "principal_id": "p", "trace_id": format!("77{number}"),
             "request": hostile, "query": hostile, "user_agent": hostile,
         });
-        let signed = producer.sign_json(&event.to_string());
-        let texts = ["request", "query", "user_agent"].map(|name| (name, hostile.to_owned())).to_vec();
+        let signed = producer.sign_json(&fields.to_string());
         let line = if is_wrapped { format!("{{\"event\":{signed}}}") } else { signed };
-        Self { line, trace: format!("77{number}"), ambiguous: Vec::new(), texts }
+        Self::of(line, &fields, &[], [("request", hostile), ("query", hostile), ("user_agent", hostile)])
     }
 }
 
@@ -81,44 +154,42 @@ impl Case {
 fn cases(producer: &Producer) -> Vec<Case> {
     let long = format!("{} sig=x", "A\u{202e}".repeat(64_000));
     assert!(long.len() > 250 << 10);
-    let mut cases = vec![
-        Case::cef(
-            producer,
-            0,
-            FORGED_PAIRS,
-            &[
-                "act",
-                "event_ts",
-                "granted",
-                "kong_initiated",
-                "name",
-                "org_id",
-                "portal_id",
-                "principal_id",
-                "rt",
-                "severity",
-                "sig",
-                "status",
-                "success",
-                "trace_id",
-            ],
-            "x",
-        ),
-        Case::cef(producer, 1, "plain/1.0", &[], "plain/1.0"),
-        Case::cef(producer, 2, FORGED_EVENT, &["rt"], {
-            "\n2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|konnect|Authz.forged|10|"
-        }),
-        Case::cef(producer, 3, CONTROLS, &[], CONTROLS),
-        Case::cef(producer, 4, QUOTES, &["source"], QUOTES.split_once(" source=").unwrap().0),
-        Case::cef(producer, 5, &long, &["sig"], long.strip_suffix(" sig=x").unwrap()),
+    let every = [
+        "act",
+        "event_ts",
+        "granted",
+        "kong_initiated",
+        "name",
+        "org_id",
+        "portal_id",
+        "principal_id",
+        "rt",
+        "severity",
+        "sig",
+        "status",
+        "success",
+        "trace_id",
     ];
-    for (index, hostile) in
-        [FORGED_PAIRS, FORGED_EVENT, CONTROLS, QUOTES, "plain/1.0"].into_iter().enumerate()
+    let before_rt = FORGED_EVENT.split_once(" rt=").unwrap().0.replacen("\\n", "\n", 1);
+    let before_source = QUOTES.split_once(" source=").unwrap().0;
+    let mut cases = Vec::new();
+    for (number, (hostile, ambiguous, text)) in [
+        (FORGED_PAIRS, &every[..], "x"),
+        ("plain/1.0", &[], "plain/1.0"),
+        (FORGED_EVENT, &["rt"], &before_rt),
+        (CONTROLS, &[], CONTROLS),
+        (QUOTES, &["source"], before_source),
+    ]
+    .into_iter()
+    .enumerate()
     {
-        cases.push(Case::json(producer, 10 + index, hostile, false));
-        cases.push(Case::json(producer, 20 + index, &format!("{hostile}\n{FORGED_EVENT}"), true));
+        cases.push(Case::authentication(producer, number, hostile, ambiguous, text));
+        cases.push(Case::access(producer, 10 + number, hostile, ambiguous, text));
+        cases.push(Case::json(producer, 20 + number, hostile, false));
+        cases.push(Case::json(producer, 30 + number, &format!("{hostile}\n{FORGED_EVENT}"), true));
     }
-    cases.push(Case::json(producer, 30, &"B\u{9b}".repeat(29_000), false));
+    cases.push(Case::authentication(producer, 40, &long, &["sig"], long.strip_suffix(" sig=x").unwrap()));
+    cases.push(Case::json(producer, 41, &"B\u{9b}".repeat(29_000), false));
     cases
 }
 
@@ -220,84 +291,64 @@ fn in_json(bytes: &[u8], cases: &[Case]) {
             record["ambiguous"].as_array().into_iter().flatten().map(|key| key.as_str().unwrap()).collect();
         assert_eq!(ambiguous, case.ambiguous);
         let event = &record["event"];
-        let expected = [
-            ("name", json!("AUTHENTICATION_OUTCOME_FAILURE")),
-            ("severity", json!(4)),
-            ("event_ts", json!("2023-05-19T00:03:39Z")),
-            ("event_class_id", json!("AUTHENTICATION_TYPE_PAT")),
-            ("rt", json!(1_684_454_619_000_u64)),
-            ("success", json!(false)),
-            ("org_id", json!("o")),
-            ("principal_id", json!("p")),
-            ("trace_id", json!(case.trace)),
-        ];
-        for (name, value) in expected {
-            let is_header = ["name", "severity", "event_ts", "event_class_id"].contains(&name);
-            // What is in doubt is no field; the header is never in doubt.
-            let expected = if !is_header && ambiguous.contains(&name) { Value::Null } else { value };
-            assert_eq!(event[name], expected, "{name} of {}", case.trace);
+        for name in WANTED {
+            assert_eq!(
+                &event[name],
+                case.truth.get(name).unwrap_or(&Value::Null),
+                "{name} of {:.300}",
+                case.line
+            );
         }
-        for (name, text) in &case.texts {
-            assert_eq!(event[name], **text, "{name} of {}", case.trace);
-        }
-        for name in ["granted", "kong_initiated", "portal_id", "status", "act", "action"] {
-            assert_eq!(event[name], Value::Null, "{name} of {}", case.trace);
-        }
+        assert_eq!(event["user_agent"], case.truth["user_agent"]);
     }
 }
 
 fn in_sqlite(site: &Site, cases: &[Case], rejected: &[Vec<u8>]) {
     let database = Connection::open(site.path("search.db")).unwrap();
-    let mut find = database
-        .prepare(
-            "SELECT name, severity, event_ts, trace_id, principal_id, success, granted, status, kong_initiated, \
-             portal_id, act, rt, time, user_agent, source, key_id, verified, extra, raw FROM events ORDER BY id",
-        )
-        .unwrap();
-    let names: Vec<String> = find.column_names().into_iter().map(str::to_owned).collect();
-    let rows: Vec<BTreeMap<String, rusqlite::types::Value>> = find
+    let columns = format!("user_agent, source, key_id, verified, extra, raw, time, {}", WANTED.join(", "));
+    let mut find = database.prepare(&format!("SELECT {columns} FROM events ORDER BY id")).unwrap();
+    let names: Vec<&str> = columns.split(", ").collect();
+    let rows: Vec<BTreeMap<&str, Value>> = find
         .query_map([], |row| {
-            names.iter().enumerate().map(|(at, name)| Ok((name.clone(), row.get(at)?))).collect()
+            names.iter().enumerate().map(|(at, name)| Ok((*name, column(row, at)?))).collect()
         })
         .unwrap()
         .collect::<Result<_, _>>()
         .unwrap();
     assert_eq!(rows.len(), cases.len());
     for (row, case) in rows.iter().zip(cases) {
-        let text = |name: &str| match &row[name] {
-            rusqlite::types::Value::Null => None,
-            rusqlite::types::Value::Text(text) => Some(text.clone()),
-            rusqlite::types::Value::Integer(number) => Some(number.to_string()),
-            other => panic!("{name}: {other:?}"),
-        };
-        let unless_in_doubt =
-            |name: &str, value: &str| (!case.ambiguous.contains(&name)).then(|| value.to_owned());
-        assert_eq!(text("raw").unwrap(), case.line);
-        assert_eq!(text("source").unwrap(), "us");
-        assert_eq!(text("key_id").unwrap(), KID);
-        assert_eq!(text("verified").unwrap(), "1");
-        assert_eq!(text("name").unwrap(), "AUTHENTICATION_OUTCOME_FAILURE");
-        assert_eq!(text("severity").unwrap(), "4");
-        assert_eq!(text("event_ts").unwrap(), "2023-05-19T00:03:39Z");
-        assert_eq!(text("trace_id"), unless_in_doubt("trace_id", &case.trace));
-        assert_eq!(text("principal_id"), unless_in_doubt("principal_id", "p"));
-        assert_eq!(text("success"), unless_in_doubt("success", "0"));
-        assert_eq!(text("rt"), unless_in_doubt("rt", "1684454619000"));
-        assert_ne!(text("time").unwrap(), "1", "the forged time");
-        for name in ["granted", "status", "kong_initiated", "portal_id", "act"] {
-            assert_eq!(text(name), None, "{name} of {}", case.trace);
+        assert_eq!(row["raw"], case.line);
+        assert_eq!(
+            (&row["source"], &row["key_id"], &row["verified"]),
+            (&json!("us"), &json!(KID), &json!(1))
+        );
+        for name in WANTED.into_iter().chain(["user_agent"]) {
+            let expected = match case.truth.get(name) {
+                Some(Value::Bool(value)) => json!(u8::from(*value)),
+                Some(value) => value.clone(),
+                None => Value::Null,
+            };
+            assert_eq!(row[name], expected, "{name} of {:.300}", case.line);
         }
-        let user_agent = &case.texts.last().unwrap().1;
-        assert!(text("user_agent").unwrap() == *user_agent, "user_agent of {}", case.trace);
-        let extra = text("extra");
-        harmless("extra", extra.as_deref().unwrap_or_default().as_bytes());
-        let extra: Value = extra.map_or(Value::Null, |extra| serde_json::from_str(&extra).unwrap());
-        assert_eq!(extra["ambiguous"] == Value::Null, case.ambiguous.is_empty(), "{extra}");
-        assert_eq!(extra["event"], Value::Null);
+        assert_ne!(row["time"], 1, "the forged time");
+        let extra = row["extra"].as_str().unwrap_or("null");
+        harmless("extra", extra.as_bytes());
+        let extra: Value = serde_json::from_str(extra).unwrap();
+        let ambiguous = if case.ambiguous.is_empty() { Value::Null } else { json!(case.ambiguous) };
+        assert_eq!(extra["ambiguous"], ambiguous);
     }
     let mut find = database.prepare("SELECT CAST(raw AS BLOB) FROM quarantine ORDER BY id").unwrap();
     let raws: Vec<Vec<u8>> = find.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(raws, rejected);
+}
+
+fn column(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<Value> {
+    Ok(match row.get(at)? {
+        Held::Null => Value::Null,
+        Held::Integer(number) => json!(number),
+        Held::Text(text) => json!(text),
+        other => panic!("{other:?}"),
+    })
 }
 
 /// Whole messages (RFC 5424): priority, time, structured data and message.
@@ -311,10 +362,8 @@ fn in_syslog(framing: &str, messages: &[String], cases: &[Case], records: &[u8])
         assert!(header.starts_with("<133>1 2023-05-19T00:03:39.000Z "), "{framing}: {header}");
         assert!(header.ends_with(" verified"), "{framing}: {header}");
         harmless("a syslog header", header.as_bytes());
-        let trace = match case.ambiguous.contains(&"trace_id") {
-            true => String::new(),
-            false => format!(" trace_id=\"{}\"", case.trace),
-        };
+        let trace = case.truth.get("trace_id").and_then(Value::as_str);
+        let trace = trace.map_or_else(String::new, |trace| format!(" trace_id=\"{trace}\""));
         let key = r#"k\\u{1b}\]0;owned\\u{7}\" \] \\ sig=\\u{202e}\\u{9b}31m"#;
         let data = format!("auditgate@32473 source=\"us\" key_id=\"{key}\"{trace}] ");
         let text =
