@@ -152,6 +152,11 @@ impl Ingest {
         Self { ledger, limits, cores: Arc::new(Semaphore::new(cores)) }
     }
 
+    /// The same recipe with other limits, on the same cores.
+    pub fn with_limits(&self, limits: Limits) -> Self {
+        Self { limits, ..self.clone() }
+    }
+
     /// Whether a batch of a source could be taken now: asked before its body is read.
     ///
     /// # Errors

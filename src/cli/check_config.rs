@@ -54,8 +54,15 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
     writeln!(out, "\n[listen]\naddress = {}", quoted(listen.address))?;
     match &listen.tls {
         Tls::Off => writeln!(out, "tls = \"off\"")?,
-        Tls::Files { cert, key } => {
-            writeln!(out, "tls = {{ cert = {}, key = {} }}", path(cert), path(key))?;
+        Tls::Files { cert, key, client_ca, client_names } => {
+            write!(out, "tls = {{ cert = {}, key = {}", path(cert), path(key))?;
+            if let Some(ca) = client_ca {
+                write!(out, ", client_ca = {}", path(ca))?;
+            }
+            if !client_names.is_empty() {
+                write!(out, ", client_names = [{}]", list(client_names.iter().map(quoted)))?;
+            }
+            writeln!(out, " }}")?;
         }
     }
 
@@ -80,9 +87,11 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
             [only] => writeln!(out, "authorization = {}", secret(only))?,
             several => writeln!(out, "authorization = [{}]", list(several.iter().map(secret)))?,
         }
-        match &source.jwks {
-            Some(jwks) => self::jwks(out, jwks)?,
-            None => {}
+        if !source.allow.is_empty() {
+            writeln!(out, "allow = [{}]", list(source.allow.iter().map(quoted)))?;
+        }
+        if let Some(jwks) = &source.jwks {
+            self::jwks(out, jwks)?;
         }
         writeln!(out, "signatures = {}", quoted(source.signatures.name()))?;
         let (by, window) = (quoted(source.dedup.by.name()), quoted(display_time(source.dedup.window)));

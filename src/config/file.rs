@@ -47,6 +47,8 @@ pub(super) enum Tls {
 pub(super) struct TlsFiles {
     pub(super) cert: Option<Text>,
     pub(super) key: Option<Text>,
+    pub(super) client_ca: Option<Text>,
+    pub(super) client_names: Option<Spanned<Vec<Text>>>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -83,6 +85,7 @@ pub(super) struct Size(pub(super) String);
 pub(super) struct Source {
     pub(super) path: Option<Text>,
     pub(super) authorization: Option<Spanned<OneOrMany<Secret>>>,
+    pub(super) allow: Option<Spanned<Vec<Text>>>,
     pub(super) jwks: Option<Spanned<Jwks>>,
     pub(super) signatures: Option<Text>,
     pub(super) dedup: Option<Dedup>,

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use crate::net::{Endpoint, Facility, Framing, Identity, SyslogAddress};
@@ -28,7 +29,7 @@ pub use secret::{Environment, MAX_SECRET, Secret, SecretError};
 pub const DEFAULT_FILE: &str = "/etc/auditgate/config.toml";
 
 /// The effective configuration. All paths are absolute.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The file that this was loaded from.
     pub file: PathBuf,
@@ -50,7 +51,7 @@ pub struct Config {
 }
 
 /// The socket for batches.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listen {
     /// IP address and port; port 0 lets the system choose. Required.
     pub address: SocketAddr,
@@ -59,7 +60,7 @@ pub struct Listen {
 }
 
 /// How the connection of a sender is protected.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Tls {
     /// Not at all; only with a loopback address.
     Off,
@@ -69,18 +70,23 @@ pub enum Tls {
         cert: PathBuf,
         /// The certificate's private key.
         key: PathBuf,
+        /// The authorities of clients, each of whom must show a certificate then.
+        client_ca: Option<PathBuf>,
+        /// What a client's certificate must be for: a subject (RFC 4514), a DNS name, an e-mail address or a URI;
+        /// anything when none is named. Only with `client_ca`.
+        client_names: Vec<String>,
     },
 }
 
 /// The socket for metrics, health and status: plain HTTP without authorisation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     /// Default 127.0.0.1:9464. Any address is allowed; who can reach it is the operator's decision.
     pub address: SocketAddr,
 }
 
 /// The daemon's own log.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// `tracing` filter directives that are known to parse, such as `info,auditgate::trust=debug`.
     /// Default `info`.
@@ -150,7 +156,7 @@ impl Default for Limits {
 }
 
 /// One sender: a region, a portal or another producer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Source {
     /// 1 to 64 of `A-Z a-z 0-9 _ . -`, but not `.` or `..`; unique.
     pub name: String,
@@ -159,6 +165,8 @@ pub struct Source {
     pub path: String,
     /// The values of the `Authorization` header that are let in: at least one, required.
     pub authorization: Vec<Secret>,
+    /// The networks that it may send from; any when there is none.
+    pub allow: Vec<IpNet>,
     /// The keys that its signatures are checked against; present unless `signatures` is off.
     pub jwks: Option<Jwks>,
     /// Default [`Signatures::Require`].
@@ -168,7 +176,7 @@ pub struct Source {
 }
 
 /// The keys that a source's signatures are checked against.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Jwks {
     /// Where they come from.
     pub origin: JwksOrigin,
@@ -181,7 +189,7 @@ pub struct Jwks {
 }
 
 /// Where a source's key set comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum JwksOrigin {
     /// These keys and no others.
     Keys(KeySet),
@@ -269,7 +277,7 @@ impl DedupBy {
 }
 
 /// One place where events go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sink {
     /// 1 to 64 of `A-Z a-z 0-9 _ . -`, but not `.` or `..`; unique.
     pub name: String,
@@ -315,7 +323,7 @@ impl WhenFull {
 }
 
 /// The types of sinks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum SinkKind {
     /// `file`: lines appended to a file.
     File {

@@ -29,8 +29,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use claims::Claims;
+use outbox::Feed;
 pub use outbox::{Body, Next, Outbox, Stored};
-use outbox::{Feed, Weight};
 pub use seen::{Identifier, Identity};
 
 use crate::wire::event::{Reason, Stream, Verdict};
@@ -372,10 +372,7 @@ impl Ledger {
             feed: Arc::clone(&feed),
             claims: Arc::clone(&claims),
             gauges: Arc::clone(&gauges),
-            limit: Weight {
-                bytes: options.backlog.bytes,
-                quarantine_bytes: options.backlog.quarantine_bytes,
-            },
+            limit: options.backlog.into(),
             subscriptions: options.subscriptions,
             windows: options.windows,
             clock: options.clock,
@@ -453,6 +450,12 @@ impl Ledger {
         let (sink, reply) = (sink.to_owned(), Some(reply));
         self.send(writer::Message::Advance { sink, position, mark, delivered, reply })?;
         answer.blocking_recv().map_err(|_| CommitError::Closed)?
+    }
+
+    /// Changes how long events are remembered and how much may wait, from the next transaction on. What a sink may
+    /// have in flight stays as it was at the start.
+    pub fn adjust(&self, windows: BTreeMap<String, Window>, limit: Backlog) {
+        let _ = self.send(writer::Message::Adjust { windows, limit: limit.into() });
     }
 
     /// Where a sink goes on: what was last noted durably.

@@ -289,6 +289,12 @@ impl std::ops::SubAssign for Weight {
     }
 }
 
+impl From<Backlog> for Weight {
+    fn from(Backlog { bytes, quarantine_bytes }: Backlog) -> Self {
+        Self { bytes, quarantine_bytes }
+    }
+}
+
 /// Puts a batch into the table.
 pub(super) fn append(
     connection: &Connection,

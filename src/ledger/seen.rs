@@ -150,6 +150,12 @@ impl Seen {
         })
     }
 
+    /// From the next transaction on, these windows count.
+    pub(super) fn adjust(&mut self, windows: BTreeMap<String, Window>) {
+        self.windows = windows;
+        self.forget_cached();
+    }
+
     /// Looks at the clocks: once per transaction, before the first [`Seen::insert`]. Returns the wall clock in
     /// seconds.
     pub(super) fn look_at_the_clock(&mut self, connection: &Connection) -> rusqlite::Result<i64> {

@@ -38,6 +38,8 @@ pub(super) enum Message {
         delivered: Option<Delivered>,
         reply: Option<Answer<()>>,
     },
+    /// From the next transaction on, remember and keep by these.
+    Adjust { windows: BTreeMap<String, Window>, limit: Weight },
     /// Write what is left and end.
     Close,
 }
@@ -176,6 +178,10 @@ impl Writer {
                     }
                     self.advances.insert(sink, (position, mark));
                     waiting.extend(reply);
+                }
+                Message::Adjust { windows, limit } => {
+                    self.seen.adjust(windows);
+                    self.skipping = Skipping::new(limit, &self.parts.subscriptions);
                 }
                 Message::Close => closing = true,
             }

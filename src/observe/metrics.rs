@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -23,7 +23,7 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// The statuses that the receiver can answer (contract, "Answers"), ascending. A status that is not listed
 /// is not counted.
-pub const STATUS_CODES: [u16; 10] = [200, 400, 401, 404, 405, 413, 415, 429, 431, 500];
+pub const STATUS_CODES: [u16; 11] = [200, 400, 401, 403, 404, 405, 413, 415, 429, 431, 500];
 
 /// Seconds. A request ends within its timeout, 30 s unless configured otherwise.
 const REQUEST_BUCKETS: [f64; 14] =
@@ -105,13 +105,15 @@ pub type BeforeRender = Box<dyn Fn(&Metrics) + Send + Sync>;
 /// write it, and the admin endpoint, which renders it.
 pub struct Metrics {
     registry: Registry,
-    sources: HashMap<String, SourceSeries>,
+    source_families: SourceFamilies,
+    sources: RwLock<HashMap<String, Arc<SourceSeries>>>,
     unrouted: RequestSeries,
     sinks: HashMap<String, SinkSeries>,
     connections: IntGauge,
     commit_duration: Histogram,
     ledger_bytes: IntGauge,
     certificate_not_after: IntGauge,
+    reload_errors: IntCounter,
     before_render: RwLock<Vec<BeforeRender>>,
 }
 
@@ -119,6 +121,35 @@ pub struct Metrics {
 struct RequestSeries {
     by_code: [IntCounter; STATUS_CODES.len()],
     duration: Histogram,
+}
+
+/// What each source has a series of.
+struct SourceFamilies {
+    requests: RequestFamilies,
+    events: IntCounterVec,
+    delay: HistogramVec,
+    last_event: IntGaugeVec,
+    jwks_keys: IntGaugeVec,
+    jwks_retired_keys: IntGaugeVec,
+    jwks_changes: IntCounterVec,
+    jwks_refreshed: IntGaugeVec,
+    jwks_refresh_errors: IntCounterVec,
+}
+
+impl SourceFamilies {
+    fn of(&self, name: &str) -> SourceSeries {
+        SourceSeries {
+            requests: self.requests.of(name),
+            events: Outcome::ALL.map(|outcome| self.events.with_label_values(&[name, outcome.as_str()])),
+            delay: self.delay.with_label_values(&[name]),
+            last_event: self.last_event.with_label_values(&[name]),
+            jwks_keys: self.jwks_keys.with_label_values(&[name]),
+            jwks_retired_keys: self.jwks_retired_keys.with_label_values(&[name]),
+            jwks_changes: self.jwks_changes.with_label_values(&[name]),
+            jwks_refreshed: self.jwks_refreshed.with_label_values(&[name]),
+            jwks_refresh_errors: self.jwks_refresh_errors.with_label_values(&[name]),
+        }
+    }
 }
 
 struct SourceSeries {
@@ -248,6 +279,10 @@ impl Metrics {
             "Attempts to refresh the key set that failed; the former keys stay in use.",
             &["source"],
         )?;
+        let reload_errors = declare.counter(
+            "auditgate_config_reload_errors_total",
+            "New configurations and certificates that could not be used; the former ones stay in force.",
+        )?;
         let certificate_not_after = declare.gauge(
             "auditgate_tls_certificate_not_after_timestamp_seconds",
             "Unix time at which the served certificate expires; 0 without TLS.",
@@ -259,17 +294,6 @@ impl Metrics {
             .set(1);
         declare.process()?;
 
-        let source_series = |name: &String| SourceSeries {
-            requests: requests.of(name),
-            events: Outcome::ALL.map(|outcome| events.with_label_values(&[name.as_str(), outcome.as_str()])),
-            delay: delay.with_label_values(&[name]),
-            last_event: last_event.with_label_values(&[name]),
-            jwks_keys: jwks_keys.with_label_values(&[name]),
-            jwks_retired_keys: jwks_retired_keys.with_label_values(&[name]),
-            jwks_changes: jwks_changes.with_label_values(&[name]),
-            jwks_refreshed: jwks_refreshed.with_label_values(&[name]),
-            jwks_refresh_errors: jwks_refresh_errors.with_label_values(&[name]),
-        };
         let sink_series = |name: &String| SinkSeries {
             delivered: delivered.with_label_values(&[name]),
             pending: pending.with_label_values(&[name]),
@@ -278,25 +302,53 @@ impl Metrics {
             truncated: sink_truncated.with_label_values(&[name]),
             skipped: sink_skipped.with_label_values(&[name]),
         };
-        Ok(Self {
-            sources: sources.iter().map(|name| (name.clone(), source_series(name))).collect(),
+        let metrics = Self {
             unrouted: requests.of(""),
+            source_families: SourceFamilies {
+                requests,
+                events,
+                delay,
+                last_event,
+                jwks_keys,
+                jwks_retired_keys,
+                jwks_changes,
+                jwks_refreshed,
+                jwks_refresh_errors,
+            },
+            sources: RwLock::default(),
             sinks: sinks.iter().map(|name| (name.clone(), sink_series(name))).collect(),
             connections,
             commit_duration,
             ledger_bytes,
             certificate_not_after,
+            reload_errors,
             before_render: RwLock::default(),
             registry,
-        })
+        };
+        for source in sources {
+            metrics.add_source(source);
+        }
+        Ok(metrics)
+    }
+
+    /// Creates the series of a source that was configured later; those of a source that is gone stay.
+    pub fn add_source(&self, name: &str) {
+        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        sources.entry(name.to_owned()).or_insert_with(|| Arc::new(self.source_families.of(name)));
+    }
+
+    /// Counts a new configuration or a new certificate that could not be used.
+    pub fn config_reload_error(&self) {
+        self.reload_errors.inc();
     }
 
     /// Counts one answered request. `source` is `None` when the path is no source's; `code` is one of
     /// [`STATUS_CODES`]; `elapsed` runs from the request's header to the end of the answer.
     pub fn http_request(&self, source: Option<&str>, code: u16, elapsed: Duration) {
-        let series = match source {
+        let source = source.map(|name| self.source(name));
+        let series = match &source {
             None => Some(&self.unrouted),
-            Some(name) => self.source(name).map(|source| &source.requests),
+            Some(source) => source.as_ref().map(|source| &source.requests),
         };
         let code = STATUS_CODES.iter().position(|&known| known == code);
         debug_assert!(code.is_some(), "a status outside STATUS_CODES was answered");
@@ -436,8 +488,8 @@ impl Metrics {
         Ok(text)
     }
 
-    fn source(&self, name: &str) -> Option<&SourceSeries> {
-        let series = self.sources.get(name);
+    fn source(&self, name: &str) -> Option<Arc<SourceSeries>> {
+        let series = self.sources.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         debug_assert!(series.is_some(), "no source of this name is configured");
         series
     }
@@ -489,6 +541,10 @@ struct Declarations<'a>(&'a Registry);
 impl Declarations<'_> {
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, MetricsError> {
         self.enter(IntGauge::new(name, help))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, MetricsError> {
+        self.enter(IntCounter::new(name, help))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, MetricsError> {
@@ -548,7 +604,6 @@ fn saturate(value: u64) -> i64 {
 mod tests {
     use std::collections::BTreeSet;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
@@ -597,6 +652,7 @@ mod tests {
             "auditgate_jwks_changes_total counter",
             "auditgate_jwks_refreshed_timestamp_seconds gauge",
             "auditgate_jwks_refresh_errors_total counter",
+            "auditgate_config_reload_errors_total counter",
             "auditgate_tls_certificate_not_after_timestamp_seconds gauge",
             "auditgate_build_info gauge",
         ] {

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +19,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::request::Service;
+use super::tls::Certificates;
 
 /// What the listener is made of.
 pub struct Listener {
     /// `https` or `http`, for the log.
     pub scheme: &'static str,
     /// None for plain HTTP, which the configuration allows on loopback only.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<Arc<Certificates>>,
     /// Connections at a time; more wait in the kernel's queue.
     pub connections: usize,
     /// For the TLS handshake, and for each request's header; an idle connection is closed after it.
@@ -66,9 +68,9 @@ impl Listener {
             };
             tokio::select! {
                 next = next => {
-                    let Some((permit, stream)) = next else { break };
+                    let Some((permit, (stream, peer))) = next else { break };
                     let (this, shutdown) = (Arc::clone(&this), stop.clone());
-                    tokio::spawn(async move { this.connection(stream, permit, shutdown).await });
+                    tokio::spawn(async move { this.connection(stream, peer, permit, shutdown).await });
                 }
                 _ = shutdown.wait_for(|stop| *stop) => break,
             }
@@ -86,6 +88,7 @@ impl Listener {
     async fn connection(
         &self,
         stream: TcpStream,
+        peer: IpAddr,
         _permit: OwnedSemaphorePermit,
         shutdown: watch::Receiver<bool>,
     ) {
@@ -93,12 +96,12 @@ impl Listener {
         let _ = stream.set_nodelay(true);
         match &self.tls {
             None => {
-                if let Some(stream) = self.requests(stream, shutdown).await {
+                if let Some(stream) = self.requests(stream, peer, shutdown).await {
                     linger(stream).await;
                 }
             }
             Some(tls) => {
-                let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
+                let handshake = TlsAcceptor::from(tls.config()).accept(stream);
                 let mut stop = shutdown.clone();
                 let ended = tokio::select! {
                     ended = timeout(self.header_deadline, handshake) => ended,
@@ -107,7 +110,7 @@ impl Listener {
                 };
                 match ended {
                     Ok(Ok(stream)) => {
-                        if let Some(mut stream) = self.requests(stream, shutdown).await {
+                        if let Some(mut stream) = self.requests(stream, peer, shutdown).await {
                             // Says goodbye in TLS; what still comes is thrown away undecrypted.
                             let _ = timeout(LINGER, stream.shutdown()).await;
                             linger(stream.into_inner().0).await;
@@ -121,13 +124,13 @@ impl Listener {
     }
 
     /// Serves a connection's requests. Gives the stream back when the last one was answered.
-    async fn requests<S>(&self, stream: S, mut shutdown: watch::Receiver<bool>) -> Option<S>
+    async fn requests<S>(&self, stream: S, peer: IpAddr, mut shutdown: watch::Receiver<bool>) -> Option<S>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let service = service_fn(|request| {
             let service = Arc::clone(&self.service);
-            Box::pin(async move { service.answer(request).await })
+            Box::pin(async move { service.answer(request, peer).await })
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -158,11 +161,11 @@ impl Listener {
 
 /// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, it
 /// waits until some come back.
-async fn accept(socket: &TcpListener) -> TcpStream {
+async fn accept(socket: &TcpListener) -> (TcpStream, IpAddr) {
     let mut wait = Duration::from_millis(10);
     loop {
         match socket.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
             Err(error) => match error.kind() {
                 io::ErrorKind::ConnectionAborted
                 | io::ErrorKind::ConnectionReset

@@ -1,17 +1,19 @@
 //! One request: route, authorise, bound, and read until it is a [`Delivery`].
 //!
-//! The order is part of the contract: path, method, authorisation, then the headers, then whether we could take
+//! The order is part of the contract: path, method, the peer's address, authorisation, then the headers, then whether we could take
 //! a batch at all, and only then the first byte of the body.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request, Response};
+use ipnet::IpNet;
 
 use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
@@ -24,6 +26,8 @@ pub struct Route {
     pub source: Arc<Source>,
     /// Who they are known by.
     pub authorises: Authorise,
+    /// The networks that they may send from; any when there is none.
+    pub allow: Vec<IpNet>,
 }
 
 /// Tells whether an `Authorization` header is one of those configured, in a time that does not depend on where
@@ -40,97 +44,33 @@ pub trait Observer: Send + Sync {
     fn undecodable(&self, source: &str, receipt: &Receipt);
 }
 
-/// Everything that a request needs.
-pub struct Service {
+/// What the operator can change while requests are answered. A request is answered by what was in force when it
+/// began.
+pub struct Rules {
     /// Sources by path.
     pub routes: HashMap<String, Route>,
     /// The recipe.
     pub ingest: Ingest,
-    /// The memory of all bodies in work.
-    pub room: Room,
     /// Bytes of one body, as received.
     pub body_limit: usize,
     /// How long a body may take to arrive.
     pub body_deadline: Duration,
-    /// The wall clock, in milliseconds since the Unix epoch.
-    pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
-    /// Who hears about it.
-    pub observer: Box<dyn Observer>,
-    /// One permit for each batch that is being taken in, so that a drain can wait for them: a hang-up of the
-    /// sender does not end them.
-    pub in_work: Arc<tokio::sync::Semaphore>,
 }
 
-/// The body did not arrive: the connection is closed without an answer, which senders retry.
-#[derive(Debug, thiserror::Error)]
-#[error("the body did not arrive")]
-pub struct Aborted;
-
-/// The size of [`Service::in_work`].
-pub const IN_WORK: usize = 1 << 20;
-
-impl Service {
-    /// Answers one request.
-    ///
-    /// # Errors
-    /// [`Aborted`] when there is nobody to answer.
-    pub async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Aborted> {
-        let start = Instant::now();
-        let route = self.routes.get(request.uri().path());
-        let source = route.map(|route| Arc::clone(&route.source.name));
-        let mut body_was_read = false;
-        let response = match self.take(route, request, &mut body_was_read).await? {
-            Ok(receipt) => response::receipt(&receipt),
-            Err(refusal) => {
-                if let Some(source) = &source {
-                    log(source, &refusal, (self.now)());
-                }
-                response::refusal(&refusal, !body_was_read)
-            }
-        };
-        self.observer.answered(source.as_deref(), response.status().as_u16(), start.elapsed());
-        Ok(response)
-    }
-
-    async fn take(
-        &self,
-        route: Option<&Route>,
-        request: Request<Incoming>,
-        body_was_read: &mut bool,
-    ) -> Result<Result<Receipt, Refusal>, Aborted> {
-        let route = match self.admit(route, &request) {
-            Ok(route) => route,
-            Err(refusal) => {
-                *body_was_read = is_bodiless(request.headers());
-                return Ok(Err(refusal));
-            }
-        };
-        let declared_coding = coding(request.headers());
-        let reading = self.read(request.into_body());
-        let Ok(read) = tokio::time::timeout(self.body_deadline, reading).await else {
-            tracing::info!(source = %route.source.name, "a body was too slow; the connection is closed");
-            return Err(Aborted);
-        };
-        let (body, reservation) = match read? {
-            Ok(read) => read,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        *body_was_read = true;
-        let delivery = Delivery {
-            source: Arc::clone(&route.source),
-            received_at: (self.now)(),
-            declared_coding,
-            body,
-            reservation,
-        };
-        Ok(self.ingest(delivery).await)
-    }
-
+impl Rules {
     /// Everything that is decided before the body.
-    fn admit<'a>(&self, route: Option<&'a Route>, request: &Request<Incoming>) -> Result<&'a Route, Refusal> {
+    fn admit<'a>(
+        &self,
+        route: Option<&'a Route>,
+        request: &Request<Incoming>,
+        peer: IpAddr,
+    ) -> Result<&'a Route, Refusal> {
         let route = route.ok_or(Refusal::NotFound)?;
         if request.method() != Method::POST {
             return Err(Refusal::MethodNotAllowed);
+        }
+        if !route.allow.is_empty() && !route.allow.iter().any(|network| network.contains(&peer)) {
+            return Err(Refusal::Forbidden);
         }
         let mut presented = request.headers().get_all(AUTHORIZATION).iter();
         let authorised = match (presented.next(), presented.next()) {
@@ -153,17 +93,114 @@ impl Service {
         self.ingest.may_take(&route.source).map_err(Refusal::Rejected)?;
         Ok(route)
     }
+}
+
+/// Everything that a request needs.
+pub struct Service {
+    /// What is in force.
+    pub rules: RwLock<Arc<Rules>>,
+    /// The memory of all bodies in work.
+    pub room: Room,
+    /// The wall clock, in milliseconds since the Unix epoch.
+    pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// Who hears about it.
+    pub observer: Box<dyn Observer>,
+    /// One permit for each batch that is being taken in, so that a drain can wait for them: a hang-up of the
+    /// sender does not end them.
+    pub in_work: Arc<tokio::sync::Semaphore>,
+}
+
+/// The body did not arrive: the connection is closed without an answer, which senders retry.
+#[derive(Debug, thiserror::Error)]
+#[error("the body did not arrive")]
+pub struct Aborted;
+
+/// The size of [`Service::in_work`].
+pub const IN_WORK: usize = 1 << 20;
+
+impl Service {
+    /// Answers one request of a peer, whose address is in its canonical form.
+    ///
+    /// # Errors
+    /// [`Aborted`] when there is nobody to answer.
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+    ) -> Result<Response<Full<Bytes>>, Aborted> {
+        let start = Instant::now();
+        let rules = Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner));
+        let route = rules.routes.get(request.uri().path());
+        let source = route.map(|route| Arc::clone(&route.source.name));
+        let mut body_was_read = false;
+        let response = match self.take(&rules, route, request, peer, &mut body_was_read).await? {
+            Ok(receipt) => response::receipt(&receipt),
+            Err(refusal) => {
+                if let Some(source) = &source {
+                    log(source, &refusal, (self.now)());
+                }
+                response::refusal(&refusal, !body_was_read)
+            }
+        };
+        self.observer.answered(source.as_deref(), response.status().as_u16(), start.elapsed());
+        Ok(response)
+    }
+
+    /// From the next request on.
+    pub fn replace(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    async fn take(
+        &self,
+        rules: &Rules,
+        route: Option<&Route>,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        body_was_read: &mut bool,
+    ) -> Result<Result<Receipt, Refusal>, Aborted> {
+        let route = match rules.admit(route, &request, peer) {
+            Ok(route) => route,
+            Err(refusal) => {
+                *body_was_read = is_bodiless(request.headers());
+                return Ok(Err(refusal));
+            }
+        };
+        let declared_coding = coding(request.headers());
+        let reading = self.read(request.into_body(), rules.body_limit);
+        let Ok(read) = tokio::time::timeout(rules.body_deadline, reading).await else {
+            tracing::info!(source = %route.source.name, "a body was too slow; the connection is closed");
+            return Err(Aborted);
+        };
+        let (body, reservation) = match read? {
+            Ok(read) => read,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        *body_was_read = true;
+        let delivery = Delivery {
+            source: Arc::clone(&route.source),
+            received_at: (self.now)(),
+            declared_coding,
+            body,
+            reservation,
+        };
+        Ok(self.ingest(&rules.ingest, delivery).await)
+    }
 
     /// Reads a body within its limit, reserving room for what has arrived.
-    async fn read(&self, mut body: Incoming) -> Result<Result<(Vec<u8>, Reservation), Refusal>, Aborted> {
+    async fn read(
+        &self,
+        mut body: Incoming,
+        limit: usize,
+    ) -> Result<Result<(Vec<u8>, Reservation), Refusal>, Aborted> {
         let mut reservation = self.room.reservation();
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame.map_err(|_| Aborted)?.into_data() else {
                 continue;
             };
-            if bytes.len() + frame.len() > self.body_limit {
-                return Ok(Err(Refusal::BodyTooLarge(self.body_limit)));
+            if bytes.len() + frame.len() > limit {
+                return Ok(Err(Refusal::BodyTooLarge(limit)));
             }
             if !reservation.grow(frame.len()).await {
                 return Ok(Err(Refusal::Rejected(Rejection::NoRoom)));
@@ -174,9 +211,9 @@ impl Service {
     }
 
     /// Runs the recipe apart from the connection: when the sender hangs up, the commit goes on.
-    async fn ingest(&self, delivery: Delivery) -> Result<Receipt, Refusal> {
+    async fn ingest(&self, ingest: &Ingest, delivery: Delivery) -> Result<Receipt, Refusal> {
         let (source, received_at) = (Arc::clone(&delivery.source), delivery.received_at);
-        let ingest = self.ingest.clone();
+        let ingest = ingest.clone();
         let in_work = Arc::clone(&self.in_work).acquire_owned().await;
         let work = tokio::spawn(async move {
             let _in_work = in_work;
@@ -236,6 +273,17 @@ fn log(source: &str, refusal: &Refusal, now: i64) {
             static LOGGED: Seldom = Seldom::new();
             if let Some(unlogged) = LOGGED.at(now) {
                 tracing::warn!(source, status, unlogged, "no or wrong Authorization");
+            }
+        }
+        Refusal::Forbidden => {
+            static LOGGED: Seldom = Seldom::new();
+            if let Some(unlogged) = LOGGED.at(now) {
+                tracing::warn!(
+                    source,
+                    status,
+                    unlogged,
+                    "a request from an address that `allow` does not list"
+                );
             }
         }
         Refusal::Rejected(Rejection::Undecodable { .. }) => {

@@ -22,6 +22,8 @@ pub enum Refusal {
     NotFound,
     /// Not `POST`.
     MethodNotAllowed,
+    /// From an address that may not send to this source.
+    Forbidden,
     /// No or wrong `Authorization`.
     Unauthorized,
     /// Another type than `text/plain`.
@@ -38,6 +40,7 @@ impl Refusal {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UnsupportedMediaType | Self::Rejected(Rejection::UnknownCoding) => {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
@@ -75,6 +78,7 @@ impl Refusal {
         match self {
             Self::NotFound => "no source has this path".to_owned(),
             Self::MethodNotAllowed => "batches are posted".to_owned(),
+            Self::Forbidden => "this address may not send here".to_owned(),
             Self::Unauthorized => "the Authorization header is missing or wrong".to_owned(),
             Self::UnsupportedMediaType => "batches are text/plain".to_owned(),
             Self::BodyTooLarge(limit) => format!("the body has more than {limit} bytes"),

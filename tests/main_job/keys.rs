@@ -175,12 +175,14 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
 
     committed.extend(all);
     let mut verified = site.verified();
-    (verified.sort(), committed.sort());
+    verified.sort();
+    committed.sort();
     assert!(verified == committed, "every genuine event once");
     let mut rejected: Vec<Vec<u8>> =
         quarantine(&site.read("quarantine.jsonl")).into_iter().map(|line| line.raw).collect();
     let mut strangers: Vec<Vec<u8>> = forged.concat().into_iter().map(String::into_bytes).collect();
-    (rejected.sort(), strangers.sort());
+    rejected.sort();
+    strangers.sort();
     assert!(rejected == strangers, "nothing but what is forged is in quarantine");
 }
 

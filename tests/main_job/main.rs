@@ -26,6 +26,7 @@ mod lag;
 mod operate;
 mod order;
 mod produce;
+mod reload;
 mod statuses;
 mod streams;
 mod tail;

@@ -281,6 +281,24 @@ fn keys_are_fetched_as_soon_as_they_can_be_and_kept() {
 }
 
 #[test]
+fn a_403_for_an_address_that_is_not_allowed() {
+    let here = source("us", PATH, "allow = [\"192.0.2.1\", \"127.0.0.0/8\"]");
+    let there = source("eu", "/konnect/eu", "allow = [\"192.0.2.0/24\", \"::1\"]");
+    let site = Site::new().sources(&(here + &there));
+    let daemon = Daemon::start(&site);
+    assert_eq!(daemon.deliver(&[site.producer.event(0)]).accepted, 1);
+    // Right token or not, and before the body is asked for.
+    let headers = [("Authorization", TOKEN), ("Content-Length", "100")];
+    let (mut client, answer) = head_only(&daemon, "POST", "/konnect/eu", &headers);
+    assert_eq!((answer.status, answer.header("connection")), (403, Some("close")));
+    assert_eq!(client.rest(), b"");
+    let requests = daemon.metrics().into_iter().find(|(series, _)| {
+        series.starts_with("auditgate_http_requests_total") && series.contains("403") && series.contains("eu")
+    });
+    assert_eq!(requests.unwrap().1, "1");
+}
+
+#[test]
 fn a_429_while_a_stuck_sink_fills_the_backlog() {
     let site = Site::new().limits("backlog = \"4KiB\"");
     // A directory where the sink's file should be.

@@ -7,38 +7,39 @@
 //! End: no new connection; requests come to their end; sinks get what is committed; the ledger is closed. What a
 //! sink cannot take by the deadline stays in the ledger for the next start.
 
+mod reload;
 mod sinks;
 mod skipped;
+mod sources;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 
+use self::reload::Reload;
 use self::skipped::Skips;
+use self::sources::Sources;
 use crate::cli::exit::Failure;
-use crate::config::{self, Config, DedupBy, Jwks, JwksOrigin, Secret, Secrets, Signatures, Tls};
+use crate::config::{self, Config, Secrets, Tls};
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
-use crate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
+use crate::ingest::{Ingest, Ingested, Limits, Source};
 use crate::ledger::{self, Backlog, Clock, Ledger, OpenError, Receipt, Running, Window};
-use crate::net;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
 use crate::receive::listener::Listener;
-use crate::receive::request::{self, IN_WORK, Route, Service};
-use crate::receive::tls;
+use crate::receive::request::{self, IN_WORK, Rules, Service};
+use crate::receive::tls::Certificates;
 use crate::room::Room;
-use crate::trust::keyring::{KeyRing, Origin, Refresh, Terms};
 use crate::wire::batch::Caps;
 use crate::wire::event::Reason;
 
@@ -56,8 +57,8 @@ const REJECT_WINDOW: Duration = Duration::from_secs(86_400);
 /// How long a batch waits for memory before it is told to come back.
 const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the first fetch of keys may hold up the start.
-const FIRST_FETCH: Duration = Duration::from_secs(3);
+/// How often the certificate's files are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
 
 /// For handshakes and headers, and for idle connections.
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
@@ -76,22 +77,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         config::LogFormat::Human => logging::Format::Human,
         config::LogFormat::Json => logging::Format::Json,
     };
-    logging::start(&config.log.level, format).map_err(Failure::config)?;
+    let log = logging::start(&config.log.level, format).map_err(Failure::config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(serve(&config));
+    let result = runtime.block_on(serve(&config, log));
     // Whatever still runs on a blocking thread has lost its reader.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: &Config) -> Result<(), Failure> {
-    let identity = match &config.listen.tls {
-        Tls::Off => None,
-        Tls::Files { cert, key } => Some(tls::server(cert, key).map_err(Failure::config)?),
-    };
+async fn serve(config: &Config, log: logging::Handle) -> Result<(), Failure> {
+    let certificates = certificates(&config.listen.tls)?;
     let names = |of: &mut dyn Iterator<Item = &String>| of.cloned().collect::<Vec<_>>();
     let metrics = Metrics::new(
         &names(&mut config.sources.iter().map(|source| &source.name)),
@@ -99,10 +97,6 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     )
     .map_err(Failure::bug)?;
     let metrics = Arc::new(metrics);
-    if let Some(not_after) = identity.as_ref().and_then(|identity| identity.not_after) {
-        metrics.certificate_not_after(u64::try_from(not_after).unwrap_or(0));
-    }
-    let certificates = identity.map(|identity| identity.config);
     let health = Arc::new(Health::new());
     let (stop, stopped) = watch::channel(false);
     // The admin endpoint outlives the drain, so that `/readyz` can say what is going on.
@@ -110,7 +104,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
 
     sinks::check(config)?;
     let (ledger, mut running) = open_ledger(config)?;
-    let sources = sources(config, &metrics).await?;
+    let sources = Sources::load(config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
     let socket = bind(config.listen.address, "listen.address").await?;
     let admin_socket = bind(config.admin.address, "admin.address").await?;
 
@@ -123,22 +117,32 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     scrape(&metrics, &skips, &ledger, config);
     let admin =
         tokio::spawn(admin::serve(admin_socket, Arc::clone(&metrics), Arc::clone(&health), admin_ends));
-    for source in &sources {
-        if let Some(keys) = &source.keys {
-            tokio::spawn(Arc::clone(keys).keep_fresh(stopped.clone()));
-        }
-    }
-    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), sources.clone(), limits(config)));
+    let (in_force, watched) = watch::channel(Arc::new(InForce::of(config, &sources)));
+    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), watched));
     tokio::spawn(Arc::clone(&skips).keep_reporting());
 
-    let listener = listener(config, certificates, &sources, &ledger, &metrics);
+    let ingest = Ingest::new(ledger.clone(), limits(config));
+    let service = Arc::new(service(config, rules(config, &sources, &ingest), &metrics));
+    let reload = Reload {
+        config: config.clone(),
+        sources,
+        service: Arc::clone(&service),
+        ingest,
+        certificates: certificates.clone(),
+        ledger: ledger.clone(),
+        metrics: Arc::clone(&metrics),
+        log,
+        in_force,
+        warned_at: None,
+    };
+    let listener = listener(config, certificates, service, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
     health.started();
     systemd::ready("receiving batches");
     tokio::spawn(systemd::watchdog(|| true));
 
     let lost = tokio::select! {
-        () = told_to_stop(&sources) => None,
+        () = told_to_stop(reload) => None,
         reason = &mut running.failed => Some(reason.unwrap_or_else(|_| "its thread ended".to_owned())),
     };
     if let Some(reason) = lost {
@@ -189,24 +193,25 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
     let _ = running.thread.join();
 }
 
-/// Waits for SIGTERM or SIGINT. SIGHUP looks for new keys meanwhile.
-async fn told_to_stop(sources: &[Arc<Source>]) {
+/// Waits for SIGTERM or SIGINT. Meanwhile SIGHUP reloads, and certificates that were replaced are taken up.
+async fn told_to_stop(mut reload: Reload) {
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
     else {
         tracing::error!("signals cannot be received; only SIGKILL will end this process");
         return std::future::pending().await;
     };
+    let mut now_and_then = tokio::time::interval(CERTIFICATE_CHECK);
     loop {
         tokio::select! {
             _ = terminate.recv() => return,
             _ = interrupt.recv() => return,
             _ = hang_up.recv() => {
-                tracing::info!(
-                    "SIGHUP: keys are read again, and files that were moved are made anew; a new configuration needs a restart"
-                );
-                sources.iter().filter_map(|source| source.keys.as_ref()).for_each(|keys| keys.refresh_soon());
+                systemd::reloading();
+                reload.all().await;
+                systemd::ready("receiving batches");
             }
+            _ = now_and_then.tick() => reload.look_at_certificates(),
         }
     }
 }
@@ -222,18 +227,23 @@ async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
     })
 }
 
+/// How long each source's events are remembered.
+fn windows(config: &Config) -> BTreeMap<String, Window> {
+    let window = |source: &config::Source| Window { events: source.dedup.window, rejects: REJECT_WINDOW };
+    config.sources.iter().map(|source| (source.name.clone(), window(source))).collect()
+}
+
+/// Where batches are refused.
+fn backlog(limits: Limits) -> Backlog {
+    Backlog { bytes: limits.backlog, quarantine_bytes: limits.quarantine_share() }
+}
+
 fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
-    let windows: BTreeMap<String, Window> = config
-        .sources
-        .iter()
-        .map(|source| (source.name.clone(), Window { events: source.dedup.window, rejects: REJECT_WINDOW }))
-        .collect();
-    let limits = limits(config);
     let options = ledger::Options {
         data_dir: config.data_dir.clone(),
         subscriptions: config.sinks.iter().map(sinks::subscription).collect(),
-        backlog: Backlog { bytes: limits.backlog, quarantine_bytes: limits.quarantine_share() },
-        windows,
+        backlog: backlog(limits(config)),
+        windows: windows(config),
         clock: Clock::system(),
     };
     Ledger::open(options).map_err(|error| match error {
@@ -242,82 +252,6 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
         }
         OpenError::InUse(_) | OpenError::Io { .. } | OpenError::Database { .. } => Failure::io(error),
     })
-}
-
-/// The configured sources, each with its keys loaded as far as they can be had.
-async fn sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<Source>>, Failure> {
-    let mut sources = Vec::with_capacity(config.sources.len());
-    for source in &config.sources {
-        let keys = match &source.jwks {
-            Some(jwks) => Some(keys(config, source, jwks, metrics)?),
-            None => None,
-        };
-        sources.push(Arc::new(Source {
-            name: source.name.as_str().into(),
-            policy: match source.signatures {
-                Signatures::Require => Policy::Require,
-                Signatures::AcceptUnsigned => Policy::AcceptUnsigned,
-                Signatures::Off => Policy::Off,
-            },
-            sameness: match source.dedup.by {
-                DedupBy::Event => Sameness::Event,
-                DedupBy::TraceId => Sameness::TraceId,
-            },
-            keys,
-        }));
-    }
-    // All at once: a key server that does not answer holds the start up no longer than one.
-    let mut loading = JoinSet::new();
-    for source in &sources {
-        if let Some(ring) = source.keys.clone() {
-            let name = Arc::clone(&source.name);
-            loading.spawn(async move {
-                let loaded = ring.load_at_start(FIRST_FETCH).await;
-                loaded.map_err(|error| Failure::config(format!("source `{name}`: {error}")))
-            });
-        }
-    }
-    while let Some(loaded) = loading.join_next().await {
-        loaded.map_err(Failure::bug)??;
-    }
-    Ok(sources)
-}
-
-fn keys(
-    config: &Config,
-    source: &config::Source,
-    jwks: &Jwks,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<KeyRing>, Failure> {
-    let named = |error: &dyn std::fmt::Display| Failure::config(format!("source `{}`: {error}", source.name));
-    let origin = match &jwks.origin {
-        JwksOrigin::Keys(keys) => Origin::Pinned(keys.clone()),
-        JwksOrigin::File(path) => Origin::File(path.clone()),
-        JwksOrigin::Url { url, refresh, ca, token } => Origin::Url {
-            endpoint: url.clone(),
-            refresh: *refresh,
-            ca: ca.clone(),
-            token: match token {
-                Some(token) => Some(net::bearer(token.expose()).map_err(|error| named(&error))?),
-                None => None,
-            },
-        },
-    };
-    let (metrics, name) = (Arc::clone(metrics), source.name.clone());
-    let terms =
-        Terms { retired_for: jwks.retired_for, revoked: jwks.revoked.clone(), pinned: jwks.pin.clone() };
-    let observer = move |refresh| match refresh {
-        Refresh::Loaded { keys, retired, changed, unix_seconds } => {
-            metrics.jwks_keys(&name, keys as u64, retired as u64);
-            metrics.jwks_refreshed(&name, unix_seconds, changed);
-        }
-        Refresh::Remembered { keys, retired } | Refresh::Expired { keys, retired } => {
-            metrics.jwks_keys(&name, keys as u64, retired as u64);
-        }
-        Refresh::Failed => metrics.jwks_refresh_error(&name),
-    };
-    let ring = KeyRing::new(&source.name, origin, terms, &config.data_dir, observer);
-    Ok(Arc::new(ring.map_err(|error| named(&error))?))
 }
 
 fn start_workers(
@@ -354,49 +288,45 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn listener(
-    config: &Config,
-    certificates: Option<Arc<rustls::ServerConfig>>,
-    sources: &[Arc<Source>],
-    ledger: &Ledger,
-    metrics: &Arc<Metrics>,
-) -> Listener {
-    let limits = &config.limits;
-    let routes: HashMap<String, Route> = config
-        .sources
-        .iter()
-        .zip(sources)
-        .map(|(configured, source)| {
-            let secrets: Vec<Secret> = configured.authorization.clone();
-            let authorises = move |presented: &[u8]| {
-                // Every secret is compared, so that the time does not tell which one nearly fitted.
-                secrets.iter().fold(false, |known, secret| known | secret.matches(presented))
-            };
-            (configured.path.clone(), Route { source: Arc::clone(source), authorises: Box::new(authorises) })
-        })
-        .collect();
-    let ingest = Ingest::new(ledger.clone(), self::limits(config));
-    let scheme = if certificates.is_some() { "https" } else { "http" };
-    for source in &config.sources {
-        tracing::debug!(source = source.name, path = source.path, "takes batches");
+fn certificates(tls: &Tls) -> Result<Option<Arc<Certificates>>, Failure> {
+    let Some(files) = reload::files(tls) else { return Ok(None) };
+    let now = (Clock::system().wall)() / 1000;
+    Ok(Some(Arc::new(Certificates::load(files, now).map_err(Failure::config)?)))
+}
+
+/// What requests are answered by.
+fn rules(config: &Config, sources: &Sources, ingest: &Ingest) -> Rules {
+    Rules {
+        routes: sources.routes(),
+        ingest: ingest.with_limits(limits(config)),
+        body_limit: config.limits.body,
+        body_deadline: config.limits.request_timeout,
     }
-    let service = Service {
-        routes,
-        ingest,
-        room: Room::new(limits.in_flight, ROOM_PATIENCE),
-        body_limit: limits.body,
-        body_deadline: limits.request_timeout,
+}
+
+fn service(config: &Config, rules: Rules, metrics: &Arc<Metrics>) -> Service {
+    Service {
+        rules: RwLock::new(Arc::new(rules)),
+        room: Room::new(config.limits.in_flight, ROOM_PATIENCE),
         now: Clock::system().wall,
         observer: Box::new(RequestWatcher { metrics: Arc::clone(metrics) }),
         in_work: Arc::new(Semaphore::new(IN_WORK)),
-    };
+    }
+}
+
+fn listener(
+    config: &Config,
+    certificates: Option<Arc<Certificates>>,
+    service: Arc<Service>,
+    metrics: &Arc<Metrics>,
+) -> Listener {
     let connections = Arc::clone(metrics);
     Listener {
-        scheme,
+        scheme: if certificates.is_some() { "https" } else { "http" },
         tls: certificates,
-        connections: limits.connections,
+        connections: config.limits.connections,
         header_deadline: HEADER_DEADLINE,
-        service: Arc::new(service),
+        service,
         connected: Box::new(move || Box::new(connections.connection_opened())),
     }
 }
@@ -418,11 +348,26 @@ fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Confi
     }));
 }
 
+/// What readiness depends on and a reload can change.
+struct InForce {
+    sources: Vec<Arc<Source>>,
+    limits: Limits,
+}
+
+impl InForce {
+    fn of(config: &Config, sources: &Sources) -> Self {
+        Self { sources: sources.all().cloned().collect(), limits: limits(config) }
+    }
+}
+
 /// Turns the state of the parts into readiness, once a second.
-async fn watch_health(health: Arc<Health>, ledger: Ledger, sources: Vec<Arc<Source>>, limits: Limits) {
+async fn watch_health(health: Arc<Health>, ledger: Ledger, in_force: watch::Receiver<Arc<InForce>>) {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
+    let mut known: Vec<String> = Vec::new();
     loop {
         every_second.tick().await;
+        let in_force = Arc::clone(&in_force.borrow());
+        let InForce { sources, limits } = &*in_force;
         let state = |is_bad: bool, problem: &str| if is_bad { Err(problem.to_owned()) } else { Ok(()) };
         health.set("ledger", state(ledger.is_unwritable(), "the ledger cannot be written; see the log"));
         let (all, quarantined) = ledger.backlog();
@@ -437,11 +382,16 @@ async fn watch_health(health: Arc<Health>, ledger: Ledger, sources: Vec<Arc<Sour
                 "undelivered quarantined lines fill their share of limits.backlog; look at their sink",
             ),
         );
-        for source in &sources {
+        let mut conditions = Vec::with_capacity(sources.len());
+        for source in sources {
             let keyless = source.keys.as_ref().is_some_and(|keys| keys.current().is_none());
             let condition = format!("source {}", source.name);
             health.set(&condition, state(keyless, "no verification key has been loaded yet; see the log"));
+            conditions.push(condition);
         }
+        // A source that is no longer configured has no condition any more.
+        known.iter().filter(|known| !conditions.contains(known)).for_each(|gone| health.clear(gone));
+        known = conditions;
     }
 }
 

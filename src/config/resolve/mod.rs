@@ -158,14 +158,26 @@ impl Resolver<'_> {
                 self.findings.report(&at, "unknown word for `tls` in [listen]", FORMS);
                 None
             }
-            file::Tls::Files(file::TlsFiles { cert, key }) => {
+            file::Tls::Files(file::TlsFiles { cert, key, client_ca, client_names }) => {
+                let names_at = client_names.as_ref().map(Spanned::span);
+                if let Some(at) = names_at.as_ref().filter(|_| client_ca.is_none()) {
+                    let hint = "name the authority that certifies clients as `client_ca`";
+                    self.findings.report(at, "`client_names` without `client_ca`", hint);
+                }
+                let client_names: Vec<String> =
+                    client_names.into_iter().flat_map(Spanned::into_inner).map(Spanned::into_inner).collect();
+                if let Some(at) = names_at.filter(|_| client_names.is_empty()) {
+                    let hint = "remove it to let in everybody whom the authority certified";
+                    self.findings.report(&at, "`client_names` names nobody", hint);
+                }
+                let client_ca = client_ca.map_or(Some(None), |text| self.path(&text, "client_ca").map(Some));
                 let cert = self
                     .required(cert, &at, "cert", "`tls` of [listen]", FORMS)
                     .and_then(|text| self.path(&text, "cert"));
                 let key = self
                     .required(key, &at, "key", "`tls` of [listen]", FORMS)
                     .and_then(|text| self.path(&text, "key"));
-                Some(Tls::Files { cert: cert?, key: key? })
+                Some(Tls::Files { cert: cert?, key: key?, client_ca: client_ca?, client_names })
             }
         }
     }
@@ -434,7 +446,7 @@ mod tests {
             "#,
         );
         let base = Path::new("/nonexistent/base");
-        let Tls::Files { cert, key } = &config.listen.tls else { panic!("{config:?}") };
+        let Tls::Files { cert, key, .. } = &config.listen.tls else { panic!("{config:?}") };
         assert_eq!((cert.as_path(), key.as_path()), (&*base.join("tls/cert.pem"), Path::new("/key.pem")));
         assert_eq!((config.limits.body, config.limits.decoded, config.limits.lines), (1024, 2048, 7));
         assert_eq!(config.limits.request_timeout, Duration::from_secs(9));
@@ -483,6 +495,11 @@ mod tests {
             assert!(found.iter().any(|text| text.starts_with(expected)), "{expected} in {found:#?}");
         }
         assert_eq!(found.len(), 7, "{found:#?}");
+        let mutual = "tls = { cert = \"c\", key = \"k\", client_ca = \"a\", client_names = [\"n\"] }";
+        accepted("tls = \"off\"", mutual);
+        let without = mutual.replace("client_ca = \"a\", ", "");
+        refused("tls = \"off\"", &without, "4: `client_names` without `client_ca`; name the authority");
+        refused("tls = \"off\"", &mutual.replace("\"n\"", ""), "4: `client_names` names nobody; remove it");
         refused("tls = \"off\"", "tls = { cert = \"c\" }", "4: missing key `key` in `tls` of [listen]");
         refused("\"data\"", "\"\"", "1: `data_dir` is not a path");
     }

@@ -2,9 +2,11 @@
 //! sources.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::Spanned;
 
 use super::super::file::{self, OneOrMany, Text};
@@ -33,6 +35,7 @@ impl Resolver<'_> {
         let authorization = self
             .required(table.authorization, &at, "authorization", &within, &hint)
             .and_then(|one_or_many| self.authorization(one_or_many));
+        let allow = self.allow(table.allow);
         let signatures_at = table.signatures.as_ref().map(Spanned::span);
         let signatures = table.signatures.map_or(Some(Signatures::default()), |text| {
             self.word(&text, "signatures", &Signatures::ALL, Signatures::name)
@@ -54,6 +57,7 @@ impl Resolver<'_> {
             name: name?,
             path: path?,
             authorization: authorization?,
+            allow: allow?,
             jwks: jwks?,
             signatures: signatures?,
             dedup: dedup?,
@@ -70,6 +74,35 @@ impl Resolver<'_> {
         }
         let secrets: Vec<Option<Secret>> = forms.into_iter().map(|form| self.secret(form, &at)).collect();
         secrets.into_iter().collect()
+    }
+
+    fn allow(&mut self, networks: Option<Spanned<Vec<Text>>>) -> Option<Vec<IpNet>> {
+        let Some(networks) = networks else { return Some(Vec::new()) };
+        let at = networks.span();
+        let networks = networks.into_inner();
+        if networks.is_empty() {
+            let hint = "remove it to let anybody send who has the token";
+            self.findings.report(&at, "`allow` is an empty array, so that nobody could send", hint);
+            return None;
+        }
+        let network = |text: &Text| {
+            let written = text.get_ref();
+            let address = || written.parse::<IpAddr>().map(IpNet::from).ok();
+            let network = written.parse::<IpNet>().ok().or_else(address);
+            // `10.0.0.1/8` is more likely a slip than a wish.
+            network.filter(|network| network.addr() == network.network())
+        };
+        let mut allowed = Vec::with_capacity(networks.len());
+        for text in &networks {
+            let Some(network) = network(text) else {
+                let message = format!("`{}` in `allow` is no network", text.get_ref());
+                let hint = "write an address, or a network such as 192.0.2.0/24 or 2001:db8::/32";
+                self.findings.report(&text.span(), message, hint);
+                return None;
+            };
+            allowed.push(network);
+        }
+        Some(allowed)
     }
 
     /// `around` is the place to name when the form itself is empty.
@@ -295,6 +328,18 @@ impl Resolver<'_> {
 mod tests {
     use super::super::bench::{GOOD, accepted, problems, refused, resolve_text};
     use super::*;
+
+    #[test]
+    fn senders_can_be_known_by_their_networks() {
+        let path = "path = \"/us\"";
+        let with = |networks: &str| format!("{path}\nallow = {networks}");
+        accepted(path, &with("[\"192.0.2.0/24\", \"2001:db8::/32\", \"198.51.100.7\", \"::1\"]"));
+        refused(path, &with("[]"), "7: `allow` is an empty array, so that nobody could send; remove it");
+        for wrong in ["192.0.2.1/24", "192.0.2", "example.com", "192.0.2.0/33", ""] {
+            let text = with(&format!("[\"{wrong}\"]"));
+            refused(path, &text, &format!("7: `{wrong}` in `allow` is no network; write an address"));
+        }
+    }
 
     #[test]
     fn source_paths_are_paths_and_unique() {

@@ -74,9 +74,20 @@ impl Client {
 
     /// Posts a body as a producer does, and reads the answer.
     pub(crate) fn try_post(&mut self, path: &str, coding: Option<&str>, body: &[u8]) -> io::Result<Answer> {
+        self.try_post_as(path, TOKEN, coding, body)
+    }
+
+    /// The same with another token.
+    pub(crate) fn try_post_as(
+        &mut self,
+        path: &str,
+        token: &str,
+        coding: Option<&str>,
+        body: &[u8],
+    ) -> io::Result<Answer> {
         let length = body.len().to_string();
         let mut headers =
-            vec![("Authorization", TOKEN), ("Content-Type", "text/plain"), ("Content-Length", &length)];
+            vec![("Authorization", token), ("Content-Type", "text/plain"), ("Content-Length", &length)];
         headers.extend(coding.map(|coding| ("Content-Encoding", coding)));
         self.try_send(&request("POST", path, &headers, body))?;
         self.try_answer()

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::ClientConfig;
+use rustls::client::WantsClientCert;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConfig, ConfigBuilder};
 
 use super::sign::Producer;
 
@@ -170,8 +173,8 @@ pub(crate) fn lines(bytes: &[u8]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// A CA (`ca.pem`), the daemon's certificate from it (`cert.pem`, `key.pem`) and a client's trust in it.
-fn certificates(directory: &Path) -> Arc<ClientConfig> {
+/// A CA (`ca.pem`, `ca-key.pem`), the daemon's certificate from it (`cert.pem`, `key.pem`) and a client's trust in it.
+pub(crate) fn certificates(directory: &Path) -> Arc<ClientConfig> {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::default();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -185,16 +188,35 @@ fn certificates(directory: &Path) -> Arc<ClientConfig> {
     let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
 
     std::fs::write(directory.join("ca.pem"), ca.pem()).unwrap();
+    std::fs::write(directory.join("ca-key.pem"), ca_key.serialize_pem()).unwrap();
     std::fs::write(directory.join("cert.pem"), certificate.pem()).unwrap();
     std::fs::write(directory.join("key.pem"), key.serialize_pem()).unwrap();
 
+    Arc::new(trust(directory).with_no_client_auth())
+}
+
+/// A client that shows a certificate with a name, from the CA of a directory.
+pub(crate) fn client_with_certificate(site: &Site, certified_in: &Path, name: &str) -> Arc<ClientConfig> {
+    let ca_key = std::fs::read_to_string(certified_in.join("ca-key.pem")).unwrap();
+    let ca_key = rcgen::KeyPair::from_pem(&ca_key).unwrap();
+    let mut parameters = rcgen::CertificateParams::default();
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "Test CA");
+    let issuer = rcgen::Issuer::from_params(&parameters, &ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let private = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+    let chain = vec![certificate.der().clone()];
+    Arc::new(trust(&site.path("")).with_client_auth_cert(chain, private).unwrap())
+}
+
+/// Trusts the CA of a directory.
+fn trust(directory: &Path) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(ca.der().clone()).unwrap();
+    roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
 }

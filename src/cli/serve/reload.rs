@@ -1,0 +1,144 @@
+//! SIGHUP, and certificates that were replaced: what is new is checked first, and taken up as a whole or not at all.
+//! What the daemon was started with and cannot change while it runs is named.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::sources::Sources;
+use super::{InForce, backlog, limits, rules, windows};
+use crate::config::{self, Config, Secrets, Tls};
+use crate::ingest::Ingest;
+use crate::ledger::{Clock, Ledger};
+use crate::observe::logging;
+use crate::observe::metrics::Metrics;
+use crate::receive::request::Service;
+use crate::receive::tls::{Certificates, Files};
+
+/// Everything that a reload changes.
+pub(super) struct Reload {
+    /// What is in force.
+    pub(super) config: Config,
+    pub(super) sources: Sources,
+    pub(super) service: Arc<Service>,
+    pub(super) ingest: Ingest,
+    pub(super) certificates: Option<Arc<Certificates>>,
+    pub(super) ledger: Ledger,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) log: logging::Handle,
+    pub(super) in_force: watch::Sender<Arc<InForce>>,
+    /// When it was last said that the certificate expires soon.
+    pub(super) warned_at: Option<i64>,
+}
+
+/// The end of a certificate is near when it is nearer than this, in seconds: 30 days.
+const NEAR: i64 = 30 * DAY;
+
+const DAY: i64 = 86_400;
+
+impl Reload {
+    /// Reads the configuration and everything that it names anew. Looks for new keys in any case.
+    pub(super) async fn all(&mut self) {
+        match self.take_up().await {
+            Ok(()) => tracing::info!(file = %self.config.file.display(), "the configuration is reloaded"),
+            Err(error) => {
+                self.metrics.config_reload_error();
+                tracing::error!(
+                    "the configuration is not reloaded, and the former one stays in force: {error}"
+                );
+            }
+        }
+        self.sources.refresh_keys();
+    }
+
+    async fn take_up(&mut self) -> Result<(), String> {
+        let new = config::load(&self.config.file, &|name| std::env::var_os(name), Secrets::Require)
+            .map_err(|error| error.to_string())?;
+        let fixed = fixed(&self.config, &new);
+        if !fixed.is_empty() {
+            return Err(format!("{} cannot change while the daemon runs; restart it", fixed.join(", ")));
+        }
+        // Everything that can fail comes first.
+        let sources = self.sources.reload(&new, &self.metrics).await?;
+        if let (Some(certificates), Some(files)) = (&self.certificates, files(&new.listen.tls)) {
+            certificates.replace(files, now()).map_err(|error| error.to_string())?;
+        }
+        self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
+        self.ledger.adjust(windows(&new), backlog(limits(&new)));
+        self.service.replace(rules(&new, &sources, &self.ingest));
+        let _ = self.in_force.send_replace(Arc::new(InForce::of(&new, &sources)));
+        (self.config, self.sources) = (new, sources);
+        self.look_at_expiry();
+        Ok(())
+    }
+
+    /// Takes certificates up that were replaced; called every few seconds. One that is bad is complained about once.
+    pub(super) fn look_at_certificates(&mut self) {
+        let Some(certificates) = &self.certificates else { return };
+        if certificates.have_changed() {
+            match certificates.replace(certificates.files(), now()) {
+                Ok(()) => tracing::info!("the certificate's files have changed and are taken up"),
+                Err(error) => {
+                    certificates.overlook();
+                    self.metrics.config_reload_error();
+                    tracing::error!(
+                        "the certificate's files have changed and are not taken up; the former ones stay in force: \
+                         {error}"
+                    );
+                }
+            }
+        }
+        self.look_at_expiry();
+    }
+
+    fn look_at_expiry(&mut self) {
+        let Some(end) = self.certificates.as_ref().and_then(|certificates| certificates.not_after()) else {
+            return;
+        };
+        self.metrics.certificate_not_after(u64::try_from(end).unwrap_or(0));
+        let now = now();
+        if end - now < NEAR && self.warned_at.is_none_or(|warned_at| now - warned_at >= DAY) {
+            self.warned_at = Some(now);
+            tracing::warn!(
+                days = (end - now).div_euclid(86_400),
+                "the certificate expires soon; Konnect does not repeat what fails because of a certificate"
+            );
+        }
+    }
+}
+
+/// The files that the listener serves; none without TLS.
+pub(super) fn files(tls: &Tls) -> Option<Files> {
+    match tls {
+        Tls::Off => None,
+        Tls::Files { cert, key, client_ca, client_names } => Some(Files {
+            cert: cert.clone(),
+            key: key.clone(),
+            client_ca: client_ca.clone(),
+            client_names: client_names.clone(),
+        }),
+    }
+}
+
+/// What differs and cannot change while the daemon runs.
+fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
+    let is_off = |config: &Config| config.listen.tls == Tls::Off;
+    [
+        ("data_dir", before.data_dir != new.data_dir),
+        ("listen.address", before.listen.address != new.listen.address),
+        ("listen.tls from or to \"off\"", is_off(before) != is_off(new)),
+        ("[admin]", before.admin != new.admin),
+        ("log.format", before.log.format != new.log.format),
+        ("limits.connections", before.limits.connections != new.limits.connections),
+        ("limits.in_flight", before.limits.in_flight != new.limits.in_flight),
+        ("[sinks]", before.sinks != new.sinks),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+    .collect()
+}
+
+/// In seconds since the Unix epoch.
+fn now() -> i64 {
+    (Clock::system().wall)() / 1000
+}

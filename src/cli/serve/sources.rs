@@ -1,0 +1,169 @@
+//! The configured sources with their keys, as they are at the start and after each reload.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::config::{self, Config, DedupBy, Jwks, JwksOrigin, Signatures};
+use crate::ingest::{Policy, Sameness, Source};
+use crate::net;
+use crate::observe::metrics::Metrics;
+use crate::receive::request::Route;
+use crate::trust::keyring::{KeyRing, Origin, Refresh, Terms};
+
+/// How long the first fetch of keys may hold up a start or a reload.
+const FIRST_FETCH: Duration = Duration::from_secs(3);
+
+/// All sources.
+pub(super) struct Sources {
+    all: Vec<Live>,
+    stopped: watch::Receiver<bool>,
+}
+
+/// A source, and the task that keeps its keys fresh: it ends when no generation of the source is left.
+#[derive(Clone)]
+struct Live {
+    configured: config::Source,
+    source: Arc<Source>,
+    freshening: Option<Arc<Freshening>>,
+}
+
+struct Freshening(AbortHandle);
+
+impl Drop for Freshening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Sources {
+    /// Makes the sources and loads their keys, as far as they can be had.
+    ///
+    /// # Errors
+    /// One sentence for the operator.
+    pub(super) async fn load(
+        config: &Config,
+        metrics: &Arc<Metrics>,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<Self, String> {
+        Self { all: Vec::new(), stopped }.reload(config, metrics).await
+    }
+
+    /// The sources of a new configuration. Where a source's `jwks` has not changed, its keys stay as they are.
+    ///
+    /// # Errors
+    /// One sentence for the operator; nothing has changed then.
+    pub(super) async fn reload(&self, config: &Config, metrics: &Arc<Metrics>) -> Result<Self, String> {
+        let mut all = Vec::with_capacity(config.sources.len());
+        let mut fresh = Vec::new();
+        for configured in &config.sources {
+            metrics.add_source(&configured.name);
+            let before = self.all.iter().find(|live| live.configured.name == configured.name);
+            let same = before.filter(|live| live.configured.jwks == configured.jwks);
+            let (keys, freshening) = match (same, &configured.jwks) {
+                (Some(live), _) => (live.source.keys.clone(), live.freshening.clone()),
+                (None, None) => (None, None),
+                (None, Some(jwks)) => {
+                    let ring = ring(config, configured, jwks, metrics)
+                        .map_err(|error| format!("source `{}`: {error}", configured.name))?;
+                    fresh.push((configured.name.clone(), Arc::clone(&ring)));
+                    (Some(ring), None)
+                }
+            };
+            all.push(Live { configured: configured.clone(), source: source(configured, keys), freshening });
+        }
+        // All at once: a key server that does not answer holds nobody up longer than one.
+        let mut loading = JoinSet::new();
+        for (name, ring) in fresh {
+            loading.spawn(async move {
+                let loaded = ring.load_at_start(FIRST_FETCH).await;
+                loaded.map_err(|error| format!("source `{name}`: {error}"))
+            });
+        }
+        while let Some(loaded) = loading.join_next().await {
+            loaded.map_err(|error| error.to_string())??;
+        }
+        for live in &mut all {
+            if let (Some(ring), None) = (&live.source.keys, &live.freshening) {
+                let task = tokio::spawn(Arc::clone(ring).keep_fresh(self.stopped.clone()));
+                live.freshening = Some(Arc::new(Freshening(task.abort_handle())));
+            }
+        }
+        Ok(Self { all, stopped: self.stopped.clone() })
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Source>> {
+        self.all.iter().map(|live| &live.source)
+    }
+
+    /// Lets every source look for new keys now.
+    pub(super) fn refresh_keys(&self) {
+        self.all().filter_map(|source| source.keys.as_ref()).for_each(|keys| keys.refresh_soon());
+    }
+
+    /// Who may send to which path.
+    pub(super) fn routes(&self) -> HashMap<String, Route> {
+        let route = |live: &Live| {
+            let secrets = live.configured.authorization.clone();
+            let authorises = move |presented: &[u8]| {
+                // Every secret is compared, so that the time does not tell which one nearly fitted.
+                secrets.iter().fold(false, |known, secret| known | secret.matches(presented))
+            };
+            let source = Arc::clone(&live.source);
+            let allow = live.configured.allow.clone();
+            (live.configured.path.clone(), Route { source, authorises: Box::new(authorises), allow })
+        };
+        self.all.iter().map(route).collect()
+    }
+}
+
+fn source(configured: &config::Source, keys: Option<Arc<KeyRing>>) -> Arc<Source> {
+    Arc::new(Source {
+        name: configured.name.as_str().into(),
+        policy: match configured.signatures {
+            Signatures::Require => Policy::Require,
+            Signatures::AcceptUnsigned => Policy::AcceptUnsigned,
+            Signatures::Off => Policy::Off,
+        },
+        sameness: match configured.dedup.by {
+            DedupBy::Event => Sameness::Event,
+            DedupBy::TraceId => Sameness::TraceId,
+        },
+        keys,
+    })
+}
+
+fn ring(
+    config: &Config,
+    source: &config::Source,
+    jwks: &Jwks,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<KeyRing>, Box<dyn std::error::Error>> {
+    let origin = match &jwks.origin {
+        JwksOrigin::Keys(keys) => Origin::Pinned(keys.clone()),
+        JwksOrigin::File(path) => Origin::File(path.clone()),
+        JwksOrigin::Url { url, refresh, ca, token } => Origin::Url {
+            endpoint: url.clone(),
+            refresh: *refresh,
+            ca: ca.clone(),
+            token: token.as_ref().map(|token| net::bearer(token.expose())).transpose()?,
+        },
+    };
+    let (metrics, name) = (Arc::clone(metrics), source.name.clone());
+    let terms =
+        Terms { retired_for: jwks.retired_for, revoked: jwks.revoked.clone(), pinned: jwks.pin.clone() };
+    let observer = move |refresh| match refresh {
+        Refresh::Loaded { keys, retired, changed, unix_seconds } => {
+            metrics.jwks_keys(&name, keys as u64, retired as u64);
+            metrics.jwks_refreshed(&name, unix_seconds, changed);
+        }
+        Refresh::Remembered { keys, retired } | Refresh::Expired { keys, retired } => {
+            metrics.jwks_keys(&name, keys as u64, retired as u64);
+        }
+        Refresh::Failed => metrics.jwks_refresh_error(&name),
+    };
+    Ok(Arc::new(KeyRing::new(&source.name, origin, terms, &config.data_dir, observer)?))
+}

@@ -1,0 +1,461 @@
+//! A ring against servers in good and in bad days.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ed25519_dalek::SigningKey;
+
+use super::*;
+use crate::net::loopback::{Answer, Server};
+use crate::net::{Endpoint, bearer};
+use crate::trust::jwks::{self, MAX_KEPT_KEYS};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn public(seed: u8) -> [u8; 32] {
+    SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes()
+}
+
+fn document(seeds: &[u8]) -> String {
+    let keys: Vec<_> = seeds.iter().map(|seed| (Some(format!("k{seed}")), public(*seed))).collect();
+    jwks::document(&keys)
+}
+
+fn from(endpoint: Endpoint) -> Origin {
+    Origin::Url { endpoint, refresh: Duration::from_secs(3600), ca: None, token: None }
+}
+
+/// A ring, everything its observer was told, and its clock.
+struct Watched {
+    ring: Arc<KeyRing>,
+    seen: Arc<StdMutex<Vec<Refresh>>>,
+    now: Arc<AtomicU64>,
+}
+
+impl Watched {
+    fn new(origin: Origin, data_dir: &Path) -> Watched {
+        Watched::on(Terms::default(), origin, data_dir)
+    }
+
+    fn on(terms: Terms, origin: Origin, data_dir: &Path) -> Watched {
+        let seen = Arc::new(StdMutex::new(Vec::new()));
+        let sink = Arc::clone(&seen);
+        let ring = KeyRing::new("us", origin, terms, data_dir, move |event| sink.lock().unwrap().push(event));
+        let mut ring = ring.unwrap();
+        let now = Arc::new(AtomicU64::new(1_800_000_000));
+        let clock = Arc::clone(&now);
+        ring.now = Box::new(move || clock.load(Ordering::SeqCst));
+        Watched { ring: Arc::new(ring), seen, now }
+    }
+
+    fn url(endpoint: Endpoint, data_dir: &Path) -> Watched {
+        Watched::new(from(endpoint), data_dir)
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.ring
+            .current()
+            .map(|set| set.keys().iter().map(|key| key.id().to_owned()).collect())
+            .unwrap_or_default()
+    }
+
+    fn last_event(&self) -> Refresh {
+        *self.seen.lock().unwrap().last().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn keys_are_fetched_and_cached_for_our_eyes_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1, 2]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    assert!(watched.ring.current().is_none());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(watched.ids(), ["k1", "k2"]);
+    assert!(
+        matches!(watched.last_event(), Refresh::Loaded { keys: 2, retired: 0, changed: false, unix_seconds } if unix_seconds > 0)
+    );
+    let request = server.last_request();
+    assert!(request.contains("accept: application/jwk-set+json, application/json\r\n"), "{request}");
+    assert!(!request.contains("authorization"), "{request}");
+
+    let cache = dir.path().join("jwks/us.json");
+    assert_eq!(fs::metadata(&cache).unwrap().permissions().mode() & 0o777, 0o600);
+    let remembered = jwks::parse(&fs::read(&cache).unwrap(), MAX_KEPT_KEYS).unwrap().keys;
+    assert_eq!(remembered, *watched.ring.current().unwrap());
+    assert_eq!(fs::read_dir(dir.path().join("jwks")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn the_token_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let origin = Origin::Url {
+        endpoint: server.endpoint(),
+        refresh: TIMEOUT,
+        ca: None,
+        token: Some(bearer(b"kpat_secret").unwrap()),
+    };
+    assert!(!format!("{origin:?}").contains("secret"));
+    Watched::new(origin, dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+    assert!(server.last_request().contains("authorization: Bearer kpat_secret\r\n"));
+}
+
+#[tokio::test]
+async fn the_cache_steps_in_when_the_server_is_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    Watched::url(server.endpoint(), dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+
+    server.answer(Answer::status(503));
+    let restarted = Watched::url(server.endpoint(), dir.path());
+    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(restarted.ids(), ["k1"]);
+    assert_eq!(*restarted.seen.lock().unwrap(), [Refresh::Remembered { keys: 1, retired: 0 }]);
+
+    server.answer(Answer::ok(&document(&[1, 3])));
+    assert!(restarted.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert_eq!(restarted.ids(), ["k1", "k3"]);
+}
+
+#[tokio::test]
+async fn another_urls_cache_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    Watched::url(server.endpoint(), dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+    let moved = Watched::url(Server::nobody_listens().await, dir.path());
+    moved.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert!(moved.ring.current().is_none());
+}
+
+#[tokio::test]
+async fn without_server_and_cache_the_ring_stays_empty_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::status(500)).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert!(watched.ring.current().is_none());
+    assert_eq!(*watched.seen.lock().unwrap(), [Refresh::Failed]);
+    server.answer(Answer::ok(&document(&[1])));
+    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert_eq!(watched.ids(), ["k1"]);
+}
+
+#[tokio::test]
+async fn a_corrupt_cache_is_ignored_and_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("jwks/us.json");
+    fs::create_dir(dir.path().join("jwks")).unwrap();
+    let huge = " ".repeat(DOCUMENT_LIMIT_BYTES + 1);
+    for corrupt in ["", "{\"keys\":[", "\0\0\0", &document(&[1]), &huge] {
+        fs::write(&cache, corrupt).unwrap();
+        let server = Server::start(Answer::status(500)).await;
+        let watched = Watched::url(server.endpoint(), dir.path());
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        assert!(watched.ring.current().is_none());
+        server.answer(Answer::ok(&document(&[1])));
+        watched.ring.refresh_once(TIMEOUT).await.unwrap();
+        assert!(jwks::parse(&fs::read(&cache).unwrap(), 1).is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_cannot_be_written_is_not_fatal() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("jwks"), "a file where the folder should be").unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(watched.ids(), ["k1"]);
+}
+
+#[tokio::test]
+async fn no_bad_answer_costs_a_known_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let cached = fs::read(dir.path().join("jwks/us.json")).unwrap();
+    let bad = [
+        (Answer::status(500), "status 500"),
+        (Answer::status(401), "a token may be needed"),
+        (Answer::status(204), "status 204"),
+        (Answer::redirect(&server.endpoint().to_string()), "name the final url"),
+        (Answer::ok(""), "is not JSON"),
+        (Answer::ok("<html>"), "is not JSON"),
+        (Answer::ok(r#"{"keys":[]}"#), "no usable Ed25519 key"),
+        (Answer::ok(r#"{"keys":[{"kty":"RSA"}]}"#), "not OKP"),
+        (Answer::raw("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"keys\""), "cut off"),
+        (Answer::raw("nonsense"), "cannot fetch keys"),
+        (Answer::Endless, "longer than 1048576 bytes"),
+    ];
+    let count = bad.len();
+    for (answer, said) in bad {
+        server.answer(answer);
+        let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+        assert!(error.contains(&server.endpoint().to_string()), "{error}");
+    }
+    for silent in [Answer::Silence, Answer::Stalled] {
+        server.answer(silent);
+        let error = watched.ring.refresh_once(Duration::from_millis(30)).await.unwrap_err();
+        assert!(error.to_string().contains("did not answer within"), "{error}");
+    }
+    assert_eq!(watched.ids(), ["k1"]);
+    assert_eq!(fs::read(dir.path().join("jwks/us.json")).unwrap(), cached);
+    let failures = watched.seen.lock().unwrap().iter().filter(|event| **event == Refresh::Failed).count();
+    assert_eq!(failures, count + 2);
+}
+
+#[tokio::test]
+async fn a_published_private_key_is_neither_used_nor_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let leaked = document(&[1, 2]).replacen("\"kty\"", "\"d\":\"c2VjcmV0\",\"kty\"", 1);
+    let server = Server::start(Answer::ok(&leaked)).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(watched.ids(), ["k2"]);
+    assert!(!fs::read_to_string(dir.path().join("jwks/us.json")).unwrap().contains("c2VjcmV0"));
+}
+
+#[tokio::test]
+async fn an_unchanged_document_is_no_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert!(!watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert_eq!(watched.seen.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jwks.json");
+    let watched = Watched::new(Origin::File(path.clone()), dir.path());
+    let error = watched.ring.load_at_start(TIMEOUT).await.unwrap_err();
+    assert!(error.to_string().contains("jwks.json"), "{error}");
+    fs::write(&path, "{}").unwrap();
+    let error = watched.ring.load_at_start(TIMEOUT).await.unwrap_err();
+    assert!(matches!(error, KeyRingError::FileDocument { .. }), "{error}");
+    assert!(error.to_string().contains("jwks.json"), "{error}");
+
+    fs::write(&path, document(&[1])).unwrap();
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(watched.ids(), ["k1"]);
+    for bad in [String::new(), document(&[]), " ".repeat(DOCUMENT_LIMIT_BYTES + 1)] {
+        fs::write(&path, bad).unwrap();
+        assert!(watched.ring.refresh_once(TIMEOUT).await.is_err());
+    }
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err();
+    assert!(error.to_string().contains("not a regular file"), "{error}");
+    assert_eq!(watched.ids(), ["k1"]);
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, document(&[2])).unwrap();
+    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert_eq!(watched.ids(), ["k2", "k1"], "a key that was taken out of a file is retired");
+}
+
+#[tokio::test]
+async fn a_rotation_costs_no_key_and_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    for (listed, trusted, retired) in
+        [(&[1, 2][..], &["k1", "k2"][..], 0), (&[2], &["k2", "k1"], 1), (&[3], &["k3", "k2", "k1"], 2)]
+    {
+        server.answer(Answer::ok(&document(listed)));
+        watched.now.fetch_add(60, Ordering::SeqCst);
+        assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert_eq!(watched.ids(), trusted);
+        let unix_seconds = watched.now.load(Ordering::SeqCst);
+        let loaded = Refresh::Loaded { keys: trusted.len(), retired, changed: true, unix_seconds };
+        assert_eq!(watched.last_event(), loaded);
+    }
+    let restarted = Watched::url(server.endpoint(), dir.path());
+    server.answer(Answer::status(500));
+    restarted.now.store(1_800_000_100, Ordering::SeqCst);
+    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(restarted.ids(), ["k3", "k2", "k1"]);
+    let remembered = dir.path().join("jwks/us.json");
+    assert_eq!(read_file(&remembered, MAX_KEPT_KEYS).unwrap().keys, *restarted.ring.current().unwrap());
+
+    // The first one was found gone a minute before the second one.
+    let end = 1_800_000_120 + 8 * 86_400;
+    for (now, trusted) in [(end - 1, &["k3", "k2", "k1"][..]), (end, &["k3", "k2"]), (end + 60, &["k3"])] {
+        restarted.now.store(now, Ordering::SeqCst);
+        restarted.ring.expire().await;
+        assert_eq!(restarted.ids(), trusted);
+    }
+    assert_eq!(restarted.last_event(), Refresh::Expired { keys: 1, retired: 0 });
+    assert_eq!(read_file(&remembered, MAX_KEPT_KEYS).unwrap().keys.keys().len(), 3);
+}
+
+#[tokio::test]
+async fn a_revoked_key_ends_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    server.answer(Answer::ok(&document(&[2, 3])));
+    watched.ring.refresh_once(TIMEOUT).await.unwrap();
+    let revoked = vec![jwks::thumbprint(&public(1)), jwks::thumbprint(&public(3))];
+    let terms = Terms { revoked, ..Terms::default() };
+    let restarted = Watched::on(terms.clone(), from(server.endpoint()), dir.path());
+    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(restarted.ids(), ["k2"], "neither the retired nor the listed one");
+    assert!(restarted.ring.refresh_once(TIMEOUT).await.is_ok());
+    assert_eq!(restarted.ids(), ["k2"]);
+    server.answer(Answer::ok(&document(&[3])));
+    let another = Watched::on(terms, from(server.endpoint()), &dir.path().join("another"));
+    another.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert!(another.ring.current().is_none());
+}
+
+#[tokio::test]
+async fn only_pinned_keys_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1, 2, 3]))).await;
+    let pinned = vec!["k2".to_owned(), jwks::thumbprint(&public(3))];
+    let terms = Terms { pinned, ..Terms::default() };
+    let watched = Watched::on(terms, from(server.endpoint()), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(watched.ids(), ["k2", "k3"]);
+    server.answer(Answer::ok(&document(&[4])));
+    let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string();
+    assert!(error.contains("is pinned") && error.contains(&jwks::thumbprint(&public(4))), "{error}");
+    assert_eq!(watched.ids(), ["k2", "k3"]);
+    let Origin::Pinned(keys) = Origin::Pinned(jwks::parse(document(&[5]).as_bytes(), 1).unwrap().keys) else {
+        unreachable!()
+    };
+    let fixed = Watched::new(Origin::Pinned(keys), &dir.path().join("fixed"));
+    fixed.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(fixed.ids(), ["k5"]);
+    assert_eq!(fixed.ring.look_again(Instant::now()).await, Outlook::Known);
+    assert!(!dir.path().join("fixed").exists());
+}
+
+#[tokio::test]
+async fn a_document_that_has_not_changed_is_not_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let tagged =
+        |seeds: &[u8]| Answer::ok_with("etag: \"v1\"\r\ncache-control: max-age=90\r\n", &document(seeds));
+    let server = Server::start(tagged(&[1])).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert!(!server.last_request().contains("if-none-match"));
+    assert_eq!(watched.ring.progress.lock().await.max_age, Some(Duration::from_secs(90)));
+    server.answer(Answer::status(304));
+    watched.now.fetch_add(60, Ordering::SeqCst);
+    assert!(!watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert!(server.last_request().contains("if-none-match: \"v1\"\r\n"), "{}", server.last_request());
+    assert_eq!(watched.ring.progress.lock().await.history.keys()[0].last_seen, 1_800_000_060);
+    // After a restart too; and where there is nothing that could be the same, it is not asked for.
+    let restarted = Watched::url(server.endpoint(), dir.path());
+    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert!(!restarted.ring.refresh_once(TIMEOUT).await.unwrap());
+    let another = Watched::url(server.endpoint(), &dir.path().join("another"));
+    another.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert!(another.ring.current().is_none());
+    assert!(!server.last_request().contains("if-none-match"));
+}
+
+#[tokio::test]
+async fn who_waits_for_a_new_key_shares_one_fetch() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    server.answer(Answer::ok(&document(&[1, 2])));
+    let since = Instant::now();
+    let asking = (0..20).map(|_| {
+        let ring = Arc::clone(&watched.ring);
+        tokio::spawn(async move { ring.look_again(since).await })
+    });
+    for asked in asking.collect::<Vec<_>>() {
+        assert_eq!(asked.await.unwrap(), Outlook::Known);
+    }
+    assert_eq!(server.requests(), 2);
+    assert_eq!(watched.ids(), ["k1", "k2"]);
+    // It found something new, so that the next one need not wait.
+    server.answer(Answer::status(500));
+    assert_eq!(watched.ring.look_again(Instant::now()).await, Outlook::Unavailable);
+    assert_eq!(server.requests(), 3);
+    assert_eq!(watched.ids(), ["k1", "k2"]);
+}
+
+#[tokio::test]
+async fn a_refresh_can_be_wanted_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let (stop, shutdown) = watch::channel(false);
+    let task = tokio::spawn(Arc::clone(&watched.ring).keep_fresh(shutdown));
+    server.answer(Answer::ok(&document(&[2])));
+    watched.ring.refresh_soon();
+    server.has_received(2).await;
+    drop(stop);
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn keeping_fresh_survives_failures_and_ends_at_shutdown() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::status(500)).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let (stop, shutdown) = watch::channel(false);
+    let ring = Arc::clone(&watched.ring);
+    let asked = Arc::new(StdMutex::new(Vec::new()));
+    let noted = Arc::clone(&asked);
+    let task = tokio::spawn(async move {
+        ring.keep_pace(shutdown, |failures, _| {
+            noted.lock().unwrap().push(failures);
+            Duration::ZERO
+        })
+        .await;
+    });
+    server.has_received(4).await;
+    server.answer(Answer::ok(&document(&[1])));
+    while watched.ring.current().is_none() {
+        tokio::task::yield_now().await;
+    }
+    // The server answers no more: the fetch under way is given up.
+    server.answer(Answer::Silence);
+    server.has_received(server.requests() + 1).await;
+    stop.send(true).unwrap();
+    task.await.unwrap();
+    assert_eq!(watched.ids(), ["k1"]);
+    assert_eq!(asked.lock().unwrap()[..3], [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn keeping_fresh_ends_when_nobody_can_stop_it_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let watched = Watched::url(Server::nobody_listens().await, dir.path());
+    let (stop, shutdown) = watch::channel(false);
+    let task = tokio::spawn(Arc::clone(&watched.ring).keep_fresh(shutdown));
+    drop(stop);
+    task.await.unwrap();
+}
+
+#[test]
+fn pauses() {
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    assert_eq!(pause(hour, 0, 0.0), hour.mul_f64(0.9));
+    assert_eq!(pause(hour, 0, 0.5), hour);
+    assert_eq!(pause(hour, 0, 1.0), hour.mul_f64(1.1));
+    let after: Vec<_> =
+        [1, 2, 3, 6, 7, 8, u32::MAX].map(|failures| pause(hour, failures, 1.0).as_secs()).into();
+    assert_eq!(after, [1, 2, 4, 32, 60, 60, 60]);
+    assert_eq!(pause(hour, 1, 0.0), second / 2);
+    assert_eq!(pause(second * 5, 10, 1.0), second * 5);
+    assert!(pause(Duration::ZERO, 0, 0.0) >= second.mul_f64(0.9));
+    assert!(pause(Duration::MAX, 0, 1.0) > hour);
+}

@@ -1,0 +1,197 @@
+//! Everything that can change while the daemon runs, changed under load: nobody notices, and what is wrong with the
+//! new changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustls::ClientConfig;
+
+use crate::harness::client::Client;
+use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::sign::Producer;
+use crate::harness::site::{PATH, Site, TOKEN, certificates, client_with_certificate, source};
+use crate::harness::{PATIENCE, wait_until};
+
+/// Waits until the log has a line with these words, behind the first `from` lines.
+fn said(daemon: &Daemon<'_>, from: usize, words: &str) -> String {
+    wait_until(PATIENCE, words, || {
+        let log = daemon.log();
+        log.iter().skip(from).find(|line| line.contains(words)).cloned().ok_or_else(|| log.join("\n"))
+    })
+}
+
+/// Asks for a reload, and waits for what is said about it.
+fn reload(daemon: &Daemon<'_>, words: &str) -> String {
+    let from = daemon.log().len();
+    daemon.signal("HUP");
+    said(daemon, from, words)
+}
+
+const RELOADED: &str = "the configuration is reloaded";
+const REFUSED: &str = "the configuration is not reloaded";
+
+fn errors(daemon: &Daemon<'_>) -> String {
+    daemon.metrics()["auditgate_config_reload_errors_total"].clone()
+}
+
+/// Replaces text in the configuration of a running daemon.
+fn edit(site: &Site, from: &str, to: &str) {
+    let text = String::from_utf8(site.read("config.toml")).unwrap();
+    assert!(text.contains(from), "{from} is not in {text}");
+    site.write("config.toml", text.replacen(from, to, 1));
+}
+
+fn post(daemon: &Daemon<'_>, path: &str, token: &str, event: &str) -> u16 {
+    let mut client = daemon.connect();
+    client.try_post_as(path, token, None, event.as_bytes()).unwrap().status
+}
+
+#[test]
+fn tokens_sources_and_limits_change_without_a_restart() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let mut number = 0;
+    let mut event = || {
+        number += 1;
+        site.producer.event(number)
+    };
+    assert_eq!(post(&daemon, PATH, TOKEN, &event()), 200);
+
+    // The token, without a gap.
+    let written = format!("authorization = {{ value = \"{TOKEN}\" }}");
+    let both = format!("authorization = [{{ value = \"{TOKEN}\" }}, {{ value = \"Bearer new\" }}]");
+    edit(&site, &written, &both);
+    reload(&daemon, RELOADED);
+    assert_eq!([TOKEN, "Bearer new"].map(|token| post(&daemon, PATH, token, &event())), [200; 2]);
+    edit(&site, &both, "authorization = { value = \"Bearer new\" }");
+    reload(&daemon, RELOADED);
+    assert_eq!([TOKEN, "Bearer new"].map(|token| post(&daemon, PATH, token, &event())), [401, 200]);
+
+    // A new source with a key of its own, a limit, and the level of the log.
+    let theirs = Producer::new(2);
+    site.write("theirs.json", theirs.jwks());
+    let eu = source("eu", "/konnect/eu", "jwks = { file = \"theirs.json\" }");
+    edit(&site, "[limits]\n", &format!("[log]\nlevel = \"debug\"\n[limits]\nbody = \"1KiB\"\n{eu}"));
+    assert_eq!(post(&daemon, "/konnect/eu", TOKEN, &theirs.event(1)), 404);
+    reload(&daemon, RELOADED);
+    assert_eq!(post(&daemon, "/konnect/eu", TOKEN, &theirs.event(1)), 200);
+    assert_eq!(post(&daemon, PATH, "Bearer new", &"x".repeat(1025)), 413);
+    assert!(daemon.log().iter().any(|line| line.contains("DEBUG")));
+    let series = "auditgate_events_total{source=\"eu\",outcome=\"accepted\"}";
+    let find = |name: &str| {
+        daemon.metrics().into_iter().find(|(series, _)| {
+            ["source=\"eu\"", "outcome=\"accepted\""].iter().all(|label| series.contains(label))
+                && series.starts_with(name)
+        })
+    };
+    assert_eq!(find("auditgate_events_total").expect(series).1, "1");
+
+    // The source goes again, and its path with it.
+    edit(&site, &eu, "");
+    reload(&daemon, RELOADED);
+    assert_eq!(post(&daemon, "/konnect/eu", TOKEN, &theirs.event(2)), 404);
+    assert_eq!(errors(&daemon), "0");
+    daemon.settle();
+    daemon.terminate();
+    assert_eq!(site.verified().len(), 5);
+}
+
+#[test]
+fn a_bad_configuration_changes_nothing_and_says_so() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let good = String::from_utf8(site.read("config.toml")).unwrap();
+    let bad = [
+        ("[limits]", "[limits]\nbody = \"much\"", "`much`"),
+        ("[limits]", "[limit]", "unknown key `limit`"),
+        ("value = \"Splunk", "file = \"nowhere\" }# \"Splunk", "nowhere"),
+        ("file = \"jwks.json\"", "file = \"none.json\"", "none.json"),
+        ("data_dir = \"data\"", "data_dir = \"elsewhere\"", "data_dir cannot change while the daemon runs"),
+        ("[sinks.verified]", "[sinks.proved]", "[sinks] cannot change while the daemon runs"),
+        ("cert = \"cert.pem\"", "cert = \"key.pem\"", "cannot read the certificate"),
+    ];
+    for (number, (from, to, why)) in bad.iter().enumerate() {
+        // Beside what is bad there is something good, which must not be taken up either.
+        let text = good.replace(PATH, "/elsewhere");
+        assert!(text.contains(from), "{from}");
+        site.write("config.toml", text.replacen(from, to, 1));
+        let line = reload(&daemon, REFUSED);
+        assert!(line.contains(why), "{line}");
+        assert_eq!(errors(&daemon), (number + 1).to_string());
+        assert_eq!(daemon.deliver(&[site.producer.event(number as u64)]).accepted, 1);
+    }
+    site.write("config.toml", good);
+    reload(&daemon, RELOADED);
+    daemon.terminate();
+}
+
+#[test]
+fn certificates_are_replaced_under_load() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let (stop, posted) = (AtomicBool::new(false), AtomicU64::new(0));
+    let old = Arc::clone(&site.client);
+    let handshake = |trust: &Arc<ClientConfig>| {
+        let mut client = Client::connect(daemon.address, Some(Arc::clone(trust))).unwrap();
+        client.try_post(PATH, None, b"").map(|answer| answer.status)
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                // One connection throughout: what it began with goes on.
+                let mut client = daemon.connect();
+                while !stop.load(Ordering::Relaxed) {
+                    let number = posted.fetch_add(1, Ordering::Relaxed);
+                    let answer = client.post(None, site.producer.event(number).as_bytes());
+                    assert_eq!(Receipt::of(&answer).accepted, 1);
+                }
+            });
+        }
+        let new = certificates(site.path("").as_path());
+        reload(&daemon, RELOADED);
+        assert_eq!(handshake(&new).unwrap(), 200);
+        assert!(handshake(&old).is_err(), "the old certificate is still served");
+
+        // A broken one is refused and named, and the one before it goes on.
+        site.write("key.pem", "rubbish");
+        let line = reload(&daemon, REFUSED);
+        assert!(line.contains("key.pem"), "{line}");
+        assert_eq!(handshake(&new).unwrap(), 200);
+
+        // Without a signal, a good pair is found by itself.
+        let newest = certificates(site.path("").as_path());
+        said(&daemon, 0, "the certificate's files have changed and are taken up");
+        assert_eq!(handshake(&newest).unwrap(), 200);
+        stop.store(true, Ordering::Relaxed);
+    });
+    daemon.settle();
+    daemon.terminate();
+    assert_eq!(site.verified().len() as u64, posted.into_inner(), "no request failed");
+}
+
+#[test]
+fn only_clients_with_a_certificate_and_a_name_that_is_known() {
+    let site = Site::new();
+    let names = |names: &str| format!("key = \"key.pem\", client_ca = \"ca.pem\"{names}");
+    edit(&site, "key = \"key.pem\"", &names(""));
+    let daemon = Daemon::start(&site);
+    let status = |trust: &Arc<ClientConfig>| {
+        let mut client = Client::connect(daemon.address, Some(Arc::clone(trust))).unwrap();
+        client.try_post(PATH, None, b"").map(|answer| answer.status).ok()
+    };
+    let client = |name| client_with_certificate(&site, &site.path(""), name);
+    let (konnect, other) = (client("konnect.test"), client("other.test"));
+    assert_eq!([&site.client, &konnect, &other].map(status), [None, Some(200), Some(200)]);
+    edit(&site, &names(""), &names(", client_names = [\"konnect.test\"]"));
+    reload(&daemon, RELOADED);
+    assert_eq!([&site.client, &konnect, &other].map(status), [None, Some(200), None]);
+
+    // Another authority: its clients are let in, the former ones are not.
+    let elsewhere = Site::new();
+    site.write("clients.pem", elsewhere.read("ca.pem"));
+    edit(&site, "client_ca = \"ca.pem\"", "client_ca = \"clients.pem\"");
+    reload(&daemon, RELOADED);
+    assert_eq!(status(&konnect), None);
+    assert_eq!(status(&client_with_certificate(&site, &elsewhere.path(""), "konnect.test")), Some(200));
+    daemon.terminate();
+}
