@@ -47,7 +47,10 @@ fuzz_target!(|bytes: &[u8]| {
     STAGE.with(|stage| {
         std::fs::write(&stage.memory, bytes).expect("the memory");
         let load = |ring: &KeyRing| {
-            stage.runtime.block_on(ring.load_at_start(Duration::from_secs(1))).expect("the key file is good");
+            stage
+                .runtime
+                .block_on(ring.load_at_start(Duration::from_secs(60)))
+                .expect("the key file is good");
             ring.current().expect("keys")
         };
         let first = load(&stage.ring());
