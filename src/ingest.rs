@@ -524,3 +524,9 @@ fn signed_bytes<'a>(line: &Line<'a>, fit: Option<Fit>) -> Option<Reading<'a>> {
 fn rejected(reason: Reason, detail: &'static str) -> Verdict {
     Verdict::Rejected { reason, detail: detail.into() }
 }
+
+#[cfg(test)]
+mod accept_rule;
+
+#[cfg(test)]
+mod agreement;

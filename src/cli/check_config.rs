@@ -76,6 +76,7 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
     writeln!(out, "line = {}", size(limits.line))?;
     writeln!(out, "lines = {}", limits.lines)?;
     writeln!(out, "connections = {}", limits.connections)?;
+    writeln!(out, "connections_per_peer = {}", limits.connections_per_peer)?;
     writeln!(out, "request_timeout = {}", quoted(display_time(limits.request_timeout)))?;
     writeln!(out, "in_flight = {}", size(limits.in_flight))?;
     writeln!(out, "backlog = {}", quoted(display_size(limits.backlog)))?;
@@ -311,8 +312,16 @@ mod tests {
         let short: String = text
             .lines()
             .filter(|line| {
-                let limit =
-                    ["body", "decoded", "lin", "connections", "request_timeout", "in_flight", "backlog"];
+                let limit = [
+                    "body",
+                    "decoded",
+                    "lin",
+                    "connections",
+                    "connections_per_peer",
+                    "request_timeout",
+                    "in_flight",
+                    "backlog",
+                ];
                 let others = ["level", "signatures", "dedup"];
                 !limit.iter().chain(&others).any(|key| line.starts_with(key))
             })

@@ -72,6 +72,7 @@ pub(super) struct Limits {
     pub(super) line: Option<Spanned<Size>>,
     pub(super) lines: Option<Spanned<i64>>,
     pub(super) connections: Option<Spanned<i64>>,
+    pub(super) connections_per_peer: Option<Spanned<i64>>,
     pub(super) request_timeout: Option<Text>,
     pub(super) in_flight: Option<Spanned<Size>>,
     pub(super) backlog: Option<Spanned<Size>>,

@@ -130,8 +130,10 @@ pub struct Limits {
     pub line: usize,
     /// Lines of one body. Default 100 000.
     pub lines: usize,
-    /// Connections at the same time. Default 512.
+    /// Connections at the same time. Half of them are kept for those that have shown a valid token. Default 512.
     pub connections: usize,
+    /// Of these, connections of one address that have not shown a valid token. Default 64.
+    pub connections_per_peer: usize,
     /// From the first byte of a request to the last of its body: 1 ms to 3650 d. Default 30 s.
     pub request_timeout: Duration,
     /// Bytes of all batches in work together. Default 256 MiB.
@@ -148,6 +150,7 @@ impl Default for Limits {
             line: 256 << 10,
             lines: 100_000,
             connections: 512,
+            connections_per_peer: 64,
             request_timeout: Duration::from_secs(30),
             in_flight: 256 << 20,
             backlog: 4 << 30,

@@ -49,7 +49,7 @@ pub struct Identifier {
 const DAY: i64 = 86_400_000;
 
 impl Identifier {
-    pub(super) fn new(key: [u8; 32]) -> Self {
+    pub(crate) fn new(key: [u8; 32]) -> Self {
         Self { key }
     }
 

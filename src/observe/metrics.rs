@@ -18,6 +18,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::receive::ending::Ending;
+
 /// The `Content-Type` of [`Metrics::render`]: Prometheus's text exposition format, version 0.0.4.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
@@ -110,6 +112,9 @@ pub struct Metrics {
     unrouted: RequestSeries,
     sinks: HashMap<String, SinkSeries>,
     connections: IntGauge,
+    authorized_connections: IntGauge,
+    connections_closed: [IntCounter; Ending::ALL.len()],
+    in_flight_bytes: IntGauge,
     commit_duration: Histogram,
     ledger_bytes: IntGauge,
     certificate_not_after: IntGauge,
@@ -197,6 +202,17 @@ impl Metrics {
         };
         let connections =
             declare.gauge("auditgate_http_connections", "Connections open at the receiving listener.")?;
+        let authorized_connections = declare
+            .gauge("auditgate_http_authorized_connections", "Those of them that have shown a valid token.")?;
+        let closed = declare.counters(
+            "auditgate_http_connections_closed_total",
+            "Connections that ended at the receiving listener, by how they did.",
+            &["reason"],
+        )?;
+        let in_flight_bytes = declare.gauge(
+            "auditgate_in_flight_bytes",
+            "Memory that batches in work have reserved, of limits.in_flight.",
+        )?;
 
         let events = declare.counters(
             "auditgate_events_total",
@@ -318,6 +334,9 @@ impl Metrics {
             sources: RwLock::default(),
             sinks: sinks.iter().map(|name| (name.clone(), sink_series(name))).collect(),
             connections,
+            authorized_connections,
+            connections_closed: Ending::ALL.map(|ending| closed.with_label_values(&[ending.as_str()])),
+            in_flight_bytes,
             commit_duration,
             ledger_bytes,
             certificate_not_after,
@@ -363,6 +382,21 @@ impl Metrics {
     pub fn connection_opened(&self) -> ConnectionGuard {
         self.connections.inc();
         ConnectionGuard { connections: self.connections.clone() }
+    }
+
+    /// Counts a connection that ended.
+    pub fn connection_ended(&self, ending: Ending) {
+        self.connections_closed[ending as usize].inc();
+    }
+
+    /// How many open connections have shown a valid token.
+    pub fn authorized_connections(&self, connections: u64) {
+        self.authorized_connections.set(saturate(connections));
+    }
+
+    /// The bytes that batches in work have reserved.
+    pub fn in_flight_bytes(&self, bytes: u64) {
+        self.in_flight_bytes.set(saturate(bytes));
     }
 
     /// Counts `n` lines of a committed batch.
@@ -636,6 +670,9 @@ mod tests {
             "auditgate_http_requests_total counter",
             "auditgate_http_request_duration_seconds histogram",
             "auditgate_http_connections gauge",
+            "auditgate_http_authorized_connections gauge",
+            "auditgate_http_connections_closed_total counter",
+            "auditgate_in_flight_bytes gauge",
             "auditgate_events_total counter",
             "auditgate_event_delay_seconds histogram",
             "auditgate_last_event_timestamp_seconds gauge",
@@ -706,6 +743,11 @@ mod tests {
         metrics.http_request(Some("us"), 200, Duration::from_millis(2));
         metrics.http_request(None, 404, Duration::from_millis(1));
         metrics.last_event("us", 1_700_000_000);
+        for (index, ending) in Ending::ALL.into_iter().enumerate() {
+            (0..=index).for_each(|_| metrics.connection_ended(ending));
+        }
+        metrics.authorized_connections(3);
+        metrics.in_flight_bytes(4096);
         metrics.commit(Duration::from_micros(200));
         metrics.ledger_bytes(u64::MAX);
         metrics.sink_delivered("siem", 7);
@@ -726,6 +768,11 @@ mod tests {
             "auditgate_http_request_duration_seconds_bucket{source=\"us\",le=\"0.0025\"} 1",
             "auditgate_last_event_timestamp_seconds{source=\"us\"} 1700000000",
             "auditgate_commit_duration_seconds_bucket{le=\"0.00025\"} 1",
+            "auditgate_http_connections_closed_total{reason=\"done\"} 1",
+            "auditgate_http_connections_closed_total{reason=\"header_timeout\"} 4",
+            "auditgate_http_connections_closed_total{reason=\"per_peer_limit\"} 10",
+            "auditgate_http_authorized_connections 3",
+            "auditgate_in_flight_bytes 4096",
             "auditgate_sink_events_total{sink=\"siem\"} 7",
             "auditgate_sink_pending_events{sink=\"siem\"} 3",
             "auditgate_sink_oldest_pending_seconds{sink=\"siem\"} 1.5",

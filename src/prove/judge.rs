@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::deliver::sqlite::stored::Stored;
 use crate::ingest::{Judgeable, UNSIGNED, open};
-use crate::trust::jwks::KeySet;
+use crate::trust::jwks::{KeySet, undistinguished};
 use crate::trust::verify::{Claim, verify_in_batches};
 use crate::wire::batch;
 use crate::wire::event::Malformed;
@@ -60,6 +60,22 @@ impl Keys {
     /// Their bytes, in the same order.
     pub fn bytes(&self) -> &[[u8; 32]] {
         &self.bytes
+    }
+
+    /// Whether an ID that the daemon wrote down means another of the keys than this one. An ID that means none of
+    /// them may be of a document that was not given.
+    fn means_another(&self, id: &str, key: usize) -> bool {
+        let is_it = self.keys.get(key).is_some_and(|key| key.may_be_called(id));
+        !is_it && self.keys.iter().any(|other| other.may_be_called(id))
+    }
+}
+
+impl TrustedKey {
+    /// Whether the daemon may have called the key that, whichever documents it had: by the name in a document that
+    /// was given, told apart from other keys of that name or not, or by its thumbprint.
+    fn may_be_called(&self, id: &str) -> bool {
+        let name = |id| undistinguished(id, &self.thumbprint);
+        name(id) == self.thumbprint || self.ids.iter().any(|known| name(known) == name(id))
     }
 }
 
@@ -365,8 +381,6 @@ pub(super) fn contradiction(
     key: usize,
     keys: &Keys,
 ) -> Option<Cow<'static, str>> {
-    let is_its_id =
-        |id: &str| keys.keys().get(key).is_some_and(|key| key.ids.iter().any(|known| known == id));
     let (difference, key_id, whole) = match beside {
         Beside::Nothing => return None,
         Beside::Record(Saved { claims: None, .. }) => return None,
@@ -382,9 +396,11 @@ pub(super) fn contradiction(
             (difference, row.key_id.as_deref(), "row")
         }
     };
-    difference.or_else(|| {
-        (!key_id.is_some_and(is_its_id))
-            .then(|| format!("the {whole} names another key than the one that made the signature").into())
+    difference.or_else(|| match key_id {
+        None => Some(format!("the {whole} names no key").into()),
+        Some(id) => keys
+            .means_another(id, key)
+            .then(|| format!("the {whole} names another key than the one that made the signature").into()),
     })
 }
 
@@ -498,5 +514,74 @@ pub(super) mod tests {
             let judged = judged(&text.replacen(from, to, 1), Window::default());
             assert_eq!(judged.findings[0].reason, reason);
         }
+    }
+
+    /// Key sets that list the keys with those numbers, under those names.
+    fn documents(documents: &[&[(Option<&str>, u8)]]) -> Vec<KeySet> {
+        let entry = |(kid, seed): &(Option<&str>, u8)| {
+            (kid.map(str::to_owned), key(*seed).verifying_key().to_bytes())
+        };
+        let documents = documents.iter().map(|keys| keys.iter().map(entry).collect::<Vec<_>>());
+        documents.map(|keys| jwks::parse(jwks::document(&keys).as_bytes(), 9).unwrap().keys).collect()
+    }
+
+    /// What is found about the record of a line that key 1 made, when the record says that `id` did.
+    fn found(id: &str, keys: &[KeySet]) -> Vec<Finding> {
+        let raw = signed(1, &cef("1000", 1));
+        let mut bytes = Vec::new();
+        let accepted =
+            record::Accepted { received_at: 0, source: "us", key_id: Some(id), raw: raw.as_bytes() };
+        record::write_accepted(&mut bytes, &accepted);
+        let block = Block::Lines { first: 1, bytes };
+        let random = &mut StdRng::seed_from_u64(7);
+        judge(&block.entries(), &Keys::new(keys), Window::default(), random).findings
+    }
+
+    fn thumbprint(seed: u8) -> String {
+        jwks::thumbprint(&key(seed).verifying_key().to_bytes())
+    }
+
+    #[test]
+    fn a_key_that_another_document_calls_by_another_name_is_still_the_same_key() {
+        let suffixed = format!("k#{}", &thumbprint(1)[..8]);
+        let all: Vec<Vec<KeySet>> = [
+            &[&[(Some("k"), 1)][..]][..],
+            // Here key 1 is told apart from key 2, in the document and as a retired key.
+            &[&[(Some("k"), 2), (Some("k"), 1)]],
+            &[&[(Some("k"), 2)], &[(Some("k"), 1)]],
+            // The name that tells it apart is taken already.
+            &[&[(Some("k"), 2), (Some(&suffixed), 3), (Some("k"), 1)]],
+            // The daemon's own cache keeps that name.
+            &[&[(Some("k"), 2), (Some(&suffixed), 1)]],
+            &[&[(None, 1)]],
+            &[&[(Some(&thumbprint(1)), 2), (None, 1)]],
+            &[&[(Some("renamed"), 1)], &[(Some("k"), 1), (Some("k"), 4)]],
+        ]
+        .map(documents)
+        .into();
+        for written in &all {
+            let known = KeySet::of(written.iter().flat_map(KeySet::keys).cloned()).unwrap();
+            let public = key(1).verifying_key().to_bytes();
+            let id = known.keys().iter().find(|key| *key.bytes() == public).unwrap().id();
+            for given in &all {
+                assert_eq!(found(id, given), [], "written as {id} by {written:?}, checked with {given:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_that_names_another_given_key_is_bad() {
+        let given = documents(&[&[(Some("k"), 1), (Some("k"), 2), (Some("m"), 3)]]);
+        let suffixed = |seed| format!("k#{}", &thumbprint(seed)[..8]);
+        for other in ["m".to_owned(), suffixed(2), thumbprint(2), thumbprint(3)] {
+            let reasons: Vec<_> = found(&other, &given).into_iter().map(|finding| finding.reason).collect();
+            assert_eq!(
+                reasons,
+                ["the record names another key than the one that made the signature"],
+                "{other}"
+            );
+        }
+        // Who gives no document that has this name cannot say whose it was.
+        assert_eq!(found("forgotten", &given), []);
     }
 }

@@ -1,8 +1,9 @@
 //! Connections: accept, handshake, serve, linger, drain.
 //!
-//! Each connection has one task and one permit; a drain is done when all permits are back. Transient errors of
-//! accept are survived.
+//! Each connection has one task and one [`Place`]; a drain is done when all places are free. Transient errors of accept
+//! are survived.
 
+use std::error::Error as _;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
@@ -14,11 +15,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::request::Service;
+use super::answers::{Answers, Owed};
+use super::ending::Ending;
+use super::places::{Displaced, Place, Places};
+use super::request::{Aborted, Service};
+use super::seldom::Seldom;
 use super::tls::Certificates;
 
 /// What the listener is made of.
@@ -27,23 +32,32 @@ pub struct Listener {
     pub scheme: &'static str,
     /// None for plain HTTP, which the configuration allows on loopback only.
     pub tls: Option<Arc<Certificates>>,
-    /// Connections at a time; more wait in the kernel's queue.
-    pub connections: usize,
-    /// For the TLS handshake, and for each request's header; an idle connection is closed after it.
-    pub header_deadline: Duration,
+    /// Who may be connected at a time.
+    pub places: Places,
+    /// For the TLS handshake, for each request's header, and for taking an answer; an idle connection is closed after
+    /// it.
+    pub deadline: Duration,
     /// Requests go here.
     pub service: Arc<Service>,
     /// Called for each connection; what it returns is kept as long as the connection.
     pub connected: Box<dyn Fn() -> Box<dyn Send> + Send + Sync>,
+    /// Called at the end of each connection.
+    pub ended: Box<dyn Fn(Ending) + Send + Sync>,
 }
 
-/// A header block that does not fit is answered 431 by hyper.
+/// A header block that does not fit is answered 431.
 const HEADER_BYTES: usize = 16 * 1024;
 const HEADERS: usize = 64;
 
 /// How long, and for how many bytes, a peer that got an early answer may go on sending before it is cut off.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 16 << 20;
+
+/// So many strangers may do so at a time. The answer of one more may be lost.
+const LINGERING: usize = 64;
+
+/// Between two attempts to accept when the system is short of something.
+const SHORTAGE: Duration = Duration::from_millis(20);
 
 impl Listener {
     /// Serves until `shutdown` says so, then lets every request that has begun come to its end, for at most
@@ -54,90 +68,160 @@ impl Listener {
         mut shutdown: watch::Receiver<bool>,
         drain: Duration,
     ) -> bool {
-        let all = u32::try_from(self.connections).unwrap_or(u32::MAX);
-        let permits = Arc::new(Semaphore::new(all as usize));
         if let Ok(address) = socket.local_addr() {
             tracing::info!("listening on {}://{address}", self.scheme);
         }
         let (this, stop) = (Arc::new(self), shutdown.clone());
+        let lingering = Arc::new(Semaphore::new(LINGERING));
         loop {
             let next = async {
-                // The semaphore is never closed.
-                let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
-                Some((permit, accept(&socket).await))
+                let (stream, peer) = this.accept(&socket).await;
+                (stream, peer, this.places.admit(peer).await)
             };
-            tokio::select! {
-                next = next => {
-                    let Some((permit, (stream, peer))) = next else { break };
-                    let (this, shutdown) = (Arc::clone(&this), stop.clone());
-                    tokio::spawn(async move { this.connection(stream, peer, permit, shutdown).await });
-                }
+            let (stream, peer, place) = tokio::select! {
+                next = next => next,
                 _ = shutdown.wait_for(|stop| *stop) => break,
-            }
+            };
+            let (this, shutdown, lingering) = (Arc::clone(&this), stop.clone(), Arc::clone(&lingering));
+            tokio::spawn(async move { this.connection(stream, peer, place, shutdown, &lingering).await });
+            // A flood is accepted no faster than those who came before it are looked at.
+            tokio::task::yield_now().await;
         }
         // Whoever connects from now on is refused at once, and comes back later.
         drop(socket);
         let in_work = &this.service.in_work;
         let idle = async {
-            let _ = permits.acquire_many(all).await;
+            this.places.all_left().await;
             let _ = in_work.acquire_many(u32::try_from(super::request::IN_WORK).unwrap_or(u32::MAX)).await;
         };
         timeout(drain, idle).await.is_ok()
+    }
+
+    /// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, the
+    /// oldest stranger makes room, and if there is none, it waits until somebody leaves.
+    async fn accept(&self, socket: &TcpListener) -> (TcpStream, IpAddr) {
+        static LOGGED: Seldom = Seldom::new();
+        loop {
+            let error = match socket.accept().await {
+                Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
+                Err(error) => error,
+            };
+            if concerns_one_peer(&error) {
+                continue;
+            }
+            if let Some(unlogged) = LOGGED.at((self.service.now)()) {
+                tracing::error!(
+                    %error,
+                    unlogged,
+                    "cannot accept connections; trying again: raise the limit of open files (LimitNOFILE), or lower \
+                     limits.connections"
+                );
+            }
+            let _ = timeout(SHORTAGE, self.places.make_room()).await;
+            tokio::time::sleep(SHORTAGE).await;
+        }
     }
 
     async fn connection(
         &self,
         stream: TcpStream,
         peer: IpAddr,
-        _permit: OwnedSemaphorePermit,
+        place: Place,
         shutdown: watch::Receiver<bool>,
+        lingering: &Semaphore,
     ) {
         let _connected = (self.connected)();
         let _ = stream.set_nodelay(true);
-        match &self.tls {
-            None => {
-                if let Some(stream) = self.requests(stream, peer, shutdown).await {
-                    linger(stream).await;
-                }
-            }
+        let place = Arc::new(place);
+        let ending = tokio::select! {
+            why = place.displaced() => match why {
+                Displaced::Crowded => Ending::Evicted,
+                Displaced::PerPeer => Ending::PerPeerLimit,
+            },
+            ending = self.conversation(stream, peer, &place, shutdown, lingering) => ending,
+        };
+        (self.ended)(ending);
+        tracing::debug!(ending = ending.as_str(), "a connection ended");
+    }
+
+    async fn conversation(
+        &self,
+        stream: TcpStream,
+        peer: IpAddr,
+        place: &Arc<Place>,
+        shutdown: watch::Receiver<bool>,
+        lingering: &Semaphore,
+    ) -> Ending {
+        let (ending, answered) = match &self.tls {
+            None => self.requests(stream, peer, place, shutdown).await,
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls.config()).accept(stream);
                 let mut stop = shutdown.clone();
-                let ended = tokio::select! {
-                    ended = timeout(self.header_deadline, handshake) => ended,
+                let shaken = tokio::select! {
+                    shaken = timeout(self.deadline, handshake) => shaken,
                     // Nothing has been asked yet, so nobody is owed an answer.
-                    _ = stop.wait_for(|stop| *stop) => return,
+                    _ = stop.wait_for(|stop| *stop) => return Ending::Done,
                 };
-                match ended {
-                    Ok(Ok(stream)) => {
-                        if let Some(mut stream) = self.requests(stream, peer, shutdown).await {
-                            // Says goodbye in TLS; what still comes is thrown away undecrypted.
-                            let _ = timeout(LINGER, stream.shutdown()).await;
-                            linger(stream.into_inner().0).await;
-                        }
+                let encrypted = match shaken {
+                    Ok(Ok(encrypted)) => encrypted,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a TLS handshake failed");
+                        return Ending::HandshakeFailed;
                     }
-                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => tracing::debug!("a TLS handshake was too slow"),
-                }
+                    Err(_) => return Ending::HandshakeTimeout,
+                };
+                let (ending, answered) = self.requests(encrypted, peer, place, shutdown).await;
+                let answered = match answered {
+                    Some(mut encrypted) => {
+                        // Says goodbye in TLS; what still comes is thrown away undecrypted.
+                        let _ = timeout(LINGER, encrypted.shutdown()).await;
+                        Some(encrypted.into_inner().0)
+                    }
+                    None => None,
+                };
+                (ending, answered)
+            }
+        };
+        if let Some(stream) = answered {
+            let slot = lingering.try_acquire();
+            if slot.is_ok() || place.is_known() {
+                linger(stream).await;
             }
         }
+        ending
     }
 
-    /// Serves a connection's requests. Gives the stream back when the last one was answered.
-    async fn requests<S>(&self, stream: S, peer: IpAddr, mut shutdown: watch::Receiver<bool>) -> Option<S>
+    /// Serves a connection's requests. Gives the stream back when the last thing that was said is an answer, which
+    /// the peer should be able to read.
+    async fn requests<S>(
+        &self,
+        stream: S,
+        peer: IpAddr,
+        place: &Arc<Place>,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> (Ending, Option<S>)
     where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let owed = Owed::default();
         let service = service_fn(|request| {
-            let service = Arc::clone(&self.service);
-            Box::pin(async move { service.answer(request, peer).await })
+            let (service, place, owed) = (Arc::clone(&self.service), Arc::clone(place), owed.clone());
+            Box::pin(async move {
+                place.idle(false);
+                let response = service.answer(request, peer, &place).await;
+                place.idle(true);
+                owed.answer();
+                response
+            })
         });
+        let refuse = |status| self.service.refuse(status);
+        let answers = Answers::new(stream, self.deadline, owed.clone(), refuse);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.header_deadline)
+            .header_read_timeout(self.deadline)
             .max_headers(HEADERS)
             .max_buf_size(HEADER_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(answers), service);
         let mut draining = false;
         let ended = loop {
             tokio::select! {
@@ -148,37 +232,44 @@ impl Listener {
                 }
             }
         };
-        match ended {
-            Ok(()) => Some(connection.into_parts().io.into_inner()),
-            Err(error) => {
-                tracing::debug!(%error, "a connection ended early");
-                // hyper has answered 431 or 400, and the peer may still be sending what nobody reads.
-                error.is_parse().then(|| connection.into_parts().io.into_inner())
-            }
+        let ending = ended.as_ref().map_or_else(ending, |()| Ending::Done);
+        let mut answers = connection.into_parts().io.into_inner();
+        if !matches!(ending, Ending::Done | Ending::Malformed) {
+            return (ending, None);
         }
+        // hyper's refusal, which we put in our words, may not be out yet.
+        let _ = timeout(self.deadline, answers.flush()).await;
+        (ending, Some(answers.into_inner()))
     }
 }
 
-/// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, it
-/// waits until some come back.
-async fn accept(socket: &TcpListener) -> (TcpStream, IpAddr) {
-    let mut wait = Duration::from_millis(10);
-    loop {
-        match socket.accept().await {
-            Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
-            Err(error) => match error.kind() {
-                io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::Interrupted => {}
-                _ => {
-                    tracing::error!(%error, "cannot accept connections; trying again");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(1));
-                }
-            },
-        }
+/// What hyper says about the end of a connection.
+fn ending(error: &hyper::Error) -> Ending {
+    tracing::debug!(%error, "a connection ended early");
+    let source = error.source();
+    if error.is_timeout() {
+        return Ending::HeaderTimeout;
     }
+    if error.is_parse() {
+        return Ending::Malformed;
+    }
+    if source.and_then(|source| source.downcast_ref()) == Some(&Aborted::TooSlow) {
+        return Ending::BodyTooSlow;
+    }
+    match source.and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(error) if error.kind() == io::ErrorKind::TimedOut => Ending::AnswerTimeout,
+        _ => Ending::CutOff,
+    }
+}
+
+fn concerns_one_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
 }
 
 /// Closes our side and reads on for a moment: closing with unread bytes would send a reset, which can destroy

@@ -5,17 +5,19 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use ipnet::IpNet;
+use tokio::time::timeout_at;
 
+use super::places::Place;
 use super::response::{self, Refusal};
+use super::seldom::Seldom;
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
 use crate::ledger::Receipt;
 use crate::room::{Reservation, Room};
@@ -53,8 +55,8 @@ pub struct Rules {
     pub ingest: Ingest,
     /// Bytes of one body, as received.
     pub body_limit: usize,
-    /// How long a body may take to arrive.
-    pub body_deadline: Duration,
+    /// How slowly a body may arrive.
+    pub pace: Pace,
 }
 
 impl Rules {
@@ -63,7 +65,7 @@ impl Rules {
         &self,
         route: Option<&'a Route>,
         request: &Request<Incoming>,
-        peer: IpAddr,
+        (peer, place): (IpAddr, &Place),
     ) -> Result<&'a Route, Refusal> {
         let route = route.ok_or(Refusal::NotFound)?;
         if request.method() != Method::POST {
@@ -80,6 +82,7 @@ impl Rules {
         if !authorised {
             return Err(Refusal::Unauthorized);
         }
+        place.prove();
         if !is_plain_text(request.headers()) {
             return Err(Refusal::UnsupportedMediaType);
         }
@@ -111,9 +114,36 @@ pub struct Service {
 }
 
 /// The body did not arrive: the connection is closed without an answer, which senders retry.
-#[derive(Debug, thiserror::Error)]
-#[error("the body did not arrive")]
-pub struct Aborted;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Aborted {
+    /// It was slower than [`Rules::pace`].
+    #[error("the body was too slow")]
+    TooSlow,
+    /// The connection ended before it did.
+    #[error("the body was cut off")]
+    CutOff,
+}
+
+/// How slow a body may be: it has a while for nothing, then it must have come at some rate on the average, and it
+/// has come to its end by a fixed time.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Before the rate counts.
+    pub grace: Duration,
+    /// Bytes per second.
+    pub rate: u64,
+    /// For the whole body.
+    pub total: Duration,
+}
+
+impl Pace {
+    /// The time by which more must have come of a body that began at `begun` and of which `received` bytes are
+    /// there.
+    pub fn deadline(&self, begun: Instant, received: usize) -> Instant {
+        let earned = Duration::from_millis((received as u64).saturating_mul(1000) / self.rate.max(1));
+        begun + self.grace.saturating_add(earned).min(self.total)
+    }
+}
 
 /// The size of [`Service::in_work`].
 pub const IN_WORK: usize = 1 << 20;
@@ -127,13 +157,14 @@ impl Service {
         &self,
         request: Request<Incoming>,
         peer: IpAddr,
+        place: &Place,
     ) -> Result<Response<Full<Bytes>>, Aborted> {
         let start = Instant::now();
         let rules = Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner));
         let route = rules.routes.get(request.uri().path());
         let source = route.map(|route| Arc::clone(&route.source.name));
         let mut body_was_read = false;
-        let response = match self.take(&rules, route, request, peer, &mut body_was_read).await? {
+        let response = match self.take(&rules, route, request, (peer, place), &mut body_was_read).await? {
             Ok(receipt) => response::receipt(&receipt),
             Err(refusal) => {
                 if let Some(source) = &source {
@@ -146,6 +177,12 @@ impl Service {
         Ok(response)
     }
 
+    /// The whole answer, head and body, to what is no request, or one with too large a head; the connection ends.
+    pub fn refuse(&self, status: StatusCode) -> Vec<u8> {
+        self.observer.answered(None, status.as_u16(), Duration::ZERO);
+        response::whole(&Refusal::Head(status))
+    }
+
     /// From the next request on.
     pub fn replace(&self, rules: Rules) {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
@@ -156,10 +193,10 @@ impl Service {
         rules: &Rules,
         route: Option<&Route>,
         request: Request<Incoming>,
-        peer: IpAddr,
+        from: (IpAddr, &Place),
         body_was_read: &mut bool,
     ) -> Result<Result<Receipt, Refusal>, Aborted> {
-        let route = match rules.admit(route, &request, peer) {
+        let route = match rules.admit(route, &request, from) {
             Ok(route) => route,
             Err(refusal) => {
                 *body_was_read = is_bodiless(request.headers());
@@ -167,12 +204,10 @@ impl Service {
             }
         };
         let declared_coding = coding(request.headers());
-        let reading = self.read(request.into_body(), rules.body_limit);
-        let Ok(read) = tokio::time::timeout(rules.body_deadline, reading).await else {
-            tracing::info!(source = %route.source.name, "a body was too slow; the connection is closed");
-            return Err(Aborted);
-        };
-        let (body, reservation) = match read? {
+        let read = self.read(request.into_body(), rules.body_limit, rules.pace).await;
+        let (body, reservation) = match read.inspect_err(|aborted| {
+            tracing::info!(source = %route.source.name, "{aborted}; the connection is closed");
+        })? {
             Ok(read) => read,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -192,22 +227,31 @@ impl Service {
         &self,
         mut body: Incoming,
         limit: usize,
+        pace: Pace,
     ) -> Result<Result<(Vec<u8>, Reservation), Refusal>, Aborted> {
         let mut reservation = self.room.reservation();
         let mut bytes = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame.map_err(|_| Aborted)?.into_data() else {
+        let mut begun = Instant::now();
+        loop {
+            let deadline = pace.deadline(begun, bytes.len());
+            let Ok(frame) = timeout_at(deadline.into(), body.frame()).await else {
+                return Err(Aborted::TooSlow);
+            };
+            let Some(frame) = frame else { return Ok(Ok((bytes, reservation))) };
+            let Ok(frame) = frame.map_err(|_| Aborted::CutOff)?.into_data() else {
                 continue;
             };
             if bytes.len() + frame.len() > limit {
                 return Ok(Err(Refusal::BodyTooLarge(limit)));
             }
+            let asked = Instant::now();
             if !reservation.grow(frame.len()).await {
                 return Ok(Err(Refusal::Rejected(Rejection::NoRoom)));
             }
+            // The sender is not to blame for it.
+            begun += asked.elapsed();
             bytes.extend_from_slice(&frame);
         }
-        Ok(Ok((bytes, reservation)))
     }
 
     /// Runs the recipe apart from the connection: when the sender hangs up, the commit goes on.
@@ -301,42 +345,16 @@ fn log(source: &str, refusal: &Refusal, now: i64) {
     }
 }
 
-/// A message that strangers can cause is logged once in a while, with how often it was not.
-struct Seldom {
-    last: AtomicI64,
-    unlogged: AtomicU64,
-}
-
-impl Seldom {
-    /// Milliseconds between two messages.
-    const PAUSE: i64 = 10_000;
-
-    const fn new() -> Self {
-        Self { last: AtomicI64::new(i64::MIN), unlogged: AtomicU64::new(0) }
-    }
-
-    /// Whether it is time, in milliseconds, for a message; then how many there were since the last.
-    fn at(&self, now: i64) -> Option<u64> {
-        let last = self.last.load(Ordering::Relaxed);
-        let is_time = now.saturating_sub(last) >= Self::PAUSE || now < last;
-        if is_time && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            return Some(self.unlogged.swap(0, Ordering::Relaxed));
-        }
-        self.unlogged.fetch_add(1, Ordering::Relaxed);
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_logged_seldom_and_counted() {
-        let seldom = Seldom::new();
-        assert_eq!(seldom.at(1_000), Some(0));
-        assert_eq!([2_000, 3_000, 10_999].map(|now| seldom.at(now)), [None; 3]);
-        assert_eq!(seldom.at(11_000), Some(3));
-        assert_eq!(seldom.at(0), Some(0), "the clock was set back");
+    fn a_body_earns_its_time() {
+        let pace = Pace { grace: Duration::from_secs(5), rate: 1000, total: Duration::from_secs(30) };
+        let begun = Instant::now();
+        for (received, seconds) in [(0, 5), (1000, 6), (20_000, 25), (25_000, 30), (usize::MAX, 30)] {
+            assert_eq!(pace.deadline(begun, received), begun + Duration::from_secs(seconds), "{received}");
+        }
     }
 }

@@ -8,16 +8,23 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Response, StatusCode};
 use rand::RngExt as _;
 
 use crate::ingest::Rejection;
 use crate::ledger::{CommitError, Receipt};
 
+/// A browser that ends up here takes an answer for what its type says.
+const NOT_GUESSED: HeaderValue = HeaderValue::from_static("nosniff");
+
 /// Why a request got no receipt.
 #[derive(Debug)]
 pub enum Refusal {
+    /// No request, or one whose head is too large: 400 or 431.
+    Head(StatusCode),
     /// Not a source's path.
     NotFound,
     /// Not `POST`.
@@ -38,6 +45,7 @@ impl Refusal {
     /// Its status.
     pub fn status(&self) -> StatusCode {
         match self {
+            Self::Head(status) => *status,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden => StatusCode::FORBIDDEN,
@@ -76,6 +84,10 @@ impl Refusal {
     /// What the sender is told. The log says more.
     pub fn detail(&self) -> String {
         match self {
+            Self::Head(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => {
+                "the header has too many bytes or lines".to_owned()
+            }
+            Self::Head(_) => "this is no HTTP/1.1 request".to_owned(),
             Self::NotFound => "no source has this path".to_owned(),
             Self::MethodNotAllowed => "batches are posted".to_owned(),
             Self::Forbidden => "this address may not send here".to_owned(),
@@ -113,8 +125,26 @@ pub fn receipt(receipt: &Receipt) -> Response<Full<Bytes>> {
         receipt.quarantined()
     );
     let mut response = Response::new(Full::new(Bytes::from(body)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOT_GUESSED);
     response
+}
+
+/// An early refusal as bytes, for who speaks without hyper.
+pub fn whole(refusal: &Refusal) -> Vec<u8> {
+    let (head, body) = self::refusal(refusal, true).into_parts();
+    let body = body.into_inner().unwrap_or_default();
+    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+    for (name, value) in &head.headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+    bytes.extend_from_slice(&body);
+    bytes
 }
 
 /// The answer to any other request. `is_early` says that the body was not read to its end, so that the
@@ -130,6 +160,7 @@ pub fn refusal(refusal: &Refusal, is_early: bool) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOT_GUESSED);
     match refusal {
         Refusal::MethodNotAllowed => {
             headers.insert(ALLOW, HeaderValue::from_static("POST"));

@@ -254,6 +254,22 @@ pub fn thumbprint(bytes: &[u8; PUBLIC_KEY_LENGTH]) -> String {
     URL_SAFE_NO_PAD.encode(Sha256::digest(canonical))
 }
 
+/// The name that a key went by before [`KeySet::of`] told it apart from another one: its id without the beginning of
+/// its own thumbprint behind it. Other ids are returned as they are.
+pub fn undistinguished<'a>(mut id: &'a str, thumbprint: &str) -> &'a str {
+    while let Some((name, suffix)) = id.rsplit_once('#')
+        && (suffix == distinction(thumbprint) || suffix == thumbprint)
+    {
+        id = name;
+    }
+    id
+}
+
+/// What tells a key apart from others of the same name.
+fn distinction(thumbprint: &str) -> &str {
+    thumbprint.get(..8).unwrap_or(thumbprint)
+}
+
 #[derive(Deserialize)]
 struct Document<'a> {
     #[serde(borrow)]
@@ -330,11 +346,11 @@ fn point(x: &str) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
 
 fn distinct_id(mut id: String, bytes: &[u8; PUBLIC_KEY_LENGTH], earlier: &[Key]) -> String {
     let thumbprint = thumbprint(bytes);
-    let mut suffix = &thumbprint[..8];
+    let mut suffix = distinction(&thumbprint);
     // More than one round only for a document that imitates such ids.
     while earlier.iter().any(|key| key.id == id) {
         id = format!("{id}#{suffix}");
-        suffix = &thumbprint;
+        suffix = thumbprint.as_str();
     }
     id
 }
@@ -523,6 +539,8 @@ mod tests {
         ];
         let parsed = set(&entries).unwrap();
         assert_eq!(ids(&parsed)[2], format!("a#{}#{third}", &third[..8]));
+        assert_eq!(undistinguished(ids(&parsed)[2], &third), "a");
+        assert_eq!(undistinguished(ids(&parsed)[2], &thumbprint(&key(2))), ids(&parsed)[2]);
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::io::Write as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::quarantine;
-use crate::harness::site::Site;
+use crate::harness::site::{PATH, Site};
 use crate::harness::{body, gzip};
 
 const MIB: usize = 1 << 20;
@@ -66,6 +67,47 @@ fn a_bomb_is_refused_within_the_memory_that_a_batch_may_take() {
     // Exactly at the limit it is a batch, of one line that is too long.
     let receipt = Receipt::of(&daemon.post(Some("gzip"), &member));
     assert_eq!(receipt, Receipt { quarantined: 1, ..Receipt::default() });
+}
+
+#[test]
+fn sixty_four_bombs_at_once_are_refused_within_the_room() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    daemon.deliver(&site.producer.events(0..10));
+    let member = zeros(DECODED);
+    let bombs = [zeros(DECODED + 1), [member.as_slice(), &gzip(b"\0")].concat(), member.repeat(10)];
+    let before = daemon.memory("VmHWM:");
+    std::thread::scope(|scope| {
+        for number in 0..64 {
+            let (daemon, bomb) = (&daemon, &bombs[number % bombs.len()]);
+            scope.spawn(move || assert_eq!(daemon.post(Some("gzip"), bomb).status, 413));
+        }
+    });
+    let grown = daemon.memory("VmHWM:") - before;
+    eprintln!("64 bombs: peak memory grew by {grown} KiB");
+    assert!(grown < (64 + 256) * 1024, "peak memory grew by {grown} KiB");
+
+    // Without a token nothing of them is read.
+    let before = daemon.memory("VmHWM:");
+    std::thread::scope(|scope| {
+        for _ in 0..64 {
+            let (daemon, length) = (&daemon, bombs[0].len().to_string());
+            scope.spawn(move || {
+                let mut client = daemon.connect();
+                let headers = [
+                    ("Authorization", "Bearer x"),
+                    ("Content-Length", &length),
+                    ("Content-Encoding", "gzip"),
+                ];
+                client.send(&request("POST", PATH, &headers, b""));
+                assert_eq!(client.answer().status, 401);
+            });
+        }
+    });
+    assert!(daemon.memory("VmHWM:") - before < 32 * 1024);
+    daemon.settle();
+    assert_eq!(site.verified().len(), 10);
+    assert_eq!(site.read("quarantine.jsonl"), b"");
 }
 
 #[test]

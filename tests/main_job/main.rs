@@ -28,6 +28,7 @@ mod order;
 mod produce;
 mod reload;
 mod statuses;
+mod strangers;
 mod streams;
 mod tail;
 mod verify_file;

@@ -335,6 +335,8 @@ fn a_database_is_checked_while_the_daemon_writes_it() {
     all_good(&verify(&site, &["events.db"]), 301);
     daemon.terminate();
 
+    let (own, other) = (site.producer.public(), sign::Producer::new(2).public());
+    site.write("jwks.json", sign::jwks(&[("key-1", &own), ("key-2", &other)]));
     for (change, id, reason) in [
         (
             "UPDATE events SET principal_id = 'x' WHERE id = 7",
@@ -455,6 +457,37 @@ fn one_line_is_explained() {
         &["--explain", "x", "a.log"],
     ] {
         assert_eq!(verify_with(&site, wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_record_is_good_whatever_a_key_document_calls_its_key() {
+    let site = Site::new().sinks(
+        &[sink("events", "json", "\"verified\""), sink("quarantine", "json", "\"quarantine\"")].concat(),
+    );
+    let (own, other) = (site.producer.public(), sign::Producer::new(2).public());
+    let documents = [
+        sign::jwks(&[("key-1", &own)]),
+        sign::jwks(&[("key-1", &other), ("key-1", &own)]),
+        sign::jwks(&[("", &own)]),
+        sign::jwks(&[("renamed", &own)]),
+    ];
+    let mut number = 0;
+    for document in &documents {
+        site.write("jwks.json", document);
+        let daemon = Daemon::start(&site);
+        assert_eq!(daemon.deliver(&site.producer.events(number..number + 3)).accepted, 3);
+        daemon.settle();
+        daemon.terminate();
+        number += 3;
+    }
+    let records = String::from_utf8(site.read("events.jsonl")).unwrap();
+    for id in ["\"key-1\"", "\"key-1#", "\"renamed\""] {
+        assert_eq!(records.matches(&format!("\"key_id\":{id}")).count(), 3, "{id}");
+    }
+    for document in &documents {
+        site.write("jwks.json", document);
+        all_good(&verify(&site, &["events.jsonl"]), 12);
     }
 }
 

@@ -37,7 +37,8 @@ use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
 use crate::receive::listener::Listener;
-use crate::receive::request::{self, IN_WORK, Rules, Service};
+use crate::receive::places::Places;
+use crate::receive::request::{self, IN_WORK, Pace, Rules, Service};
 use crate::receive::tls::Certificates;
 use crate::room::Room;
 use crate::wire::batch::Caps;
@@ -60,8 +61,12 @@ const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
 
-/// For handshakes and headers, and for idle connections.
-const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+/// For a handshake, a header and an answer each, and for idle connections; unless `limits.request_timeout` is shorter.
+const SHORT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A body must come at so many bytes per second on the average, after a while without this condition.
+const BODY_RATE: u64 = 4096;
+const BODY_GRACE: Duration = Duration::from_secs(5);
 
 /// After the requests: how long sinks may take for what is committed.
 const SINK_DRAIN: Duration = Duration::from_secs(10);
@@ -300,7 +305,7 @@ fn rules(config: &Config, sources: &Sources, ingest: &Ingest) -> Rules {
         routes: sources.routes(),
         ingest: ingest.with_limits(limits(config)),
         body_limit: config.limits.body,
-        body_deadline: config.limits.request_timeout,
+        pace: Pace { grace: BODY_GRACE, rate: BODY_RATE, total: config.limits.request_timeout },
     }
 }
 
@@ -320,14 +325,21 @@ fn listener(
     service: Arc<Service>,
     metrics: &Arc<Metrics>,
 ) -> Listener {
-    let connections = Arc::clone(metrics);
+    let (connections, ends) = (Arc::clone(metrics), Arc::clone(metrics));
+    let places = Places::new(config.limits.connections, config.limits.connections_per_peer);
+    let (seen, room) = (places.clone(), service.room.clone());
+    metrics.before_render(Box::new(move |metrics| {
+        metrics.authorized_connections(seen.taken().1 as u64);
+        metrics.in_flight_bytes(room.used() as u64);
+    }));
     Listener {
         scheme: if certificates.is_some() { "https" } else { "http" },
         tls: certificates,
-        connections: config.limits.connections,
-        header_deadline: HEADER_DEADLINE,
+        places,
+        deadline: SHORT_DEADLINE.min(config.limits.request_timeout),
         service,
         connected: Box::new(move || Box::new(connections.connection_opened())),
+        ended: Box::new(move |ending| ends.connection_ended(ending)),
     }
 }
 

@@ -130,6 +130,10 @@ fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
         ("[admin]", before.admin != new.admin),
         ("log.format", before.log.format != new.log.format),
         ("limits.connections", before.limits.connections != new.limits.connections),
+        (
+            "limits.connections_per_peer",
+            before.limits.connections_per_peer != new.limits.connections_per_peer,
+        ),
         ("limits.in_flight", before.limits.in_flight != new.limits.in_flight),
         ("[sinks]", before.sinks != new.sinks),
     ]

@@ -214,6 +214,11 @@ impl Resolver<'_> {
         let line = self.bytes(table.line.as_ref(), "line", default.line);
         let lines = self.count(table.lines.as_ref(), "lines", default.lines);
         let connections = self.count(table.connections.as_ref(), "connections", default.connections);
+        let connections_per_peer = self.count(
+            table.connections_per_peer.as_ref(),
+            "connections_per_peer",
+            default.connections_per_peer,
+        );
         let request_timeout =
             self.time(table.request_timeout.as_ref(), "request_timeout", default.request_timeout);
         let in_flight = self.bytes(table.in_flight.as_ref(), "in_flight", default.in_flight);
@@ -235,6 +240,7 @@ impl Resolver<'_> {
             line: line?,
             lines: lines?,
             connections: connections?,
+            connections_per_peer: connections_per_peer?,
             request_timeout: request_timeout?,
             in_flight: in_flight?,
             backlog: backlog?,
@@ -420,7 +426,7 @@ mod tests {
             listen = { address = "[::]:8443", tls = { cert = "tls/./cert.pem", key = "/key.pem" } }
             admin = { address = "0.0.0.0:1" }
             log = { level = "info,auditgate::trust=debug", format = "json" }
-            limits = { body = 1024, decoded = "2KiB", line = "1KiB", lines = 7, connections = 8,
+            limits = { body = 1024, decoded = "2KiB", line = "1KiB", lines = 7, connections = 8, connections_per_peer = 3,
                        request_timeout = "9s", in_flight = "1GiB", backlog = "5GiB" }
             [sources.a]
             path = "/a"
@@ -449,6 +455,7 @@ mod tests {
         let Tls::Files { cert, key, .. } = &config.listen.tls else { panic!("{config:?}") };
         assert_eq!((cert.as_path(), key.as_path()), (&*base.join("tls/cert.pem"), Path::new("/key.pem")));
         assert_eq!((config.limits.body, config.limits.decoded, config.limits.lines), (1024, 2048, 7));
+        assert_eq!((config.limits.connections, config.limits.connections_per_peer), (8, 3));
         assert_eq!(config.limits.request_timeout, Duration::from_secs(9));
         assert_eq!(config.limits.backlog, 5 << 30);
         let [a, b, c] = config.sources.as_slice() else { panic!("{config:?}") };
@@ -570,6 +577,7 @@ mod tests {
         refused("body = -1", "6: `-1` is no size for `body`");
         refused("lines = 0", "6: 0 is no number for `lines`; write a whole number from 1 to 4294967295");
         refused("connections = -5", "6: -5 is no number for `connections`");
+        refused("connections_per_peer = 0", "6: 0 is no number for `connections_per_peer`");
         refused("request_timeout = \"0s\"", "6: `0s` is no time for `request_timeout`; write at least 1ms");
         refused(
             "request_timeout = \"1w\"",

@@ -208,6 +208,8 @@ impl Current {
         };
         let mut config = builder.with_single_cert(chain, private).map_err(pair)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // The strongest that both know, whatever the client would rather have.
+        config.ignore_client_order = true;
         Ok((Self { stamps, config: Arc::new(config), not_after, files }, doubt))
     }
 }

@@ -57,7 +57,11 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
 impl Client {
     /// Connects; the TLS handshake happens with the first bytes.
     pub(crate) fn connect(address: SocketAddr, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
-        let socket = TcpStream::connect(address)?;
+        Self::over(TcpStream::connect(address)?, tls)
+    }
+
+    /// Speaks over a connection that is there already.
+    pub(crate) fn over(socket: TcpStream, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
@@ -143,6 +147,19 @@ impl Client {
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         while self.fill().is_ok() {}
         std::mem::take(&mut self.buffer)
+    }
+
+    /// Whether the connection is still open. Does not wait.
+    pub(crate) fn is_open(&mut self) -> bool {
+        self.socket().set_nonblocking(true).unwrap();
+        let is_open = loop {
+            match self.fill() {
+                Ok(()) => {}
+                Err(error) => break error.kind() == io::ErrorKind::WouldBlock,
+            }
+        };
+        self.socket().set_nonblocking(false).unwrap();
+        is_open
     }
 
     /// Says that nothing more comes, without saying so in TLS: as a crash would.

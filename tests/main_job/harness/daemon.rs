@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -119,7 +119,37 @@ impl<'s> Daemon<'s> {
 
     /// A new connection, if the daemon is still there.
     pub(crate) fn try_connect(&self) -> io::Result<Client> {
-        Client::connect(self.address, (!self.site.is_plain()).then(|| Arc::clone(&self.site.client)))
+        Client::connect(self.address, self.client_config())
+    }
+
+    /// A new connection from another loopback address.
+    pub(crate) fn connect_from(&self, address: [u8; 4]) -> Client {
+        Client::over(self.socket_from(address), self.client_config()).expect("a connection")
+    }
+
+    /// A new socket from another loopback address, on which nothing was said yet.
+    pub(crate) fn socket_from(&self, address: [u8; 4]) -> TcpStream {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let socket = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::from((address, 0)))?;
+            socket.connect(self.address).await?.into_std()
+        });
+        let socket = socket.expect("a connection");
+        socket.set_nonblocking(false).unwrap();
+        socket
+    }
+
+    fn client_config(&self) -> Option<Arc<rustls::ClientConfig>> {
+        (!self.site.is_plain()).then(|| Arc::clone(&self.site.client))
+    }
+
+    /// Waits until a series has at least this value.
+    pub(crate) fn counted(&self, series: &str, least: u64) {
+        wait_until(PATIENCE, series, || {
+            let value = self.metrics().remove(series).unwrap_or_else(|| panic!("there is no {series}"));
+            if value.parse::<u64>().unwrap() >= least { Ok(()) } else { Err(value) }
+        });
     }
 
     /// Posts a body on a connection of its own.

@@ -1,0 +1,171 @@
+//! The way of an answer to the peer: it has a deadline, and what hyper refuses by itself (a head that is malformed or
+//! too large) gets the same form as our own refusals, and is counted.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// A connection whose peer must take its answers in time.
+///
+/// An answer that nobody [owed](Owed) is one of hyper's: it is replaced by what `refuse` gives for its status.
+pub struct Answers<S, F> {
+    stream: S,
+    patience: Duration,
+    /// Runs while the peer takes nothing.
+    deadline: Option<Pin<Box<Sleep>>>,
+    owed: Owed,
+    refuse: F,
+    /// What is written in the place of hyper's own words, and how much of it is written.
+    instead: (Vec<u8>, usize),
+}
+
+/// Whether the service has answered, and the answer has not begun to be written.
+#[derive(Clone, Debug, Default)]
+pub struct Owed(Arc<AtomicBool>);
+
+impl Owed {
+    /// The service has answered.
+    pub fn answer(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl<S, F: FnMut(StatusCode) -> Vec<u8>> Answers<S, F> {
+    /// Over a stream. `refuse` gives a whole answer, head and body.
+    pub fn new(stream: S, patience: Duration, owed: Owed, refuse: F) -> Self {
+        Self { stream, patience, deadline: None, owed, refuse, instead: (Vec::new(), 0) }
+    }
+
+    /// The stream again.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
+    /// Holds what the stream says against the deadline.
+    fn in_time<T>(&mut self, context: &mut Context<'_>, said: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if said.is_ready() {
+            self.deadline = None;
+            return said;
+        }
+        let patience = self.patience;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(deadline.as_mut().poll(context));
+        deadline.as_mut().reset(Instant::now() + patience);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// The status of an answer that begins here.
+fn status(bytes: &[u8]) -> Option<StatusCode> {
+    StatusCode::from_bytes(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()
+}
+
+impl<S: AsyncWrite + Unpin, F: FnMut(StatusCode) -> Vec<u8> + Unpin> Answers<S, F> {
+    fn write_instead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.instead.1 < self.instead.0.len() {
+            let written = Pin::new(&mut self.stream).poll_write(context, &self.instead.0[self.instead.1..]);
+            let written = ready!(self.in_time(context, written))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.instead.1 += written;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin, F: Unpin> AsyncRead for Answers<S, F> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin, F: FnMut(StatusCode) -> Vec<u8> + Unpin> AsyncWrite for Answers<S, F> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.write_instead(context))?;
+        // The go-ahead for a body (100) is hyper's business.
+        if let Some(status) = status(bytes).filter(|status| !status.is_informational())
+            && !self.owed.0.load(Ordering::Relaxed)
+            && self.instead.0.is_empty()
+        {
+            self.instead = ((self.refuse)(status), 0);
+            // hyper hands its refusal over in one piece, and closes after it.
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let written = ready!(self.in_time(context, written))?;
+        if status(bytes).is_some_and(|status| !status.is_informational()) {
+            self.owed.take();
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.write_instead(context))?;
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.in_time(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.write_instead(context))?;
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.in_time(context, shut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_owed_is_put_in_our_words() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let owed = Owed::default();
+        let refuse = |status: StatusCode| format!("ours {}", status.as_u16()).into_bytes();
+        let mut answers = Answers::new(ours, Duration::from_secs(60), owed.clone(), refuse);
+        answers.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        owed.answer();
+        answers.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n{}").await.unwrap();
+        answers.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\n\r\n").await.unwrap();
+        answers.shutdown().await.unwrap();
+        let mut seen = String::new();
+        theirs.read_to_string(&mut seen).await.unwrap();
+        assert_eq!(seen, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\n\r\n{}ours 431");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_has_a_deadline() {
+        let (ours, mut theirs) = tokio::io::duplex(4);
+        let patience = Duration::from_secs(10);
+        let mut answers = Answers::new(ours, patience, Owed::default(), |_: StatusCode| Vec::new());
+        let begun = Instant::now();
+        let error = answers.write_all(b"123456").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= patience);
+        // Whoever takes something, however late, has the whole time again.
+        let mut taken = [0; 4];
+        theirs.read_exact(&mut taken).await.unwrap();
+        answers.write_all(b"56").await.unwrap();
+    }
+}
