@@ -53,9 +53,31 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Text that already is JSON, for the same readers: in there only strings can hold something hazardous, and stay
+/// the same strings.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    if !json.contains(is_hazardous) {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    // Writing into memory cannot fail.
+    let _ = write_escaped(json, Notation::Json, &mut out);
+    Cow::Owned(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_keeps_its_meaning() {
+        let hazard = "\u{7f}\u{9b}31m\u{202e}\u{2028}\n";
+        let json = serde_json::to_string(hazard).unwrap();
+        let harmless = printable_json(&json);
+        assert!(json.contains(is_hazardous) && !harmless.contains(is_hazardous), "{harmless}");
+        assert_eq!(serde_json::from_str::<String>(&harmless).unwrap(), hazard);
+        assert_eq!(printable_json("{\"plain\": 1}"), "{\"plain\": 1}");
+    }
 
     #[test]
     fn only_what_is_hazardous_is_escaped() {

@@ -11,6 +11,7 @@ pub mod verify;
 
 use clap::{Parser, Subcommand};
 
+use crate::printable::printable;
 use exit::{Exit, Failure};
 
 /// Receives signed audit-log batches over HTTPS, verifies every event and delivers it once.
@@ -56,8 +57,9 @@ pub fn run() -> Exit {
         Ok(()) => Exit::Good,
         Err(Failure { exit, message }) => {
             use std::io::Write as _;
-            // When stderr is gone there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "auditgate: {message}");
+            // A message names files and repeats what a peer said. When stderr is gone there is nobody to tell.
+            let lines: Vec<_> = message.split('\n').map(printable).collect();
+            let _ = writeln!(std::io::stderr(), "auditgate: {}", lines.join("\n"));
             exit
         }
     }

@@ -21,6 +21,7 @@ mod dedup;
 mod faults;
 mod full_disk;
 mod independent;
+mod injection;
 mod keys;
 mod lag;
 mod operate;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use self::report::Report;
 use super::exit::Failure;
 use crate::net::{Client, Endpoint};
-use crate::printable::printable;
+use crate::printable::{printable, printable_json};
 use crate::prove::explain::{Explanation, Tried, explain};
 use crate::prove::find::find;
 use crate::prove::judge::{Keys, Window, judge};
@@ -196,7 +196,7 @@ fn explain_line(path: &Path, line: u64, keys: &Keys, json: bool, out: &mut dyn W
         let written = if json {
             serde_json::to_string(&explanation)
                 .map_err(io::Error::from)
-                .and_then(|text| writeln!(out, "{text}"))
+                .and_then(|text| writeln!(out, "{}", printable_json(&text)))
         } else {
             write_explanation(out, path, line, &explanation)
         };

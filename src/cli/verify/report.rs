@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::printable::printable;
+use crate::printable::{printable, printable_json};
 use crate::prove::judge::{Counts, Finding, Judged, Keys, Verdict, joined};
 use crate::prove::read::{Fault, Kind};
 use crate::prove::run::News;
@@ -178,7 +178,7 @@ impl<'a> Report<'a> {
         let text = if self.json {
             let lead = if self.has_findings { "," } else { "{\"findings\":[" };
             let finding = JsonFinding { file: &file, line: *line, verdict: *verdict, reason };
-            format!("{lead}\n{}", serde_json::to_string(&finding)?)
+            format!("{lead}\n{}", printable_json(&serde_json::to_string(&finding)?))
         } else {
             format!("{}:{line}: {}: {}\n", printable(&file), verdict.as_str(), printable(reason))
         };
@@ -207,6 +207,7 @@ impl<'a> Report<'a> {
                 unreadable: &self.unreadable,
             };
             let text = serde_json::to_string(&end)?;
+            let text = printable_json(&text);
             let lead = if self.has_findings { "\n]," } else { "{\"findings\":[]," };
             writeln!(self.out, "{lead}{}", text.strip_prefix('{').unwrap_or(&text))?;
         } else {

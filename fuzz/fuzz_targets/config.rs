@@ -1,0 +1,53 @@
+//! A configuration: every problem is said in harmless words, and what is printed of a good one is as good.
+
+#![no_main]
+
+use std::cell::LazyCell;
+use std::path::PathBuf;
+
+use auditgate::cli::check_config::{self, Args};
+use auditgate::config::{Config, ConfigError, Secrets, load};
+use auditgate::printable::is_hazardous;
+use auditgate_fuzz::directory;
+use libfuzzer_sys::{Corpus, fuzz_target};
+
+thread_local! {
+    static FILE: LazyCell<PathBuf> = LazyCell::new(|| directory().join("config.toml"));
+}
+
+fuzz_target!(|text: &[u8]| -> Corpus {
+    // Secrets and key files are read from wherever the text says: not from here, please.
+    if [&b"file"[..], b"env", b"credential"]
+        .iter()
+        .any(|word| text.windows(word.len()).any(|part| part == *word))
+        && [&b"/proc"[..], b"/dev", b"/sys"]
+            .iter()
+            .any(|word| text.windows(word.len()).any(|part| part == *word))
+    {
+        return Corpus::Reject;
+    }
+    FILE.with(|file| {
+        let Ok(_) = read(file, text) else { return };
+        let first = effective(file);
+        read(file, &first).expect("what was printed is a configuration");
+        assert_eq!(effective(file), first);
+    });
+    Corpus::Keep
+});
+
+fn read(file: &PathBuf, text: &[u8]) -> Result<Config, ConfigError> {
+    std::fs::write(file, text).expect("the file");
+    load(file, &|_| None, Secrets::SkipMissing).inspect_err(|error| {
+        assert!(!error.problems().is_empty());
+        for line in error.to_string().lines() {
+            assert!(!line.contains(is_hazardous), "{line:?}");
+        }
+    })
+}
+
+fn effective(file: &PathBuf) -> Vec<u8> {
+    let mut out = Vec::new();
+    check_config::run(&Args { file: file.clone(), skip_secrets: true }, &mut out)
+        .expect("it was good before");
+    out
+}

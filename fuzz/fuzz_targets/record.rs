@@ -1,0 +1,32 @@
+//! Our own records, read back from files that anybody may have changed, and written of lines that are anything.
+
+#![no_main]
+
+use auditgate::wire::event::Reason;
+use auditgate::wire::line::Line;
+use auditgate::wire::record::{Quarantined, read, write_quarantined};
+use auditgate_fuzz::oracle::one_harmless_line;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Some(saved) = read(bytes)
+        && let Ok(line) = Line::parse(&saved.raw)
+    {
+        // Whether it holds or not: it is found out without a panic.
+        let _ = saved.claims.is_some_and(|claims| claims.hold_for(&line));
+    }
+    let detail = String::from_utf8_lossy(bytes);
+    let record = Quarantined {
+        received_at: i64::MAX,
+        source: &detail,
+        reason: Reason::Malformed,
+        detail: &detail,
+        raw: bytes,
+    };
+    let mut written = Vec::new();
+    write_quarantined(&mut written, &record);
+    let saved = read(one_harmless_line(&written).as_bytes()).expect("our own record");
+    assert_eq!(saved.raw.as_ref(), bytes);
+    assert_eq!(saved.reason.as_deref(), Some("malformed"));
+    assert!(saved.claims.is_none() && saved.key_id.is_none());
+});

@@ -1,0 +1,169 @@
+//! The whole way of a connection's bytes: HTTP/1.1, authorisation, body, verification, ledger, answer.
+
+#![no_main]
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, LazyLock, RwLock};
+use std::time::Duration;
+
+use auditgate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
+use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
+use auditgate::receive::request::{IN_WORK, Observer, Route, Rules, Service};
+use auditgate::room::Room;
+use auditgate::trust::keyring::{KeyRing, Origin, Terms};
+use auditgate::wire::batch::Caps;
+use auditgate_fuzz::{directory, key_set, oracle};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use libfuzzer_sys::{Corpus, fuzz_target};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+/// The daemon, but for its sockets.
+struct Stage {
+    runtime: Runtime,
+    service: Arc<Service>,
+}
+
+static STAGE: LazyLock<Stage> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let day = Duration::from_secs(86_400);
+    let clock = Clock { wall: Arc::new(|| 1_767_323_045_678), steady: Arc::new(|| Duration::ZERO) };
+    let backlog = Backlog { bytes: 4 << 30, quarantine_bytes: 1 << 30 };
+    let window = Window { events: 8 * day, rejects: day };
+    let windows: BTreeMap<String, Window> =
+        ["us", "trace", "open", "off", "closed"].map(|name| (name.to_owned(), window)).into();
+    let directory = directory();
+    let options = Options { data_dir: directory.clone(), subscriptions: Vec::new(), backlog, windows, clock };
+    let (ledger, _running) = Ledger::open(options).expect("a ledger");
+    let caps = Caps { decoded: 1 << 20, lines: 100 };
+    let limits = Limits { caps, line: 2048, backlog: backlog.bytes };
+    let ring =
+        KeyRing::new("us", Origin::Pinned(key_set()), Terms::default(), &directory, |_| ()).expect("a ring");
+    runtime.block_on(ring.load_at_start(Duration::from_secs(60))).expect("keys");
+    let ring = Arc::new(ring);
+    let routes = [
+        ("us", "/us", Policy::Require, Sameness::Event, ""),
+        ("trace", "/trace", Policy::Require, Sameness::TraceId, ""),
+        ("open", "/open", Policy::AcceptUnsigned, Sameness::Event, ""),
+        ("off", "/off", Policy::Off, Sameness::Event, ""),
+        ("closed", "/closed", Policy::Off, Sameness::Event, "10.0.0.0/8"),
+    ];
+    let routes: HashMap<String, Route> = routes
+        .into_iter()
+        .map(|(name, path, policy, sameness, allow)| {
+            let source =
+                Arc::new(Source { name: name.into(), policy, sameness, keys: Some(Arc::clone(&ring)) });
+            let authorises = Box::new(|presented: &[u8]| presented == b"Bearer abc");
+            let allow = allow.parse().into_iter().collect();
+            (path.to_owned(), Route { source, authorises, allow })
+        })
+        .collect();
+    let service = Arc::new(Service {
+        rules: RwLock::new(Arc::new(Rules {
+            routes,
+            ingest: Ingest::new(ledger, limits),
+            body_limit: 16 << 10,
+            body_deadline: Duration::from_secs(5),
+        })),
+        room: Room::new(64 << 20, Duration::from_secs(60)),
+        now: Arc::new(|| 1_767_323_045_678),
+        observer: Box::new(Nobody),
+        in_work: Arc::new(Semaphore::new(IN_WORK)),
+    });
+    Stage { runtime, service }
+});
+
+struct Nobody;
+
+impl Observer for Nobody {
+    fn answered(&self, source: Option<&str>, status: u16, _elapsed: Duration) {
+        assert!(status < 500, "status {status} for {source:?}");
+    }
+    fn committed(&self, _source: &str, batch: &Ingested, _received_at: i64) {
+        assert!(batch.receipt.accepted() <= 100);
+    }
+    fn undecodable(&self, _source: &str, _receipt: &Receipt) {}
+}
+
+fuzz_target!(|input: &[u8]| -> Corpus {
+    // The bytes come in pieces of one size; 0 is all at once.
+    let Some((&piece, bytes)) = input.split_first() else { return Corpus::Reject };
+    let piece = if piece == 0 { bytes.len().max(1) } else { usize::from(piece) };
+    let stage = &*STAGE;
+    let answers = stage.runtime.block_on(converse(stage, bytes, piece));
+    check(bytes, &answers);
+    Corpus::Keep
+});
+
+async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
+    let (mut peer, ours) = tokio::io::duplex(64 << 10);
+    let service = service_fn(|request| {
+        let service = Arc::clone(&stage.service);
+        Box::pin(async move { service.answer(request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await })
+    });
+    // As the listener does, without its clock: whoever waits for more has none, for the peer has said it all.
+    let connection = http1::Builder::new()
+        .max_headers(64)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(ours), service);
+    let talk = async {
+        for part in bytes.chunks(piece) {
+            // An early answer may end the connection.
+            if peer.write_all(part).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let _ = peer.shutdown().await;
+        let mut answers = Vec::new();
+        let _ = peer.read_to_end(&mut answers).await;
+        answers
+    };
+    let (answers, _) = tokio::join!(talk, async { drop(connection.await) });
+    answers
+}
+
+/// Only answers of the contract, and nothing for those who may not send.
+fn check(request: &[u8], answers: &[u8]) {
+    let text = String::from_utf8_lossy(answers);
+    for answer in text.split("HTTP/1.").skip(1) {
+        let status = answer.get(2..5).expect("a status");
+        assert!(
+            ["100", "200", "400", "401", "403", "404", "405", "413", "414", "415", "431"].contains(&status),
+            "{answer}"
+        );
+        if status == "200" {
+            let asked = String::from_utf8_lossy(request).to_ascii_lowercase();
+            assert!(asked.contains("authorization:") && asked.contains("bearer abc"), "{answer}");
+            let body = answer.split("\r\n\r\n").nth(1).expect("a receipt");
+            let receipt: serde_json::Value = serde_json::from_str(body).expect("JSON");
+            let count = |name: &str| receipt[name].as_u64().expect("a number");
+            let (accepted, duplicates) = (count("accepted"), count("duplicates"));
+            // One request for the source that asks for signatures: nothing is accepted that is not proven.
+            if text.matches("HTTP/1.").count() == 1
+                && request.starts_with(b"POST /us ")
+                && let Some(body) = plain_body(request)
+            {
+                let proven =
+                    body.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+                let proven = proven.filter(|line| oracle::is_proven(line)).count() as u64;
+                assert!(accepted <= proven && proven <= accepted + duplicates, "{proven} proven: {answer}");
+            }
+        }
+    }
+}
+
+/// The body of a request that is simple enough to find it.
+fn plain_body(request: &[u8]) -> Option<&[u8]> {
+    let end = request.windows(4).position(|part| part == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&request[..end]).ok()?.to_ascii_lowercase();
+    let body = &request[end + 4..];
+    let is_plain = !head.contains("encoding") && !body.starts_with(b"\x1f\x8b") && !head.contains('\t');
+    let length: usize =
+        head.lines().filter_map(|line| line.strip_prefix("content-length: ")).next()?.parse().ok()?;
+    (is_plain && head.matches("content-length").count() == 1).then(|| body.get(..length)).flatten()
+}
