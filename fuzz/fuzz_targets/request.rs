@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use auditgate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
 use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
-use auditgate::receive::request::{IN_WORK, Observer, Route, Rules, Service};
+use auditgate::receive::places::Places;
+use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
 use auditgate::room::Room;
 use auditgate::trust::keyring::{KeyRing, Origin, Terms};
 use auditgate::wire::batch::Caps;
@@ -67,7 +68,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             routes,
             ingest: Ingest::new(ledger, limits),
             body_limit: 16 << 10,
-            body_deadline: Duration::from_secs(5),
+            pace: Pace { grace: Duration::from_secs(5), rate: 1, total: Duration::from_secs(5) },
         })),
         room: Room::new(64 << 20, Duration::from_secs(60)),
         now: Arc::new(|| 1_767_323_045_678),
@@ -101,9 +102,10 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 
 async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     let (mut peer, ours) = tokio::io::duplex(64 << 10);
+    let place = Arc::new(Places::new(1, 1).admit(IpAddr::V4(Ipv4Addr::LOCALHOST)).await);
     let service = service_fn(|request| {
-        let service = Arc::clone(&stage.service);
-        Box::pin(async move { service.answer(request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await })
+        let (service, place) = (Arc::clone(&stage.service), Arc::clone(&place));
+        Box::pin(async move { service.answer(request, &place).await })
     });
     // As the listener does, without its clock: whoever waits for more has none, for the peer has said it all.
     let connection = http1::Builder::new()
