@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use auditgate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
 use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
+use auditgate::receive::answers::{Answers, Owed};
 use auditgate::receive::places::Places;
 use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
 use auditgate::room::Room;
@@ -23,10 +24,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
+/// Longer than any input may take.
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// The daemon, but for its sockets.
 struct Stage {
     runtime: Runtime,
     service: Arc<Service>,
+    places: Places,
 }
 
 static STAGE: LazyLock<Stage> = LazyLock::new(|| {
@@ -44,7 +49,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
     let limits = Limits { caps, line: 2048, backlog: backlog.bytes };
     let ring =
         KeyRing::new("us", Origin::Pinned(key_set()), Terms::default(), &directory, |_| ()).expect("a ring");
-    runtime.block_on(ring.load_at_start(Duration::from_secs(60))).expect("keys");
+    runtime.block_on(ring.load_at_start(MINUTE)).expect("keys");
     let ring = Arc::new(ring);
     let routes = [
         ("us", "/us", Policy::Require, Sameness::Event, ""),
@@ -68,14 +73,14 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             routes,
             ingest: Ingest::new(ledger, limits),
             body_limit: 16 << 10,
-            pace: Pace { grace: Duration::from_secs(5), rate: 1, total: Duration::from_secs(5) },
+            pace: Pace { grace: MINUTE, rate: 1, total: MINUTE },
         })),
-        room: Room::new(64 << 20, Duration::from_secs(60)),
+        room: Room::new(64 << 20, MINUTE),
         now: Arc::new(|| 1_767_323_045_678),
         observer: Box::new(Nobody),
         in_work: Arc::new(Semaphore::new(IN_WORK)),
     });
-    Stage { runtime, service }
+    Stage { runtime, service, places: Places::new(512, 32) }
 });
 
 struct Nobody;
@@ -102,11 +107,20 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 
 async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     let (mut peer, ours) = tokio::io::duplex(64 << 10);
-    let place = Arc::new(Places::new(1, 1).admit(IpAddr::V4(Ipv4Addr::LOCALHOST)).await);
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let place = Arc::new(stage.places.admit(localhost).await);
+    let owed = Owed::default();
     let service = service_fn(|request| {
-        let (service, place) = (Arc::clone(&stage.service), Arc::clone(&place));
-        Box::pin(async move { service.answer(request, &place).await })
+        let (service, place, owed) = (Arc::clone(&stage.service), Arc::clone(&place), owed.clone());
+        Box::pin(async move {
+            place.idle(false);
+            let response = service.answer(request, &place).await;
+            owed.answer();
+            response
+        })
     });
+    let (refuse, taken) = (|status| stage.service.refuse(status), || place.idle(true));
+    let ours = Answers::new(ours, MINUTE, owed.clone(), refuse, taken);
     // As the listener does, without its clock: whoever waits for more has none, for the peer has said it all.
     let connection = http1::Builder::new()
         .max_headers(64)
@@ -132,8 +146,13 @@ async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
 /// Only answers of the contract, and nothing for those who may not send.
 fn check(request: &[u8], answers: &[u8]) {
     let text = String::from_utf8_lossy(answers);
-    for answer in text.split("HTTP/1.").skip(1) {
-        let status = answer.get(2..5).expect("a status");
+    // The words `HTTP/1.1` stand in an answer's body, too.
+    let answers: Vec<(&str, &str)> = text
+        .split("HTTP/1.")
+        .filter_map(|answer| Some((answer.get(2..5)?, answer)))
+        .filter(|(status, _)| status.bytes().all(|byte| byte.is_ascii_digit()))
+        .collect();
+    for &(status, answer) in &answers {
         assert!(
             ["100", "200", "400", "401", "403", "404", "405", "413", "414", "415", "431"].contains(&status),
             "{answer}"
@@ -146,7 +165,7 @@ fn check(request: &[u8], answers: &[u8]) {
             let count = |name: &str| receipt[name].as_u64().expect("a number");
             let (accepted, duplicates) = (count("accepted"), count("duplicates"));
             // One request for the source that asks for signatures: nothing is accepted that is not proven.
-            if text.matches("HTTP/1.").count() == 1
+            if answers.len() == 1
                 && request.starts_with(b"POST /us ")
                 && let Some(body) = plain_body(request)
             {
