@@ -7,13 +7,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a bench stops at the first surprise")]
 
+mod bare;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use auditgate::prove::judge::TOGETHER;
 use auditgate::send::sample;
-use auditgate::trust::verify::{Claim, verify_in_batches};
+use auditgate::trust::verify::Claim;
 use auditgate::wire::event::{Event, Format};
 use auditgate::wire::line::Line;
 use auditgate::wire::{cef, json, signature};
@@ -106,25 +108,10 @@ fn write(dir: &Path, key: &SigningKey, lines: &[Vec<u8>]) {
 }
 
 fn bare(key: &SigningKey, lines: &[Signed], together: usize) {
-    let public = [key.verifying_key().to_bytes()];
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for part in lines.chunks(lines.len().div_ceil(threads)) {
-            scope.spawn(move || {
-                for batch in part.chunks(together) {
-                    let claims: Vec<_> = batch
-                        .iter()
-                        .map(|line| Claim {
-                            signature: line.signature,
-                            first: (&line.message, &[]),
-                            second: None,
-                        })
-                        .collect();
-                    let fits = verify_in_batches(&claims, &public, together, &mut rand::rng());
-                    assert!(fits.iter().all(Option::is_some));
-                }
-            });
-        }
+    bare::verify_all(key, lines, together, |line| Claim {
+        signature: line.signature,
+        first: (&line.message, &[]),
+        second: None,
     });
 }
 

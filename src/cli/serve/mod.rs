@@ -326,8 +326,7 @@ fn limits(config: &Config) -> Limits {
 
 fn certificates(tls: &Tls) -> Result<Option<Arc<Certificates>>, Failure> {
     let Some(files) = reload::files(tls) else { return Ok(None) };
-    let now = (Clock::system().wall)() / 1000;
-    Ok(Some(Arc::new(Certificates::load(files, now).map_err(Failure::config)?)))
+    Ok(Some(Arc::new(Certificates::load(files, reload::now()).map_err(Failure::config)?)))
 }
 
 /// What requests are answered by.

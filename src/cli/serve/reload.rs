@@ -146,6 +146,6 @@ fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// In seconds since the Unix epoch.
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     (Clock::system().wall)() / 1000
 }
