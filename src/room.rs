@@ -23,14 +23,14 @@ pub struct Room {
 
 #[derive(Debug)]
 struct Shared {
-    capacity: usize,
     patience: Duration,
     state: Mutex<State>,
 }
 
 /// Sizes are in grains. Batches go by a number that counts up, so that an older one has a smaller number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    capacity: usize,
     next: u64,
     used: usize,
     /// Whether the high water mark was reached, and the low one not yet again.
@@ -60,8 +60,22 @@ impl Room {
     /// A room of so many bytes, in which a batch that finds no space waits for each step about as long as
     /// `patience`.
     pub fn new(bytes: usize, patience: Duration) -> Self {
-        let capacity = (bytes / GRAIN).max(1);
-        Self { shared: Arc::new(Shared { capacity, patience, state: Mutex::default() }) }
+        let state = State {
+            capacity: grains(bytes),
+            next: 0,
+            used: 0,
+            is_shut: false,
+            held: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+        };
+        Self { shared: Arc::new(Shared { patience, state: Mutex::new(state) }) }
+    }
+
+    /// So many bytes from now on. What is held stays so, even where it is more.
+    pub fn resize(&self, bytes: usize) {
+        let mut state = self.shared.state();
+        state.capacity = grains(bytes);
+        state.settle();
     }
 
     /// A reservation that holds nothing yet.
@@ -99,12 +113,12 @@ impl Reservation {
         state.waiting.remove(&self.number);
         let held = state.holds(self.number);
         let more = wanted.div_ceil(GRAIN).saturating_sub(held);
-        if more == 0 || more > shared.capacity - held {
+        if more == 0 || more > state.capacity.saturating_sub(held) {
             return Ok(more == 0);
         }
         let (tell, mut told) = oneshot::channel();
         state.waiting.insert(self.number, (more, tell));
-        state.settle(shared.capacity);
+        state.settle();
         told.try_recv().map_err(|_| told)
     }
 
@@ -117,7 +131,7 @@ impl Reservation {
             let mut state = shared.state();
             if round == ROUNDS || !state.refuse_younger_than(self.number) {
                 let is_waiting = state.waiting.remove(&self.number).is_some();
-                state.settle(shared.capacity);
+                state.settle();
                 drop(state);
                 return !is_waiting && told.try_recv().unwrap_or(false);
             }
@@ -133,8 +147,13 @@ impl Drop for Reservation {
         state.waiting.remove(&self.number);
         let held = state.held.remove(&self.number).unwrap_or(0);
         state.used -= held;
-        state.settle(shared.capacity);
+        state.settle();
     }
+}
+
+/// So many fit into `bytes`; there is always one.
+fn grains(bytes: usize) -> usize {
+    (bytes / GRAIN).max(1)
 }
 
 impl Shared {
@@ -150,7 +169,8 @@ impl State {
     }
 
     /// Gives what can be given, the oldest first, and refuses the youngest when nobody could go on.
-    fn settle(&mut self, capacity: usize) {
+    fn settle(&mut self) {
+        let capacity = self.capacity;
         // The marks: seven eighths, three quarters.
         let (high, low) = (capacity - capacity / 8, capacity - capacity / 4);
         self.is_shut = if self.is_shut { self.used > low } else { self.used >= high };
@@ -303,6 +323,30 @@ mod tests {
         drop(second);
         assert_eq!(room.used(), 0);
         assert!(room.shared.state().waiting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_room_can_become_larger_and_smaller() {
+        let room = Room::new(8 * GRAIN, SECOND);
+        let (mut first, mut second) = (room.reservation(), room.reservation());
+        assert!(first.grow(6 * GRAIN).await && !second.grow(4 * GRAIN).await);
+        {
+            let waiting = second.grow(4 * GRAIN);
+            tokio::pin!(waiting);
+            assert!(timeout(SOON, &mut waiting).await.is_err());
+            room.resize(16 * GRAIN);
+            assert!(timeout(SOON, waiting).await.expect("at once"));
+        }
+
+        // Less than is held.
+        room.resize(4 * GRAIN);
+        assert_eq!(room.used(), 10 * GRAIN);
+        assert!(!second.grow(1).await && !room.reservation().grow(1).await);
+        drop(first);
+        assert!(!room.reservation().grow(1).await);
+        drop(second);
+        assert!(!room.reservation().grow(5 * GRAIN).await && room.reservation().grow(4 * GRAIN).await);
+        assert_eq!(room.used(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -74,6 +74,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             ingest: Ingest::new(ledger, limits),
             body_limit: 16 << 10,
             pace: Pace { grace: MINUTE, rate: 1, total: MINUTE },
+            deadline: MINUTE,
         })),
         room: Room::new(64 << 20, MINUTE),
         now: Arc::new(|| 1_767_323_045_678),

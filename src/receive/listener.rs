@@ -36,9 +36,6 @@ pub struct Listener {
     pub tls: Option<Arc<Certificates>>,
     /// Who may be connected at a time.
     pub places: Places,
-    /// For the TLS handshake, for each request's header, and for taking an answer; an idle connection is closed after
-    /// it.
-    pub deadline: Duration,
     /// Requests go here.
     pub service: Arc<Service>,
     /// Called for each connection; what it returns is kept as long as the connection.
@@ -68,36 +65,41 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 
 impl Listener {
     /// Serves until `shutdown` says so, then lets every request come to its end that has begun, or begins within
-    /// 2 s on a connection that is there, for at most `drain` more. Returns whether all did.
+    /// 2 s on a connection that is there, for as long as a body may take. Returns whether all did.
     ///
     /// The socket is closed first, not shut down: where another process holds it too, who waits in its queue or
     /// connects from now on is served by that one; else he is refused at once.
-    pub async fn serve(
-        self,
-        socket: TcpListener,
-        mut shutdown: watch::Receiver<bool>,
-        drain: Duration,
-    ) -> bool {
+    pub async fn serve(self, socket: TcpListener, mut shutdown: watch::Receiver<bool>) -> bool {
         if let Ok(address) = socket.local_addr() {
             tracing::info!("listening on {}://{address}", self.scheme);
         }
         let (this, stop) = (Arc::new(self), shutdown.clone());
         let lingering = Arc::new(Semaphore::new(LINGERING));
-        loop {
-            let next = async {
-                let (stream, peer) = this.accept(&socket).await;
-                (stream, this.places.admit(peer).await)
-            };
-            let (stream, place) = tokio::select! {
-                next = next => next,
-                _ = shutdown.wait_for(|stop| *stop) => break,
-            };
+        let begin = |stream, place| {
             let (this, shutdown, lingering) = (Arc::clone(&this), stop.clone(), Arc::clone(&lingering));
             tokio::spawn(async move { this.connection(stream, place, shutdown, &lingering).await });
+        };
+        let waiting = loop {
+            let (stream, peer) = tokio::select! {
+                next = this.accept(&socket) => next,
+                _ = shutdown.wait_for(|stop| *stop) => break None,
+            };
+            let place = tokio::select! {
+                place = this.places.admit(peer) => place,
+                _ = shutdown.wait_for(|stop| *stop) => break Some((stream, peer)),
+            };
+            begin(stream, place);
             // A flood is accepted no faster than those who came before it are looked at.
             tokio::task::yield_now().await;
-        }
+        };
         drop(socket);
+        // Taken from the queue, so nobody else can serve him.
+        if let Some((stream, peer)) = waiting
+            && let Ok(place) = timeout(LAST_CALL, this.places.admit(peer)).await
+        {
+            begin(stream, place);
+        }
+        let drain = this.service.in_force().pace.total;
         let in_work = &this.service.in_work;
         let idle = async {
             this.places.all_left().await;
@@ -162,9 +164,10 @@ impl Listener {
         let (ending, answered) = match &self.tls {
             None => self.requests(stream, place, shutdown).await,
             Some(tls) => {
+                let deadline = self.service.in_force().deadline;
                 let handshake = TlsAcceptor::from(tls.config()).accept(stream);
                 let shaken = tokio::select! {
-                    shaken = timeout(self.deadline, handshake) => shaken,
+                    shaken = timeout(deadline, handshake) => shaken,
                     // Nothing has been asked yet, so nobody is owed an answer.
                     () = last_call(shutdown.clone()) => return Ending::Done,
                 };
@@ -227,10 +230,11 @@ impl Listener {
         });
         let refuse = |status| self.service.refuse(status);
         let taken = || place.idle(true);
-        let answers = Answers::new(stream, self.deadline, owed.clone(), refuse, taken);
+        let deadline = self.service.in_force().deadline;
+        let answers = Answers::new(stream, deadline, owed.clone(), refuse, taken);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.deadline)
+            .header_read_timeout(deadline)
             .max_headers(HEADERS)
             .max_buf_size(HEADER_BYTES)
             .serve_connection(TokioIo::new(answers), service);
@@ -253,7 +257,7 @@ impl Listener {
             return (ending, None);
         }
         // hyper's refusal, which we put in our words, may not be out yet.
-        let _ = timeout(self.deadline, answers.flush()).await;
+        let _ = timeout(deadline, answers.flush()).await;
         (ending, Some(answers.into_inner()))
     }
 }

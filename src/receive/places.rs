@@ -31,19 +31,25 @@ pub struct Places {
 
 #[derive(Debug)]
 struct Shared {
-    /// Of all connections.
-    limit: usize,
-    /// Of strangers.
-    strangers: usize,
-    /// Of strangers of one address.
-    per_peer: usize,
     state: Mutex<State>,
     /// Something changed that a newcomer or the drain may wait for.
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+/// How many there may be.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Of all connections.
+    all: usize,
+    /// Of strangers.
+    strangers: usize,
+    /// Of strangers of one address.
+    per_peer: usize,
+}
+
+#[derive(Debug)]
 struct State {
+    bounds: Bounds,
     /// Counts up, so that an older connection has a smaller number.
     next: u64,
     strangers: BTreeMap<u64, Stranger>,
@@ -91,15 +97,23 @@ pub struct Place {
 impl Places {
     /// `limit` connections, at least 1; of these half are for strangers, and `per_peer` for those of one address.
     pub fn new(limit: usize, per_peer: usize) -> Self {
-        let limit = limit.max(1);
-        let shared = Shared {
-            limit,
-            strangers: limit - limit / 2,
-            per_peer: per_peer.max(1),
-            state: Mutex::default(),
-            changed: Notify::new(),
+        let state = State {
+            bounds: Bounds::new(limit, per_peer),
+            next: 0,
+            strangers: BTreeMap::new(),
+            known: BTreeMap::new(),
+            by_peer: HashMap::new(),
+            hurried: 0,
+            leaving: None,
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
+    }
+
+    /// As many as [`Places::new`] says, from now on. Where there are fewer, nobody has to leave until the next
+    /// newcomer, who then waits until there is a place for him.
+    pub fn resize(&self, limit: usize, per_peer: usize) {
+        self.shared.state().bounds = Bounds::new(limit, per_peer);
+        self.shared.changed.notify_one();
     }
 
     /// A place for a newcomer, whose address is in its canonical form, as soon as somebody has made room for him. One
@@ -122,15 +136,16 @@ impl Places {
     /// A place if there is one; else somebody is told to leave.
     fn try_admit(&self, address: IpAddr) -> Option<Place> {
         let peer = network(address);
-        let Shared { limit, strangers, per_peer, .. } = *self.shared;
         let mut state = self.shared.state();
+        let bounds = state.bounds;
         let of_peer = state.by_peer.get(&peer).copied().unwrap_or(0);
-        if of_peer >= per_peer {
+        if of_peer >= bounds.per_peer {
             let victim = state.oldest_stranger_of(peer);
             state.displace(victim, Displaced::PerPeer);
             return None;
         }
-        if state.strangers.len() >= strangers || state.strangers.len() + state.known.len() >= limit {
+        let strangers = state.strangers.len();
+        if strangers >= bounds.strangers || strangers + state.known.len() >= bounds.all {
             let victim = state.crowding_stranger().or_else(|| state.idlest());
             state.displace(victim, Displaced::Crowded);
             return None;
@@ -246,6 +261,13 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing below panics between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bounds {
+    fn new(all: usize, per_peer: usize) -> Self {
+        let all = all.max(1);
+        Self { all, strangers: all - all / 2, per_peer: per_peer.max(1) }
     }
 }
 
@@ -434,6 +456,46 @@ mod tests {
         assert_eq!(displace(&places, peer(2), &mut held, 0).await, Displaced::Crowded);
         held[0].prove();
         assert!(timeout(SOON, places.admit(peer(1))).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_can_become_more_and_fewer() {
+        let places = Places::new(4, 100);
+        let mut held = vec![places.admit(peer(1)).await, places.admit(peer(1)).await];
+        let admission = places.admit(peer(2));
+        tokio::pin!(admission);
+        assert!(timeout(SOON, &mut admission).await.is_err());
+        places.resize(8, 100);
+        held.push(timeout(SOON, admission).await.expect("a place for who waits"));
+        // Who was told to leave then is gone before anybody else is told.
+        assert!(timeout(SOON, held[0].displaced()).await.is_ok());
+        drop(held.remove(0));
+        held.push(places.admit(peer(2)).await);
+
+        // Three are there, and one stranger may be: nobody goes before a newcomer comes, then as many as have to.
+        places.resize(2, 100);
+        for place in &held {
+            assert!(timeout(SOON, place.displaced()).await.is_err());
+        }
+        let admission = places.admit(peer(3));
+        tokio::pin!(admission);
+        while !held.is_empty() {
+            assert!(timeout(SOON, &mut admission).await.is_err(), "{} are there", held.len());
+            let mut told = Vec::new();
+            for place in &held {
+                told.push(timeout(SOON, place.displaced()).await.is_ok());
+            }
+            let leaving = told.iter().position(|told| *told).expect("somebody has to leave");
+            drop(held.remove(leaving));
+        }
+        timeout(SOON, admission).await.unwrap();
+
+        // One address's share, too.
+        places.resize(100, 2);
+        let _held = [places.admit(peer(1)).await, places.admit(peer(1)).await];
+        assert!(timeout(SOON, places.admit(peer(1))).await.is_err());
+        places.resize(100, 3);
+        assert!(timeout(SOON, places.admit(peer(1))).await.is_ok());
     }
 
     #[test]

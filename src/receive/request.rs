@@ -56,6 +56,8 @@ pub struct Rules {
     pub body_limit: usize,
     /// How slowly a body may arrive.
     pub pace: Pace,
+    /// For the TLS handshake, for a request's head, and for taking an answer; an idle connection is closed after it.
+    pub deadline: Duration,
 }
 
 impl Rules {
@@ -158,7 +160,7 @@ impl Service {
         place: &Place,
     ) -> Result<Response<Full<Bytes>>, Aborted> {
         let start = Instant::now();
-        let rules = Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner));
+        let rules = self.in_force();
         let route = rules.routes.get(request.uri().path());
         let source = route.map(|route| Arc::clone(&route.source.name));
         let mut body_was_read = false;
@@ -179,6 +181,11 @@ impl Service {
     pub fn refuse(&self, status: StatusCode) -> Vec<u8> {
         self.observer.answered(None, status.as_u16(), Duration::ZERO);
         response::whole(&Refusal::Head(status))
+    }
+
+    /// What a request that begins now, or a connection, is treated by.
+    pub fn in_force(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From the next request on.

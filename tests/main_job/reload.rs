@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustls::ClientConfig;
 
-use crate::harness::client::Client;
+use crate::harness::client::{Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::sign::Producer;
 use crate::harness::site::{PATH, Site, TOKEN, certificates, client_with_certificate, source};
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::{PATIENCE, body, wait_until};
 
 /// Waits until the log has a line with these words, behind the first `from` lines.
 fn said(daemon: &Daemon<'_>, from: usize, words: &str) -> String {
@@ -94,6 +94,57 @@ fn tokens_sources_and_limits_change_without_a_restart() {
     daemon.settle();
     daemon.terminate();
     assert_eq!(site.verified().len(), 5);
+}
+
+#[test]
+fn room_and_places_change_without_a_restart() {
+    let site = Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nin_flight = \"16MiB\"");
+    let daemon = Daemon::start(&site);
+    // A body that is there but for its end.
+    let large = body(&site.producer.events(0..2000));
+    let length = large.len().to_string();
+    let mut slow = daemon.connect();
+    let headers = [("Authorization", TOKEN), ("Content-Length", &*length), ("Expect", "100-continue")];
+    slow.send(&request("POST", PATH, &headers, b""));
+    assert_eq!(slow.answer().status, 100);
+    slow.send(&large[..large.len() - 10]);
+    wait_until(PATIENCE, "it is received", || {
+        let held = daemon.metrics()["auditgate_in_flight_bytes"].clone();
+        if held.parse::<usize>().unwrap() > large.len() - (64 << 10) { Ok(()) } else { Err(held) }
+    });
+    let mut next = 5000;
+    let mut other = || {
+        next += 2000;
+        daemon.post(None, &body(&site.producer.events(next..next + 2000))).status
+    };
+    assert_eq!(other(), 200);
+    edit(&site, "in_flight = \"16MiB\"", "in_flight = \"1MiB\"");
+    reload(&daemon, RELOADED);
+    assert_eq!(other(), 429);
+    edit(&site, "in_flight = \"1MiB\"", "in_flight = \"16MiB\"");
+    reload(&daemon, RELOADED);
+    assert_eq!(other(), 200);
+    slow.send(&large[large.len() - 10..]);
+    assert_eq!(Receipt::of(&slow.answer()).accepted, 2000);
+
+    // Strangers: two of one address may be there, then one.
+    let closed = "auditgate_http_connections_closed_total{reason=\"per_peer_limit\"}";
+    let mut strangers = [daemon.connect_from([127, 0, 0, 2]), daemon.connect_from([127, 0, 0, 2])];
+    daemon.counted("auditgate_http_connections", 3);
+    edit(&site, "[limits]\n", "[limits]\nconnections_per_peer = 1\n");
+    reload(&daemon, RELOADED);
+    let mut third = daemon.connect_from([127, 0, 0, 2]);
+    daemon.counted(closed, 2);
+    assert!(strangers.iter_mut().all(|stranger| !stranger.is_open()) && third.is_open());
+
+    // All of them: who is at work keeps his place, and strangers make room.
+    edit(&site, "[limits]\n", "[limits]\nconnections = 2\n");
+    reload(&daemon, RELOADED);
+    let mut fourth = daemon.connect_from([127, 0, 0, 3]);
+    daemon.counted("auditgate_http_connections_closed_total{reason=\"evicted\"}", 1);
+    assert!(!third.is_open() && fourth.is_open());
+    drop((slow, fourth));
+    daemon.terminate();
 }
 
 #[test]

@@ -183,6 +183,51 @@ fn a_connection_on_which_nothing_is_asked_yet_gets_a_last_answer() {
     assert_eq!(site.verified(), site.producer.events(0..4));
 }
 
+/// How many connections wait in the queue of a socket that listens (proc(5), `/proc/net/tcp`).
+fn queued(socket: SocketAddr) -> Option<u32> {
+    let port = format!(":{:04X}", socket.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|fields| {
+        let [_, local, _, state, queues, ..] = fields[..] else { return None };
+        // LISTEN.
+        (local.ends_with(&port) && state == "0A").then(|| {
+            let (_, waiting) = queues.split_once(':').unwrap();
+            u32::from_str_radix(waiting, 16).unwrap()
+        })
+    })
+}
+
+#[test]
+fn a_connection_that_waits_for_a_place_gets_a_last_answer() {
+    let site = Site::new().limits("connections = 1");
+    let daemon = Daemon::start(&site);
+    let [first, second] = [0, 1].map(|number| body(&site.producer.events(number..number + 1)));
+    // Who is at work has the only place.
+    let mut busy = daemon.connect();
+    let length = first.len().to_string();
+    busy.send(&request(
+        "POST",
+        PATH,
+        &[("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")],
+        b"",
+    ));
+    assert_eq!(busy.answer().status, 100);
+    let mut waiting = daemon.connect();
+    wait_until(PATIENCE, "it is taken from the queue", || match queued(daemon.address) {
+        Some(0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    daemon.signal("TERM");
+    daemon.says("stopping: ");
+    busy.send(&first);
+    assert_eq!(Receipt::of(&busy.answer()).accepted, 1);
+    let answer = waiting.post(None, &second);
+    assert_eq!(Receipt::of(&answer).accepted, 1);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert_eq!(site.verified(), site.producer.events(0..2));
+}
+
 #[test]
 fn a_socket_that_does_not_fit_the_configuration_is_refused() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -141,10 +141,12 @@ async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) 
 
     let ingest = Ingest::new(ledger.clone(), limits(config));
     let service = Arc::new(service(config, rules(config, &sources, &ingest), &metrics));
+    let places = Places::new(config.limits.connections, config.limits.connections_per_peer);
     let reload = Reload {
         config: config.clone(),
         sources,
         service: Arc::clone(&service),
+        places: places.clone(),
         ingest,
         certificates: certificates.clone(),
         ledger: ledger.clone(),
@@ -154,8 +156,8 @@ async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) 
         in_force,
         warned_at: None,
     };
-    let listener = listener(config, certificates, service, &metrics);
-    let serving = tokio::spawn(listener.serve(socket, stopped.clone(), config.limits.request_timeout));
+    let listener = listener(places, certificates, service, &metrics);
+    let serving = tokio::spawn(listener.serve(socket, stopped.clone()));
     // Before anybody is told that it is ready: a signal that comes at once must find its handler.
     let signals = Signals::listen();
     health.started();
@@ -336,6 +338,7 @@ fn rules(config: &Config, sources: &Sources, ingest: &Ingest) -> Rules {
         ingest: ingest.with_limits(limits(config)),
         body_limit: config.limits.body,
         pace: Pace { grace: BODY_GRACE, rate: BODY_RATE, total: config.limits.request_timeout },
+        deadline: SHORT_DEADLINE.min(config.limits.request_timeout),
     }
 }
 
@@ -350,13 +353,12 @@ fn service(config: &Config, rules: Rules, metrics: &Arc<Metrics>) -> Service {
 }
 
 fn listener(
-    config: &Config,
+    places: Places,
     certificates: Option<Arc<Certificates>>,
     service: Arc<Service>,
     metrics: &Arc<Metrics>,
 ) -> Listener {
     let (connections, ends) = (Arc::clone(metrics), Arc::clone(metrics));
-    let places = Places::new(config.limits.connections, config.limits.connections_per_peer);
     let (seen, room) = (places.clone(), service.room.clone());
     metrics.before_render(Box::new(move |metrics| {
         metrics.authorized_connections(seen.taken().1 as u64);
@@ -366,7 +368,6 @@ fn listener(
         scheme: if certificates.is_some() { "https" } else { "http" },
         tls: certificates,
         places,
-        deadline: SHORT_DEADLINE.min(config.limits.request_timeout),
         service,
         connected: Box::new(move || Box::new(connections.connection_opened())),
         ended: Box::new(move |ending| ends.connection_ended(ending)),

@@ -12,6 +12,7 @@ use crate::ingest::Ingest;
 use crate::ledger::{Clock, Ledger};
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
+use crate::receive::places::Places;
 use crate::receive::request::Service;
 use crate::receive::tls::{Certificates, Files};
 
@@ -21,6 +22,7 @@ pub(super) struct Reload {
     pub(super) config: Config,
     pub(super) sources: Sources,
     pub(super) service: Arc<Service>,
+    pub(super) places: Places,
     pub(super) ingest: Ingest,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) ledger: Ledger,
@@ -67,6 +69,8 @@ impl Reload {
         }
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
+        self.service.room.resize(new.limits.in_flight);
+        self.places.resize(new.limits.connections, new.limits.connections_per_peer);
         self.service.replace(rules(&new, &sources, &self.ingest));
         *self.admin_token.write().unwrap_or_else(PoisonError::into_inner) = new.admin.token.clone();
         let _ = self.in_force.send_replace(Arc::new(InForce::of(&new, &sources)));
@@ -132,12 +136,6 @@ fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
         ("listen.tls from or to \"off\"", is_off(before) != is_off(new)),
         ("admin.address", before.admin.address != new.admin.address),
         ("log.format", before.log.format != new.log.format),
-        ("limits.connections", before.limits.connections != new.limits.connections),
-        (
-            "limits.connections_per_peer",
-            before.limits.connections_per_peer != new.limits.connections_per_peer,
-        ),
-        ("limits.in_flight", before.limits.in_flight != new.limits.in_flight),
         ("[sinks]", before.sinks != new.sinks),
     ]
     .into_iter()
