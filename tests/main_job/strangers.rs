@@ -216,6 +216,17 @@ fn what_can_be_read_in_two_ways_is_refused_and_counted() {
         assert_eq!(text.matches("HTTP/1.1 ").count() - text.matches("no HTTP/1.1 ").count(), 1, "{text}");
         assert_eq!(count("") + count("us"), number, "{shape:?}");
     }
+    // Both lengths: the chunks count, and the connection is closed behind them (RFC 9112, section 6.1).
+    for both in [
+        format!("Content-Length: {length}\r\nTransfer-Encoding: chunked"),
+        format!("Transfer-Encoding: chunked\r\nContent-Length: {length}"),
+    ] {
+        let answered =
+            exchange(&daemon, format!("{start}{both}\r\n\r\n1\r\n\n\r\n0\r\n\r\n{smuggled}").as_bytes());
+        let text = String::from_utf8(answered).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("connection: close\r\n"), "{text}");
+        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
+    }
     // Chunks that are not well formed are no body: nobody gets an answer, and nothing is kept.
     for chunks in ["0x0\r\n\r\n", "-0\r\n\r\n", "1\r\nxx\r\n0\r\n\r\n", "0;a\nb\r\n\r\n"] {
         let broken = format!("{start}Transfer-Encoding: chunked\r\n\r\n{chunks}{smuggled}");
