@@ -11,8 +11,8 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The longest secret: 16 KiB. More than fits a header means that the wrong file was named.
-pub const MAX_SECRET: usize = 16 * 1024;
+/// The longest secret: 8 KiB, half of what we take of a request's head. More means that the wrong file was named.
+pub const MAX_SECRET: usize = 8 * 1024;
 
 /// What is printed instead of a secret.
 const MASK: &str = "***";
@@ -101,7 +101,7 @@ pub enum SecretError {
     #[error("the secret is empty")]
     Empty,
     /// Longer than [`MAX_SECRET`].
-    #[error("the secret is longer than 16KiB")]
+    #[error("the secret is longer than 8KiB")]
     TooLong,
     /// HTTP strips white space around a value, so this could never be presented.
     #[error("the secret begins or ends with white space, which HTTP strips")]
@@ -117,6 +117,9 @@ pub enum SecretError {
         /// What the system said.
         source: io::Error,
     },
+    /// What stands in the place of a name may be the secret itself, so it is not repeated.
+    #[error("what `env` names cannot be an environment variable")]
+    VariableName,
     /// The environment variable is not set.
     #[error("the environment variable `{name}` is not set")]
     Variable {
@@ -154,6 +157,11 @@ impl SecretError {
             Self::File { path, .. } => {
                 format!("create `{}` and let the daemon's user read it", path.display())
             }
+            Self::VariableName => {
+                "write its name, of letters, digits and `_`; a secret itself is written as \
+                                   { value = \"SECRET\" }"
+                    .to_owned()
+            }
             Self::Variable { name } => format!("set `{name}` for the daemon, by the unit's EnvironmentFile="),
             Self::NoCredentials { name } => format!("add LoadCredential={name}:FILE to the systemd unit"),
             Self::CredentialName { .. } => "use the name given in the unit's LoadCredential=".to_owned(),
@@ -178,6 +186,9 @@ impl Origin {
         match self {
             Self::File(path) => read_file(path),
             Self::Environment(name) => {
+                if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+                    return Err(SecretError::VariableName);
+                }
                 let value = environment(name).ok_or_else(|| SecretError::Variable { name: name.clone() })?;
                 Secret::new(value.into_encoded_bytes())
             }

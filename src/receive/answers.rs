@@ -81,7 +81,8 @@ impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> Answers<S, F, T> {
 
 /// The status of an answer that begins here.
 fn status(bytes: &[u8]) -> Option<StatusCode> {
-    StatusCode::from_bytes(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()
+    let line = bytes.strip_prefix(b"HTTP/1.1 ").or_else(|| bytes.strip_prefix(b"HTTP/1.0 "))?;
+    StatusCode::from_bytes(line.get(..3)?).ok()
 }
 
 impl<S, F, T> Answers<S, F, T>
@@ -109,7 +110,12 @@ impl<S: AsyncRead + Unpin, F: Unpin, T: Unpin> AsyncRead for Answers<S, F, T> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        match ready!(Pin::new(&mut self.stream).poll_read(context, buffer)) {
+            // The end, without the word that TLS has for it: a message says itself where it ends, so that a body that
+            // is cut off is found out by its length (RFC 9112, section 9.8).
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            read => Poll::Ready(read),
+        }
     }
 }
 
@@ -164,6 +170,20 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    #[test]
+    fn an_answer_is_known_by_its_first_line() {
+        for (bytes, expected) in [
+            (&b"HTTP/1.1 200 OK\r\n"[..], Some(200)),
+            (b"HTTP/1.0 200 OK\r\n", Some(200)),
+            (b"HTTP/1.1 100 Continue\r\n", Some(100)),
+            (b"HTTP/1.1 20", None),
+            (b"{}", None),
+            (b"", None),
+        ] {
+            assert_eq!(status(bytes).map(|status| status.as_u16()), expected);
+        }
+    }
 
     #[tokio::test]
     async fn what_nobody_owed_is_put_in_our_words() {

@@ -234,6 +234,8 @@ impl Listener {
         let answers = Answers::new(stream, deadline, owed.clone(), refuse, taken);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
+            // Who has said everything may say so, and still wants his answer (RFC 9112, section 9.6).
+            .half_close(true)
             .header_read_timeout(deadline)
             .max_headers(HEADERS)
             .max_buf_size(HEADER_BYTES)

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, TRANSFER_ENCODING,
+};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use ipnet::IpNet;
 use tokio::time::timeout_at;
 
@@ -68,6 +70,10 @@ impl Rules {
         request: &Request<Incoming>,
         place: &Place,
     ) -> Result<&'a Route, Refusal> {
+        // RFC 9112, section 3.2. None at all harms nobody here, where no host has a meaning.
+        if request.headers().get_all(HOST).iter().nth(1).is_some() {
+            return Err(Refusal::Head(StatusCode::BAD_REQUEST));
+        }
         let route = route.ok_or(Refusal::NotFound)?;
         if request.method() != Method::POST {
             return Err(Refusal::MethodNotAllowed);
@@ -86,6 +92,11 @@ impl Rules {
         place.prove();
         if !is_plain_text(request.headers()) {
             return Err(Refusal::UnsupportedMediaType);
+        }
+        // The end of such a body is that of the connection (RFC 1945, section 7.2), which is also what a body looks like
+        // that is cut off.
+        if request.version() == Version::HTTP_10 && !request.headers().contains_key(CONTENT_LENGTH) {
+            return Err(Refusal::LengthRequired);
         }
         let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         if announced
@@ -204,7 +215,7 @@ impl Service {
         let route = match rules.admit(route, &request, place) {
             Ok(route) => route,
             Err(refusal) => {
-                *body_was_read = is_bodiless(request.headers());
+                *body_was_read = is_bodiless(&request);
                 return Ok(Err(refusal));
             }
         };
@@ -307,9 +318,12 @@ fn coding(headers: &HeaderMap) -> Option<String> {
 }
 
 /// Whether there is no body that an early answer could leave unread.
-fn is_bodiless(headers: &HeaderMap) -> bool {
-    !headers.contains_key(hyper::header::TRANSFER_ENCODING)
-        && headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0")
+fn is_bodiless<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    match headers.get(CONTENT_LENGTH) {
+        Some(length) => length == "0",
+        None => !headers.contains_key(TRANSFER_ENCODING) && request.version() != Version::HTTP_10,
+    }
 }
 
 /// What the operator should know about a refused batch.
@@ -343,8 +357,13 @@ fn log(source: &str, refusal: &Refusal, now: i64) {
             status,
             reason,
             received_at = crate::wire::record::time_stamp(now),
-            "a batch was refused for good, and Konnect will not send it again; raise the limit if it was \
-             genuine, and start a replay job for the minutes before this time"
+            "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and start a \
+             replay job for the minutes before this time",
+            if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                "raise the limit"
+            } else {
+                "mend the sender"
+            }
         ),
         _ => tracing::warn!(source, status, reason, "a batch was refused; it may be sent again"),
     }

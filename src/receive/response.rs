@@ -23,7 +23,7 @@ const NOT_GUESSED: HeaderValue = HeaderValue::from_static("nosniff");
 /// Why a request got no receipt.
 #[derive(Debug)]
 pub enum Refusal {
-    /// No request, or one whose head is too large: 400 or 431.
+    /// No request, one that is not unambiguous, or one whose head is too large: 400 or 431.
     Head(StatusCode),
     /// Not a source's path.
     NotFound,
@@ -33,6 +33,8 @@ pub enum Refusal {
     Forbidden,
     /// No or wrong `Authorization`.
     Unauthorized,
+    /// A body that may have an end but does not say where: only in HTTP/1.0.
+    LengthRequired,
     /// Another type than `text/plain`.
     UnsupportedMediaType,
     /// More bytes than `limits.body`.
@@ -50,6 +52,8 @@ impl Refusal {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            // RFC 1945, section 7.2.2.
+            Self::LengthRequired => StatusCode::BAD_REQUEST,
             Self::UnsupportedMediaType | Self::Rejected(Rejection::UnknownCoding) => {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
             }
@@ -66,7 +70,8 @@ impl Refusal {
 
     /// Whether Konnect loses the batch over it, until somebody starts a replay job.
     pub fn loses_the_batch(&self) -> bool {
-        matches!(self.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE)
+        matches!(self, Self::LengthRequired)
+            || matches!(self.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE)
     }
 
     /// How long the sender should wait. Konnect waits as told, so a longer time keeps the batch alive longer.
@@ -88,6 +93,7 @@ impl Refusal {
                 "the header has too many bytes or lines".to_owned()
             }
             Self::Head(_) => "this is no HTTP/1.1 request".to_owned(),
+            Self::LengthRequired => "a body over HTTP/1.0 needs a Content-Length".to_owned(),
             Self::NotFound => "no source has this path".to_owned(),
             Self::MethodNotAllowed => "batches are posted".to_owned(),
             Self::Forbidden => "this address may not send here".to_owned(),

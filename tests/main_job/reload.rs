@@ -248,3 +248,29 @@ fn only_clients_with_a_certificate_and_a_name_that_is_known() {
     assert_eq!(status(&client_with_certificate(&site, &elsewhere.path(""), "konnect.test")), Some(200));
     daemon.terminate();
 }
+
+#[test]
+fn a_reload_that_waits_for_a_file_does_not_keep_the_daemon_from_ending() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    // Nobody will ever write into it.
+    let made = std::process::Command::new("mkfifo").arg(site.path("token")).status().unwrap();
+    assert!(made.success());
+    edit(
+        &site,
+        &format!("authorization = {{ value = \"{TOKEN}\" }}"),
+        "authorization = { file = \"token\" }",
+    );
+    daemon.signal("HUP");
+    // Signals are told apart only while they are not handled: the second one must not overtake the first.
+    wait_until(PATIENCE, "it waits for the file", || {
+        let waits = std::fs::read_dir(format!("/proc/{}/task", daemon.process())).unwrap().any(|thread| {
+            let stack = thread.unwrap().path().join("wchan");
+            std::fs::read_to_string(stack).is_ok_and(|place| place.contains("wait_for_partner"))
+        });
+        if waits { Ok(()) } else { Err("no".to_owned()) }
+    });
+    assert_eq!(daemon.deliver(&site.producer.events(0..1)).accepted, 1);
+    daemon.terminate();
+    assert_eq!(site.verified(), site.producer.events(0..1));
+}

@@ -92,6 +92,92 @@ fn a_200_for_every_accepted_coding_and_framing() {
 }
 
 #[test]
+fn who_has_said_everything_still_gets_his_answers() {
+    for site in [Site::new(), Site::new().plain()] {
+        let daemon = Daemon::start(&site);
+        let post = |number: u64, head: &str| {
+            let event = site.producer.event(number);
+            let length = event.len();
+            format!(
+                "POST {PATH} {head}\r\nHost: localhost\r\nAuthorization: {TOKEN}\r\nContent-Length: {length}\r\n\r\n{event}"
+            )
+        };
+        // With the word that TLS has for it, and without.
+        for (number, say) in (0..).zip([Client::finish, Client::cut]) {
+            let mut client = daemon.connect();
+            client.send(post(number, "HTTP/1.1").as_bytes());
+            say(&mut client);
+            assert_eq!(Receipt::of(&client.answer()).accepted, 1);
+            assert_eq!(client.rest(), b"");
+        }
+        let mut client = daemon.connect();
+        let all: String = (10..15).map(|number| post(number, "HTTP/1.1")).collect();
+        client.send(all.as_bytes());
+        client.finish();
+        for _ in 0..5 {
+            assert_eq!(Receipt::of(&client.answer()).accepted, 1);
+        }
+        assert_eq!(client.rest(), b"");
+        // What is not all of it is still nothing.
+        for say in [Client::finish, Client::cut] {
+            let mut client = daemon.connect();
+            let whole = post(20, "HTTP/1.1");
+            client.send(&whole.as_bytes()[..whole.len() - 1]);
+            say(&mut client);
+            assert_eq!(client.rest(), b"");
+        }
+        daemon.settle();
+        assert_eq!(site.verified().len(), 7);
+        assert_eq!(site.read("quarantine.jsonl"), b"");
+    }
+}
+
+#[test]
+fn the_elder_protocol_is_served_and_counted_too() {
+    let site = Site::new().limits("connections = 2");
+    let daemon = Daemon::start(&site);
+    let [first, second] = [0, 1].map(|number| site.producer.event(number));
+    let head = |more: &str| {
+        format!(
+            "POST {PATH} HTTP/1.0\r\nHost: localhost\r\nAuthorization: {TOKEN}\r\nConnection: keep-alive\r\n{more}\r\n"
+        )
+    };
+    let length = |event: &str| format!("Content-Length: {}\r\n", event.len());
+    let mut idle = Vec::new();
+    for event in [&first, &second] {
+        let mut client = daemon.connect();
+        client.send((head(&length(event)) + event).as_bytes());
+        assert_eq!(Receipt::of(&client.answer()).accepted, 1);
+        idle.push(client);
+    }
+    // Both are idle, and one makes room at once.
+    assert_eq!(Receipt::of(&daemon.post(None, first.as_bytes())).duplicates, 1);
+    daemon.counted("auditgate_http_connections_closed_total{reason=\"evicted\"}", 1);
+    // A body whose end is that of the connection (RFC 1945, section 7.2): what is cut off would look like all of it.
+    let third = site.producer.event(2);
+    let mut client = daemon.connect();
+    client.send((head("") + &third).as_bytes());
+    problem(&client.answer(), 400);
+    assert_eq!(client.rest(), b"");
+    // What hyper itself refuses is in our words, too.
+    let mut client = daemon.connect();
+    client.send(head("Transfer-Encoding: chunked\r\n").as_bytes());
+    problem(&client.answer(), 400);
+    daemon.counted("auditgate_http_requests_total{code=\"400\",source=\"\"}", 1);
+    // RFC 9112, section 3.2.
+    let mut client = daemon.connect();
+    client.send(&request(
+        "POST",
+        PATH,
+        &[("Host", "other"), ("Authorization", TOKEN), ("Content-Length", "0")],
+        b"",
+    ));
+    problem(&client.answer(), 400);
+    daemon.settle();
+    assert_eq!(site.verified(), [first, second]);
+}
+
+#[test]
 fn a_400_keeps_the_body() {
     let site = Site::new();
     let daemon = Daemon::start(&site);

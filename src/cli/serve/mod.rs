@@ -91,13 +91,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(serve(&config, inherited, log));
+    let result = runtime.block_on(serve(config, inherited, log));
     // Whatever still runs on a blocking thread has lost its reader.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) -> Result<(), Failure> {
+async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -> Result<(), Failure> {
     let certificates = certificates(&config.listen.tls)?;
     let names = |of: &mut dyn Iterator<Item = &String>| of.cloned().collect::<Vec<_>>();
     let metrics = Metrics::new(
@@ -111,9 +111,9 @@ async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) 
     // The admin endpoint outlives the drain, so that `/readyz` can say what is going on.
     let (end_admin, admin_ends) = watch::channel(false);
 
-    sinks::check(config)?;
-    let (ledger, mut running) = open_ledger(config)?;
-    let sources = Sources::load(config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
+    sinks::check(&config)?;
+    let (ledger, mut running) = open_ledger(&config)?;
+    let sources = Sources::load(&config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
     let socket = inherited.listen(config.listen.address).await?;
     let Admin { socket: admin_socket, file: _admin_file } = inherited.admin(&config.admin.address).await?;
     match &admin_socket {
@@ -125,9 +125,9 @@ async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) 
         }
     }
 
-    let workers = start_workers(config, &ledger, &metrics, &health)?;
+    let workers = start_workers(&config, &ledger, &metrics, &health)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
-    scrape(&metrics, &skips, &ledger, config);
+    scrape(&metrics, &skips, &ledger, &config);
     let admin_token = Arc::new(RwLock::new(config.admin.token.clone()));
     let pages = admin::Pages {
         metrics: Arc::clone(&metrics),
@@ -135,15 +135,17 @@ async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) 
         authorise: may_look(Arc::clone(&admin_token)),
     };
     let admin = tokio::spawn(admin::serve(admin_socket, pages, admin_ends));
-    let (in_force, watched) = watch::channel(Arc::new(InForce::of(config, &sources)));
+    let (in_force, watched) = watch::channel(Arc::new(InForce::of(&config, &sources)));
     tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), watched));
     tokio::spawn(Arc::clone(&skips).keep_reporting());
 
-    let ingest = Ingest::new(ledger.clone(), limits(config));
-    let service = Arc::new(service(config, rules(config, &sources, &ingest), &metrics));
+    let ingest = Ingest::new(ledger.clone(), limits(&config));
+    let service = Arc::new(service(&config, rules(&config, &sources, &ingest), &metrics));
     let places = Places::new(config.limits.connections, config.limits.connections_per_peer);
+    let data_dir = config.data_dir.clone();
     let reload = Reload {
-        config: config.clone(),
+        // Moved, so that no copy of a token outlives it.
+        config,
         sources,
         service: Arc::clone(&service),
         places: places.clone(),
@@ -174,7 +176,7 @@ async fn serve(config: &Config, mut inherited: Inherited, log: logging::Handle) 
         return Err(Failure::io(format!(
             "the ledger in {} cannot be trusted any more: {reason}; nothing more is accepted, and what was \
              is recovered at the next start",
-            config.data_dir.display()
+            data_dir.display()
         )));
     }
 
@@ -257,8 +259,12 @@ async fn told_to_stop(signals: Option<Signals>, mut reload: Reload) {
             _ = interrupt.recv() => return,
             _ = hang_up.recv() => {
                 systemd::reloading();
-                reload.all().await;
-                systemd::ready(RECEIVING);
+                // A file that cannot be read for a while must not keep us from ending.
+                tokio::select! {
+                    () = reload.all() => systemd::ready(RECEIVING),
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                }
             }
             _ = now_and_then.tick() => reload.look_at_certificates(),
         }

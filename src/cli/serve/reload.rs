@@ -56,8 +56,11 @@ impl Reload {
     }
 
     async fn take_up(&mut self) -> Result<(), String> {
-        let new = config::load(&self.config.file, &|name| std::env::var_os(name), Secrets::Require)
-            .map_err(|error| error.to_string())?;
+        let file = self.config.file.clone();
+        let load = move || config::load(&file, &|name| std::env::var_os(name), Secrets::Require);
+        // On a thread of its own: a file may be on a disk that does not answer.
+        let loaded = tokio::task::spawn_blocking(load).await.map_err(|error| error.to_string())?;
+        let new = loaded.map_err(|error| error.to_string())?;
         let fixed = fixed(&self.config, &new);
         if !fixed.is_empty() {
             return Err(format!("{} cannot change while the daemon runs; restart it", fixed.join(", ")));
@@ -82,17 +85,14 @@ impl Reload {
     /// Takes certificates up that were replaced; called every few seconds. One that is bad is complained about once.
     pub(super) fn look_at_certificates(&mut self) {
         let Some(certificates) = &self.certificates else { return };
-        if certificates.have_changed() {
-            match certificates.replace(certificates.files(), now()) {
-                Ok(()) => tracing::info!("the certificate's files have changed and are taken up"),
-                Err(error) => {
-                    certificates.overlook();
-                    self.metrics.config_reload_error();
-                    tracing::error!(
-                        "the certificate's files have changed and are not taken up; the former ones stay in force: \
-                         {error}"
-                    );
-                }
+        match certificates.follow(now()) {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("the certificate's files have changed and are taken up"),
+            Err(error) => {
+                self.metrics.config_reload_error();
+                tracing::error!(
+                    "the certificate's files have changed and are not taken up; the former ones stay in force: {error}"
+                );
             }
         }
         self.look_at_expiry();

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 
 use super::super::file::{self, OneOrMany, Text};
@@ -90,7 +90,7 @@ impl Resolver<'_> {
             let address = || written.parse::<IpAddr>().map(IpNet::from).ok();
             let network = written.parse::<IpNet>().ok().or_else(address);
             // `10.0.0.1/8` is more likely a slip than a wish.
-            network.filter(|network| network.addr() == network.network())
+            network.map(as_ipv4).filter(|network| network.addr() == network.network())
         };
         let mut allowed = Vec::with_capacity(networks.len());
         for text in &networks {
@@ -325,6 +325,16 @@ impl Resolver<'_> {
     }
 }
 
+/// An IPv4 network that is written as IPv6 (RFC 4291, section 2.5.5.2), as it is compared with addresses.
+fn as_ipv4(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else { return network };
+    let length = mapped.prefix_len().checked_sub(96);
+    match (mapped.addr().to_ipv4_mapped(), length) {
+        (Some(address), Some(length)) => Ipv4Net::new(address, length).map_or(network, IpNet::V4),
+        _ => network,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::bench::{GOOD, accepted, problems, refused, resolve_text};
@@ -335,6 +345,12 @@ mod tests {
         let path = "path = \"/us\"";
         let with = |networks: &str| format!("{path}\nallow = {networks}");
         accepted(path, &with("[\"192.0.2.0/24\", \"2001:db8::/32\", \"198.51.100.7\", \"::1\"]"));
+        let mapped = GOOD.replace(path, &with("[\"::ffff:192.0.2.7\", \"::ffff:192.0.2.0/120\"]"));
+        let config = resolve_text(&mapped, Secrets::Require).unwrap();
+        assert_eq!(
+            config.sources[0].allow,
+            ["192.0.2.7/32", "192.0.2.0/24"].map(|text| text.parse().unwrap())
+        );
         refused(path, &with("[]"), "7: `allow` is an empty array, so that nobody could send; remove it");
         for wrong in ["192.0.2.1/24", "192.0.2", "example.com", "192.0.2.0/33", ""] {
             let text = with(&format!("[\"{wrong}\"]"));
@@ -370,6 +386,11 @@ mod tests {
             "[\n{ value = \"x\" },\n{ env = \"NONE\" }]",
             "9: the environment variable `NONE` is not set; set",
         );
+        // It may be the secret itself.
+        for name in ["Bearer abc", "", "a=b", "geheim!"] {
+            let form = format!("{{ env = \"{name}\" }}");
+            refused(secret, &form, "7: what `env` names cannot be an environment variable; write its name");
+        }
         refused(secret, "{ credential = \"us\" }", "7: the credential `us` was not passed");
         refused(
             secret,

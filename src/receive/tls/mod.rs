@@ -110,13 +110,17 @@ pub struct Certificates {
 struct Current {
     files: Files,
     /// What the files looked like when they were loaded.
-    stamps: Vec<Option<Stamp>>,
+    stamps: Stamps,
+    /// What they looked like when they were found to be bad.
+    overlooked: Option<Stamps>,
     config: Arc<ServerConfig>,
     not_after: Option<i64>,
 }
 
 /// Device, inode, size and time of change: a file with the same is taken for the same.
 type Stamp = (u64, u64, u64, i64, i64);
+
+type Stamps = Vec<Option<Stamp>>;
 
 impl Certificates {
     /// Loads what is to be served. What is doubtful about it (it has expired, its chain is out of order) is said in
@@ -127,7 +131,7 @@ impl Certificates {
     pub fn load(files: Files, now: i64) -> Result<Self, TlsError> {
         let (current, doubt) = Current::load(files, now)?;
         if let Some(doubt) = doubt {
-            tracing::error!("{doubt}; clients will refuse it");
+            tracing::error!("{doubt}; clients may refuse it");
         }
         Ok(Self { current: RwLock::new(current) })
     }
@@ -137,30 +141,42 @@ impl Certificates {
         Arc::clone(&self.read().config)
     }
 
-    /// When the server's certificate expires, in seconds since the Unix epoch; none when it does not say so in
+    /// When the first of the server's certificate and its intermediates expires, in seconds since the Unix epoch; none when it does not say so in
     /// the way of RFC 5280.
     pub fn not_after(&self) -> Option<i64> {
         self.read().not_after
     }
 
-    /// Whether one of the files is another than the one that was loaded.
-    pub fn have_changed(&self) -> bool {
-        let current = self.read();
-        current.stamps != stamps(&current.files)
-    }
-
-    /// The files that are served.
-    pub fn files(&self) -> Files {
-        self.read().files.clone()
+    /// Takes the files up that are served, if they have changed: whether they have. Bad ones are complained about
+    /// once, and looked at again when they change again. `now` is in seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// As for [`Certificates::replace`].
+    pub fn follow(&self, now: i64) -> Result<bool, TlsError> {
+        let (files, stamps) = {
+            let current = self.read();
+            // Before they are read: what changes meanwhile has changed again.
+            let stamps = stamps(&current.files);
+            if stamps == current.stamps || Some(&stamps) == current.overlooked.as_ref() {
+                return Ok(false);
+            }
+            (current.files.clone(), stamps)
+        };
+        self.replace(files, now).map(|()| true).inspect_err(|_| {
+            self.current.write().unwrap_or_else(PoisonError::into_inner).overlooked = Some(stamps);
+        })
     }
 
     /// Checks other files, or the same ones in their present state, and serves them from the next connection on.
     /// `now` is in seconds since the Unix epoch.
     ///
     /// # Errors
-    /// See [`TlsError`]; an expired certificate and a chain out of order are errors, too. Then everything stays as
-    /// it is.
+    /// See [`TlsError`]; an expired certificate and a chain out of order are errors, too, unless they are what is
+    /// served already. Then everything stays as it is.
     pub fn replace(&self, files: Files, now: i64) -> Result<(), TlsError> {
+        if self.read().serves(&files) {
+            return Ok(());
+        }
         let (fresh, doubt) = Current::load(files, now)?;
         if let Some(doubt) = doubt {
             return Err(doubt);
@@ -169,18 +185,17 @@ impl Certificates {
         Ok(())
     }
 
-    /// Takes the present state of the files for known, so that a bad one is complained about once.
-    pub fn overlook(&self) {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        current.stamps = stamps(&current.files);
-    }
-
     fn read(&self) -> RwLockReadGuard<'_, Current> {
         self.current.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Current {
+    /// Whether these files, as they are, have been taken up.
+    fn serves(&self, files: &Files) -> bool {
+        self.files == *files && self.stamps == stamps(files)
+    }
+
     /// With what is doubtful about it.
     fn load(files: Files, now: i64) -> Result<(Self, Option<TlsError>), TlsError> {
         // Before they are read: a change meanwhile is seen afterwards.
@@ -190,10 +205,10 @@ impl Current {
         let chain = CertificateDer::pem_file_iter(cert)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(unreadable)?;
-        let Some(own) = chain.first() else {
+        if chain.is_empty() {
             return Err(unreadable(PemError::NoItemsFound));
-        };
-        let not_after = not_after(own);
+        }
+        let not_after = chain.iter().filter_map(|certificate| not_after(certificate)).min();
         let doubt = doubt(cert, &chain, now);
         let private = PrivateKeyDer::from_pem_file(key)
             .map_err(|cause| TlsError::Key { path: key.clone(), cause: cause.into() })?;
@@ -210,11 +225,11 @@ impl Current {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // The strongest that both know, whatever the client would rather have.
         config.ignore_client_order = true;
-        Ok((Self { stamps, config: Arc::new(config), not_after, files }, doubt))
+        Ok((Self { stamps, overlooked: None, config: Arc::new(config), not_after, files }, doubt))
     }
 }
 
-fn stamps(files: &Files) -> Vec<Option<Stamp>> {
+fn stamps(files: &Files) -> Stamps {
     use std::os::unix::fs::MetadataExt as _;
     let stamp = |path: &PathBuf| {
         let found = std::fs::metadata(path).ok()?;
@@ -380,18 +395,93 @@ mod tests {
         ] {
             let error = certificates.replace(bad, NOW).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
-            assert_eq!((certificates.not_after(), certificates.files()), (end, files("good")));
+            assert_eq!((certificates.not_after(), &certificates.read().files), (end, &files("good")));
         }
         std::fs::write(dir.path().join("chain.pem"), own + &ca.pem()).unwrap();
         certificates.replace(files("chain"), NOW).unwrap();
         certificates.replace(files("new"), NOW).unwrap();
         assert_ne!(certificates.not_after(), end);
-        assert!(!certificates.have_changed());
+        assert!(!certificates.follow(NOW).unwrap());
         write(dir.path(), "new", [2019, 2032], None);
-        assert!(certificates.have_changed());
-        certificates.overlook();
-        assert!(!certificates.have_changed());
+        assert!(certificates.follow(NOW).unwrap());
+        assert!(!certificates.follow(NOW).unwrap());
+        // A bad one is complained about once, here; who reloads everything hears it each time.
+        let served = certificates.not_after();
+        std::fs::write(dir.path().join("new.pem"), "").unwrap();
+        assert!(certificates.follow(NOW).is_err());
+        assert!(!certificates.follow(NOW).unwrap());
+        assert!(certificates.replace(files("new"), NOW).is_err());
+        assert_eq!(certificates.not_after(), served);
+        write(dir.path(), "new", [2019, 2033], None);
+        assert!(certificates.follow(NOW).unwrap());
+    }
+
+    #[test]
+    fn what_is_served_already_keeps_nothing_from_being_reloaded() {
+        // The year 2020.
+        const NOW: i64 = 1_590_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "old", [2010, 2019], None);
+        let path = |name: &str| dir.path().join(name);
+        let old = Files {
+            cert: path("old.pem"),
+            key: path("old-key.pem"),
+            client_ca: None,
+            client_names: Vec::new(),
+        };
         // At the start even what has expired is served.
-        assert!(Certificates::load(files("old"), NOW).is_ok());
+        let certificates = Certificates::load(old.clone(), NOW).unwrap();
+        certificates.replace(old.clone(), NOW).unwrap();
+        write(dir.path(), "old", [2010, 2018], None);
+        assert!(certificates.replace(old, NOW).is_err());
+    }
+
+    #[test]
+    fn a_change_while_bad_files_are_looked_at_is_seen_afterwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        write(dir.path(), "one", [2019, 2030], None);
+        write(dir.path(), "two", [2019, 2031], None);
+        let files = Files {
+            cert: path("one.pem"),
+            key: path("one-key.pem"),
+            client_ca: None,
+            client_names: Vec::new(),
+        };
+        let certificates = Certificates::load(files, 1_590_000_000).unwrap();
+        let end = certificates.not_after();
+        // Half of a renewal; the other half comes while the first is being read.
+        std::fs::rename(path("two.pem"), path("one.pem")).unwrap();
+        let former = std::fs::read(path("one-key.pem")).unwrap();
+        std::fs::remove_file(path("one-key.pem")).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(path("one-key.pem")).status().unwrap().success());
+        std::thread::scope(|scope| {
+            let followed = scope.spawn(|| certificates.follow(1_590_000_000));
+            // Opened when the other end is.
+            let mut half = std::fs::File::options().write(true).open(path("one-key.pem")).unwrap();
+            std::fs::rename(path("two-key.pem"), path("one-key.pem")).unwrap();
+            std::io::Write::write_all(&mut half, &former).unwrap();
+            drop(half);
+            assert!(followed.join().unwrap().is_err());
+        });
+        assert!(certificates.follow(1_590_000_000).unwrap());
+        assert_ne!(certificates.not_after(), end);
+    }
+
+    #[test]
+    fn the_end_is_that_of_the_first_to_expire() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = write(dir.path(), "leaf", [2019, 2030], None);
+        let other = write(dir.path(), "intermediate", [2019, 2021], None);
+        std::fs::write(dir.path().join("leaf.pem"), own + &other).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let files = Files {
+            cert: path("leaf.pem"),
+            key: path("leaf-key.pem"),
+            client_ca: None,
+            client_names: Vec::new(),
+        };
+        let end = rcgen::date_time_ymd(2021, 1, 1).unix_timestamp();
+        assert_eq!(Certificates::load(files, 1_590_000_000).unwrap().not_after(), Some(end));
     }
 }

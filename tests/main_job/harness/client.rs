@@ -132,6 +132,7 @@ impl Client {
         let head = String::from_utf8(head).map_err(io::Error::other)?;
         let status = head
             .strip_prefix("HTTP/1.1 ")
+            .or_else(|| head.strip_prefix("HTTP/1.0 "))
             .and_then(|rest| rest.get(..3)?.parse().ok())
             .unwrap_or_else(|| panic!("no status line: {head}"));
         let mut answer = Answer { status, head, body: Vec::new() };
@@ -160,6 +161,15 @@ impl Client {
         };
         self.socket().set_nonblocking(false).unwrap();
         is_open
+    }
+
+    /// Says that nothing more comes, and means it: in TLS, too (RFC 8446, section 6.1).
+    pub(crate) fn finish(&mut self) {
+        if let Stream::Tls(stream) = &mut self.stream {
+            stream.conn.send_close_notify();
+            stream.flush().unwrap();
+        }
+        self.cut();
     }
 
     /// Says that nothing more comes, without saying so in TLS: as a crash would.
