@@ -195,8 +195,11 @@ fn a_key_that_comes_right_after_rubbish_is_found() {
     let site = site(&keys, "");
     let daemon = Daemon::start(&site);
     let quarantined = Receipt { quarantined: 1, ..Receipt::default() };
-    assert_eq!(daemon.deliver(&events.next(&stranger, 1)), quarantined);
-    // The daemon has asked a moment ago; it must not take that for the last word.
+    for asked in 2..=4 {
+        assert_eq!(daemon.deliver(&events.next(&stranger, 1)), quarantined);
+        assert_eq!(keys.requests(), asked, "nothing is judged by an older answer");
+    }
+    // The daemon has asked a moment ago, and again and again; it must not take that for the last word.
     keys.serve(&document(&[&first, &second]));
     let mut mixed = events.next(&first, 2);
     mixed.extend(events.next(&second, 2));
@@ -280,6 +283,33 @@ fn pinned_and_revoked_keys() {
     let batch = [events.next(&first, 1), events.next(&second, 1)].concat();
     assert_eq!(daemon.deliver(&batch), only_first);
     daemon.terminate();
+}
+
+#[test]
+fn a_key_that_is_allowed_again_counts_although_the_document_is_the_same() {
+    let [first, second] = [1, 2].map(Producer::new);
+    let mut events = Events(0);
+    let keys = KeyServer::start();
+    keys.answer(ServerAnswer::Tagged(document(&[&first, &second])));
+    let only_first = Receipt { accepted: 1, duplicates: 0, quarantined: 1 };
+    let both = Receipt { accepted: 2, ..Receipt::default() };
+    let pin = |producers: &[&Producer]| {
+        let pins: Vec<_> = producers.iter().map(|producer| format!("{:?}", thumbprint(producer))).collect();
+        format!(", pin = [{}]", pins.join(", "))
+    };
+    let revoked = format!(", revoked = [\"{}\"]", thumbprint(&second));
+    for (narrow, wide) in
+        [(pin(&[&first]), pin(&[&first, &second])), (pin(&[&first]), String::new()), (revoked, String::new())]
+    {
+        let site = site(&keys, &narrow);
+        let daemon = Daemon::start(&site);
+        let mut one_of_each = || [events.next(&first, 1), events.next(&second, 1)].concat();
+        assert_eq!(daemon.deliver(&one_of_each()), only_first, "{narrow}");
+        site.reconfigure(&format!("refresh = \"1h\"{narrow} }}"), &format!("refresh = \"1h\"{wide} }}"));
+        look_now(&daemon, &keys);
+        assert_eq!(daemon.deliver(&one_of_each()), both, "after {narrow}: {wide}");
+        daemon.terminate();
+    }
 }
 
 #[test]

@@ -36,9 +36,7 @@ fn errors(daemon: &Daemon<'_>) -> String {
 
 /// Replaces text in the configuration of a running daemon.
 fn edit(site: &Site, from: &str, to: &str) {
-    let text = String::from_utf8(site.read("config.toml")).unwrap();
-    assert!(text.contains(from), "{from} is not in {text}");
-    site.write("config.toml", text.replacen(from, to, 1));
+    site.reconfigure(from, to);
 }
 
 fn post(daemon: &Daemon<'_>, path: &str, token: &str, event: &str) -> u16 {

@@ -1,9 +1,9 @@
 //! When a signature that fits no known key may make us ask the origin. Pure: the time is an argument.
 //!
-//! A genuine event by a new key must find that key, so nothing is judged by a key set that was fetched before the
+//! A genuine event by a new key must find that key, so nothing is judged by an answer to a question from before the
 //! event had arrived. Rubbish must not make us hammer the key server, so that a burst waits for one fetch
-//! together, and while fetches bring nothing new they become rarer. When the next one is too far away to wait
-//! for, the last one counts.
+//! together, and while fetches bring nothing new they become rarer: but only so rare that every batch can wait for
+//! the next one.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,9 @@ pub(super) const GATHERING: Duration = Duration::from_millis(200);
 /// Between two fetches, at first and while the origin fails.
 const SHORTEST_GAP: Duration = Duration::from_secs(2);
 
-/// Between two fetches that brought nothing new, at most.
-const LONGEST_GAP: Duration = Duration::from_secs(30);
-
-/// Longer than that no batch waits for its turn.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two fetches that brought nothing new, at most; also the longest that a batch waits for its turn. So long
+/// does rubbish that keeps coming delay a genuine event by a new key.
+pub(super) const LONGEST_GAP: Duration = Duration::from_secs(5);
 
 /// After so long without a question, all is forgotten.
 const QUIET: Duration = Duration::from_secs(60);
@@ -42,11 +40,11 @@ struct Asked {
 pub(super) enum Turn {
     /// Ask now.
     Ask,
-    /// Come back after this time.
+    /// Come back after this time, of [`LONGEST_GAP`] at most.
     Wait(Duration),
-    /// Take what is known: the origin confirmed it a moment ago.
+    /// Take what is known: the origin was asked after the batch had arrived, and answered.
     Confirmed,
-    /// The origin could not be asked a moment ago.
+    /// The origin was asked after the batch had arrived, and gave nothing usable.
     Unavailable,
 }
 
@@ -68,12 +66,9 @@ impl Demand {
         if last.at >= since {
             return if last.was_answered { Turn::Confirmed } else { Turn::Unavailable };
         }
-        let wait = (last.at + last.gap).saturating_duration_since(now);
-        match wait {
+        match (last.at + last.gap).saturating_duration_since(now) {
             Duration::ZERO => Turn::Ask,
-            wait if wait <= PATIENCE => Turn::Wait(wait),
-            _ if last.was_answered => Turn::Confirmed,
-            _ => Turn::Unavailable,
+            wait => Turn::Wait(wait),
         }
     }
 
@@ -128,20 +123,22 @@ mod tests {
         let start = Instant::now();
         let mut demand = Demand::default();
         let (mut now, mut gaps) = (start, Vec::new());
-        for _ in 0..7 {
+        for _ in 0..6 {
             demand.asked(now, Outcome::NoNews);
             let asked = now;
-            now += SECOND;
-            // Everybody who cannot wait for it takes what is known.
-            while demand.turn(now, now) == Turn::Confirmed {
-                now += SECOND;
-            }
-            if let Turn::Wait(wait) = demand.turn(now, now) {
-                now += wait;
-            }
+            // Whoever comes from now on waits for the same fetch.
+            let arrivals = (1..=3).map(|number| asked + number * SECOND / 2);
+            let turns = arrivals.map(|arrival| match demand.turn(arrival, arrival) {
+                Turn::Wait(wait) => arrival + wait,
+                other => panic!("{other:?}"),
+            });
+            let turns: Vec<_> = turns.collect();
+            assert_eq!(turns, [turns[0]; 3]);
+            now = turns[0];
+            assert_eq!(demand.turn(asked + SECOND, now), Turn::Ask);
             gaps.push((now - asked).as_secs());
         }
-        assert_eq!(gaps, [2, 4, 8, 16, 30, 30, 30]);
+        assert_eq!(gaps, [2, 4, 5, 5, 5, 5]);
         demand.asked(now, Outcome::News);
         demand.asked(now + SECOND, Outcome::NoNews);
         assert_eq!(demand.turn(now + 2 * SECOND, now + 2 * SECOND), Turn::Wait(SECOND));
@@ -151,5 +148,23 @@ mod tests {
             Turn::Wait(SECOND),
             "after a quiet time it begins anew"
         );
+    }
+
+    #[test]
+    fn no_answer_from_before_a_batch_counts_for_it() {
+        let arrival = Instant::now() + QUIET;
+        for gaps in 1..=8 {
+            for outcome in [Outcome::News, Outcome::NoNews, Outcome::Failed] {
+                let mut demand = Demand::default();
+                for gap in (0..gaps).rev() {
+                    demand.asked(arrival - Duration::from_millis(1) - gap * LONGEST_GAP, outcome);
+                }
+                let turn = demand.turn(arrival, arrival);
+                assert!(
+                    matches!(turn, Turn::Ask) || matches!(turn, Turn::Wait(wait) if wait <= LONGEST_GAP),
+                    "{outcome:?} {gaps} times: {turn:?}"
+                );
+            }
+        }
     }
 }

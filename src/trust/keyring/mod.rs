@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Mutex, Notify, watch};
 use tracing::{debug, info, warn};
 
-use self::demand::{Demand, GATHERING, Outcome, Turn};
+use self::demand::{Demand, GATHERING, LONGEST_GAP, Outcome, Turn};
 use self::history::{Change, History};
 pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, Origin, fetch, read_file};
 use self::origin::{Loaded, Ready};
@@ -30,6 +30,12 @@ use crate::net::TlsError;
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for one that a batch waits for.
 const DEMAND_TIMEOUT: Duration = Duration::from_secs(5);
+/// And so much of that it has at least, however long the batch had to wait for its turn.
+const SHORTEST_DEMAND_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a batch waits for its turn and for the fetches of others, with a second for what is not the network. Only
+/// a refresh that takes longer than any of these can make it wait in vain.
+const LONGEST_LOOK: Duration =
+    LONGEST_GAP.saturating_add(DEMAND_TIMEOUT).saturating_add(Duration::from_secs(1));
 /// How often a key file is read again; local and small, so more often than a URL.
 const FILE_REFRESH: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -130,6 +136,8 @@ struct Progress {
     /// What the last good document had besides its keys; said again only when it changes.
     refused: Vec<String>,
     history: History,
+    /// The version of the last good document. Not remembered on disk: the memory has only the keys that passed the
+    /// terms of its time, and under other terms the same version may hold more.
     etag: Option<String>,
     max_age: Option<Duration>,
     demand: Demand,
@@ -204,17 +212,26 @@ impl KeyRing {
     }
 
     /// For a signature that fits no key in use, of an event that had arrived at `since`: asks the origin
-    /// for what it lists by now. Whoever asks at the same time shares the answer, and a burst the whole
-    /// fetch; returns within about ten seconds.
+    /// for what it lists by now; an answer to a question from before `since` does not count. Whoever waits
+    /// shares the fetch, and there is at most one every five seconds while they bring nothing new. Returns
+    /// within about ten seconds, also while a refresh hangs.
     pub async fn look_again(&self, since: Instant) -> Outlook {
         let gathering = match &self.origin {
             Ready::Pinned(_) => return Outlook::Known,
             Ready::File(_) => Duration::ZERO,
             Ready::Url { .. } => GATHERING,
         };
+        let end = Instant::now() + LONGEST_LOOK;
         tokio::time::sleep(gathering).await;
         loop {
-            let mut progress = self.progress.lock().await;
+            let Ok(mut progress) = tokio::time::timeout_at(end.into(), self.progress.lock()).await else {
+                // Whoever holds it says why; here it would be a line for every batch.
+                debug!(
+                    source = self.source,
+                    "a signature fits no known key, and a refresh under way takes too long to ask for a new one"
+                );
+                return Outlook::Unavailable;
+            };
             match progress.demand.turn(since, Instant::now()) {
                 Turn::Confirmed => return Outlook::Known,
                 Turn::Unavailable => return Outlook::Unavailable,
@@ -225,8 +242,9 @@ impl KeyRing {
                 }
                 Turn::Wait(_) | Turn::Ask => {
                     let start = Instant::now();
-                    let result = self.refresh(&mut progress, DEMAND_TIMEOUT).await;
-                    let outcome = match result {
+                    let left = end.saturating_duration_since(start);
+                    let timeout = left.clamp(SHORTEST_DEMAND_TIMEOUT, DEMAND_TIMEOUT);
+                    let outcome = match self.refresh(&mut progress, timeout).await {
                         Ok(true) => Outcome::News,
                         Ok(false) => Outcome::NoNews,
                         Err(error) => {
@@ -323,9 +341,8 @@ impl KeyRing {
             Ok(None) => {}
             Ok(Some(stored)) => {
                 let mut progress = self.progress.lock().await;
-                let kept = stored.keys.into_iter().filter(|known| self.terms.pins(&known.key)).collect();
+                let kept = stored.into_iter().filter(|known| self.terms.pins(&known.key)).collect();
                 progress.history = History::new(kept, |thumbprint| self.terms.revokes(thumbprint));
-                progress.etag = stored.etag;
                 let (keys, retired) = self.apply(&progress.history);
                 if keys > 0 {
                     info!(source = self.source, keys, retired, "keys remembered from {shown}");
@@ -434,9 +451,8 @@ impl KeyRing {
             return;
         }
         let (path, origin) = (self.memory.clone(), self.origin.name());
-        let (keys, etag) = (progress.history.keys().to_vec(), progress.etag.clone());
-        let writing =
-            tokio::task::spawn_blocking(move || store::write(&path, &origin, &keys, etag.as_deref()));
+        let keys = progress.history.keys().to_vec();
+        let writing = tokio::task::spawn_blocking(move || store::write(&path, &origin, &keys));
         if let Err(cause) = writing.await.unwrap_or_else(|join| Err(std::io::Error::other(join))) {
             warn!(
                 source = self.source,

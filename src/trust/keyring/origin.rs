@@ -235,6 +235,10 @@ pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 fn advice(status: u16) -> &'static str {
     match status {
+        304 => {
+            ", which says that the document has not changed, without having been asked that; look at the server, or at \
+             a cache before it"
+        }
         300..=399 => "; redirects are not followed, so name the final url",
         401 | 403 => "; a token may be needed, or is not the right one",
         404 => "; is the url right?",

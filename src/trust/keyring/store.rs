@@ -14,20 +14,10 @@ use super::history::Known;
 use super::origin::read_bounded;
 use crate::printable::printable;
 
-/// What is remembered.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Stored {
-    /// In the order of [`super::history::History`].
-    pub(super) keys: Vec<Known>,
-    /// What the origin calls the version of its document (RFC 9110, section 8.8.3).
-    pub(super) etag: Option<String>,
-}
-
 #[derive(Deserialize)]
 struct Document<'a> {
     /// Keys of an origin that the operator has since replaced by another must not come back.
     origin: String,
-    etag: Option<String>,
     #[serde(borrow)]
     keys: Vec<&'a RawValue>,
 }
@@ -52,11 +42,11 @@ pub(super) fn path(data_dir: &Path, source: &str) -> PathBuf {
     data_dir.join("jwks").join(format!("{name}.json"))
 }
 
-/// What is remembered of that origin; none when there is nothing. Blocks.
+/// What is remembered of that origin, in the order of [`super::history::History`]; none when there is nothing. Blocks.
 ///
 /// # Errors
 /// Why what is there cannot be used.
-pub(super) fn read(path: &Path, origin: &str) -> Result<Option<Stored>, String> {
+pub(super) fn read(path: &Path, origin: &str) -> Result<Option<Vec<Known>>, String> {
     let document = match read_bounded(path) {
         Ok(document) => document,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -73,7 +63,7 @@ pub(super) fn read(path: &Path, origin: &str) -> Result<Option<Stored>, String> 
         let Times { first_seen, last_seen, retired_at } = times;
         keys.push(Known { key, first_seen, last_seen, retired_at });
     }
-    Ok(Some(Stored { keys, etag: document.etag }))
+    Ok(Some(keys))
 }
 
 /// Remembers. The keys are written anew rather than the document as it came: what else is in there, a private
@@ -81,12 +71,11 @@ pub(super) fn read(path: &Path, origin: &str) -> Result<Option<Stored>, String> 
 ///
 /// # Errors
 /// Then the file is as it was.
-pub(super) fn write(path: &Path, origin: &str, keys: &[Known], etag: Option<&str>) -> io::Result<()> {
+pub(super) fn write(path: &Path, origin: &str, keys: &[Known]) -> io::Result<()> {
     let named: Vec<_> =
         keys.iter().map(|known| (Some(known.key.id().to_owned()), *known.key.bytes())).collect();
     let mut document: serde_json::Value = serde_json::from_str(&jwks::document(&named))?;
     document["origin"] = origin.into();
-    document["etag"] = etag.into();
     for (known, entry) in keys.iter().zip(document["keys"].as_array_mut().into_iter().flatten()) {
         entry["first_seen"] = known.first_seen.into();
         entry["last_seen"] = known.last_seen.into();

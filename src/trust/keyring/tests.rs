@@ -182,6 +182,7 @@ async fn no_bad_answer_costs_a_known_key() {
         (Answer::status(500), "status 500"),
         (Answer::status(401), "a token may be needed"),
         (Answer::status(204), "status 204"),
+        (Answer::status(304), "without having been asked"),
         (Answer::redirect(&server.endpoint().to_string()), "name the final url"),
         (Answer::ok(""), "is not JSON"),
         (Answer::ok("<html>"), "is not JSON"),
@@ -355,14 +356,44 @@ async fn a_document_that_has_not_changed_is_not_sent_again() {
     assert!(!watched.ring.refresh_once(TIMEOUT).await.unwrap());
     assert!(server.last_request().contains("if-none-match: \"v1\"\r\n"), "{}", server.last_request());
     assert_eq!(watched.ring.progress.lock().await.history.keys()[0].last_seen, 1_800_000_060);
-    // After a restart too; and where there is nothing that could be the same, it is not asked for.
-    let restarted = Watched::url(server.endpoint(), dir.path());
-    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
-    assert!(!restarted.ring.refresh_once(TIMEOUT).await.unwrap());
+    // Where there is nothing that could be the same, it is not asked for.
     let another = Watched::url(server.endpoint(), &dir.path().join("another"));
     another.ring.load_at_start(TIMEOUT).await.unwrap();
     assert!(another.ring.current().is_none());
     assert!(!server.last_request().contains("if-none-match"));
+}
+
+#[tokio::test]
+async fn a_new_ring_asks_for_the_whole_document() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok_with("etag: \"v1\"\r\n", &document(&[1, 2]))).await;
+    let pinning = |pins: &[&str]| {
+        let pinned = pins.iter().map(|pin| (*pin).to_owned()).collect();
+        Watched::on(Terms { pinned, ..Terms::default() }, from(server.endpoint()), dir.path())
+    };
+    for (pins, trusted) in
+        [(&["k1"][..], &["k1"][..]), (&["k1", "k2"], &["k1", "k2"]), (&["k2"], &["k2"]), (&[], &["k1", "k2"])]
+    {
+        let watched = pinning(pins);
+        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        watched.ring.refresh_once(TIMEOUT).await.unwrap();
+        assert_eq!(watched.ids(), trusted);
+        // The same document may hold keys that the ring before did not want.
+        let restarted = pinning(pins);
+        restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+        restarted.ring.refresh_once(TIMEOUT).await.unwrap();
+        assert!(!server.last_request().contains("if-none-match"), "{}", server.last_request());
+    }
+    // A memory that an earlier release wrote has the version's name.
+    let memory = dir.path().join("jwks/us.json");
+    let mut remembered: serde_json::Value = serde_json::from_slice(&fs::read(&memory).unwrap()).unwrap();
+    remembered["etag"] = "\"v1\"".into();
+    fs::write(&memory, remembered.to_string()).unwrap();
+    let updated = pinning(&[]);
+    updated.ring.load_at_start(TIMEOUT).await.unwrap();
+    assert_eq!(updated.ids(), ["k1", "k2"]);
+    updated.ring.refresh_once(TIMEOUT).await.unwrap();
+    assert!(!server.last_request().contains("if-none-match"), "{}", server.last_request());
 }
 
 #[tokio::test]
@@ -387,6 +418,41 @@ async fn who_waits_for_a_new_key_shares_one_fetch() {
     assert_eq!(watched.ring.look_again(Instant::now()).await, Outlook::Unavailable);
     assert_eq!(server.requests(), 3);
     assert_eq!(watched.ids(), ["k1", "k2"]);
+}
+
+#[tokio::test]
+async fn an_answer_from_before_the_batch_is_never_the_last_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let watched = Watched::url(server.endpoint(), dir.path());
+    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    // Rubbish has kept coming, so that fetches are as rare as they get, and the next one is due soon.
+    let now = Instant::now();
+    for seconds in (0..8).rev() {
+        let ago = Duration::from_secs(seconds * 5) + LONGEST_GAP - GATHERING;
+        watched.ring.progress.lock().await.demand.asked(now.checked_sub(ago).unwrap(), Outcome::NoNews);
+    }
+    server.answer(Answer::ok(&document(&[1, 2])));
+    let since = Instant::now();
+    let asking = (0..20).map(|_| {
+        let ring = Arc::clone(&watched.ring);
+        tokio::spawn(async move { ring.look_again(since).await })
+    });
+    for asked in asking.collect::<Vec<_>>() {
+        assert_eq!(asked.await.unwrap(), Outlook::Known);
+    }
+    assert_eq!(server.requests(), 2, "one for all who waited");
+    assert_eq!(watched.ids(), ["k1", "k2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_refresh_does_not_hold_up_a_batch_for_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let watched = Watched::url(Server::nobody_listens().await, dir.path());
+    let refresh_under_way = watched.ring.progress.lock().await;
+    let looking = watched.ring.look_again(Instant::now());
+    assert_eq!(tokio::time::timeout(LONGEST_LOOK + DEMAND_TIMEOUT, looking).await, Ok(Outlook::Unavailable));
+    drop(refresh_under_way);
 }
 
 #[tokio::test]

@@ -4,6 +4,10 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
+
 /// What it answers to the next requests.
 #[derive(Clone, Debug)]
 pub(crate) enum ServerAnswer {
@@ -13,6 +17,8 @@ pub(crate) enum ServerAnswer {
     Silence,
     /// A body without an end.
     Endless,
+    /// This document, whose version is its digest: 304 to who has that one (RFC 9110, section 13.1.2).
+    Tagged(String),
 }
 
 impl ServerAnswer {
@@ -54,16 +60,13 @@ impl KeyServer {
             for stream in listener.incoming().map_while(Result::ok) {
                 let shared = Arc::clone(&shared);
                 std::thread::spawn(move || {
-                    let mut head = BufReader::new(&stream).lines().map_while(Result::ok);
-                    if head.find(String::is_empty).is_none() {
-                        return;
-                    }
+                    let Some(head) = head(&stream) else { return };
                     let answer = {
                         let mut state = lock(&shared);
                         state.requests += 1;
                         state.answer.clone()
                     };
-                    give(stream, &answer);
+                    give(stream, &head, &answer);
                 });
             }
         });
@@ -94,9 +97,30 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The lines of a request before the empty one, which must be there.
+fn head(stream: &TcpStream) -> Option<Vec<String>> {
+    let mut head = Vec::new();
+    for line in BufReader::new(stream).lines() {
+        match line.ok()? {
+            line if line.is_empty() => return Some(head),
+            line => head.push(line),
+        }
+    }
+    None
+}
+
 /// The client may have had enough of it.
-fn give(mut stream: TcpStream, answer: &ServerAnswer) {
+fn give(mut stream: TcpStream, head: &[String], answer: &ServerAnswer) {
     match answer {
+        ServerAnswer::Tagged(document) => {
+            let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha256::digest(document)));
+            let is_known = head
+                .iter()
+                .filter_map(|line| line.split_once(": "))
+                .any(|(name, value)| name.eq_ignore_ascii_case("if-none-match") && value == tag);
+            let (status, body) = if is_known { ("304 Not Modified", "") } else { ("200 OK", &**document) };
+            give(stream, head, &ServerAnswer::with(status, &format!("ETag: {tag}\r\n"), body));
+        }
         ServerAnswer::Bytes(bytes) => {
             let _ = stream.write_all(bytes);
         }

@@ -130,10 +130,15 @@ impl Site {
 
     /// Replaces text in the configuration, which must occur in it.
     pub(crate) fn edit(self, from: &str, to: &str) -> Self {
+        self.reconfigure(from, to);
+        self
+    }
+
+    /// Replaces text in the configuration, of a running daemon perhaps.
+    pub(crate) fn reconfigure(&self, from: &str, to: &str) {
         let text = String::from_utf8(self.read("config.toml")).unwrap();
         assert!(text.contains(from), "{from} is not in {text}");
         self.write("config.toml", text.replacen(from, to, 1));
-        self
     }
 
     fn configure(&self) {
