@@ -242,7 +242,8 @@ impl KeyRing {
                 }
                 Turn::Wait(_) | Turn::Ask => {
                     let start = Instant::now();
-                    let left = end.saturating_duration_since(start);
+                    // Whole seconds, since messages say them.
+                    let left = Duration::from_secs(end.saturating_duration_since(start).as_secs());
                     let timeout = left.clamp(SHORTEST_DEMAND_TIMEOUT, DEMAND_TIMEOUT);
                     let outcome = match self.refresh(&mut progress, timeout).await {
                         Ok(true) => Outcome::News,
