@@ -247,7 +247,11 @@ fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     // What is right already is not set, for not everybody may.
     let owner = (found.uid() != wanted.uid()).then_some(wanted.uid());
     let group = (found.gid() != wanted.gid()).then_some(wanted.gid());
-    set_access(&out, wanted.permissions().mode() & 0o7777, (owner, group))?;
+    if let Err(error) = set_access(&out, wanted.permissions().mode() & 0o7777, (owner, group)) {
+        // The plain file stays, as it is, so there is nothing to go on with.
+        fs::remove_file(&unfinished)?;
+        return Err(error);
+    }
     let out = match compression {
         Compression::Zstd => {
             let mut encoder = zstd::Encoder::new(out, 0)?;
