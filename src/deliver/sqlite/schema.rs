@@ -208,7 +208,6 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
 
 const LATEST: usize = STEPS.len();
 
-/// Returns the journal mode that it really has.
 /// Takes the steps from a version on, all of them or none.
 fn migrate(connection: &mut Connection, version: usize, steps: &[&str]) -> rusqlite::Result<()> {
     if version >= steps.len() {
