@@ -1,8 +1,8 @@
 /*
  * Preloaded into the daemon: makes one call fail, at the moment that a test chooses.
  *
- * FAULT_CALL   write, sync, rename, create, unlink, directory-sync-after-rename, directory-sync-after-create,
- *              connect or send
+ * FAULT_CALL   write, sync, rename, create, chmod, unlink, directory-sync-after-rename,
+ *              directory-sync-after-create, connect or send
  * FAULT_PATH   a glob (fnmatch(3)) for the file: the old name of a rename; for the sync of a directory, the file
  *              whose name the same thread changed there just before. Not for sockets.
  * FAULT_AFTER  optional: a glob; the call counts only once a file of such a name was made while armed
@@ -313,6 +313,16 @@ int rename(const char *old, const char *new) {
     if (result == 0) {
         change("rename", old, new);
     }
+    return struck ? fail() : result;
+}
+
+int fchmod(int fd, mode_t bits) {
+    char path[PATH_MAX];
+    int struck = is_call("chmod") && fits(path_of(fd, path)) && strike();
+    if (struck && is_mode("failed")) {
+        return fail();
+    }
+    int result = REAL(fchmod)(fd, bits);
     return struck ? fail() : result;
 }
 

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -106,6 +107,7 @@ const FILE: &[Step] = &[
     step("rename the full file", "rename", "*/verified.log", TWICE, Delivering, GoesOn),
     step("sync the new name", "directory-sync-after-rename", "*/verified.log", TWICE, Delivering, GoesOn),
     step("make the next file", "create", "*/verified.log", TWICE, Delivering, GoesOn),
+    step("set the next file's mode", "chmod", "*/verified.log", TWICE, Delivering, GoesOn),
     step(
         "sync the next file's name",
         "directory-sync-after-create",
@@ -126,6 +128,7 @@ const FILE: &[Step] = &[
 
 const COMPRESSION: &[Step] = &[
     step("make the packed file", "create", "*.zst.unfinished", TWICE, Delivering, GoesOn),
+    step("set its mode", "chmod", "*.zst.unfinished", TWICE, Delivering, GoesOn),
     step("write it", "write", "*.zst.unfinished", WRITE, Delivering, GoesOn),
     step("sync it", "sync", "*.zst.unfinished", TWICE, Delivering, GoesOn),
     step("rename it", "rename", "*.zst.unfinished", TWICE, Delivering, GoesOn),
@@ -673,6 +676,10 @@ impl Play<'_> {
         let posted = &self.posted;
         assert!(!site.path("arm.names").exists(), "the directory was not synced again after its sync failed");
 
+        for name in site.rotated("verified.log").into_iter().chain(["verified.log".to_owned()]) {
+            let mode = site.path(&name).metadata().unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode, 0o640, "{name} is open to {mode:o}");
+        }
         let mut delivered = Vec::new();
         for name in site.rotated("verified.log") {
             let bytes = site.read(&name);

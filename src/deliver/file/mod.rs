@@ -16,11 +16,11 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use rotation::Tending;
 pub use rotation::{Compression, Period, Rotation, rotated_at};
 
 use super::sink::{Item, Sink, SinkError};
@@ -47,7 +47,7 @@ pub enum Syncing {
 /// Where a file is and how it is kept.
 #[derive(Clone)]
 pub struct Options {
-    /// The file; its directory must exist.
+    /// The file, or a symbolic link to it, which is followed; its directory must exist.
     pub path: PathBuf,
     /// How lines are written.
     pub rendering: Rendering,
@@ -57,7 +57,7 @@ pub struct Options {
     pub syncing: Syncing,
     /// The permission bits of files that we make, whatever the umask says.
     pub mode: u32,
-    /// The user and the group of files that we make.
+    /// The user and the group of files that we make. Nothing is written to one that they cannot be set of.
     pub owner: (Option<u32>, Option<u32>),
     /// The wall clock, in milliseconds since the Unix epoch.
     pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
@@ -74,19 +74,21 @@ pub struct FileSink {
     distrusted: bool,
     /// Rotated files are waiting to be tended.
     untended: bool,
-    /// A thread tends them now.
-    tending: Arc<AtomicBool>,
+    tending: Arc<Tending>,
 }
 
 struct Open {
     file: File,
+    /// Where it was when it was opened, which is where the configured path led to: rotation leaves a symbolic
+    /// link alone and works where it points to.
+    path: PathBuf,
     device: u64,
     inode: u64,
     /// Everything before this byte is safe.
     safe: u64,
     /// Everything before this byte is written.
     written: u64,
-    /// The period that the file belongs to, where files have one.
+    /// The period of the first line in the file, where files have one; an empty file belongs to none.
     period: Option<i64>,
     /// When something was written that is not safe yet.
     unsafe_since: Option<Instant>,
@@ -102,7 +104,7 @@ impl FileSink {
             flushed: Position::default(),
             distrusted: false,
             untended: true,
-            tending: Arc::new(AtomicBool::new(false)),
+            tending: Arc::default(),
         }
     }
 
@@ -113,10 +115,12 @@ impl FileSink {
 
     /// The file at the path, made when it is missing; lines go to its end.
     fn at_path(&self) -> io::Result<(Open, bool)> {
-        let (file, is_new) = open(&self.options)?;
+        let path = rotation::linked(&self.options.path)?;
+        let (file, is_new) = open(&path, &self.options)?;
         let metadata = file.metadata()?;
         let mut open = Open {
             file,
+            path,
             device: metadata.dev(),
             inode: metadata.ino(),
             safe: metadata.len(),
@@ -124,25 +128,26 @@ impl FileSink {
             period: None,
             unsafe_since: None,
         };
-        let begun = if metadata.len() == 0 { (self.options.now)() } else { metadata.mtime() * 1000 };
-        open.period = self.options.rotation.every.map(|every| every.of(begun));
+        if metadata.len() > 0 {
+            open.period = self.options.rotation.every.map(|every| every.of(metadata.mtime() * 1000));
+        }
         Ok((open, is_new))
     }
 
     /// Whether the next lines should go to another file: because this one is full or of another time, or because
     /// it is no longer at the path.
     fn must_leave(&self, open: &Open, coming: u64) -> io::Result<Option<Leave>> {
-        match fs::metadata(&self.options.path) {
-            Ok(found) if (found.dev(), found.ino()) == (open.device, open.inode) => {}
+        let is_empty = match fs::metadata(&self.options.path) {
+            Ok(found) if (found.dev(), found.ino()) == (open.device, open.inode) => found.len() == 0,
             Ok(_) => return Ok(Some(Leave::Moved)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Leave::Moved)),
             Err(error) => return Err(error),
-        }
+        };
         let rotation = &self.options.rotation;
         let is_full = rotation.size.is_some_and(|size| open.written + coming > size);
         let now = rotation.every.map(|every| every.of((self.options.now)()));
         let is_over = open.period.is_some() && open.period != now;
-        Ok((open.written > 0 && (is_full || is_over)).then_some(Leave::Rotate))
+        Ok((!is_empty && open.written > 0 && (is_full || is_over)).then_some(Leave::Rotate))
     }
 
     /// Makes safe what is written.
@@ -169,23 +174,9 @@ impl FileSink {
         if !self.untended || (rotation.keep.is_none() && rotation.compress.is_none()) {
             return;
         }
-        if self.tending.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.untended = false;
         let busy = self.open.as_ref().map_or(0, |open| open.inode);
-        let (path, rotation, tending) =
-            (self.options.path.clone(), rotation.clone(), Arc::clone(&self.tending));
-        let spawned = std::thread::Builder::new().name("rotated files".to_owned()).spawn(move || {
-            if let Err(error) = rotation::tend(&path, &rotation, busy) {
-                tracing::warn!(path = %path.display(), %error, "rotated files could not be compressed or removed");
-            }
-            tending.store(false, Ordering::Release);
-        });
-        if let Err(error) = spawned {
-            self.tending.store(false, Ordering::Release);
-            tracing::warn!(%error, "no thread for rotated files");
-        }
+        let path = self.open.as_ref().map_or(&self.options.path, |open| &open.path);
+        self.untended = !self.tending.start(path.clone(), rotation.clone(), busy);
     }
 }
 
@@ -210,7 +201,7 @@ impl Sink for FileSink {
             }
             // The file was renamed. If the last write to it was cut off, it is finished there first.
             Some(known) => {
-                let moved = rotation::by_inode(&self.options.path, known.device, known.inode);
+                let moved = rotation::by_inode(&open.path, known.device, known.inode);
                 if let Some(path) = moved.map_err(&opening)? {
                     let file = File::options().read(true).write(true).open(&path).map_err(&opening)?;
                     let mut old = Open { file, device: known.device, inode: known.inode, ..open };
@@ -243,11 +234,12 @@ impl Sink for FileSink {
         if open.file.metadata().map_err(&looking)?.len() > open.written {
             return Ok(None);
         }
+        let path = open.path.clone();
         self.sync()?;
         if leave == Leave::Rotate {
-            let name = rotation::rotated_name(&self.options.path, (self.options.now)());
-            fs::rename(&self.options.path, &name).map_err(&rotating)?;
-            rotation::sync_directory(&self.options.path).map_err(&rotating)?;
+            let name = rotation::rotated_name(&path, (self.options.now)()).map_err(&rotating)?;
+            fs::rename(&path, &name).map_err(&rotating)?;
+            rotation::sync_directory(&path).map_err(&rotating)?;
             tracing::info!(path = %self.options.path.display(), rotated = %name.display(), "rotated");
         } else {
             tracing::info!(path = %self.options.path.display(), "the file was moved; going on in a new one");
@@ -286,6 +278,9 @@ impl Sink for FileSink {
         };
         if !self.collected.is_empty() {
             open.put(&self.options.path, &self.collected, self.distrusted).map_err(writing)?;
+            if let Some(every) = self.options.rotation.every {
+                open.period.get_or_insert_with(|| every.of((self.options.now)()));
+            }
             self.collected.clear();
             open.unsafe_since.get_or_insert_with(Instant::now);
         }
@@ -328,6 +323,9 @@ impl Open {
             warn_cut(path, self.written - length);
             self.written = length;
             self.safe = self.safe.min(length);
+        }
+        if length == 0 {
+            self.period = None;
         }
         let there = usize::try_from(length - self.written).unwrap_or(usize::MAX);
         let mut found = vec![0; bytes.len().min(there)];
@@ -395,29 +393,48 @@ fn warn_cut(path: &Path, missing_bytes: u64) {
 }
 
 /// Opens the file, or makes it; tells whether it was made.
-fn open(options: &Options) -> io::Result<(File, bool)> {
+///
+/// A file that is made can be used by nobody until it has its owner, and its mode last of all. So an empty file
+/// without any permission is one that was never finished, because an attempt failed or was cut off: it is made anew.
+fn open(path: &Path, options: &Options) -> io::Result<(File, bool)> {
+    if fs::metadata(path)
+        .is_ok_and(|found| found.is_file() && found.len() == 0 && found.permissions().mode() & 0o777 == 0)
+    {
+        fs::remove_file(path)?;
+    }
     let mut opening = File::options();
-    opening.read(true).write(true).mode(options.mode);
-    match opening.clone().create_new(true).open(&options.path) {
+    opening.read(true).write(true);
+    match opening.clone().create_new(true).mode(0o000).open(path) {
         Ok(file) => {
-            file.set_permissions(fs::Permissions::from_mode(options.mode))?;
-            if options.owner != (None, None) {
-                std::os::unix::fs::fchown(&file, options.owner.0, options.owner.1)?;
-            }
+            set_access(&file, options.mode, options.owner)?;
             // The name must survive as well.
-            rotation::sync_directory(&options.path)?;
+            rotation::sync_directory(path)?;
             Ok((file, true))
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let file = opening.open(&options.path)?;
+            let file = opening.open(path)?;
             if file.metadata()?.len() == 0 {
                 // It may have been made by an attempt whose sync of the name failed.
-                rotation::sync_directory(&options.path)?;
+                rotation::sync_directory(path)?;
             }
             Ok((file, false))
         }
         Err(error) => Err(error),
     }
+}
+
+/// Gives a file its owner, where one is wanted, and then its permission bits.
+fn set_access(file: &File, mode: u32, owner: (Option<u32>, Option<u32>)) -> io::Result<()> {
+    if owner != (None, None) {
+        std::os::unix::fs::fchown(file, owner.0, owner.1).map_err(|error| {
+            let why = format!(
+                "its owner cannot be set ({error}); only root can give files away, and others only to groups of \
+                 their own"
+            );
+            io::Error::new(error.kind(), why)
+        })?;
+    }
+    file.set_permissions(fs::Permissions::from_mode(mode))
 }
 
 /// What we write ends with a line end, so zeros at the end are pages that a power loss left empty.
@@ -462,6 +479,8 @@ impl Mark {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
     use crate::wire::event::Verdict;
 
@@ -752,5 +771,132 @@ mod tests {
         let mut bench = Bench::new();
         bench.sink_with(Options { mode: 0o604, ..bench.options() });
         assert_eq!(std::fs::metadata(&bench.path).unwrap().permissions().mode() & 0o777, 0o604);
+    }
+
+    /// A sink with a clock that the test moves.
+    fn sink_by(bench: &mut Bench, rotation: Rotation) -> (FileSink, Arc<std::sync::atomic::AtomicI64>) {
+        let hand = Arc::new(std::sync::atomic::AtomicI64::new(1_000_000));
+        let clock = Arc::clone(&hand);
+        let now = Arc::new(move || clock.load(Ordering::SeqCst));
+        (bench.sink_with(Options { rotation, now, ..bench.options() }), hand)
+    }
+
+    #[test]
+    fn a_file_belongs_to_the_day_of_its_first_line() {
+        const DAY: i64 = 86_400_000;
+        let mut bench = Bench::new();
+        let rotation = Rotation { every: Some(Period::Daily), ..Rotation::default() };
+        let (mut sink, hand) = sink_by(&mut bench, rotation);
+        // Made on the first day, written to on the third.
+        hand.store(2 * DAY, Ordering::SeqCst);
+        push(&mut sink, &["one"]);
+        flush(&mut sink);
+        assert_eq!(sink.prepare().unwrap(), None);
+        // Emptied by somebody else, and written to two days later: a new file in all but name.
+        hand.store(3 * DAY - 1, Ordering::SeqCst);
+        File::options().write(true).truncate(true).open(&bench.path).unwrap();
+        hand.store(5 * DAY, Ordering::SeqCst);
+        assert_eq!(sink.prepare().unwrap(), None, "an empty file has no day");
+        push(&mut sink, &["two"]);
+        flush(&mut sink);
+        assert_eq!(sink.prepare().unwrap(), None);
+        assert_eq!(everything(&bench), (0, "two\n".to_owned()));
+        hand.store(6 * DAY, Ordering::SeqCst);
+        assert!(sink.prepare().unwrap().is_some());
+        assert_eq!(everything(&bench), (1, "two\n".to_owned()));
+    }
+
+    #[test]
+    fn a_symbolic_link_stays_and_its_target_is_rotated() {
+        let mut bench = Bench::new();
+        let other = tempfile::tempdir().unwrap();
+        std::fs::create_dir(other.path().join("logs")).unwrap();
+        // A link to a link to a file that is not there yet.
+        std::os::unix::fs::symlink(other.path().join("link"), &bench.path).unwrap();
+        std::os::unix::fs::symlink("logs/real.log", other.path().join("link")).unwrap();
+        let real = other.path().join("logs/real.log");
+        let rotation = Rotation { size: Some(5), ..Rotation::default() };
+        let (mut sink, _) = sink_by(&mut bench, rotation);
+        for line in LINES {
+            push(&mut sink, &[line]);
+            bench.mark = flush(&mut sink);
+        }
+        assert!(bench.path.is_symlink());
+        assert!(rotation::rotated(&bench.path).unwrap().is_empty());
+        let rotated = rotation::rotated(&real).unwrap();
+        let text = |file: &PathBuf| std::fs::read_to_string(file).unwrap();
+        assert_eq!(rotated.iter().chain([&real]).map(text).collect::<String>(), TEXT);
+        assert_eq!(rotated.len(), 3);
+
+        // A write that was cut off before somebody renamed the target is finished where it is.
+        let torn = std::fs::read_to_string(&real).unwrap() + "fi";
+        std::fs::write(&real, torn).unwrap();
+        let moved = real.with_extension("log.1");
+        std::fs::rename(&real, &moved).unwrap();
+        let mut sink = bench.sink();
+        push(&mut sink, &["five"]);
+        flush(&mut sink);
+        assert_eq!(text(&moved), "four\nfive\n");
+
+        // The link is turned elsewhere.
+        let elsewhere = other.path().join("elsewhere.log");
+        std::fs::remove_file(&bench.path).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &bench.path).unwrap();
+        push(&mut sink, &["six"]);
+        flush(&mut sink);
+        assert_eq!(text(&elsewhere), "six\n");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_said_to_be_none() {
+        let bench = Bench::new();
+        let refusal = || {
+            let last = Resume { position: Position::default(), mark: Vec::new() };
+            FileSink::new(bench.options()).resume(&last).unwrap_err().to_string()
+        };
+        std::os::unix::fs::symlink("/dev/null", &bench.path).unwrap();
+        assert!(refusal().ends_with("it is no regular file"), "{}", refusal());
+        std::fs::remove_file(&bench.path).unwrap();
+        std::os::unix::fs::symlink(&bench.path, &bench.path).unwrap();
+        assert!(refusal().contains("symbolic links"), "{}", refusal());
+        std::fs::remove_file(&bench.path).unwrap();
+        std::fs::create_dir(&bench.path).unwrap();
+        assert!(refusal().contains("Is a directory"), "{}", refusal());
+    }
+
+    #[test]
+    fn a_file_that_was_never_finished_is_made_anew() {
+        let mut bench = Bench::new();
+        File::options().create_new(true).write(true).mode(0o000).open(&bench.path).unwrap();
+        bench.sink();
+        assert_eq!(std::fs::metadata(&bench.path).unwrap().permissions().mode() & 0o777, 0o640);
+        // An empty file that somebody else prepared stays as it is.
+        std::fs::remove_file(&bench.path).unwrap();
+        File::options().create_new(true).write(true).mode(0o600).open(&bench.path).unwrap();
+        let inode = std::fs::metadata(&bench.path).unwrap().ino();
+        bench.sink();
+        let found = std::fs::metadata(&bench.path).unwrap();
+        assert_eq!((found.ino(), found.permissions().mode() & 0o777), (inode, 0o600));
+    }
+
+    #[test]
+    fn an_owner_that_cannot_be_set_is_no_detail() {
+        let bench = Bench::new();
+        let options = Options { owner: (Some(1), Some(2)), ..bench.options() };
+        let last = Resume { position: Position::default(), mark: Vec::new() };
+        for _ in 0..2 {
+            match FileSink::new(options.clone()).resume(&last) {
+                // Root may.
+                Ok(_) => {
+                    let found = std::fs::metadata(&bench.path).unwrap();
+                    assert_eq!((found.uid(), found.gid()), (1, 2));
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains("its owner cannot be set"), "{error}");
+                    let found = std::fs::metadata(&bench.path).unwrap();
+                    assert_eq!(found.permissions().mode() & 0o777, 0, "readable by nobody");
+                }
+            }
+        }
     }
 }

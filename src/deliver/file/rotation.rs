@@ -2,16 +2,23 @@
 //!
 //! A rotated file is called like the file, with the moment and a sequence number behind it
 //! (`verified.log.20260102T030405Z-0001`), and keeps that name: nothing is ever shifted. It may be compressed later,
-//! which adds `.zst` or `.gz`; the oldest ones go.
+//! which adds `.zst` or `.gz`; the oldest ones go. Which one is the oldest, the names say and nothing else, so that no
+//! name is ever given that sorts before one that is there, whatever the clock says.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
+
+use super::set_access;
 
 /// When and how a file is rotated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,21 +71,50 @@ impl Compression {
     }
 }
 
-/// A name for the file that is rotated now, which nothing has yet.
-pub(super) fn rotated_name(path: &Path, now: i64) -> PathBuf {
-    let shape = format_description!("[year][month][day]T[hour][minute][second]Z");
-    let stamp = OffsetDateTime::from_unix_timestamp(now.div_euclid(1000))
-        .ok()
-        .and_then(|moment| moment.format(&shape).ok())
-        .unwrap_or_else(|| now.to_string());
-    let taken = rotated(path).unwrap_or_default();
-    (1_u32..)
-        .map(|sequence| with_suffix(path, &format!(".{stamp}-{sequence:04}")))
-        .find(|name| !taken.iter().any(|taken| is_or_was(taken, name)) && !name.exists())
-        .unwrap_or_else(|| with_suffix(path, &format!(".{stamp}")))
+/// How a name says when its file was rotated, in UTC.
+const STAMP: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
+
+/// The last moment that [`STAMP`] can say, in seconds since the Unix epoch: the end of the year 9999.
+const LAST_SECOND: i64 = 253_402_300_799;
+
+/// A name for the file that is rotated now, which nothing has yet and which sorts behind all that are there: where
+/// the clock is behind the newest of them, that one's moment goes on with the next sequence number.
+///
+/// # Errors
+/// When the directory cannot be read, or when no such name is left, because somebody gave away the last one.
+pub(super) fn rotated_name(path: &Path, now: i64) -> io::Result<PathBuf> {
+    const MOST: u32 = 9999;
+    let newest = rotated(path)?.pop().as_deref().and_then(moment_and_sequence);
+    let now = now.div_euclid(1000).min(LAST_SECOND);
+    let (mut second, mut sequence) = match newest {
+        Some((second, sequence)) if second >= now => (second, sequence + 1),
+        _ => (now, 1),
+    };
+    loop {
+        if sequence > MOST {
+            (second, sequence) = (second + 1, 1);
+        }
+        let stamp = OffsetDateTime::from_unix_timestamp(second).map_err(io::Error::other)?;
+        let stamp = stamp.format(STAMP).map_err(io::Error::other)?;
+        let name = with_suffix(path, &format!(".{stamp}-{sequence:04}"));
+        // What is no file, such as a directory, is not among the rotated files.
+        match fs::symlink_metadata(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(name),
+            Err(error) => return Err(error),
+            Ok(_) => sequence += 1,
+        }
+    }
 }
 
-/// The rotated files of a path, oldest first, compressed or not.
+/// The moment, in seconds since the Unix epoch, and the sequence number in a rotated file's name; none where they
+/// are no moment of the calendar.
+fn moment_and_sequence(file: &Path) -> Option<(i64, u32)> {
+    let (stamp, sequence) = rotated_at(file.file_name()?.to_str()?)?;
+    let moment = PrimitiveDateTime::parse(stamp, STAMP).ok()?;
+    Some((moment.assume_utc().unix_timestamp(), sequence.parse().ok()?))
+}
+
+/// The rotated files of a path, oldest first, compressed or not. Directories are none, whatever they are called.
 pub(super) fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = directory(path);
     let mut prefix = path.file_name().unwrap_or(OsStr::new("")).to_owned();
@@ -86,9 +122,10 @@ pub(super) fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
     let prefix = prefix.as_encoded_bytes().to_vec();
     let mut found: Vec<PathBuf> = Vec::new();
     for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        let name_bytes = name.as_encoded_bytes();
-        if name_bytes.strip_prefix(prefix.as_slice()).is_some_and(is_rotated_suffix) {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_named = name.as_encoded_bytes().strip_prefix(prefix.as_slice()).is_some_and(is_rotated_suffix);
+        if is_named && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.push(directory.join(name));
         }
     }
@@ -116,35 +153,105 @@ pub fn rotated_at(name: &str) -> Option<(&str, &str)> {
     is_rotated_suffix(suffix.as_bytes()).then(|| suffix.split_once('-'))?
 }
 
-/// Compresses what is to be compressed, and removes the oldest files. `busy` is the inode that is still written
-/// to. Safe to be cut off anywhere: a compressed file gets its name when it is whole and durable.
-pub(super) fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<()> {
-    let mut files = rotated(path)?;
-    if let Some(keep) = rotation.keep {
-        let surplus = files.len().saturating_sub(keep);
-        for old in files.drain(..surplus) {
-            if fs::metadata(&old)?.ino() != busy {
-                fs::remove_file(&old)?;
-            }
-        }
-    }
-    let Some(compression) = rotation.compress else { return Ok(()) };
-    for file in files {
-        let is_plain = file.extension().is_none_or(|extension| extension != "zst" && extension != "gz");
-        if is_plain && fs::metadata(&file)?.ino() != busy {
-            compress(&file, compression)?;
-        }
-    }
-    Ok(())
+/// Who compresses and removes the rotated files of one sink: a thread of its own, one at a time.
+#[derive(Default)]
+pub(super) struct Tending {
+    is_at_work: AtomicBool,
+    warned: Mutex<Option<Instant>>,
 }
 
+/// How often at most it is said that rotated files cannot be compressed or removed.
+const SELDOM: Duration = Duration::from_secs(3600);
+
+impl Tending {
+    /// Starts to tend the rotated files of a path; false when the thread before is still at work. What fails is
+    /// said, and tried again the next time.
+    pub(super) fn start(self: &Arc<Self>, path: PathBuf, rotation: Rotation, busy: u64) -> bool {
+        if self.is_at_work.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let tending = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("rotated files".to_owned()).spawn(move || {
+            match tend(&path, &rotation, busy) {
+                Ok(failures) => tending.warn(&path, &failures),
+                Err(error) => tending.warn(&path, &[(path.clone(), error)]),
+            }
+            tending.is_at_work.store(false, Ordering::Release);
+        });
+        if let Err(error) = spawned {
+            self.is_at_work.store(false, Ordering::Release);
+            tracing::warn!(%error, "no thread for rotated files");
+        }
+        true
+    }
+
+    fn warn(&self, path: &Path, failures: &[(PathBuf, io::Error)]) {
+        let Some((file, error)) = failures.first() else { return };
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|warned| warned.elapsed() >= SELDOM) {
+            *warned = Some(Instant::now());
+            tracing::warn!(
+                path = %path.display(), file = %file.display(), %error, files = failures.len(),
+                "rotated files could not be compressed or removed; tried again after the next rotation, and not \
+                 said again for an hour"
+            );
+        }
+    }
+}
+
+/// Compresses what is to be compressed, and removes the oldest files. `busy` is the inode that is still written
+/// to. Safe to be cut off anywhere: a compressed file gets its name when it is whole and durable. A file that
+/// fails stops no other; returns those that did.
+fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<Vec<(PathBuf, io::Error)>> {
+    let mut files = rotated(path)?;
+    let surplus = rotation.keep.map_or(0, |keep| files.len().saturating_sub(keep));
+    let kept = files.split_off(surplus);
+    let mut failures = Vec::new();
+    let mut note = |file: PathBuf, outcome: io::Result<()>| match outcome {
+        // Somebody else removed it, or compressed it.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => failures.push((file, error)),
+        _ => {}
+    };
+    for old in files {
+        let removed = match fs::symlink_metadata(&old) {
+            Ok(metadata) if metadata.ino() == busy => Ok(()),
+            Ok(_) => fs::remove_file(&old),
+            Err(error) => Err(error),
+        };
+        note(old, removed);
+    }
+    let Some(compression) = rotation.compress else { return Ok(failures) };
+    for file in kept {
+        let is_plain = file.extension().is_none_or(|extension| extension != "zst" && extension != "gz");
+        if is_plain {
+            let compressed = match fs::metadata(&file) {
+                // Anything else, such as a pipe, might never be read to its end.
+                Ok(metadata) if metadata.is_file() && metadata.ino() != busy => compress(&file, compression),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            note(file, compressed);
+        }
+    }
+    Ok(failures)
+}
+
+/// The compressed file has the mode and the owner of the plain one, from before anything is in it.
 fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     let target = with_suffix(path, &format!(".{}", compression.extension()));
     let unfinished = with_suffix(path, &format!(".{}.unfinished", compression.extension()));
     let mut source = File::open(path)?;
-    let mode = source.metadata()?.permissions().mode();
-    let mut options = File::options();
-    let out = options.write(true).create(true).truncate(true).mode(mode).open(&unfinished)?;
+    let wanted = source.metadata()?;
+    let out = File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    let found = out.metadata()?;
+    // What is right already is not set, for not everybody may.
+    let owner = (found.uid() != wanted.uid()).then_some(wanted.uid());
+    let group = (found.gid() != wanted.gid()).then_some(wanted.gid());
+    if let Err(error) = set_access(&out, wanted.permissions().mode() & 0o7777, (owner, group)) {
+        // The plain file stays, as it is, so there is nothing to go on with.
+        fs::remove_file(&unfinished)?;
+        return Err(error);
+    }
     let out = match compression {
         Compression::Zstd => {
             let mut encoder = zstd::Encoder::new(out, 0)?;
@@ -182,6 +289,30 @@ pub(super) fn by_inode(path: &Path, device: u64, inode: u64) -> io::Result<Optio
     Ok(None)
 }
 
+/// Where a path leads to: the file behind symbolic links, even where it does not exist yet.
+///
+/// # Errors
+/// When the links cannot be read, go in a circle, or lead to something that lines cannot be kept in.
+pub(super) fn linked(path: &Path) -> io::Result<PathBuf> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        // Such as a pipe, in which nothing can be compared or found again.
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut path = path.to_owned();
+    // As many as Linux follows (path_resolution(7)).
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(target) => path = directory(&path).join(target),
+            // No link, or nothing at all.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {
+                return Ok(path);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("too many symbolic links lead to one another"))
+}
+
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -190,11 +321,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)
-}
-
-/// Whether a file has that name, or had it before it was compressed.
-fn is_or_was(file: &Path, name: &Path) -> bool {
-    file == name || file.with_extension("") == name
 }
 
 #[cfg(test)]
@@ -210,8 +336,8 @@ mod tests {
     fn names_go_on_and_never_shift() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.log");
-        for moment in [1000, 1999, 1000, 5000] {
-            let name = rotated_name(&path, moment);
+        for moment in [1000, 1999, 999, 5000] {
+            let name = rotated_name(&path, moment).unwrap();
             fs::write(&name, "x").unwrap();
         }
         for other in
@@ -222,7 +348,7 @@ mod tests {
         let wanted = ["0001Z-0001", "0001Z-0002", "0001Z-0003", "0005Z-0001"];
         assert_eq!(names(&path), wanted.map(|end| format!("a.log.19700101T00{end}")));
         tend(&path, &Rotation { compress: Some(Compression::Zstd), ..Rotation::default() }, 0).unwrap();
-        assert_eq!(rotated_name(&path, 1000).extension().unwrap(), "19700101T000001Z-0004");
+        assert_eq!(rotated_name(&path, 1000).unwrap().extension().unwrap(), "19700101T000005Z-0002");
     }
 
     #[test]
@@ -247,7 +373,7 @@ mod tests {
             let path = dir.path().join("a.log");
             let files: Vec<_> = (0..5)
                 .map(|n| {
-                    let name = rotated_name(&path, n * 1000);
+                    let name = rotated_name(&path, n * 1000).unwrap();
                     fs::write(&name, format!("file {n}\n")).unwrap();
                     name
                 })
@@ -262,6 +388,95 @@ mod tests {
             assert_eq!(fs::read_to_string(&found[2]).unwrap(), "file 4\n", "still written to");
             tend(&path, &rotation, 0).unwrap();
             assert!(fs::read(&rotated(&path).unwrap()[2]).unwrap().starts_with(magic));
+        }
+    }
+
+    /// Makes the file that is rotated at a moment.
+    fn rotate(path: &Path, moment: i64) -> PathBuf {
+        let name = rotated_name(path, moment).unwrap();
+        fs::write(&name, moment.to_string()).unwrap();
+        name
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_makes_nothing_new_look_old() {
+        const DAY: i64 = 86_400_000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        let keep = |keep| Rotation { keep: Some(keep), ..Rotation::default() };
+        for moment in [30 * DAY, 30 * DAY + 999, 0, 2_000, DAY, 31 * DAY] {
+            rotate(&path, moment);
+        }
+        assert!(tend(&path, &keep(3), 0).unwrap().is_empty());
+        assert_eq!(
+            names(&path),
+            ["a.log.19700131T000000Z-0004", "a.log.19700131T000000Z-0005", "a.log.19700201T000000Z-0001"]
+        );
+        let read = |file: &PathBuf| fs::read_to_string(file).unwrap();
+        assert_eq!(
+            rotated(&path).unwrap().iter().map(read).collect::<Vec<_>>(),
+            ["2000".to_owned(), DAY.to_string(), (31 * DAY).to_string()]
+        );
+    }
+
+    #[test]
+    fn names_never_run_out_while_there_is_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        fs::write(with_suffix(&path, ".20261231T235959Z-9999.gz"), "x").unwrap();
+        assert_eq!(rotate(&path, 0).extension().unwrap(), "20270101T000000Z-0001");
+        // A directory under the name that would be next.
+        fs::create_dir(with_suffix(&path, ".20270101T000000Z-0002")).unwrap();
+        assert_eq!(rotate(&path, 0).extension().unwrap(), "20270101T000000Z-0003");
+        assert_eq!(rotate(&path, i64::MAX).extension().unwrap(), "99991231T235959Z-0001");
+        fs::write(with_suffix(&path, ".99991231T235959Z-9999"), "x").unwrap();
+        assert!(rotated_name(&path, 0).is_err(), "any other name would be the oldest");
+    }
+
+    #[test]
+    fn what_cannot_be_removed_or_compressed_stops_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        fs::create_dir_all(with_suffix(&path, ".19690101T000000Z-0001/inside")).unwrap();
+        let files: Vec<_> = (0..5).map(|n| rotate(&path, n * 1000)).collect();
+        // Nothing can be opened for writing where a directory is.
+        fs::create_dir(with_suffix(&files[3], ".gz.unfinished")).unwrap();
+        let rotation = Rotation { keep: Some(3), compress: Some(Compression::Gzip), ..Rotation::default() };
+        let failures = tend(&path, &rotation, 0).unwrap();
+        assert_eq!(failures.iter().map(|(file, _)| file).collect::<Vec<_>>(), [&files[3]]);
+        let left = rotated(&path).unwrap();
+        assert_eq!(left, [with_suffix(&files[2], ".gz"), files[3].clone(), with_suffix(&files[4], ".gz")]);
+    }
+
+    #[test]
+    fn what_has_gone_meanwhile_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        for n in 0..2 {
+            std::os::unix::fs::symlink("gone", rotated_name(&path, n * 1000).unwrap()).unwrap();
+        }
+        let rotation = Rotation { keep: Some(1), compress: Some(Compression::Gzip), ..Rotation::default() };
+        assert!(tend(&path, &rotation, 0).unwrap().is_empty());
+        assert_eq!(names(&path), ["a.log.19700101T000001Z-0001"]);
+    }
+
+    #[test]
+    fn a_compressed_file_is_open_to_the_same_readers() {
+        for mode in [0o600, 0o640, 0o664] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.log");
+            let name = rotate(&path, 0);
+            let plain = File::open(&name).unwrap();
+            // Only root may give it to others; for everybody else it stays with its own group.
+            let foreign = set_access(&plain, mode, (Some(1), Some(2))).is_ok();
+            if !foreign {
+                set_access(&plain, mode, (None, None)).unwrap();
+            }
+            let before = plain.metadata().unwrap();
+            compress(&name, Compression::Zstd).unwrap();
+            let after = fs::metadata(with_suffix(&name, ".zst")).unwrap();
+            assert_eq!(after.permissions().mode() & 0o7777, mode);
+            assert_eq!((after.uid(), after.gid()), (before.uid(), before.gid()));
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Others may read while we write, for as long as they like (WAL); a reader that never ends only keeps the log
 //! from being emptied. A second writer makes a flush wait, then fail and be tried again.
 
+mod retention;
 mod row;
 mod schema;
 pub mod stored;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
+use self::retention::Retention;
 use self::row::Row;
 use self::schema::{Open, failed};
 use super::sink::{Item, Sink, SinkError};
@@ -59,7 +61,8 @@ impl SqliteSink {
     /// A sink at a path, whose directory must exist. Opens nothing yet.
     ///
     /// `ledger` is the ID of the ledger that events come from. Rows that arrived longer than `retain` ago are
-    /// deleted, if it is given; the clock is asked for that alone.
+    /// deleted, if it is given; the clock is asked for that alone, and believed only as far as the rows in the
+    /// database or a week of running bear it out.
     pub fn new(path: PathBuf, retain: Option<Duration>, ledger: [u8; 16], clock: Clock) -> Self {
         Self {
             path,
@@ -142,10 +145,17 @@ impl SqliteSink {
     /// Deletes rows that have expired and makes the file smaller, a little at a time. What fails is tried
     /// again another time.
     fn keep_house(&mut self, steps: usize) {
-        let Some((open, cutoff)) =
-            self.open.as_ref().zip(self.retention.as_mut().and_then(Retention::cutoff))
-        else {
-            return;
+        let Some((open, retention)) = self.open.as_ref().zip(self.retention.as_mut()) else { return };
+        let expired = |error| {
+            tracing::warn!(path = %self.path.display(), %error, "expired events could not be deleted");
+        };
+        let cutoff = match retention.cutoff(&open.connection, &self.path) {
+            Ok(cutoff) => cutoff,
+            Err(error) => {
+                expired(error);
+                self.distrusted = true;
+                return;
+            }
         };
         for _ in 0..steps {
             match delete_some(&open.connection, cutoff)
@@ -154,9 +164,7 @@ impl SqliteSink {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(
-                        path = %self.path.display(), %error, "expired events could not be deleted"
-                    );
+                    expired(error);
                     self.distrusted = true;
                     return;
                 }
@@ -243,45 +251,6 @@ fn delete_some(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> 
     DELETE.iter().try_fold(0, |deleted, sql| {
         Ok(deleted + connection.prepare_cached(sql)?.execute(params![cutoff, STEP])?)
     })
-}
-
-/// Which rows have expired, by a clock that may be wrong.
-struct Retention {
-    retain: i64,
-    clock: Clock,
-    last_look: (i64, Duration),
-    jumped: bool,
-}
-
-/// The wall clock may be this much off what the steady one says, in milliseconds, before that is called a
-/// jump: much, since a machine that slept looks the same.
-const JUMP: i64 = 86_400_000;
-
-impl Retention {
-    fn new(retain: Duration, clock: Clock) -> Self {
-        let last_look = ((clock.wall)(), (clock.steady)());
-        Self { retain: milliseconds(retain), clock, last_look, jumped: false }
-    }
-
-    /// What arrived before this moment has expired; none when the clock is not to be trusted.
-    fn cutoff(&mut self) -> Option<i64> {
-        let (wall, steady) = ((self.clock.wall)(), (self.clock.steady)());
-        let (last_wall, last_steady) = self.last_look;
-        let off = wall - last_wall - milliseconds(steady.saturating_sub(last_steady));
-        self.last_look = (wall, steady);
-        if off.abs() > JUMP && !self.jumped {
-            tracing::warn!(
-                seconds = off / 1000,
-                "the clock jumped; no event is deleted from a database until this process starts again"
-            );
-            self.jumped = true;
-        }
-        (!self.jumped).then(|| wall.saturating_sub(self.retain))
-    }
-}
-
-fn milliseconds(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

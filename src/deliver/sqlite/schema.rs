@@ -109,6 +109,7 @@ impl Open {
 /// When it cannot be used. What is no database of ours is left as it is.
 pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     make_file(path).map_err(|cause| SinkError::new(what("make", path), cause))?;
+    must_be_file(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
     let version = examine(&connection, path)?;
@@ -131,6 +132,7 @@ pub(super) fn check(path: &Path) -> Result<(), SinkError> {
     if !path.exists() {
         return Ok(());
     }
+    must_be_file(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
     connection.busy_timeout(BUSY).map_err(failed("open", path))?;
@@ -162,10 +164,24 @@ fn make_file(path: &Path) -> io::Result<()> {
     }
 }
 
+/// SQLite has no words of its own for what is no file, and would wait for ever for the other end of a pipe.
+fn must_be_file(path: &Path) -> Result<(), SinkError> {
+    let metadata = path.metadata().map_err(|cause| SinkError::new(what("look at", path), cause))?;
+    if metadata.is_file() {
+        return Ok(());
+    }
+    let found = if metadata.is_dir() { "a directory" } else { "no regular file" };
+    Err(refused(path, format!("it is {found}; give the sink the path of a file")))
+}
+
+/// An error that trying again does not mend.
+fn refused(path: &Path, why: String) -> SinkError {
+    SinkError::new(what("use", path), io::Error::new(io::ErrorKind::InvalidData, why))
+}
+
 /// The version of the tables; 0 for a database without any.
 fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
-    let refuse =
-        |why: String| SinkError::new(what("use", path), io::Error::new(io::ErrorKind::InvalidData, why));
+    let refuse = |why| refused(path, why);
     let read = || {
         let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let objects =
@@ -192,7 +208,6 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
 
 const LATEST: usize = STEPS.len();
 
-/// Returns the journal mode that it really has.
 /// Takes the steps from a version on, all of them or none.
 fn migrate(connection: &mut Connection, version: usize, steps: &[&str]) -> rusqlite::Result<()> {
     if version >= steps.len() {
@@ -258,6 +273,23 @@ mod tests {
         newer.pragma_update(None, "user_version", 2).unwrap();
         newer.close().unwrap();
         refused("newer", "it has schema version 2, and this auditgate knows 1; use");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_in_so_many_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for (path, found) in [(dir.path(), "a directory"), (&pipe, "no regular file")] {
+            for error in [open(path).map(|_| ()).unwrap_err(), check(path).unwrap_err()] {
+                assert_eq!(error.cause.kind(), io::ErrorKind::InvalidData, "{error}");
+                let expected = format!(
+                    "cannot use the database {}: it is {found}; give the sink the path of a file",
+                    path.display()
+                );
+                assert_eq!(error.to_string(), expected);
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,122 @@
+//! Which rows have expired, by a clock that may be wrong.
+//!
+//! A clock that is far ahead at a start, or jumps there, would have everything deleted, and nothing tells that
+//! from a long time in which nothing came or the daemon was stopped. So after a start and after a jump the rows
+//! themselves are the second clock: they stand day by day where time really went by. Where there is none for more
+//! than a day, rows expire as if it were one day after the last one before. That ends when the rows behind the gap
+//! are a week old or more, which a clock that is wrong does not stay for unnoticed; or when this process has run
+//! for a week and the clock ran evenly with it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
+
+use crate::ledger::Clock;
+
+const DAY: i64 = 86_400_000;
+
+/// For how long the clock must have been borne out before it is believed alone, in milliseconds.
+const PROBATION: i64 = 7 * DAY;
+
+/// The wall clock may be this much off what the steady one says, in milliseconds, before that is called a
+/// jump: much, since a machine that slept looks the same.
+const JUMP: i64 = DAY;
+
+/// How long rows are kept, and what is known about the clock.
+pub(super) struct Retention {
+    retain: i64,
+    clock: Clock,
+    last_look: (i64, Duration),
+    /// Since when the wall clock has run evenly, by the steady one.
+    even_since: Duration,
+    /// It was said that rows are kept because the clock is in doubt.
+    warned: bool,
+}
+
+impl Retention {
+    pub(super) fn new(retain: Duration, clock: Clock) -> Self {
+        let last_look = ((clock.wall)(), (clock.steady)());
+        Self { retain: milliseconds(retain), even_since: last_look.1, clock, last_look, warned: false }
+    }
+
+    /// What arrived before this moment has expired, in milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub(super) fn cutoff(&mut self, connection: &Connection, path: &Path) -> rusqlite::Result<i64> {
+        let (wall, steady) = ((self.clock.wall)(), (self.clock.steady)());
+        let (last_wall, last_steady) = self.last_look;
+        let off = wall - last_wall - milliseconds(steady.saturating_sub(last_steady));
+        self.last_look = (wall, steady);
+        if off.abs() > JUMP {
+            tracing::warn!(
+                path = %path.display(),
+                seconds = off / 1000,
+                "the clock jumped; for a week, events in the database expire only as far as others bear it out"
+            );
+            self.even_since = steady;
+            self.warned = false;
+        }
+        let by_clock = wall.saturating_sub(self.retain);
+        if milliseconds(steady.saturating_sub(self.even_since)) >= PROBATION {
+            return Ok(by_clock);
+        }
+        // With less than a day to keep, a day more would be everything.
+        let patience = DAY.min(self.retain / 2);
+        let by_rows = borne_out(connection, wall, patience)?.saturating_sub(self.retain);
+        if by_rows < by_clock && !self.warned && is_any_before(connection, by_clock)? {
+            tracing::warn!(
+                path = %path.display(),
+                seconds = (by_clock - by_rows) / 1000,
+                "the clock is that far ahead of the events in the database: nothing came for long, or it is \
+                 wrong; what only the clock says has expired is kept for a week more. Check the clock"
+            );
+            self.warned = true;
+        }
+        Ok(by_rows.min(by_clock))
+    }
+}
+
+/// The moment up to which rows say that time went by: the wall clock's, when they stand day by day since before
+/// the last week, else `patience` after the last row before the first gap.
+fn borne_out(connection: &Connection, wall: i64, patience: i64) -> rusqlite::Result<i64> {
+    let start = match newest_until(connection, wall.saturating_sub(PROBATION))? {
+        Some(start) => start,
+        None => match oldest(connection)? {
+            Some(start) => start,
+            None => return Ok(wall),
+        },
+    };
+    let mut reached = start;
+    // Two steps are more than a day, so that there are few.
+    while reached < wall.saturating_sub(patience) {
+        match newest_until(connection, reached.saturating_add(DAY))? {
+            Some(next) if next > reached => reached = next,
+            _ => return Ok(reached.saturating_add(patience).min(wall)),
+        }
+    }
+    Ok(wall)
+}
+
+fn newest_until(connection: &Connection, moment: i64) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT max(newest) FROM (\
+               SELECT max(received_at) AS newest FROM events WHERE received_at <= ?1 UNION ALL \
+               SELECT max(received_at) FROM quarantine WHERE received_at <= ?1)";
+    connection.prepare_cached(sql)?.query_row(params![moment], |row| row.get(0))
+}
+
+fn oldest(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT min(oldest) FROM (\
+               SELECT min(received_at) AS oldest FROM events UNION ALL \
+               SELECT min(received_at) FROM quarantine)";
+    connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
+}
+
+fn is_any_before(connection: &Connection, moment: i64) -> rusqlite::Result<bool> {
+    Ok(oldest(connection)?.is_some_and(|oldest| oldest < moment))
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
