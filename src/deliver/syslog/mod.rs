@@ -7,6 +7,9 @@
 //! * **TCP, TLS**: the connection is looked at before and after a chunk is written, and the peer's *system*
 //!   has acknowledged every byte (on Linux; elsewhere the bytes are written, no more). On any doubt the whole
 //!   chunk is sent again over a new connection, so that messages can come twice, in order apart from that.
+//!   With TLS, a server that asks for a client certificate may refuse it after it has taken bytes: what the
+//!   connection has carried counts only when the server has shown that it accepts us, or kept silent for
+//!   10 s. A server that ends its side of a TCP connection, and reads on, keeps it.
 //!   A server that is killed, or whose machine loses power, after its system took the bytes and before it
 //!   read them, loses what it had not read, and nobody can tell.
 //! * **UDP**: a datagram was handed to the network. It can be lost on the way and nobody is told, but for a

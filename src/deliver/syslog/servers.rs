@@ -190,6 +190,23 @@ fn exchange(place: &Place, daemon: &str, transport: &str) {
     }
 }
 
+/// A client that the daemon does not want is refused, and nothing that it sent counts as delivered.
+fn refuse(place: &Place, identity: Option<Identity>) {
+    let mut sink = SyslogSink::new(Options { identity, ..place.options("tls") }).unwrap();
+    sink.push(&Item {
+        behind: Position::default(),
+        received_at: 0,
+        source: "us",
+        verdict: &Verdict::Unverified,
+        key_id: None,
+        raw: b"{\"x\":\"refused\"}",
+    });
+    let error = sink.flush(Position::default(), false).unwrap_err().to_string();
+    assert!(error.contains("; the server asks for a client certificate and did not accept"), "{error}");
+    assert!(sink.collected() > 0);
+    assert!(!std::fs::read_to_string(place.path("out")).unwrap_or_default().contains("refused"));
+}
+
 /// Sends numbered events in chunks and restarts the daemon between two of them.
 fn outlive(place: &Place, transport: &str, daemon: &mut Option<Daemon>, start: impl Fn() -> Daemon) {
     const CHUNKS: usize = 6;
@@ -296,6 +313,10 @@ fn rsyslog_reads_every_part() {
     for transport in ["tcp", "newline", "tls", "udp", "dgram"] {
         exchange(&place, "rsyslog", transport);
     }
+    // Of the right authority with another name, which rsyslog looks at after the handshake.
+    let stranger = Identity { cert: place.path("localhost.pem"), key: place.path("localhost.key") };
+    refuse(&place, Some(stranger));
+    refuse(&place, None);
     for transport in ["tcp", "tls"] {
         outlive(&place, transport, &mut daemon, start);
     }
@@ -339,6 +360,7 @@ fn syslog_ng_reads_every_part() {
     for transport in ["tcp", "newline", "tls", "udp", "dgram", "stream"] {
         exchange(&place, "syslog-ng", transport);
     }
+    refuse(&place, None);
     for transport in ["tcp", "tls"] {
         outlive(&place, transport, &mut daemon, start);
     }

@@ -4,8 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::server::WebPkiClientVerifier;
@@ -310,6 +311,31 @@ impl Authority {
     }
 }
 
+fn server_config(
+    identity: &Identity,
+    client_ca: Option<&Path>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ServerConfig {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions).unwrap();
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let chain = vec![CertificateDer::from_pem_file(&identity.cert).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(&identity.key).unwrap();
+    builder.with_single_cert(chain, key).unwrap()
+}
+
 /// A TLS server for one connection: what it read, and whether the connection was ended as RFC 5425 wants.
 struct TlsServer {
     address: String,
@@ -322,25 +348,11 @@ impl TlsServer {
         client_ca: Option<&Path>,
         versions: &[&'static SupportedProtocolVersion],
     ) -> Self {
-        use rustls::pki_types::pem::PemObject as _;
-        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        Self::start_with(server_config(identity, client_ca, versions))
+    }
 
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(versions)
-            .unwrap();
-        let builder = match client_ca {
-            None => builder.with_no_client_auth(),
-            Some(ca) => {
-                let mut roots = RootCertStore::empty();
-                roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                builder.with_client_cert_verifier(verifier.build().unwrap())
-            }
-        };
-        let chain = vec![CertificateDer::from_pem_file(&identity.cert).unwrap()];
-        let key = PrivateKeyDer::from_pem_file(&identity.key).unwrap();
-        let config = Arc::new(builder.with_single_cert(chain, key).unwrap());
+    fn start_with(config: ServerConfig) -> Self {
+        let config = Arc::new(config);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("tls://localhost:{}", listener.local_addr().unwrap().port());
         let thread = thread::spawn(move || {
@@ -415,6 +427,104 @@ fn a_server_can_ask_for_a_client_certificate() {
             assert_eq!(bodies(&octet_counted(&bytes)), expected);
         }
     }
+}
+
+/// A TLS 1.3 server that takes what comes in its first connection off the network, and looks at none of it but
+/// the greeting until the client thinks that all is delivered, or has not thought so for a while.
+fn judge_late(config: ServerConfig) -> (String, mpsc::Sender<()>, JoinHandle<Vec<u8>>) {
+    /// More than a client's part of the handshake, and less than the test's messages.
+    const HANDSHAKE: usize = 50_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tls://localhost:{}", listener.local_addr().unwrap().port());
+    let (delivered, is_delivered) = mpsc::channel();
+    let server = thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        let mut connection = ServerConnection::new(Arc::new(config)).unwrap();
+        while !connection.wants_write() {
+            connection.read_tls(&mut socket).unwrap();
+            connection.process_new_packets().unwrap();
+        }
+        while connection.wants_write() {
+            connection.write_tls(&mut socket).unwrap();
+        }
+        let mut unread = vec![0; HANDSHAKE];
+        socket.read_exact(&mut unread).unwrap();
+        let _ = is_delivered.recv_timeout(Duration::from_millis(500));
+        let mut unread = unread.as_slice();
+        let mut judged = Ok(());
+        let mut bytes = Vec::new();
+        while judged.is_ok() && !unread.is_empty() {
+            connection.read_tls(&mut unread).unwrap();
+            judged = connection.process_new_packets().map(drop);
+            let _ = connection.write_tls(&mut socket);
+            let _ = connection.reader().read_to_end(&mut bytes);
+        }
+        if judged.is_ok() {
+            StreamOwned::new(connection, socket).read_to_end(&mut bytes).unwrap();
+        }
+        bytes
+    });
+    (address, delivered, server)
+}
+
+#[test]
+fn nothing_counts_as_delivered_before_the_client_s_certificate_was_judged() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let long = "x".repeat(100_000);
+    for (client, refusal) in [
+        (Some(authority.identity("client.test")), None),
+        (Some(other.identity("client.test")), Some("with this sink's certificate")),
+        (None, Some("without a certificate: give the sink `cert` and `key`")),
+    ] {
+        let mut config = server_config(&identity, Some(&authority.ca()), &BOTH[..1]);
+        config.send_tls13_tickets = 1;
+        let (address, delivered, server) = judge_late(config);
+        let options = Options { ca: Some(authority.ca()), identity: client, ..options(&address) };
+        let mut sink = SyslogSink::new(options).unwrap();
+        push(&mut sink, &[&long]);
+        let result = flush(&mut sink);
+        let _ = delivered.send(());
+        let error = result.err().map(|error| error.to_string());
+        assert_eq!(error.is_some(), refusal.is_some(), "{error:?}");
+        assert_eq!(sink.collected() > 0, refusal.is_some());
+        if let (Some(error), Some(refusal)) = (error, refusal) {
+            assert!(error.contains("fatal alert") && error.contains(refusal), "{error}");
+        }
+        drop(sink);
+        let bytes = server.join().unwrap();
+        let expected: &[&str] = if refusal.is_some() { &[] } else { &[&long] };
+        assert!(bodies(&octet_counted(&bytes)) == expected);
+    }
+}
+
+/// As syslog-ng: once a connection, the whole time passes before anything counts.
+#[test]
+fn a_server_that_never_says_that_it_accepts_a_certificate_costs_the_time_once() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let authority = Authority::new();
+    let mut config = server_config(&authority.identity("localhost"), Some(&authority.ca()), &BOTH[..1]);
+    config.send_tls13_tickets = 0;
+    let server = TlsServer::start_with(config);
+    let mut transport = Transport::new(
+        SyslogAddress::parse(&server.address).unwrap(),
+        Some(authority.ca()),
+        Some(authority.identity("client.test")),
+        Framing::OctetCounting,
+        TIMEOUT,
+    )
+    .unwrap();
+    let mut messages = Messages::default();
+    messages.add(|bytes| bytes.extend_from_slice(b"one"));
+    let mut deliver = || {
+        let start = Instant::now();
+        transport.deliver(&messages).unwrap();
+        start.elapsed()
+    };
+    assert!(deliver() >= TIMEOUT);
+    assert!(deliver() < TIMEOUT);
+    drop(transport);
+    assert_eq!(server.thread.join().unwrap().0, b"3 one3 one");
 }
 
 #[test]

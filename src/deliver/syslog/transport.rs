@@ -7,17 +7,19 @@ use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustls::client::Resumption;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, ProtocolVersion, StreamOwned};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ClientConnection, ProtocolVersion, SignatureScheme, StreamOwned};
 
 use crate::net::{Framing, HostPort, Identity, SyslogAddress, TlsError, client_tls_as};
 
-/// How long a TLS 1.3 server may take to show that it accepts us, see [`await_acceptance`].
-const ACCEPTANCE: Duration = Duration::from_secs(1);
+/// How long a refusal may take that is on its way already. Paid at most a few times a connection: see
+/// [`await_acceptance`], [`Tls::await_judgement`] and [`Connection::go_on_past_the_end`].
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Framed bytes are handed to the system in pieces of about this size.
 const PIECE: usize = 64 * 1024;
@@ -95,14 +97,11 @@ impl Transport {
     pub(super) fn deliver(&mut self, messages: &Messages) -> io::Result<()> {
         let mut attempt = || {
             let mut kept = self.connection.take();
-            let mut connection = match kept.as_mut().map(Connection::check) {
+            let connection = match kept.as_mut().map(Connection::check) {
                 Some(Ok(())) => kept.ok_or(io::ErrorKind::NotConnected)?,
                 _ => self.connect()?,
             };
-            connection.send(messages, self.framing)?;
-            connection.await_acknowledgement(self.timeout)?;
-            connection.check()?;
-            self.connection = Some(connection);
+            self.connection = Some(connection.deliver(messages, self.framing, self.timeout)?);
             Ok(())
         };
         attempt().map_err(|error: io::Error| {
@@ -118,17 +117,17 @@ impl Transport {
                 self.in_turn(peer, |address, limit| self.tcp(address, limit)).map(Connection::Tcp)
             }
             SyslogAddress::Tls(peer) => {
-                let config = client_tls_as(self.ca.as_deref(), self.identity.as_ref())
-                    .map(without_resumption)
-                    .map_err(io::Error::other)?;
+                let mut config =
+                    client_tls_as(self.ca.as_deref(), self.identity.as_ref()).map_err(io::Error::other)?;
+                // Connections live long, and OpenSSL servers that ask for a client certificate can fail a resumed
+                // handshake.
+                config.resumption = Resumption::disabled();
                 let name = ServerName::try_from(peer.host.clone()).map_err(io::Error::other)?;
                 self.in_turn(peer, |address, limit| {
                     let socket = self.tcp(address, limit)?;
-                    let connection =
-                        ClientConnection::new(Arc::clone(&config), name.clone()).map_err(io::Error::other)?;
-                    hand_shake(connection, socket, self.timeout)
+                    hand_shake(config.clone(), name.clone(), socket, self.timeout)
                 })
-                .map(|stream| Connection::Tls(Box::new(stream)))
+                .map(|tls| Connection::Tls(Box::new(tls)))
             }
             SyslogAddress::Unix(path) => self.unix(path),
         }
@@ -194,71 +193,236 @@ fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Connections live long, and OpenSSL servers that ask for a client certificate can fail a resumed handshake.
-fn without_resumption(mut config: ClientConfig) -> Arc<ClientConfig> {
-    config.resumption = Resumption::disabled();
-    Arc::new(config)
+/// Notes whether the server asked for a client certificate, and whether it was shown one.
+#[derive(Debug)]
+struct Question {
+    identity: Arc<dyn ResolvesClientCert>,
+    is_shown: OnceLock<bool>,
+}
+
+impl Question {
+    /// What a failure means before the server has accepted the connection.
+    fn explain(&self, error: io::Error) -> io::Error {
+        let with = match self.is_shown.get() {
+            None => return error,
+            Some(_) if is_nothing_there(&error) => return error,
+            Some(true) => "with this sink's certificate",
+            Some(false) => "without a certificate: give the sink `cert` and `key`",
+        };
+        let why = format!(
+            "{error}; the server asks for a client certificate and did not accept the connection {with}"
+        );
+        io::Error::new(error.kind(), why)
+    }
+}
+
+impl ResolvesClientCert for Question {
+    fn resolve(
+        &self,
+        root_hint_subjects: &[&[u8]],
+        schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        let key = self.identity.resolve(root_hint_subjects, schemes);
+        let _ = self.is_shown.set(key.is_some());
+        key
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        self.identity.only_raw_public_keys()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.identity.has_certs()
+    }
 }
 
 type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
+struct Tls {
+    stream: TlsStream,
+    /// Until it is believed that the server accepts us; only of a server that asked for a certificate.
+    trial: Option<Arc<Question>>,
+}
+
 /// Nothing of a message is written before this is through: a server whose certificate is wrong gets nothing.
 fn hand_shake(
-    mut connection: ClientConnection,
+    mut config: ClientConfig,
+    name: ServerName<'static>,
     mut socket: TcpStream,
     timeout: Duration,
-) -> io::Result<TlsStream> {
+) -> io::Result<Tls> {
+    let question = Arc::new(Question {
+        identity: Arc::clone(&config.client_auth_cert_resolver),
+        is_shown: OnceLock::new(),
+    });
+    config.client_auth_cert_resolver = Arc::<Question>::clone(&question);
+    let mut connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
     while connection.is_handshaking() {
         connection.complete_io(&mut socket)?;
     }
     let mut stream = StreamOwned::new(connection, socket);
-    if stream.conn.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
-        await_acceptance(&mut stream)?;
+    if is_judged_late(&stream) {
+        await_acceptance(&mut stream).map_err(|error| question.explain(error))?;
         stream.sock.set_read_timeout(Some(timeout))?;
     }
-    Ok(stream)
+    let trial = question.is_shown.get().is_some().then_some(question);
+    Ok(Tls { stream, trial })
 }
 
 /// In TLS 1.3 the client is through before the server has looked at the client's certificate (RFC 8446, section
-/// 2). A server that refuses it says so a moment later; one that accepts may send a session ticket. With one that
-/// does neither, as syslog-ng, a connection costs a second.
+/// 2). In TLS 1.2 the server looks first (RFC 5246, section 7.3).
+fn is_judged_late(stream: &TlsStream) -> bool {
+    stream.conn.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+}
+
+/// A server that refuses us mostly says so a moment later; one that accepts may send a session ticket. With one
+/// that does neither, as syslog-ng, a connection costs a second.
 fn await_acceptance(stream: &mut TlsStream) -> io::Result<()> {
-    let deadline = Instant::now() + ACCEPTANCE;
+    let deadline = Instant::now() + GRACE;
     while stream.conn.tls13_tickets_received() == 0 {
         let rest = deadline.saturating_duration_since(Instant::now());
         if rest.is_zero() {
             break;
         }
-        stream.sock.set_read_timeout(Some(rest))?;
-        match stream.conn.read_tls(&mut stream.sock) {
-            Ok(0) => return Err(closed()),
-            Ok(_) => {
-                stream.conn.process_new_packets().map_err(io::Error::other)?;
-            }
-            Err(error) if is_nothing_there(&error) => {}
-            Err(error) => return Err(error),
-        }
+        listen(stream, rest)?;
     }
     Ok(())
+}
+
+impl Tls {
+    /// What went to a server that then refuses us is lost, and it may take its time. So until it is known that
+    /// it accepts us, nothing counts as delivered that the connection has carried.
+    ///
+    /// A session ticket comes after the server has checked the certificate's chain (RFC 8446, section 4.6.1). Some
+    /// check its name right after the handshake, as rsyslog, so that one more moment must pass. Data from the
+    /// server would prove nothing: it may come before the client's certificate (section 2). With a server that
+    /// sends no ticket, only that it says nothing for the whole of `timeout` speaks for it.
+    fn await_judgement(&mut self, written: Instant, timeout: Duration) -> io::Result<()> {
+        let Some(question) = self.trial.take() else { return Ok(()) };
+        let mut accepted = None;
+        loop {
+            if !is_judged_late(&self.stream) || self.stream.conn.tls13_tickets_received() > 0 {
+                accepted.get_or_insert_with(Instant::now);
+            }
+            let deadline = accepted.map_or(written + timeout, |accepted| accepted + GRACE);
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return self.stream.sock.set_read_timeout(Some(timeout));
+            }
+            listen(&mut self.stream, rest).map_err(|error| question.explain(error))?;
+        }
+    }
+}
+
+impl Drop for Tls {
+    /// RFC 5425, section 4.4: a client says that it ends. Without waiting, and in vain if the peer is gone.
+    fn drop(&mut self) {
+        let stream = &mut self.stream;
+        stream.conn.send_close_notify();
+        if stream.sock.set_nonblocking(true).is_ok() {
+            let _ = stream.conn.write_tls(&mut stream.sock);
+        }
+    }
+}
+
+/// Takes in what the server says next, if it does within `limit`, which is not zero.
+fn listen(stream: &mut TlsStream, limit: Duration) -> io::Result<()> {
+    stream.sock.set_read_timeout(Some(limit))?;
+    match stream.conn.read_tls(&mut stream.sock) {
+        Ok(0) => Err(closed()),
+        Ok(_) => {
+            stream.conn.process_new_packets().map_err(io::Error::other)?;
+            listen_for_the_end(&mut stream.conn.reader())
+        }
+        Err(error) if is_nothing_there(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 enum Connection {
     Udp(UdpSocket),
     Tcp(TcpStream),
-    Tls(Box<TlsStream>),
+    /// The peer has ended its side, and was found to go on reading.
+    HalfClosed(TcpStream),
+    Tls(Box<Tls>),
     UnixDatagram(UnixDatagram),
     UnixStream(UnixStream),
 }
 
 impl Connection {
-    fn send(&mut self, messages: &Messages, framing: Framing) -> io::Result<()> {
-        match self {
-            Self::Udp(socket) => messages.iter().try_for_each(|message| socket.send(message).map(drop)),
-            Self::UnixDatagram(socket) => {
-                messages.iter().try_for_each(|message| socket.send(message).map(drop))
+    /// Without an error the peer has all messages, as far as that can be known, and the connection can be kept.
+    fn deliver(mut self, messages: &Messages, framing: Framing, timeout: Duration) -> io::Result<Self> {
+        let start = Instant::now();
+        let sent = self.send(messages.iter(), framing).and_then(|()| self.await_acknowledgement(timeout));
+        // A server's last word, such as an alert, tells more than that it no longer reads.
+        match (sent, self.check()) {
+            (Ok(()), Ok(())) => {}
+            (Ok(()), Err(end)) if is_end(&end) => {
+                let Self::Tcp(stream) = self else { return Err(self.explain(end)) };
+                return Self::go_on_past_the_end(stream, messages, framing, timeout);
             }
-            Self::Tcp(stream) => write(stream, messages, framing),
-            Self::Tls(stream) => write(stream.as_mut(), messages, framing),
+            (_, Err(error)) | (Err(error), Ok(())) => return Err(self.explain(error)),
+        }
+        if let Self::Tls(tls) = &mut self {
+            tls.await_judgement(start, timeout)?;
+        }
+        Ok(self)
+    }
+
+    fn explain(&self, error: io::Error) -> io::Error {
+        match self {
+            Self::Tls(tls) => match &tls.trial {
+                Some(question) => question.explain(error),
+                None => error,
+            },
+            // What the peer did is known, whichever way it shows.
+            Self::HalfClosed(_) if !is_nothing_there(&error) => closed(),
+            _ => error,
+        }
+    }
+
+    /// Sends again to a peer that has ended its side of the connection while the messages were on their way.
+    ///
+    /// The end of the stream alone does not tell a peer that closed, which may have lost them, from one that has
+    /// nothing to say and reads on. What is sent after it does: a system whose process has closed answers with a
+    /// reset (RFC 1122, section 4.2.2.13), and one that acknowledges has a process that can read. A relay in between
+    /// acknowledges and resets a moment later, so that a single message goes first.
+    fn go_on_past_the_end(
+        stream: TcpStream,
+        messages: &Messages,
+        framing: Framing,
+        timeout: Duration,
+    ) -> io::Result<Self> {
+        const PAUSE: Duration = Duration::from_millis(20);
+        let peer = stream.peer_addr()?;
+        let mut connection = Self::HalfClosed(stream);
+        let mut attempt = || {
+            connection.send(messages.iter().take(1), framing)?;
+            connection.await_acknowledgement(timeout)?;
+            let deadline = Instant::now() + GRACE;
+            while Instant::now() < deadline {
+                connection.check()?;
+                std::thread::sleep(PAUSE);
+            }
+            connection.send(messages.iter(), framing)?;
+            connection.await_acknowledgement(timeout)?;
+            connection.check()
+        };
+        attempt().map_err(|error| connection.explain(error))?;
+        tracing::warn!(
+            %peer,
+            "the syslog server closed its side of the connection and goes on reading; what was on its way then was \
+             sent again, and its end will only show when something is sent"
+        );
+        Ok(connection)
+    }
+
+    fn send<'a>(&mut self, mut messages: impl Iterator<Item = &'a [u8]>, framing: Framing) -> io::Result<()> {
+        match self {
+            Self::Udp(socket) => messages.try_for_each(|message| socket.send(message).map(drop)),
+            Self::UnixDatagram(socket) => messages.try_for_each(|message| socket.send(message).map(drop)),
+            Self::Tcp(stream) | Self::HalfClosed(stream) => write(stream, messages, framing),
+            Self::Tls(tls) => write(&mut tls.stream, messages, framing),
             Self::UnixStream(stream) => write(stream, messages, framing),
         }
     }
@@ -268,20 +432,25 @@ impl Connection {
         match self {
             Self::Udp(socket) => socket.take_error()?.map_or(Ok(()), Err),
             Self::UnixDatagram(socket) => socket.take_error()?.map_or(Ok(()), Err),
+            // Its reads return the end of the stream, whatever happened since.
+            Self::HalfClosed(stream) => stream.take_error()?.map_or(Ok(()), Err),
             Self::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
-                listen_for_the_end(stream)?;
-                stream.set_nonblocking(false)
+                let heard = listen_for_the_end(stream);
+                stream.set_nonblocking(false)?;
+                heard
             }
-            Self::Tls(stream) => {
-                stream.sock.set_nonblocking(true)?;
-                listen_for_the_end(stream.as_mut())?;
-                stream.sock.set_nonblocking(false)
+            Self::Tls(tls) => {
+                tls.stream.sock.set_nonblocking(true)?;
+                let heard = listen_for_the_end(&mut tls.stream);
+                tls.stream.sock.set_nonblocking(false)?;
+                heard
             }
             Self::UnixStream(stream) => {
                 stream.set_nonblocking(true)?;
-                listen_for_the_end(stream)?;
-                stream.set_nonblocking(false)
+                let heard = listen_for_the_end(stream);
+                stream.set_nonblocking(false)?;
+                heard
             }
         }
     }
@@ -289,39 +458,35 @@ impl Connection {
     /// Waits until the peer's system has acknowledged everything, where our system tells.
     fn await_acknowledgement(&self, timeout: Duration) -> io::Result<()> {
         let socket = match self {
-            Self::Tcp(socket) => socket,
-            Self::Tls(stream) => &stream.sock,
+            Self::Tcp(socket) | Self::HalfClosed(socket) => socket,
+            Self::Tls(tls) => &tls.stream.sock,
             // There is no network in between, or nobody who acknowledges.
             Self::Udp(_) | Self::UnixDatagram(_) | Self::UnixStream(_) => return Ok(()),
         };
         let deadline = Instant::now() + timeout;
         let mut pause = Duration::from_micros(500);
-        while unacknowledged(socket)?.is_some_and(|bytes| bytes > 0) {
+        loop {
+            let start = Instant::now();
+            if unacknowledged(socket)?.is_none_or(|bytes| bytes == 0) {
+                return Ok(());
+            }
             if Instant::now() >= deadline {
                 return Err(late(timeout));
             }
-            std::thread::sleep(pause);
+            // Asking takes long where there are many connections: no more than half of the time goes there.
+            std::thread::sleep(pause.max(start.elapsed()));
             pause = (pause * 2).min(Duration::from_millis(50));
         }
-        Ok(())
     }
 }
 
-impl Drop for Connection {
-    /// RFC 5425, section 4.4: a client says that it ends. Without waiting, and in vain if the peer is gone.
-    fn drop(&mut self) {
-        if let Self::Tls(stream) = self {
-            stream.conn.send_close_notify();
-            if stream.sock.set_nonblocking(true).is_ok() {
-                let _ = stream.conn.write_tls(&mut stream.sock);
-            }
-        }
-    }
-}
-
-fn write(stream: &mut impl io::Write, messages: &Messages, framing: Framing) -> io::Result<()> {
-    let mut piece = Vec::with_capacity(PIECE.min(messages.bytes() + 1024));
-    for message in messages.iter() {
+fn write<'a>(
+    stream: &mut impl io::Write,
+    messages: impl Iterator<Item = &'a [u8]>,
+    framing: Framing,
+) -> io::Result<()> {
+    let mut piece = Vec::new();
+    for message in messages {
         match framing {
             Framing::OctetCounting => {
                 write!(piece, "{} ", message.len())?;
@@ -356,6 +521,11 @@ fn listen_for_the_end(stream: &mut impl io::Read) -> io::Result<()> {
     }
 }
 
+/// The peer ended its side of the stream, and nothing else is known to have happened.
+fn is_end(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionAborted && error.raw_os_error().is_none()
+}
+
 /// A nonblocking read, or one that ran into its timeout.
 fn is_nothing_there(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
@@ -373,30 +543,37 @@ fn closed() -> io::Error {
 /// Bytes that were written to a TCP socket and that the peer has not acknowledged; none where the system does
 /// not tell, or no longer knows the connection.
 ///
-/// Linux's ioctl(SIOCOUTQ) would need unsafe code; /proc/net/tcp has the same number (proc(5): `tx_queue`), a
-/// line for each connection of the network namespace.
+/// Linux's ioctl(SIOCOUTQ) and getsockopt(TCP_INFO) would need unsafe code, and sock_diag(7) a socket family that a
+/// sandboxed service has no other need for. /proc/net/tcp has the same number (proc(5): `tx_queue`), a line for
+/// each connection of the network namespace; the system makes them while they are read, so that reading stops
+/// at ours.
 fn unacknowledged(socket: &TcpStream) -> io::Result<Option<u64>> {
     let (local, peer) = (socket.local_addr()?, socket.peer_addr()?);
     let table = if local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
     let (local, peer) = (in_table(local), in_table(peer));
     // A table that changes while it is read can miss a line.
     for _ in 0..3 {
-        let Ok(lines) = std::fs::read_to_string(table) else { break };
-        if let Some(bytes) = send_queue(&lines, &local, &peer) {
-            return Ok(Some(bytes));
+        let Ok(table) = std::fs::File::open(table) else { break };
+        match send_queue(io::BufReader::with_capacity(PIECE, table), &local, &peer) {
+            Ok(None) => {}
+            Ok(found) => return Ok(found),
+            Err(_) => break,
         }
     }
     Ok(None)
 }
 
-fn send_queue(table: &str, local: &str, peer: &str) -> Option<u64> {
-    table.lines().find_map(|line| {
+fn send_queue(mut table: impl io::BufRead, local: &str, peer: &str) -> io::Result<Option<u64>> {
+    let mut line = String::new();
+    while table.read_line(&mut line)? > 0 {
         let mut columns = line.split_ascii_whitespace().skip(1);
-        let is_ours = columns.next() == Some(local) && columns.next() == Some(peer);
-        let queues = columns.nth(1).filter(|_| is_ours)?;
-        let (sending, _) = queues.split_once(':')?;
-        u64::from_str_radix(sending, 16).ok()
-    })
+        if columns.next() == Some(local) && columns.next() == Some(peer) {
+            let sending = columns.nth(1).and_then(|queues| queues.split_once(':'));
+            return Ok(sending.and_then(|(bytes, _)| u64::from_str_radix(bytes, 16).ok()));
+        }
+        line.clear();
+    }
+    Ok(None)
 }
 
 /// An address as /proc/net/tcp writes it: words of 32 bits, each as this machine reads it.
@@ -416,7 +593,7 @@ fn in_table(address: SocketAddr) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
-    use std::net::TcpListener;
+    use std::net::{Shutdown, TcpListener};
 
     use super::*;
 
@@ -425,9 +602,10 @@ mod tests {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n   \
                      0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n  \
                      13: 0100007F:D431 0100007F:1F90 01 0000A1B2:00000007 01:00000014 00000000     0\n";
-        assert_eq!(send_queue(table, "0100007F:D431", "0100007F:1F90"), Some(0xA1B2));
-        assert_eq!(send_queue(table, "0100007F:D431", "0100007F:1F91"), None);
-        assert_eq!(send_queue("", "0100007F:D431", "0100007F:1F91"), None);
+        let found = |table: &str, peer| send_queue(table.as_bytes(), "0100007F:D431", peer).unwrap();
+        assert_eq!(found(table, "0100007F:1F90"), Some(0xA1B2));
+        assert_eq!(found(table, "0100007F:1F91"), None);
+        assert_eq!(found("", "0100007F:1F91"), None);
         if cfg!(target_endian = "little") {
             assert_eq!(in_table(([127, 0, 0, 1], 8080).into()), "0100007F:1F90");
             let address: SocketAddr = "[2001:db8::1]:1".parse().unwrap();
@@ -480,6 +658,93 @@ mod tests {
         assert!(transport.connection.is_none());
     }
 
+    /// More than the peer's system takes while the peer does not read, so that a server has done what it wants to
+    /// do first before the last of it is acknowledged.
+    fn large() -> (Messages, usize) {
+        const EACH: usize = 1_000_000;
+        let mut messages = Messages::default();
+        for _ in 0..20 {
+            messages.add(|bytes| bytes.resize(bytes.len() + EACH, b'x'));
+        }
+        (messages, 20 * (EACH + "1000000 ".len()))
+    }
+
+    fn plain(listener: &TcpListener) -> Transport {
+        let address = SyslogAddress::parse(&format!("tcp://{}", listener.local_addr().unwrap())).unwrap();
+        Transport::new(address, None, None, Framing::OctetCounting, Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn a_server_that_only_listens_gets_everything_over_one_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut transport = plain(&listener);
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            socket.shutdown(Shutdown::Write).unwrap();
+            let mut bytes = Vec::new();
+            socket.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        let (messages, length) = large();
+        transport.deliver(&messages).unwrap();
+        let mut later = Messages::default();
+        later.add(|bytes| bytes.extend_from_slice(b"later"));
+        transport.deliver(&later).unwrap();
+        transport.deliver(&later).unwrap();
+        drop(transport);
+        let bytes = server.join().unwrap();
+        // Once before the end of the server's side was known, a message to find out, and once for good.
+        assert_eq!(bytes.len(), length + length / 20 + length + 2 * "5 later".len());
+        assert!(bytes.ends_with(b"x5 later5 later"));
+    }
+
+    /// Its end of the stream looks the same as that of a server which only listens.
+    #[test]
+    fn a_server_that_closed_is_not_believed_to_listen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut transport = plain(&listener);
+        let (messages, length) = large();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            socket.shutdown(Shutdown::Write).unwrap();
+            socket.read_exact(&mut vec![0; length]).unwrap();
+            drop(socket);
+            let mut bytes = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        let error = transport.deliver(&messages).unwrap_err();
+        assert_eq!(error.to_string(), "the server closed the connection");
+        transport.deliver(&messages).unwrap();
+        drop(transport);
+        assert_eq!(server.join().unwrap().len(), length);
+    }
+
+    /// Nobody is told of its end any more, until something is sent.
+    #[test]
+    fn a_server_that_only_listened_and_is_gone_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut transport = plain(&listener);
+        let (messages, length) = large();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            socket.shutdown(Shutdown::Write).unwrap();
+            socket.read_exact(&mut vec![0; length + length / 20 + length]).unwrap();
+            listener
+        });
+        transport.deliver(&messages).unwrap();
+        let listener = server.join().unwrap();
+        let mut later = Messages::default();
+        later.add(|bytes| bytes.extend_from_slice(b"later"));
+        let error = transport.deliver(&later).unwrap_err();
+        assert_eq!(error.to_string(), "the server closed the connection");
+        transport.deliver(&later).unwrap();
+        drop(transport);
+        let mut bytes = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"5 later");
+    }
+
     #[test]
     fn messages_are_told_apart() {
         let mut messages = Messages::default();
@@ -488,7 +753,7 @@ mod tests {
         }
         let framed = |framing| {
             let mut out = Vec::new();
-            write(&mut out, &messages, framing).unwrap();
+            write(&mut out, messages.iter(), framing).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(framed(Framing::OctetCounting), "3 one0 7 drei ü");
