@@ -9,7 +9,7 @@
 //! # Retry
 //!
 //! A flush that fails may have done any part of its work. What was collected stays collected, and the worker
-//! calls flush again until it succeeds; a sink that can tell what it already has must not have it twice. When what
+//! calls [`Sink::prepare`] and flush again until both succeed; a sink that can tell what it already has must not have it twice. When what
 //! was written before cannot be trusted any more, the error says [`SinkError::start_over`]: the sink is resumed from
 //! the last safe position.
 //!

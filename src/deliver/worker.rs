@@ -186,9 +186,15 @@ impl Delivery {
 
     /// Flushes, and lets the ledger know what is safe.
     fn settle(&mut self, progress: &mut Progress, at_once: bool) -> Result<(), Interrupted> {
-        self.prepare(progress)?;
         let behind = progress.pushed;
-        let mark = self.until_it_works(|worker| worker.sink.flush(behind, at_once))?;
+        let mark = loop {
+            // Before each attempt: what the last one met may be mended by going to another place.
+            self.prepare(progress)?;
+            match self.worker.sink.flush(behind, at_once) {
+                Ok(mark) => break mark,
+                Err(error) => self.back_off(&error)?,
+            }
+        };
         progress.flushed = behind;
         let pushed = std::mem::take(&mut progress.pushed_lines);
         progress.flushed_lines.events += pushed.events;
@@ -232,7 +238,10 @@ impl Delivery {
             match opened {
                 Ok(opened) => return Ok(opened),
                 // Opening again is already what starting over does.
-                Err(error) => self.back_off(&error)?,
+                Err(error) => match self.back_off(&error) {
+                    Err(Interrupted::StartOver) | Ok(()) => {}
+                    ended @ Err(Interrupted::Ended) => ended?,
+                },
             }
         }
     }
@@ -245,12 +254,7 @@ impl Delivery {
         loop {
             match attempt(&mut self.worker) {
                 Ok(done) => return Ok(done),
-                Err(error) => {
-                    self.back_off(&error)?;
-                    if error.start_over {
-                        return Err(Interrupted::StartOver);
-                    }
-                }
+                Err(error) => self.back_off(&error)?,
             }
         }
     }
@@ -261,7 +265,8 @@ impl Delivery {
         }
     }
 
-    /// Waits after a failure: each time twice as long, jittered, at most half a minute.
+    /// Waits after a failure: each time twice as long, jittered, at most half a minute. Then the same can be tried
+    /// again, unless the sink has to start over.
     fn back_off(&mut self, error: &SinkError) -> Result<(), Interrupted> {
         self.worker.watcher.failed(&self.worker.subscription.sink, error);
         let wait = self.wait.unwrap_or(FIRST_WAIT);
@@ -276,7 +281,7 @@ impl Delivery {
             std::thread::sleep(piece);
             rest -= piece;
         }
-        Ok(())
+        if error.start_over { Err(Interrupted::StartOver) } else { Ok(()) }
     }
 }
 

@@ -146,6 +146,46 @@ fn a_sink_s_disk_without_space() {
     drop(disk);
 }
 
+#[test]
+fn a_log_that_makes_room_on_a_full_disk_loses_nothing() {
+    for is_removed in [true, false] {
+        let small = sink("small", "raw", "\"verified\"").replace("small.log", "small/verified.log");
+        let site = Site::new().sinks(&[small, sink("quarantine", "json", "\"quarantine\"")].concat());
+        let Some(disk) = SmallDisk::mount(site.path("small")) else {
+            return;
+        };
+        let daemon = Daemon::start(&site);
+        let events = site.producer.events(0..6000);
+        for batch in events.chunks(100) {
+            assert_eq!(daemon.deliver(batch).accepted, 100);
+        }
+        wait_until(PATIENCE, "the stuck sink makes the daemon unready", || {
+            let answer = daemon.ask("/readyz");
+            let said = String::from_utf8(answer.body).unwrap();
+            if answer.status == 503 && said.contains("sink small") { Ok(()) } else { Err(said) }
+        });
+        let (path, moved) = (site.path("small/verified.log"), site.path("small/verified.log.1"));
+        std::fs::rename(&path, &moved).unwrap();
+        let mut written = lines(&std::fs::read(&moved).unwrap());
+        if is_removed {
+            std::fs::remove_file(&moved).unwrap();
+        }
+        wait_until(PATIENCE, "the file is made anew", || {
+            if path.exists() { Ok(()) } else { Err("it is not there".to_owned()) }
+        });
+        disk.grow();
+        wait_until(PATIENCE, "the daemon is ready again", || match daemon.ask("/readyz").status {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        });
+        daemon.settle();
+        daemon.terminate();
+        written.extend(lines(&std::fs::read(&path).unwrap()));
+        assert!(written == events, "every event once, in order, removed: {is_removed}");
+        drop(disk);
+    }
+}
+
 /// A file system of 2 MiB in memory; only the superuser may make one.
 struct SmallDisk(PathBuf);
 

@@ -1,17 +1,48 @@
 //! The file sink: whole lines, exactly once across kills, restarts, failed writes and rotation.
 //!
-//! The mark says up to which byte of which file everything is safe. Whatever stands behind that byte is the
+//! The mark says up to which byte of which file everything is safe. What we left behind that byte is the
 //! beginning of what will be pushed next (rendering is deterministic), cut off anywhere: so it is compared
 //! with what is pushed, and only the rest is written, a torn line finished. Recovery after a crash and the
 //! retry after a failed write are the same code.
 //!
-//! Lines move to another file, because of our own [`rotation`] or because somebody renamed or removed the file,
-//! only when all that was written is safe, and only after the mark of the new file is durable: so at most one
-//! file at a time has anything behind its safe byte, and it is found again by its inode.
+//! Lines move to another place, because of our own [`rotation`] or because of what others did, only when all that
+//! was written is safe, and only after the mark of the new place is durable: so at most one file at a time has
+//! anything of ours behind its safe byte.
+//!
+//! # Which file it is
+//!
+//! An inode's number is given to another file as soon as its own is removed, and a device's number changes when the
+//! machine starts. So the mark holds a digest of the last bytes before the safe one. The file at the path is the
+//! file of the mark when these bytes are in it, whatever its inode; another file only when its name can be one that
+//! the file was given when it was rotated, its inode is the same and these bytes are in it. Nothing is written
+//! to a file before that is known, and nothing behind its safe byte is written over, or cut off as empty pages
+//! of a power loss, before it was compared with what is pushed.
+//!
+//! # What others do to the file
+//!
+//! [`Sink::prepare`] finds out before each attempt at a flush; whatever it decides is durable before anything is
+//! written, so that a kill in between loses and doubles nothing. With nothing of ours unfinished:
+//! - renamed, removed or replaced: on to the file at the path;
+//! - cut, or with somebody else's bytes at its end: on at the end that it has now.
+//!
+//! With a write of ours unfinished, because it failed or a crash interrupted it:
+//! - at the path: it is finished there;
+//! - renamed: it is finished there. If that fails, what is unfinished is cut off there, and all of it goes to
+//!   the file at the path. A kill after the cut finds nothing unfinished in the renamed file, and does the same;
+//! - without a name: nobody will find it there, so everything since the last safe position is pushed again, into
+//!   the file at the path;
+//! - with somebody else's bytes in it: they are kept. Our lines before them that are whole count, and the mark
+//!   says how many bytes of what will be pushed they are; the one that was interrupted is written again, behind
+//!   them or, where the file was renamed, in the file at the path.
+//!
+//! Where we go on at an end that is no line's end, the next write begins with `\n`. Whether it does can be seen from
+//! the byte before, so that it is the same after a crash.
 
 mod rotation;
 
-use std::fs::{self, File};
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -68,6 +99,8 @@ pub struct FileSink {
     options: Options,
     open: Option<Open>,
     collected: Vec<u8>,
+    /// So many of the next bytes are in a file already: lines of ours in front of somebody else's.
+    skip: usize,
     /// Everything before it is written.
     flushed: Position,
     /// A sync failed: what can be read back proves nothing about the disk.
@@ -92,6 +125,12 @@ struct Open {
     period: Option<i64>,
     /// When something was written that is not safe yet.
     unsafe_since: Option<Instant>,
+    /// What stands behind `written` may be the beginning of our next write.
+    unfinished: bool,
+    /// To finish it was tried after the file had left the path.
+    tried_elsewhere: bool,
+    /// The byte before `written` ends a line, or there is none.
+    at_line_start: bool,
 }
 
 impl FileSink {
@@ -101,6 +140,7 @@ impl FileSink {
             options,
             open: None,
             collected: Vec::new(),
+            skip: 0,
             flushed: Position::default(),
             distrusted: false,
             untended: true,
@@ -117,28 +157,38 @@ impl FileSink {
     fn at_path(&self) -> io::Result<(Open, bool)> {
         let path = rotation::linked(&self.options.path)?;
         let (file, is_new) = open(&path, &self.options)?;
-        let metadata = file.metadata()?;
-        let mut open = Open {
-            file,
-            path,
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            safe: metadata.len(),
-            written: metadata.len(),
-            period: None,
-            unsafe_since: None,
-        };
+        lock(&file)?;
+        let mut open = Open::at_end(file, path)?;
+        let metadata = open.file.metadata()?;
         if metadata.len() > 0 {
             open.period = self.options.rotation.every.map(|every| every.of(metadata.mtime() * 1000));
+            // The mark will call it safe.
+            open.file.sync_data()?;
         }
         Ok((open, is_new))
+    }
+
+    /// The file of a mark under another name, where something stands behind the safe byte.
+    fn moved(&self, place: &Path, known: &Mark) -> io::Result<Option<Open>> {
+        for path in moved_to(place, known.inode)? {
+            let file = File::options().read(true).write(true).open(&path)?;
+            let length = file.metadata()?.len();
+            if length <= known.safe || known.fits(&file, length)? == Some(false) {
+                continue;
+            }
+            lock(&file)?;
+            let mut open = Open::at_end(file, place.to_owned())?;
+            open.go_back(&path, known.safe)?;
+            return Ok(Some(open));
+        }
+        Ok(None)
     }
 
     /// Whether the next lines should go to another file: because this one is full or of another time, or because
     /// it is no longer at the path.
     fn must_leave(&self, open: &Open, coming: u64) -> io::Result<Option<Leave>> {
-        let is_empty = match fs::metadata(&self.options.path) {
-            Ok(found) if (found.dev(), found.ino()) == (open.device, open.inode) => found.len() == 0,
+        let length = match fs::metadata(&self.options.path) {
+            Ok(found) if (found.dev(), found.ino()) == (open.device, open.inode) => found.len(),
             Ok(_) => return Ok(Some(Leave::Moved)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Leave::Moved)),
             Err(error) => return Err(error),
@@ -147,7 +197,39 @@ impl FileSink {
         let is_full = rotation.size.is_some_and(|size| open.written + coming > size);
         let now = rotation.every.map(|every| every.of((self.options.now)()));
         let is_over = open.period.is_some() && open.period != now;
-        Ok((!is_empty && open.written > 0 && (is_full || is_over)).then_some(Leave::Rotate))
+        // Somebody else may have cut it.
+        Ok((open.written > 0 && length >= open.written && (is_full || is_over)).then_some(Leave::Rotate))
+    }
+
+    /// What stands behind the end of what we have written, as far as that can be told from what is coming.
+    fn unfinished(&self, open: &Open, coming: &[u8], leave: Option<Leave>) -> io::Result<Unfinished> {
+        let metadata = open.file.metadata()?;
+        if !open.unfinished || metadata.len() <= open.written {
+            return Ok(Unfinished::Nothing);
+        }
+        if metadata.nlink() == 0 {
+            return Ok(Unfinished::Nameless);
+        }
+        if coming.is_empty() {
+            return Ok(Unfinished::Unknown);
+        }
+        let bytes = open.with_line_end(coming);
+        let compared = open.compare(&bytes, metadata.len())?;
+        // Zeros alone prove nothing about a file that has another name; and what could not be finished there is cut
+        // off, which must be no more than was compared.
+        let is_proven = leave != Some(Leave::Moved)
+            || (compared.same > 0
+                && !(open.tried_elsewhere && metadata.len() > open.written + bytes.len() as u64));
+        if compared.fits && is_proven {
+            return Ok(Unfinished::Ours);
+        }
+        let whole = bytes[..compared.same].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let lines = whole.saturating_sub(bytes.len() - coming.len());
+        Ok(Unfinished::Theirs { ours: bytes[..whole].to_vec(), lines })
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.open.as_ref().map_or(Ok(0), |open| Ok(open.file.metadata()?.len()))
     }
 
     /// Makes safe what is written.
@@ -189,65 +271,131 @@ enum Leave {
     Moved,
 }
 
+/// What stands behind the end of what we have written.
+enum Unfinished {
+    /// Nothing of ours.
+    Nothing,
+    /// Nothing is coming that it could be compared with.
+    Unknown,
+    /// A write of ours, in a file that has no name any more.
+    Nameless,
+    /// The beginning of our next write.
+    Ours,
+    /// Somebody else's bytes, behind the beginning of our next write.
+    Theirs {
+        /// What there is of that beginning, up to the end of its last whole line.
+        ours: Vec<u8>,
+        /// How many bytes of what is coming that is.
+        lines: usize,
+    },
+}
+
+/// How far a file and a write agree.
+struct Compared {
+    /// How many bytes are the same.
+    same: usize,
+    /// Whether what differs is only what a power loss left empty.
+    fits: bool,
+}
+
 impl Sink for FileSink {
     fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
         self.collected.clear();
+        self.skip = 0;
         self.open = None;
         let opening = self.error("open");
         let (mut open, is_new) = self.at_path().map_err(&opening)?;
-        match Mark::read(&last.mark) {
-            Some(known) if (known.device, known.inode) == (open.device, open.inode) => {
+        if let Some(known) = Mark::read(&last.mark) {
+            let length = open.written;
+            // Where there is no proof, and where the file was cut, the inode's number has to do.
+            let is_known = match known.fits(&open.file, length).map_err(&opening)? {
+                Some(fits) => fits,
+                None => !is_new && known.inode == open.inode,
+            };
+            if is_known {
                 open.go_back(&self.options.path, known.safe).map_err(&opening)?;
+            } else if let Some(moved) = self.moved(&open.path, &known).map_err(&opening)? {
+                // The last write to it was cut off; it is finished there first.
+                open = moved;
+            } else if !is_new {
+                tracing::warn!(
+                    path = %self.options.path.display(),
+                    "another file is at the path than before; going on at its end"
+                );
             }
-            // The file was renamed. If the last write to it was cut off, it is finished there first.
-            Some(known) => {
-                let moved = rotation::by_inode(&open.path, known.device, known.inode);
-                if let Some(path) = moved.map_err(&opening)? {
-                    let file = File::options().read(true).write(true).open(&path).map_err(&opening)?;
-                    let mut old = Open { file, device: known.device, inode: known.inode, ..open };
-                    old.go_back(&path, known.safe).map_err(&opening)?;
-                    let length = old.file.metadata().map_err(&opening)?.len();
-                    open = if length > old.safe { old } else { self.at_path().map_err(&opening)?.0 };
-                } else if !is_new {
-                    tracing::warn!(
-                        path = %self.options.path.display(),
-                        "another file is at the path than before; going on at its end"
-                    );
-                }
-            }
-            None => {}
+            self.skip = known.skip;
         }
-        let mark = open.mark();
+        let mark = open.mark(self.skip).map_err(&opening)?;
         self.open = Some(open);
         self.flushed = last.position;
         Ok(Resume { position: last.position, mark })
     }
 
     fn prepare(&mut self) -> Result<Option<Resume>, SinkError> {
-        let (looking, rotating) = (self.error("look at"), self.error("rotate"));
+        let (looking, rotating, opening) = (self.error("look at"), self.error("rotate"), self.error("open"));
+        let (writing, cutting) = (self.error("write"), self.error("cut what is unfinished off"));
+        let going_on = self.error("go on with");
+        let coming = &self.collected[self.skip.min(self.collected.len())..];
         let Some(open) = &self.open else { return Ok(None) };
-        let Some(leave) = self.must_leave(open, self.collected.len() as u64).map_err(&looking)? else {
-            self.tend();
-            return Ok(None);
-        };
-        // What an interrupted write left is finished first, where it is.
-        if open.file.metadata().map_err(&looking)?.len() > open.written {
-            return Ok(None);
+        let leave = self.must_leave(open, coming.len() as u64).map_err(&looking)?;
+        let unfinished = self.unfinished(open, coming, leave).map_err(&looking)?;
+        let Some(open) = &mut self.open else { return Ok(None) };
+        let place = open.path.clone();
+        match unfinished {
+            Unfinished::Nothing => {}
+            Unfinished::Unknown => return Ok(None),
+            Unfinished::Nameless => {
+                let gone = io::Error::other("the file was removed in the middle of a write");
+                return Err(SinkError { start_over: true, ..going_on(gone) });
+            }
+            Unfinished::Ours => {
+                cut_trailing_zeros(&open.file, open.written).map_err(&looking)?;
+                if leave != Some(Leave::Moved) || !open.tried_elsewhere {
+                    open.tried_elsewhere = leave == Some(Leave::Moved);
+                    return Ok(None);
+                }
+                open.file.set_len(open.written).map_err(cutting)?;
+                open.unsafe_since.get_or_insert_with(Instant::now);
+            }
+            Unfinished::Theirs { ours, lines } => {
+                if self.distrusted {
+                    open.file.write_all_at(&ours, open.written).map_err(writing)?;
+                    open.unsafe_since.get_or_insert_with(Instant::now);
+                }
+                self.skip += lines;
+            }
         }
-        let path = open.path.clone();
+        let length = self.length().map_err(&looking)?;
+        let written = self.open.as_ref().map_or(length, |open| open.written);
+        let path = self.options.path.display();
+        match leave {
+            None if length == written => {
+                self.tend();
+                return Ok(None);
+            }
+            None if length < written => warn_cut(&self.options.path, written - length),
+            None => {
+                tracing::warn!(%path, at_byte = written, "somebody else wrote into the file; going on behind it");
+            }
+            Some(Leave::Moved) => tracing::info!(%path, "the file was moved; going on in a new one"),
+            Some(Leave::Rotate) => {}
+        }
         self.sync()?;
-        if leave == Leave::Rotate {
-            let name = rotation::rotated_name(&path, (self.options.now)()).map_err(&rotating)?;
-            fs::rename(&path, &name).map_err(&rotating)?;
-            rotation::sync_directory(&path).map_err(&rotating)?;
+        if leave == Some(Leave::Rotate) {
+            let name = rotation::rotated_name(&place, (self.options.now)()).map_err(&rotating)?;
+            fs::rename(&place, &name).map_err(&rotating)?;
+            rotation::sync_directory(&place).map_err(&rotating)?;
             tracing::info!(path = %self.options.path.display(), rotated = %name.display(), "rotated");
-        } else {
-            tracing::info!(path = %self.options.path.display(), "the file was moved; going on in a new one");
         }
-        let (open, _) = self.at_path().map_err(&rotating)?;
-        let mark = open.mark();
-        self.open = Some(open);
-        self.untended = true;
+        if leave.is_some() {
+            self.open = Some(self.at_path().map_err(&opening)?.0);
+            self.untended = true;
+        }
+        let Some(open) = &mut self.open else { return Ok(None) };
+        if leave.is_none() {
+            open.go_to_end().map_err(&looking)?;
+        }
+        let mark = open.mark(self.skip).map_err(&looking)?;
         Ok(Some(Resume { position: self.flushed, mark }))
     }
 
@@ -276,14 +424,16 @@ impl Sink for FileSink {
         let Some(open) = &mut self.open else {
             return Err(writing(io::Error::other("the file is not open")));
         };
-        if !self.collected.is_empty() {
-            open.put(&self.options.path, &self.collected, self.distrusted).map_err(writing)?;
+        let skipped = self.skip.min(self.collected.len());
+        if skipped < self.collected.len() {
+            open.put(&self.collected[skipped..], self.distrusted).map_err(&writing)?;
             if let Some(every) = self.options.rotation.every {
                 open.period.get_or_insert_with(|| every.of((self.options.now)()));
             }
-            self.collected.clear();
             open.unsafe_since.get_or_insert_with(Instant::now);
         }
+        self.skip -= skipped;
+        self.collected.clear();
         self.flushed = behind;
         let is_due = match (self.options.syncing, open.unsafe_since) {
             (_, None) => false,
@@ -293,13 +443,35 @@ impl Sink for FileSink {
         if is_due {
             self.sync()?;
         }
-        Ok(self.open.as_ref().filter(|open| open.safe == open.written).map(Open::mark))
+        let open = self.open.as_ref().filter(|open| open.safe == open.written);
+        open.map(|open| open.mark(self.skip)).transpose().map_err(self.error("read"))
     }
 }
 
 impl Open {
-    fn mark(&self) -> Vec<u8> {
-        Mark { device: self.device, inode: self.inode, safe: self.safe }.write()
+    /// A file whose next write goes to its end.
+    fn at_end(file: File, path: PathBuf) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let mut open = Self {
+            file,
+            path,
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            safe: 0,
+            written: 0,
+            period: None,
+            unsafe_since: None,
+            unfinished: false,
+            tried_elsewhere: false,
+            at_line_start: true,
+        };
+        open.go_to(metadata.len())?;
+        Ok(open)
+    }
+
+    fn mark(&self, skip: usize) -> io::Result<Vec<u8>> {
+        let digest = Some(digest(&self.file, self.safe)?);
+        Ok(Mark { inode: self.inode, safe: self.safe, skip, digest }.write())
     }
 
     /// Goes on at an earlier byte: what stands behind it is to be compared.
@@ -308,64 +480,67 @@ impl Open {
         if length < safe {
             warn_cut(path, safe - length);
         }
-        self.safe = safe.min(length);
-        self.written = self.safe;
-        cut_trailing_zeros(&self.file, self.safe, length)
+        self.go_to(safe.min(length))?;
+        self.unfinished = length > self.written;
+        Ok(())
     }
 
-    /// Brings the bytes into the file behind what is written.
-    ///
-    /// What stands there already is the beginning of these bytes, when a write was interrupted; then only
-    /// the rest is written, or all of it where the disk is not to be believed.
-    fn put(&mut self, path: &Path, bytes: &[u8], distrusted: bool) -> io::Result<()> {
-        let length = self.file.metadata()?.len();
-        if length < self.written {
-            warn_cut(path, self.written - length);
-            self.written = length;
-            self.safe = self.safe.min(length);
+    /// Goes on at the end, and makes safe what others have put there.
+    fn go_to_end(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.go_to(self.file.metadata()?.len())
+    }
+
+    fn go_to(&mut self, at: u64) -> io::Result<()> {
+        let mut last = *b"\n";
+        if let Some(before) = at.checked_sub(1) {
+            self.file.read_exact_at(&mut last, before)?;
         }
-        if length == 0 {
+        if at == 0 {
+            // An empty file belongs to the time of its first line.
             self.period = None;
         }
-        let there = usize::try_from(length - self.written).unwrap_or(usize::MAX);
+        self.at_line_start = last == *b"\n";
+        (self.safe, self.written) = (at, at);
+        (self.unfinished, self.tried_elsewhere) = (false, false);
+        Ok(())
+    }
+
+    /// What will be written for these lines.
+    fn with_line_end<'b>(&self, lines: &'b [u8]) -> Cow<'b, [u8]> {
+        if self.at_line_start { Cow::Borrowed(lines) } else { Cow::Owned([b"\n", lines].concat()) }
+    }
+
+    /// Compares what stands behind `written` with the beginning of what would be written there.
+    fn compare(&self, bytes: &[u8], length: u64) -> io::Result<Compared> {
+        let there = usize::try_from(length.saturating_sub(self.written)).unwrap_or(usize::MAX);
         let mut found = vec![0; bytes.len().min(there)];
         self.file.read_exact_at(&mut found, self.written)?;
         let same = found.iter().zip(bytes).take_while(|(found, byte)| found == byte).count();
         // After a power loss, pages that never reached the disk read as zeros.
-        if !found.iter().zip(bytes).skip(same).all(|(found, byte)| found == byte || *found == 0) {
-            return self.step_over(path, bytes, same, length, distrusted);
-        }
-        let from = if distrusted { 0 } else { same };
-        self.write(&bytes[from..], self.written + from as u64)?;
-        self.written += bytes.len() as u64;
-        Ok(())
+        let fits = found.iter().zip(bytes).skip(same).all(|(found, byte)| found == byte || *found == 0);
+        Ok(Compared { same, fits })
     }
 
-    /// Somebody else wrote into the file. That is kept; we go on behind it, on a line of our own. Our lines
-    /// that are there in full count, the one that was interrupted is written again.
-    fn step_over(
-        &mut self,
-        path: &Path,
-        bytes: &[u8],
-        same: usize,
-        length: u64,
-        distrusted: bool,
-    ) -> io::Result<()> {
-        tracing::warn!(
-            path = %path.display(),
-            at_byte = self.written + same as u64,
-            "somebody else wrote into the file; going on behind it"
-        );
-        let kept = bytes[..same].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        if distrusted {
-            self.file.write_all_at(&bytes[..kept], self.written)?;
+    /// Brings lines into the file behind what is written.
+    ///
+    /// What stands there already is the beginning of these bytes, when a write was interrupted; then only
+    /// the rest is written, or all of it where the disk is not to be believed.
+    fn put(&mut self, lines: &[u8], distrusted: bool) -> io::Result<()> {
+        let bytes = self.with_line_end(lines);
+        let length = self.file.metadata()?.len();
+        let compared = self.compare(&bytes, length)?;
+        if length < self.written || (length > self.written && !(self.unfinished && compared.fits)) {
+            // The next attempt decides anew, and its decision is durable before it writes.
+            return Err(io::Error::other("somebody else changed the file just now"));
         }
-        let mut last = [0];
-        self.file.read_exact_at(&mut last, length - 1)?;
-        let line_end: &[u8] = if last == *b"\n" { b"" } else { b"\n" };
-        let ours = [line_end, &bytes[kept..]].concat();
-        self.write(&ours, length)?;
-        self.written = length + ours.len() as u64;
+        let from = if distrusted { 0 } else { compared.same };
+        self.unfinished = true;
+        self.write(&bytes[from..], self.written + from as u64)?;
+        self.written += bytes.len() as u64;
+        self.unfinished = length > self.written;
+        self.tried_elsewhere = false;
+        self.at_line_start = true;
         Ok(())
     }
 
@@ -437,9 +612,51 @@ fn set_access(file: &File, mode: u32, owner: (Option<u32>, Option<u32>)) -> io::
     file.set_permissions(fs::Permissions::from_mode(mode))
 }
 
+/// Takes the file for this process and this sink alone, until it is closed. It keeps out whoever asks for the lock,
+/// another daemon or another sink, and nobody who reads, renames or compresses.
+fn lock(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(io::Error::other(
+            "another process or another sink has locked it and may be writing to it; stop that one, or give each its \
+             own file",
+        )),
+        // Not every file system can.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+    }
+}
+
+/// The files with an inode's number that have a name which a file may be given when it is rotated: with something
+/// behind its name (`a.log.1`, `a.log-20260102`), or between that and its extension (`a-20260102.log`).
+fn moved_to(path: &Path, inode: u64) -> io::Result<Vec<PathBuf>> {
+    let bytes = |part: Option<&OsStr>| part.unwrap_or_default().as_encoded_bytes().to_vec();
+    let (name, stem) = (bytes(path.file_name()), bytes(path.file_stem()));
+    let extension = &name[stem.len()..];
+    let mut found = Vec::new();
+    for entry in fs::read_dir(rotation::directory(path))? {
+        let entry = entry?;
+        let other = entry.file_name();
+        let other = other.as_encoded_bytes();
+        let is_behind = |rest: &[u8]| rest.first().is_some_and(u8::is_ascii_punctuation);
+        let can_be = other.strip_prefix(name.as_slice()).is_some_and(is_behind)
+            || (!extension.is_empty()
+                && other != name
+                && other.ends_with(extension)
+                && other.strip_prefix(stem.as_slice()).is_some_and(is_behind));
+        if !can_be {
+            continue;
+        }
+        let Ok(metadata) = entry.metadata() else { continue };
+        if metadata.is_file() && metadata.ino() == inode {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
 /// What we write ends with a line end, so zeros at the end are pages that a power loss left empty.
-fn cut_trailing_zeros(file: &File, safe: u64, length: u64) -> io::Result<()> {
+fn cut_trailing_zeros(file: &File, safe: u64) -> io::Result<()> {
     const STEP: u64 = 64 * 1024;
+    let length = file.metadata()?.len();
     let mut end = length;
     while end > safe {
         let start = end.saturating_sub(STEP).max(safe);
@@ -459,22 +676,53 @@ fn cut_trailing_zeros(file: &File, safe: u64, length: u64) -> io::Result<()> {
 /// Which file, and up to which byte of it everything is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mark {
-    device: u64,
     inode: u64,
     safe: u64,
+    /// So many of the bytes that will be pushed next are in a file already.
+    skip: usize,
+    /// The digest of the last bytes before the safe one; marks of version 1 have none.
+    digest: Option<[u8; 32]>,
 }
 
 impl Mark {
+    const VERSION: u8 = 2;
+
+    /// Version 2 is its number, the inode, the safe byte, how much to skip (little-endian, 8 bytes each) and the
+    /// digest. Version 1 was the device, the inode and the safe byte, without a number.
     fn read(mark: &[u8]) -> Option<Self> {
-        let (numbers, []) = mark.as_chunks::<8>() else { return None };
-        let [device, inode, safe] = *numbers else { return None };
         let number = u64::from_le_bytes;
-        Some(Self { device: number(device), inode: number(inode), safe: number(safe) })
+        if let (&[_device, inode, safe], []) = mark.as_chunks::<8>() {
+            return Some(Self { inode: number(inode), safe: number(safe), skip: 0, digest: None });
+        }
+        let (&Self::VERSION, rest) = mark.split_first()? else { return None };
+        let (numbers, digest) = rest.split_at_checked(24)?;
+        let (&[inode, safe, skip], []) = numbers.as_chunks::<8>() else { return None };
+        let skip = usize::try_from(number(skip)).ok()?;
+        Some(Self { inode: number(inode), safe: number(safe), skip, digest: Some(digest.try_into().ok()?) })
     }
 
     fn write(self) -> Vec<u8> {
-        [self.device, self.inode, self.safe].map(u64::to_le_bytes).concat()
+        let numbers = [self.inode, self.safe, self.skip as u64].map(u64::to_le_bytes).concat();
+        [&[Self::VERSION], numbers.as_slice(), &self.digest.unwrap_or_default()].concat()
     }
+
+    /// Whether the file has the bytes of which the mark has a digest; none where there is nothing to compare: in a
+    /// mark of version 1, in front of the first byte, and in a file that ends before the safe byte.
+    fn fits(&self, file: &File, length: u64) -> io::Result<Option<bool>> {
+        match self.digest {
+            Some(known) if (1..=length).contains(&self.safe) => Ok(Some(digest(file, self.safe)? == known)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The digest of the last bytes of a file before a place.
+fn digest(file: &File, before: u64) -> io::Result<[u8; 32]> {
+    const MOST: u64 = 4096;
+    let length = before.min(MOST);
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, before - length)?;
+    Ok(*blake3::hash(&bytes).as_bytes())
 }
 
 #[cfg(test)]
@@ -610,6 +858,7 @@ mod tests {
         std::fs::write(&bench.path, "").unwrap();
         push(&mut sink, &["five"]);
         bench.mark = flush(&mut sink);
+        drop(sink);
         assert_eq!(bench.text(), "five\n");
         std::fs::write(&bench.path, "fi\n").unwrap();
         let mut sink = bench.sink();
@@ -634,6 +883,7 @@ mod tests {
         let mut sink = bench.sink();
         push(&mut sink, &LINES);
         flush(&mut sink);
+        drop(sink);
         // Starting over, with pages that the kernel still shows.
         let mut sink = bench.sink();
         sink.distrusted = true;
@@ -700,6 +950,7 @@ mod tests {
             if step > 1 {
                 bench.mark = sink.prepare().unwrap().unwrap().mark;
             }
+            drop(sink);
             let mut sink = bench.sink();
             push(&mut sink, &LINES[2..]);
             flush(&mut sink);
@@ -755,10 +1006,12 @@ mod tests {
         assert_eq!(sink.flush(Position::default(), false).unwrap(), None);
         assert_eq!(bench.text(), "one\ntwo two\n");
         // A kill now: everything is pushed again, and is there once.
+        drop(sink);
         let mut sink = bench.sink();
         push(&mut sink, &LINES);
         flush(&mut sink);
         assert_eq!(bench.text(), TEXT);
+        drop(sink);
         let syncing = Syncing::Every(Duration::from_secs(3600));
         let mut sink = bench.sink_with(Options { syncing, ..bench.options() });
         push(&mut sink, &LINES);
@@ -796,7 +1049,8 @@ mod tests {
         hand.store(3 * DAY - 1, Ordering::SeqCst);
         File::options().write(true).truncate(true).open(&bench.path).unwrap();
         hand.store(5 * DAY, Ordering::SeqCst);
-        assert_eq!(sink.prepare().unwrap(), None, "an empty file has no day");
+        sink.prepare().unwrap();
+        assert_eq!(everything(&bench), (0, String::new()), "an empty file has no day");
         push(&mut sink, &["two"]);
         flush(&mut sink);
         assert_eq!(sink.prepare().unwrap(), None);
@@ -833,6 +1087,7 @@ mod tests {
         std::fs::write(&real, torn).unwrap();
         let moved = real.with_extension("log.1");
         std::fs::rename(&real, &moved).unwrap();
+        drop(sink);
         let mut sink = bench.sink();
         push(&mut sink, &["five"]);
         flush(&mut sink);
@@ -898,5 +1153,266 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Dies after the mark was noted: what is prepared is kept, what is flushed comes back or not.
+    fn prepare(sink: &mut FileSink, bench: &mut Bench) {
+        if let Some(at) = sink.prepare().unwrap() {
+            bench.mark = at.mark;
+        }
+    }
+
+    #[test]
+    fn an_inode_s_number_alone_does_not_make_a_file_ours() {
+        // Somebody else's file has our inode's number by now, under a name of our own or another.
+        for name in ["out.log.gz", "out.log-20260102", "out.old.log", "ledger.db-wal", "out.log"] {
+            for kept in [0, 3, 40, 5000] {
+                let mut bench = Bench::new();
+                let mut sink = bench.sink();
+                push(&mut sink, &LINES);
+                bench.mark = flush(&mut sink);
+                drop(sink);
+                let mut precious = vec![b'x'; kept];
+                precious.resize(kept + 300, 0);
+                let other = bench.path.with_file_name(name);
+                std::fs::rename(&bench.path, &other).unwrap();
+                std::fs::write(&other, &precious).unwrap();
+                let mut sink = bench.sink();
+                for line in ["five", "six"] {
+                    push(&mut sink, &[line]);
+                    bench.mark = flush(&mut sink);
+                }
+                let found = std::fs::read(&other).unwrap();
+                if name == "out.log" {
+                    precious.extend_from_slice(b"\nfive\nsix\n");
+                } else {
+                    assert_eq!(bench.text(), "five\nsix\n", "{name}");
+                }
+                assert!(found == precious, "{name} with {kept} was written to");
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_without_a_digest_proves_nothing_about_another_name() {
+        // Nothing was safe yet, or the mark is of version 1: what is there is compared.
+        for content in [&b"\0\0\0\0\0\0\0\0"[..], b"one or two", b"\x1f\x8b\x08"] {
+            for old in [false, true] {
+                let mut bench = Bench::new();
+                bench.sink();
+                if old {
+                    let mark = Mark::read(&bench.mark).unwrap();
+                    bench.mark = [7, mark.inode, mark.safe].map(u64::to_le_bytes).concat();
+                }
+                let other = bench.path.with_extension("log.1");
+                std::fs::rename(&bench.path, &other).unwrap();
+                std::fs::write(&other, content).unwrap();
+                let mut sink = bench.sink();
+                push(&mut sink, &LINES);
+                flush(&mut sink);
+                assert_eq!(std::fs::read(&other).unwrap(), content);
+                assert_eq!(bench.text(), TEXT);
+            }
+        }
+    }
+
+    #[test]
+    fn a_mark_of_version_1_is_still_understood() {
+        for device in [0, 7] {
+            for cut in 0..=TEXT.len() {
+                let mut bench = Bench::new();
+                let mut sink = bench.sink();
+                push(&mut sink, &["before"]);
+                let mark = Mark::read(&flush(&mut sink)).unwrap();
+                bench.mark = [device, mark.inode, mark.safe].map(u64::to_le_bytes).concat();
+                drop(sink);
+                std::fs::write(&bench.path, format!("before\n{}", &TEXT[..cut])).unwrap();
+                let mut sink = bench.sink();
+                push(&mut sink, &LINES);
+                flush(&mut sink);
+                assert_eq!(bench.text(), format!("before\n{TEXT}"), "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_at_the_path_is_the_same_file() {
+        let mut bench = Bench::new();
+        let mut sink = bench.sink();
+        push(&mut sink, &["before"]);
+        bench.mark = flush(&mut sink);
+        drop(sink);
+        let copy = bench.path.with_extension("copy");
+        std::fs::write(&copy, "before\none\ntw").unwrap();
+        std::fs::rename(&copy, &bench.path).unwrap();
+        let mut sink = bench.sink();
+        push(&mut sink, &LINES);
+        flush(&mut sink);
+        assert_eq!(bench.text(), format!("before\n{TEXT}"));
+    }
+
+    #[test]
+    fn a_new_line_never_sticks_to_an_unfinished_one() {
+        // Whatever the process was doing when it died: the end was noted, and so much was written behind it.
+        let written = format!("\n{TEXT}");
+        for cut in 0..=written.len() {
+            let mut bench = Bench::new();
+            std::fs::write(&bench.path, "half").unwrap();
+            bench.sink();
+            std::fs::write(&bench.path, format!("half{}", &written[..cut])).unwrap();
+            let mut sink = bench.sink();
+            for line in LINES {
+                push(&mut sink, &[line]);
+                prepare(&mut sink, &mut bench);
+                bench.mark = sink.flush(Position::default(), false).unwrap().unwrap();
+            }
+            assert_eq!(bench.text(), format!("half{written}"), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_replaced_inside_a_line_gets_a_line_end_first() {
+        let mut bench = Bench::new();
+        let mut sink = bench.sink();
+        push(&mut sink, &LINES[..2]);
+        flush(&mut sink);
+        File::options().write(true).open(&bench.path).unwrap().set_len(6).unwrap();
+        push(&mut sink, &["three"]);
+        bench.mark = flush(&mut sink);
+        assert_eq!(bench.text(), "one\ntw\nthree\n");
+        let copy = bench.path.with_extension("copy");
+        std::fs::write(&copy, "one\ntw").unwrap();
+        std::fs::rename(&copy, &bench.path).unwrap();
+        push(&mut sink, &["four"]);
+        bench.mark = flush(&mut sink);
+        drop(sink);
+        assert_eq!(bench.text(), "one\ntw\nfour\n");
+        File::options().write(true).open(&bench.path).unwrap().set_len(9).unwrap();
+        let mut sink = bench.sink();
+        push(&mut sink, &["five"]);
+        flush(&mut sink);
+        assert_eq!(bench.text(), "one\ntw\nfo\nfive\n");
+    }
+
+    #[test]
+    fn a_kill_after_somebody_else_wrote_doubles_nothing() {
+        // Our lines before theirs, theirs, and what we write again behind it, cut off anywhere.
+        for ours in [0, 2, 4, 9, 17] {
+            let theirs = format!("{}#tea", &TEXT[..ours]);
+            let whole = TEXT[..ours].rfind('\n').map_or(0, |at| at + 1);
+            let again = format!("\n{}", &TEXT[whole..]);
+            for cut in 0..=again.len() {
+                let mut bench = Bench::new();
+                bench.sink();
+                std::fs::write(&bench.path, &theirs).unwrap();
+                let mut sink = bench.sink();
+                push(&mut sink, &LINES);
+                prepare(&mut sink, &mut bench);
+                drop(sink);
+                std::fs::write(&bench.path, format!("{theirs}{}", &again[..cut])).unwrap();
+                let mut sink = bench.sink();
+                for line in LINES {
+                    push(&mut sink, &[line]);
+                    bench.mark = flush(&mut sink);
+                }
+                assert_eq!(bench.text(), format!("{theirs}{again}"), "{ours}, cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn somebody_else_s_line_does_not_hold_us_in_a_file_that_was_moved() {
+        for is_removed in [false, true] {
+            let mut bench = Bench::new();
+            let mut sink = bench.sink();
+            push(&mut sink, &LINES[..2]);
+            flush(&mut sink);
+            let noted = format!("{}# a note\n", bench.text());
+            std::fs::write(&bench.path, &noted).unwrap();
+            let moved = bench.path.with_extension("log.1");
+            std::fs::rename(&bench.path, &moved).unwrap();
+            if is_removed {
+                std::fs::remove_file(&moved).unwrap();
+            }
+            assert!(sink.prepare().unwrap().is_some(), "while nothing comes, too");
+            push(&mut sink, &LINES[2..]);
+            flush(&mut sink);
+            assert_eq!(bench.text(), "three\nfour\n");
+            assert!(is_removed || std::fs::read_to_string(&moved).unwrap() == noted);
+        }
+    }
+
+    /// A sink in whose file a write was interrupted, by its failure.
+    fn torn(bench: &mut Bench, cut: usize) -> FileSink {
+        let mut sink = bench.sink();
+        push(&mut sink, &["before"]);
+        bench.mark = flush(&mut sink);
+        push(&mut sink, &LINES);
+        let open = sink.open.as_mut().unwrap();
+        open.file.write_all_at(&TEXT.as_bytes()[..cut], open.written).unwrap();
+        open.unfinished = true;
+        sink
+    }
+
+    #[test]
+    fn what_cannot_be_finished_in_a_renamed_file_is_cut_off_there() {
+        for cut in 0..=TEXT.len() {
+            let mut bench = Bench::new();
+            let mut sink = torn(&mut bench, cut);
+            let moved = bench.path.with_extension("log.1");
+            std::fs::rename(&bench.path, &moved).unwrap();
+            if cut > 0 {
+                assert_eq!(sink.prepare().unwrap(), None, "it may be finished there");
+            }
+            // The flush failed.
+            assert!(sink.prepare().unwrap().is_some());
+            bench.mark = flush(&mut sink);
+            assert_eq!(std::fs::read_to_string(&moved).unwrap(), "before\n", "cut at {cut}");
+            assert_eq!(bench.text(), TEXT, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_was_unfinished_in_a_removed_file_is_pushed_again() {
+        for cut in 1..=TEXT.len() {
+            let mut bench = Bench::new();
+            let mut sink = torn(&mut bench, cut);
+            std::fs::remove_file(&bench.path).unwrap();
+            assert!(sink.prepare().unwrap_err().start_over);
+            let last = Resume { position: Position::default(), mark: bench.mark.clone() };
+            sink.resume(&last).unwrap();
+            push(&mut sink, &LINES);
+            flush(&mut sink);
+            assert_eq!(bench.text(), TEXT, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_failed_write_goes_to_the_new_file_when_the_old_one_is_removed() {
+        let mut bench = Bench::new();
+        let mut sink = bench.sink();
+        push(&mut sink, &LINES);
+        // It failed before anything was written.
+        sink.open.as_mut().unwrap().unfinished = true;
+        std::fs::remove_file(&bench.path).unwrap();
+        flush(&mut sink);
+        assert_eq!(bench.text(), TEXT);
+    }
+
+    #[test]
+    fn a_file_that_another_sink_writes_to_is_left_alone() {
+        let mut bench = Bench::new();
+        let mut first = bench.sink();
+        let mut second = FileSink::new(bench.options());
+        let last = Resume { position: Position::default(), mark: Vec::new() };
+        let error = second.resume(&last).unwrap_err().to_string();
+        assert!(error.contains("another process or another sink"), "{error}");
+        push(&mut first, &LINES);
+        flush(&mut first);
+        drop(first);
+        second.resume(&last).unwrap();
+        push(&mut second, &["five"]);
+        flush(&mut second);
+        assert_eq!(bench.text(), format!("{TEXT}five\n"));
     }
 }

@@ -277,18 +277,6 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(directory(path))?.sync_all()
 }
 
-/// The file with an inode, in the directory of a path: the file that was at the path and was renamed.
-pub(super) fn by_inode(path: &Path, device: u64, inode: u64) -> io::Result<Option<PathBuf>> {
-    for entry in fs::read_dir(directory(path))? {
-        let entry = entry?;
-        let Ok(metadata) = entry.metadata() else { continue };
-        if metadata.is_file() && (metadata.dev(), metadata.ino()) == (device, inode) {
-            return Ok(Some(entry.path()));
-        }
-    }
-    Ok(None)
-}
-
 /// Where a path leads to: the file behind symbolic links, even where it does not exist yet.
 ///
 /// # Errors
@@ -313,7 +301,8 @@ pub(super) fn linked(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links lead to one another"))
 }
 
-fn directory(path: &Path) -> &Path {
+/// The directory that a file is in.
+pub(super) fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
