@@ -269,12 +269,12 @@ impl Bench {
     /// What the sink gets from its position on: batch and line.
     fn handed_out(&self) -> Vec<(i64, usize)> {
         let outbox = self.ledger().outbox("all").unwrap();
-        let everything = &self.options(&["all"]).subscriptions[0];
+        let configured = &self.ledger().shared.interests[0].subscription;
         let Position { mut batch, mut line } = self.ledger().resume("all").unwrap().position;
         let mut found = Vec::new();
         while let Next::Batch(next) = outbox.next(batch, Duration::ZERO).unwrap() {
             line = if next.position == batch { line } else { 0 };
-            found.extend(next.wanted(everything, line).map(|(line, _)| (next.position, line)));
+            found.extend(next.wanted(configured, line).map(|(line, _)| (next.position, line)));
             batch = next.position + 1;
         }
         found
