@@ -25,7 +25,7 @@ const VERSION_2: &str = "ALTER TABLE sink ADD COLUMN wants TEXT";
 /// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16 bytes), all
 /// big-endian, so that events of one moment lie on few pages. Times are in seconds in `seen` and its partitions,
 /// in milliseconds elsewhere. `batch_summary` lets a start count what waits without reading any body.
-const VERSION_1: &str = "
+pub(super) const VERSION_1: &str = "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE seen (key BLOB PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE seen_partition (

@@ -293,7 +293,7 @@ fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
         bench.close();
         match Ledger::open(options).err() {
             Some(OpenError::Narrowed { sink, pending }) => {
-                assert_eq!((sink.as_str(), pending), ("all", expected))
+                assert_eq!((sink.as_str(), pending), ("all", expected));
             }
             other => panic!("{other:?}"),
         }
@@ -414,21 +414,32 @@ fn forgetting_gives_up_what_is_in_the_way_of_a_start_and_by_force_everything() {
 #[test]
 fn a_ledger_of_version_1_is_opened() {
     let mut bench = Bench::new();
-    bench.commit("us", vec![bench.entry("us", "a", None), bench.reject("us", "a")]);
-    bench.ledger().advance_now("all", Position { batch: 1, line: 1 }, b"mark".to_vec(), None).unwrap();
     bench.close();
+    for name in ["ledger.db", "lock"] {
+        std::fs::remove_file(bench.dir.path().join(name)).unwrap();
+    }
     let database = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
-    database.execute_batch("ALTER TABLE sink DROP COLUMN wants; PRAGMA user_version = 1").unwrap();
+    database.execute_batch(schema::VERSION_1).unwrap();
+    database
+        .execute_batch(
+            "INSERT INTO meta VALUES ('ledger_id', zeroblob(16)), ('identity_key', zeroblob(32));
+             INSERT INTO batch VALUES (3, 'us', 5, 0, 1, 1, 0, 0, 7, '[\"k\"]', x'020001', x'61');
+             INSERT INTO sink VALUES ('all', 'file', 3, 1, x'6d61726b');
+             PRAGMA user_version = 1",
+        )
+        .unwrap();
     drop(database);
     // Nothing is known about what it took: what is configured holds.
-    let quarantine = bench.taking(&[Stream::Quarantine], None);
-    bench.change(quarantine);
+    let unverified = bench.taking(&[Stream::Unverified], None);
+    bench.change(unverified.clone());
+    assert_eq!(bench.ledger().id(), [0; 16]);
     let resume = bench.ledger().resume("all").unwrap();
-    assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 1, line: 1 }, &b"mark"[..]));
-    assert_eq!(bench.handed_out(), [(1, 1)]);
-    assert_eq!(bench.commit_line("a", None), 0);
+    assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 1 }, &b"mark"[..]));
+    assert_eq!(bench.handed_out(), [(3, 1)]);
+    assert_eq!(bench.commit_line("a", None), 1);
+    // From then on it is known, also when nothing was to be migrated any more.
+    bench.change(unverified);
     bench.close();
-    // From then on it is known.
     let verified = bench.taking(&[Stream::Verified], None);
     assert!(matches!(Ledger::open(verified).err(), Some(OpenError::Narrowed { pending: 1, .. })));
 }
