@@ -1,21 +1,27 @@
-//! `auditgate forget-sink`: gives up what waits for a sink that is gone.
+//! `auditgate forget-sink`: gives up what waits for a sink that is gone or takes less than before.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use super::exit::Failure;
+use super::serve::sinks;
 use crate::config::{self, Secrets};
-use crate::ledger::{Ledger, OpenError};
+use crate::ledger::{Forgetting, Ledger, OpenError};
 
-/// Gives up the events that wait for a sink, so that the daemon can start without it.
+/// Gives up the events that wait for a sink, so that the daemon can start without them.
 ///
 /// The daemon must not run. Without this, a sink that is removed from the configuration (or renamed) while events
-/// wait for it keeps the daemon from starting, for those events would be lost.
+/// wait for it keeps the daemon from starting, for those events would be lost. So does one whose `stream` or
+/// `sources` no longer include events that wait for it; of those only they are given up.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The name the sink had in the configuration
+    /// The name the sink has, or had, in the configuration
     #[arg(value_name = "NAME")]
     pub sink: String,
+
+    /// Give up everything that waits for the sink although it is configured
+    #[arg(long)]
+    pub force: bool,
 
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
@@ -25,21 +31,40 @@ pub struct Args {
 /// Forgets, and says how much that was.
 ///
 /// # Errors
-/// 1 when the ledger knows no such sink, 74 when it cannot be opened, 78 for the configuration.
+/// 1 when the ledger knows no such sink, or it is configured and nothing is in its way; 74 when the ledger cannot
+/// be opened, 78 for the configuration.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::SkipMissing)
         .map_err(Failure::config)?;
-    let forgotten = Ledger::forget_sink(&config.data_dir, &args.sink).map_err(|error| match error {
+    let (name, data_dir) = (&args.sink, config.data_dir.display());
+    let configured = config.sinks.iter().find(|sink| sink.name == *name).map(sinks::subscription);
+    let forgetting = Ledger::forget_sink(&config.data_dir, name, configured.as_ref(), args.force);
+    let forgetting = forgetting.map_err(|error| match error {
+        OpenError::InUse(_) => Failure::io(format!(
+            "a daemon works with {data_dir}; stop it first (systemctl stop auditgate), and start it afterwards"
+        )),
         OpenError::TooNew { .. } => Failure::config(error),
         _ => Failure::io(error),
     })?;
-    let Some(events) = forgotten else {
-        return Err(Failure::finding(format!(
-            "the ledger in {} knows no sink `{}`",
-            config.data_dir.display(),
-            args.sink
-        )));
+    let said = match forgetting {
+        Forgetting::Unknown => {
+            return Err(Failure::finding(format!("the ledger in {data_dir} knows no sink `{name}`")));
+        }
+        Forgetting::Refused { pending } => {
+            return Err(Failure::finding(format!(
+                "sink `{name}` is configured, and {pending} events wait for it, which it gets when the daemon \
+                 runs; remove it from {} first, or give them up nevertheless with --force",
+                args.config.display()
+            )));
+        }
+        Forgetting::NoLongerWanted { given_up } => {
+            format!(
+                "gave up {given_up} events that sink {name} no longer takes; what else waits for it stays"
+            )
+        }
+        Forgetting::All { given_up } => {
+            format!("forgot sink {name} and {given_up} events that waited for it")
+        }
     };
-    writeln!(out, "forgot sink {} and up to {events} events that waited for it", args.sink)
-        .map_err(|error| Failure::io(format!("cannot write to standard output: {error}")))
+    writeln!(out, "{said}").map_err(|error| Failure::io(format!("cannot write to standard output: {error}")))
 }

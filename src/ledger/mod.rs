@@ -11,7 +11,9 @@
 //! `deliver::sink::Sink`), but a batch is never forgotten before every sink's own fsync.
 
 mod claims;
+mod interest;
 mod outbox;
+mod place;
 mod schema;
 mod seen;
 mod skip;
@@ -29,8 +31,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use claims::Claims;
+use interest::Interest;
 use outbox::Feed;
 pub use outbox::{Body, Next, Outbox, Stored};
+use place::Place;
 pub use seen::{Identifier, Identity};
 
 use crate::wire::event::{Reason, Stream, Verdict};
@@ -88,12 +92,6 @@ impl Subscription {
     pub fn wants(&self, source: &str, stream: Stream) -> bool {
         self.streams.contains(&stream)
             && self.sources.as_ref().is_none_or(|sources| sources.iter().any(|known| known == source))
-    }
-
-    /// How many lines of a batch it takes, which has so many of each stream in the order of [`Stream::ALL`].
-    fn count(&self, source: &str, lines: [u64; Stream::ALL.len()]) -> u64 {
-        let streams = Stream::ALL.into_iter().zip(lines);
-        streams.filter(|(stream, _)| self.wants(source, *stream)).map(|(_, lines)| lines).sum()
     }
 }
 
@@ -222,7 +220,7 @@ pub enum OpenError {
         /// Its version.
         found: i64,
         /// Ours.
-        known: i64,
+        known: usize,
     },
     /// A sink is gone from the configuration although events wait for it.
     #[error(
@@ -234,6 +232,19 @@ pub enum OpenError {
         /// Events that it has not had.
         pending: u64,
     },
+    /// A sink takes less than before although what it took waits for it.
+    #[error(
+        "sink `{sink}` takes less than before (`stream`, `sources`), and {pending} events wait for it that it no longer takes; put it back as it was until they are delivered, or give them up with `auditgate forget-sink {sink}`"
+    )]
+    Narrowed {
+        /// The sink's name.
+        sink: String,
+        /// Events that it has not had and would not get.
+        pending: u64,
+    },
+    /// There is no ledger, and none is to be made.
+    #[error("there is no ledger {0}; look at `data_dir` in the configuration")]
+    Missing(PathBuf),
     /// A sink's name now belongs to another type.
     #[error("sink `{sink}` was of type {was} and is now of type {is}; give the new sink another name")]
     KindChanged {
@@ -319,6 +330,39 @@ pub struct Pending {
     pub oldest: Option<i64>,
 }
 
+/// What became of the wish to forget a sink, in events that it wanted and has not had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgetting {
+    /// The ledger knows no sink of that name.
+    Unknown,
+    /// Nothing was given up: it is configured, and nothing is in the way of a start.
+    Refused {
+        /// What waits for it.
+        pending: u64,
+    },
+    /// It is configured to take less than before. What it no longer takes was given up, the rest waits on.
+    NoLongerWanted {
+        /// What was given up.
+        given_up: u64,
+    },
+    /// Everything was given up, and the sink is unknown from now on.
+    All {
+        /// What was given up. More than it wanted when the ledger does not know what that was.
+        given_up: u64,
+    },
+}
+
+/// Why a ledger ended by itself. The process must end, too.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    /// Nothing is known about what is on the disk. What was committed is recovered when it is opened again.
+    #[error("the ledger cannot be trusted any more: {0}")]
+    Untrusted(String),
+    /// A file of it is gone from its path, or another one is there. What is committed is where that went.
+    #[error("{0} was removed or replaced while it was in use")]
+    Gone(PathBuf),
+}
+
 /// The handle through which everybody reaches the ledger. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
@@ -332,6 +376,7 @@ struct Shared {
     id: [u8; 16],
     feed: Arc<Feed>,
     claims: Arc<BTreeMap<String, Claims>>,
+    interests: Arc<[Interest]>,
     gauges: Arc<Gauges>,
     /// Held for as long as the ledger lives; the lock is the open file's.
     _lock: File,
@@ -341,23 +386,28 @@ struct Shared {
 pub struct Running {
     /// Ends with the ledger.
     pub thread: JoinHandle<()>,
-    /// Resolves when the ledger can no longer be trusted and the process must end, with the reason.
-    pub failed: oneshot::Receiver<String>,
+    /// Resolves when the ledger can no longer be used and the process must end, with the reason.
+    pub failed: oneshot::Receiver<Failed>,
 }
 
 impl Ledger {
     /// Opens the ledger of a directory, makes or migrates its tables, registers the sinks and starts the
     /// writer.
     ///
-    /// A sink that is new starts at the present: it gets what is committed from now on.
+    /// A sink that is new starts at the present: it gets what is committed from now on. So does one that takes more
+    /// than before, with what is new to it.
     ///
     /// # Errors
-    /// See [`OpenError`]. Nothing was changed then.
+    /// See [`OpenError`]. At most the tables were made or migrated then.
     pub fn open(options: Options) -> Result<(Self, Running), OpenError> {
-        let lock = lock(&options.data_dir)?;
-        let database = options.data_dir.join("ledger.db");
+        make_directory(&options.data_dir)?;
+        let (lock, lock_path) = lock(&options.data_dir)?;
+        let database = database(&options.data_dir);
         let opened = schema::open(&database)?;
-        let resume = outbox::register(&opened.connection, &options.subscriptions, &database)?;
+        let (interests, resume) = outbox::register(&opened.connection, &options.subscriptions, &database)?;
+        let interests: Arc<[Interest]> = interests.into();
+        let place = lock.metadata().and_then(|metadata| Place::of((&lock_path, &metadata), &database));
+        let place = place.map_err(|cause| OpenError::Io { path: database.clone(), cause })?;
         let claims = outbox::claims(&opened.connection, &resume, options.backlog)
             .map_err(|cause| OpenError::Database { path: database.clone(), cause })?;
         let claims = Arc::new(claims);
@@ -369,11 +419,12 @@ impl Ledger {
             connection: opened.connection,
             inbox,
             failure,
+            place,
             feed: Arc::clone(&feed),
             claims: Arc::clone(&claims),
             gauges: Arc::clone(&gauges),
             limit: options.backlog.into(),
-            subscriptions: options.subscriptions,
+            interests: Arc::clone(&interests),
             windows: options.windows,
             clock: options.clock,
         })
@@ -389,21 +440,32 @@ impl Ledger {
             id: opened.ledger_id,
             feed,
             claims,
+            interests,
             gauges,
             _lock: lock,
         };
         Ok((Self { shared: Arc::new(shared) }, Running { thread, failed }))
     }
 
-    /// Gives up everything that waits for a sink that is no longer configured. Returns how many events.
+    /// Gives up the events that keep the daemon from starting with a sink: all that wait for it when it is no longer
+    /// configured or now of another type, and those that it no longer takes when it takes less than before. By
+    /// force, all that wait for it, whatever is configured. A directory without a ledger stays as it is.
     ///
     /// # Errors
-    /// When the ledger cannot be opened or written; a name that it does not know gives `None`.
-    pub fn forget_sink(data_dir: &Path, sink: &str) -> Result<Option<u64>, OpenError> {
+    /// When the ledger cannot be opened or written.
+    pub fn forget_sink(
+        data_dir: &Path,
+        sink: &str,
+        configured: Option<&Subscription>,
+        by_force: bool,
+    ) -> Result<Forgetting, OpenError> {
+        let database = database(data_dir);
+        if !database.is_file() {
+            return Err(OpenError::Missing(database));
+        }
         let _lock = lock(data_dir)?;
-        let database = data_dir.join("ledger.db");
         let opened = schema::open(&database)?;
-        outbox::forget_sink(&opened.connection, sink)
+        outbox::forget_sink(&opened.connection, sink, configured, by_force)
             .map_err(|cause| OpenError::Database { path: database, cause })
     }
 
@@ -474,7 +536,8 @@ impl Ledger {
     /// When the database cannot be opened a second time.
     pub fn outbox(&self, sink: &str) -> rusqlite::Result<Outbox> {
         let (feed, claims) = (Arc::clone(&self.shared.feed), Arc::clone(&self.shared.claims));
-        Outbox::open(&self.shared.database, sink, feed, claims)
+        let interest = self.shared.interests.iter().find(|interest| interest.subscription.sink == sink);
+        Outbox::open(&self.shared.database, sink, interest.cloned(), feed, claims)
     }
 
     /// Bytes that are committed and not delivered to every sink, and how many of them are quarantined lines.
@@ -538,19 +601,27 @@ impl Ledger {
     }
 }
 
-/// Takes the directory for this process alone.
-fn lock(data_dir: &Path) -> Result<File, OpenError> {
-    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |cause| OpenError::Io { path, cause }
-    };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(io(data_dir))?;
+fn database(data_dir: &Path) -> PathBuf {
+    data_dir.join("ledger.db")
+}
+
+fn make_directory(data_dir: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    made.map_err(|cause| OpenError::Io { path: data_dir.to_owned(), cause })
+}
+
+/// Takes the directory for this process alone. Returns the file that is locked and its path.
+fn lock(data_dir: &Path) -> Result<(File, PathBuf), OpenError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
     let path = data_dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(io(&path))?;
+    let file = match file {
+        Ok(file) => file,
+        Err(cause) => return Err(OpenError::Io { path, cause }),
+    };
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok((file, path)),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data_dir.to_owned())),
         Err(TryLockError::Error(cause)) => Err(OpenError::Io { path, cause }),
     }

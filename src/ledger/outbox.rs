@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::claims::{Claim, Claims};
-use super::{Backlog, Batch, OpenError, Pending, Position, Resume, Subscription, schema};
+use super::interest::{Interest, Remembered};
+use super::{Backlog, Batch, Forgetting, OpenError, Pending, Position, Resume, Subscription, schema};
 use crate::wire::event::{Reason, Stream, Verdict};
 
 /// A committed batch as sinks get it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stored {
     /// Its place in the order of commits.
     pub position: i64,
@@ -36,7 +37,7 @@ pub struct Stored {
 }
 
 /// A committed body.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Body {
     /// Inflated, from memory.
     Decoded {
@@ -61,7 +62,15 @@ impl Stored {
         subscription: &'a Subscription,
         from_line: u32,
     ) -> impl Iterator<Item = (usize, &'a Verdict)> {
-        let wants = Stream::ALL.map(|stream| subscription.wants(&self.source, stream));
+        self.lines(Stream::ALL.map(|stream| subscription.wants(&self.source, stream)), from_line)
+    }
+
+    /// The lines of some streams, in the order of [`Stream::ALL`].
+    fn lines(
+        &self,
+        wants: [bool; Stream::ALL.len()],
+        from_line: u32,
+    ) -> impl Iterator<Item = (usize, &Verdict)> {
         self.verdicts
             .iter()
             .enumerate()
@@ -159,6 +168,7 @@ impl Feed {
 /// One sink's way to read batches.
 pub struct Outbox {
     sink: String,
+    interest: Option<Interest>,
     feed: Arc<Feed>,
     claims: Arc<BTreeMap<String, Claims>>,
     connection: Connection,
@@ -180,14 +190,16 @@ impl Outbox {
     pub(super) fn open(
         database: &Path,
         sink: &str,
+        interest: Option<Interest>,
         feed: Arc<Feed>,
         claims: Arc<BTreeMap<String, Claims>>,
     ) -> rusqlite::Result<Self> {
-        Ok(Self { sink: sink.to_owned(), feed, claims, connection: schema::open_reader(database)? })
+        Ok(Self { sink: sink.to_owned(), interest, feed, claims, connection: schema::open_reader(database)? })
     }
 
     /// Takes the first batch at or behind a position, waiting at most `patience` for it. What was taken stays until
-    /// the sink has it, and is found here again after a restart.
+    /// the sink has it, and is found here again after a restart. Of a batch that was committed before the sink was
+    /// made to take more, what it did not take then counts as a duplicate.
     ///
     /// # Errors
     /// When the table cannot be read.
@@ -205,7 +217,11 @@ impl Outbox {
             let claim =
                 claims.map(|claims| claims.claim(batch.position, batch.weight.bytes, generation, left));
             match claim {
-                None | Some(Claim::Granted) => return Ok(Next::Batch(batch)),
+                None | Some(Claim::Granted) => {
+                    let restricted =
+                        self.interest.as_ref().and_then(|interest| interest.restrict(&batch)).map(Arc::new);
+                    return Ok(Next::Batch(restricted.unwrap_or(batch)));
+                }
                 Some(Claim::Outdated) => {}
                 Some(Claim::Full) => return Ok(Next::Full),
             }
@@ -460,15 +476,18 @@ pub(super) fn in_flight(
     Ok(found)
 }
 
+/// Which lines count: those of a source and a stream, in a batch.
+type Counts<'a> = &'a dyn Fn(i64, &str, Stream) -> bool;
+
 /// What waits for a sink behind its recorded position. Reads the summaries alone, no body: of a large backlog a
 /// hundredth.
 pub(super) fn pending(
     connection: &Connection,
-    subscription: &Subscription,
+    counts: Counts<'_>,
     position: Position,
 ) -> rusqlite::Result<Pending> {
     let mut pending = Pending::default();
-    walk(connection, subscription, position, |events, received_at| {
+    walk(connection, counts, position, |events, received_at| {
         pending.events += events;
         pending.oldest = Some(pending.oldest.map_or(received_at, |oldest| oldest.min(received_at)));
         true
@@ -480,11 +499,11 @@ pub(super) fn pending(
 /// Unix epoch.
 pub(super) fn oldest(
     connection: &Connection,
-    subscription: &Subscription,
+    counts: Counts<'_>,
     position: Position,
 ) -> rusqlite::Result<Option<i64>> {
     let mut oldest = None;
-    walk(connection, subscription, position, |_, received_at| {
+    walk(connection, counts, position, |_, received_at| {
         oldest = Some(received_at);
         false
     })?;
@@ -495,7 +514,7 @@ pub(super) fn oldest(
 /// Goes on for as long as it is told to.
 fn walk(
     connection: &Connection,
-    subscription: &Subscription,
+    counts: Counts<'_>,
     position: Position,
     mut look: impl FnMut(u64, i64) -> bool,
 ) -> rusqlite::Result<()> {
@@ -505,7 +524,8 @@ fn walk(
     } else {
         let partly = read_one(connection, position.batch)?.filter(|batch| batch.position == position.batch);
         if let Some(batch) = partly {
-            let events = batch.wanted(subscription, position.line).count() as u64;
+            let wants = Stream::ALL.map(|stream| counts(batch.position, &batch.source, stream));
+            let events = batch.lines(wants, position.line).count() as u64;
             if events > 0 && !look(events, batch.received_at) {
                 return Ok(());
             }
@@ -513,98 +533,192 @@ fn walk(
         position.batch + 1
     };
     let mut find = connection.prepare_cached(
-        "SELECT source, verified, unverified, quarantined, received_at FROM batch INDEXED BY batch_summary \
+        "SELECT position, source, verified, unverified, quarantined, received_at \
+         FROM batch INDEXED BY batch_summary \
          WHERE position >= ?1 ORDER BY position",
     )?;
     let mut rows = find.query([from])?;
     while let Some(row) = rows.next()? {
-        let source: String = row.get(0)?;
-        let events = subscription.count(&source, [row.get(1)?, row.get(2)?, row.get(3)?]);
-        if events > 0 && !look(events, row.get(4)?) {
+        let (batch, source): (i64, String) = (row.get(0)?, row.get(1)?);
+        let lines = [row.get(2)?, row.get(3)?, row.get(4)?];
+        let events = count(lines, |stream| counts(batch, &source, stream));
+        if events > 0 && !look(events, row.get(5)?) {
             break;
         }
     }
     Ok(())
 }
 
-/// Brings the table of sinks in line with the configuration, and tells where each one goes on.
+/// How many lines of a batch count, which has so many of each stream in the order of [`Stream::ALL`].
+pub(super) fn count(lines: [u64; Stream::ALL.len()], counts: impl Fn(Stream) -> bool) -> u64 {
+    let streams = Stream::ALL.into_iter().zip(lines);
+    streams.filter(|(stream, _)| counts(*stream)).map(|(_, lines)| lines).sum()
+}
+
+/// Brings the table of sinks in line with the configuration, all of it or, on an error, nothing. Tells what each
+/// one wants and where it goes on.
 pub(super) fn register(
     connection: &Connection,
     subscriptions: &[Subscription],
     path: &Path,
-) -> Result<BTreeMap<String, Resume>, OpenError> {
+) -> Result<(Vec<Interest>, BTreeMap<String, Resume>), OpenError> {
     let database = |cause| OpenError::Database { path: path.to_owned(), cause };
-    let known = known_sinks(connection).map_err(database)?;
-    for (sink, kind, resume) in &known {
-        match subscriptions.iter().find(|subscription| subscription.sink == *sink) {
-            Some(subscription) if subscription.kind != kind => {
+    let transaction = connection.unchecked_transaction().map_err(database)?;
+    let mut known = known_sinks(connection).map_err(database)?;
+    for (name, sink) in &known {
+        match subscriptions.iter().find(|subscription| subscription.sink == *name) {
+            Some(subscription) if subscription.kind != sink.kind => {
                 return Err(OpenError::KindChanged {
-                    sink: sink.clone(),
-                    was: kind.clone(),
+                    sink: name.clone(),
+                    was: sink.kind.clone(),
                     is: subscription.kind,
                 });
             }
-            Some(_) => {}
-            None => {
-                let pending = pending_of_unknown(connection, resume.position).map_err(database)?;
+            Some(subscription) => {
+                let pending = sink.no_longer_wanted(connection, subscription).map_err(database)?;
                 if pending > 0 {
-                    return Err(OpenError::Orphaned { sink: sink.clone(), pending });
+                    return Err(OpenError::Narrowed { sink: name.clone(), pending });
                 }
+            }
+            None => {
+                let pending = sink.wanted(connection).map_err(database)?;
+                if pending > 0 {
+                    return Err(OpenError::Orphaned { sink: name.clone(), pending });
+                }
+                remove(connection, name).map_err(database)?;
             }
         }
     }
-    let mut resumed = BTreeMap::new();
-    for (sink, _, resume) in known {
-        if subscriptions.iter().any(|subscription| subscription.sink == sink) {
-            resumed.insert(sink, resume);
-        } else {
-            forget_sink(connection, &sink).map_err(database)?;
-        }
-    }
     let present = schema::last_position(connection).map_err(database)? + 1;
+    let (mut interests, mut resumed) = (Vec::with_capacity(subscriptions.len()), BTreeMap::new());
     for subscription in subscriptions {
-        if !resumed.contains_key(&subscription.sink) {
-            connection
-                .execute(
-                    "INSERT INTO sink VALUES (?1, ?2, ?3, 0, x'')",
-                    params![subscription.sink, subscription.kind, present],
-                )
-                .map_err(database)?;
-            let position = Position { batch: present, line: 0 };
-            resumed.insert(subscription.sink.clone(), Resume { position, mark: Vec::new() });
+        let name = &subscription.sink;
+        let (interest, resume) = match known.remove(name) {
+            Some(sink) => {
+                let interest = sink.going_on(subscription, present);
+                if sink.remembered.as_ref() != Some(&interest.remembered) {
+                    remember(connection, &interest).map_err(database)?;
+                }
+                (interest, sink.resume)
+            }
+            None => {
+                let interest = Interest::new(subscription.clone());
+                insert(connection, &interest, present).map_err(database)?;
+                let position = Position { batch: present, line: 0 };
+                (interest, Resume { position, mark: Vec::new() })
+            }
+        };
+        resumed.insert(name.clone(), resume);
+        interests.push(interest);
+    }
+    transaction.commit().map_err(database)?;
+    Ok((interests, resumed))
+}
+
+/// Gives up what keeps the daemon from starting with a sink, or, by force, whatever waits for it.
+pub(super) fn forget_sink(
+    connection: &Connection,
+    sink: &str,
+    configured: Option<&Subscription>,
+    by_force: bool,
+) -> rusqlite::Result<Forgetting> {
+    let transaction = connection.unchecked_transaction()?;
+    let Some(known) = known_sinks(connection)?.remove(sink) else {
+        return Ok(Forgetting::Unknown);
+    };
+    let forgetting = match configured.filter(|subscription| !by_force && subscription.kind == known.kind) {
+        Some(subscription) => match known.no_longer_wanted(connection, subscription)? {
+            0 => Forgetting::Refused { pending: known.wanted(connection)? },
+            given_up => {
+                let present = schema::last_position(connection)? + 1;
+                remember(connection, &known.going_on(subscription, present))?;
+                Forgetting::NoLongerWanted { given_up }
+            }
+        },
+        None => {
+            let given_up = known.wanted(connection)?;
+            remove(connection, sink)?;
+            Forgetting::All { given_up }
+        }
+    };
+    transaction.commit()?;
+    Ok(forgetting)
+}
+
+/// A sink as the table has it.
+struct Known {
+    kind: String,
+    resume: Resume,
+    /// What it wants; not known of one from version 1.
+    remembered: Option<Remembered>,
+}
+
+impl Known {
+    /// How many lines wait for it. When it is not known what it wants, all may.
+    fn wanted(&self, connection: &Connection) -> rusqlite::Result<u64> {
+        let counts = |batch, source: &str, stream| {
+            self.remembered.as_ref().is_none_or(|remembered| remembered.wants(batch, source, stream))
+        };
+        pending(connection, &counts, self.resume.position).map(|pending| pending.events)
+    }
+
+    /// How many lines wait for it which it does not want any more by its present configuration.
+    fn no_longer_wanted(
+        &self,
+        connection: &Connection,
+        subscription: &Subscription,
+    ) -> rusqlite::Result<u64> {
+        let Some(remembered) = &self.remembered else { return Ok(0) };
+        let counts = |batch, source: &str, stream| {
+            remembered.wants(batch, source, stream) && !subscription.wants(source, stream)
+        };
+        pending(connection, &counts, self.resume.position).map(|pending| pending.events)
+    }
+
+    /// What it wants by its present configuration.
+    fn going_on(&self, subscription: &Subscription, present: i64) -> Interest {
+        match &self.remembered {
+            None => Interest::new(subscription.clone()),
+            Some(before) => {
+                Interest::going_on(subscription.clone(), before.clone(), self.resume.position, present)
+            }
         }
     }
-    Ok(resumed)
 }
 
-/// Takes a sink out of the table; tells how many events waited for it, or none when it is not known.
-pub(super) fn forget_sink(connection: &Connection, sink: &str) -> rusqlite::Result<Option<u64>> {
-    let known = known_sinks(connection)?;
-    let Some((_, _, resume)) = known.iter().find(|(name, _, _)| name == sink) else {
-        return Ok(None);
-    };
-    let pending = pending_of_unknown(connection, resume.position)?;
-    connection.execute("DELETE FROM sink WHERE name = ?1", [sink])?;
-    Ok(Some(pending))
-}
-
-fn known_sinks(connection: &Connection) -> rusqlite::Result<Vec<(String, String, Resume)>> {
-    let mut find = connection.prepare("SELECT name, kind, batch, line, mark FROM sink")?;
+fn known_sinks(connection: &Connection) -> rusqlite::Result<BTreeMap<String, Known>> {
+    let mut find = connection.prepare("SELECT name, kind, batch, line, mark, wants FROM sink")?;
     let found = find.query_map([], |row| {
         let position = Position { batch: row.get(2)?, line: row.get(3)? };
-        Ok((row.get(0)?, row.get(1)?, Resume { position, mark: row.get(4)? }))
+        let wants: Option<String> = row.get(5)?;
+        let known = Known {
+            kind: row.get(1)?,
+            resume: Resume { position, mark: row.get(4)? },
+            remembered: wants.map(|wants| Remembered::read(5, &wants)).transpose()?,
+        };
+        Ok((row.get(0)?, known))
     })?;
     found.collect()
 }
 
-/// Lines behind a position, whatever their stream: what a sink wanted is no longer known.
-fn pending_of_unknown(connection: &Connection, position: Position) -> rusqlite::Result<u64> {
-    connection.query_row(
-        "SELECT coalesce(sum(verified + unverified + quarantined), 0) \
-         FROM batch INDEXED BY batch_summary WHERE position >= ?1",
-        [position.batch],
-        |row| row.get(0),
-    )
+fn insert(connection: &Connection, interest: &Interest, batch: i64) -> rusqlite::Result<()> {
+    let Subscription { sink, kind, .. } = &interest.subscription;
+    connection.execute(
+        "INSERT INTO sink (name, kind, batch, line, mark, wants) VALUES (?1, ?2, ?3, 0, x'', ?4)",
+        params![sink, kind, batch, interest.remembered.write()?],
+    )?;
+    Ok(())
+}
+
+fn remember(connection: &Connection, interest: &Interest) -> rusqlite::Result<()> {
+    let parameters = params![interest.subscription.sink, interest.remembered.write()?];
+    connection.execute("UPDATE sink SET wants = ?2 WHERE name = ?1", parameters)?;
+    Ok(())
+}
+
+fn remove(connection: &Connection, sink: &str) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM sink WHERE name = ?1", [sink])?;
+    Ok(())
 }
 
 /// One byte a line: duplicate, unverified, verified (and a second byte for the key), or a reason (and its
@@ -684,7 +798,7 @@ mod tests {
                 )
                 .unwrap();
         }
-        connection.execute("INSERT INTO sink VALUES ('all', 'file', 4, 0, x'')", []).unwrap();
+        connection.execute("INSERT INTO sink VALUES ('all', 'file', 4, 0, x'', NULL)", []).unwrap();
         let mut steps = Vec::new();
         loop {
             let forgotten = forget(&connection).unwrap();

@@ -12,18 +12,20 @@ use crate::database;
 /// How long to wait for a lock that somebody else holds.
 const BUSY: Duration = Duration::from_secs(10);
 
-/// The version of the tables below (`PRAGMA user_version`).
-const VERSION: i64 = 1;
-
 /// "audg": marks the file as ours (`PRAGMA application_id`).
 const APPLICATION_ID: i32 = 0x6175_6467;
 
-/// Version 1.
-///
+/// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A step that was
+/// released is never changed.
+const STEPS: [&str; 2] = [VERSION_1, VERSION_2];
+
+/// What a sink wants, as JSON; NULL for a sink of version 1 until it is configured once more.
+const VERSION_2: &str = "ALTER TABLE sink ADD COLUMN wants TEXT";
+
 /// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16 bytes), all
 /// big-endian, so that events of one moment lie on few pages. Times are in seconds in `seen` and its partitions,
 /// in milliseconds elsewhere. `batch_summary` lets a start count what waits without reading any body.
-const TABLES: &str = "
+pub(super) const VERSION_1: &str = "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE seen (key BLOB PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE seen_partition (
@@ -80,10 +82,10 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     let found: i64 = connection
         .query_row("SELECT user_version FROM pragma_user_version", [], |row| row.get(0))
         .map_err(refused)?;
-    match found {
-        0 => create(&mut connection).map_err(refused)?,
-        VERSION => {}
-        _ => return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION }),
+    let known = STEPS.len();
+    match usize::try_from(found) {
+        Ok(version) if version <= known => migrate(&mut connection, version).map_err(refused)?,
+        _ => return Err(OpenError::TooNew { path: path.to_owned(), found, known }),
     }
     let meta =
         |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
@@ -113,17 +115,25 @@ pub(super) fn last_position(connection: &Connection) -> rusqlite::Result<i64> {
         .map(|found| found.unwrap_or(0))
 }
 
-fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+/// Takes the steps from a version on, all of them or none; 0 is an empty database.
+fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
+    if version == STEPS.len() {
+        return Ok(());
+    }
     let transaction = connection.transaction()?;
-    transaction.execute_batch(TABLES)?;
-    let mut random = rand::rng();
-    let (ledger_id, identity_key) = (random.random::<[u8; 16]>(), random.random::<[u8; 32]>());
-    transaction.execute(
-        "INSERT INTO meta VALUES ('ledger_id', ?1), ('identity_key', ?2)",
-        params![ledger_id, identity_key],
-    )?;
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", VERSION)?;
+    for step in &STEPS[version..] {
+        transaction.execute_batch(step)?;
+    }
+    if version == 0 {
+        let mut random = rand::rng();
+        let (ledger_id, identity_key) = (random.random::<[u8; 16]>(), random.random::<[u8; 32]>());
+        transaction.execute(
+            "INSERT INTO meta VALUES ('ledger_id', ?1), ('identity_key', ?2)",
+            params![ledger_id, identity_key],
+        )?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    }
+    transaction.pragma_update(None, "user_version", STEPS.len() as u64)?;
     transaction.commit()
 }
 

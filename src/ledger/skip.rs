@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::claims::{Claims, State};
-use super::outbox::Weight;
-use super::{Position, Skipped, Subscription};
+use super::interest::Interest;
+use super::outbox::{self, Weight};
+use super::{Position, Skipped};
 use crate::wire::event::Stream;
 
 /// When batches are given up, and what is known about the others.
@@ -62,7 +63,7 @@ pub(super) struct GivenUp<'a> {
 
 /// A sink as far as batches are concerned that it has not passed.
 struct Want<'s> {
-    subscription: &'s Subscription,
+    interest: &'s Interest,
     /// The first batch that is not wholly delivered.
     reached: i64,
     /// Everything up to this batch is in flight or delivered; none for a sink that holds.
@@ -81,7 +82,7 @@ struct Row {
 
 impl Skipping {
     /// `limit` is where batches are refused.
-    pub(super) fn new(limit: Weight, subscriptions: &[Subscription]) -> Self {
+    pub(super) fn new(limit: Weight, interests: &[Interest]) -> Self {
         let high = |limit: u64| limit - limit / 16;
         let low = |limit: u64| high(limit) - (limit / 16).min(STEP);
         Self {
@@ -90,7 +91,7 @@ impl Skipping {
                 quarantine_bytes: high(limit.quarantine_bytes).max(1),
             },
             low: Weight { bytes: low(limit.bytes), quarantine_bytes: low(limit.quarantine_bytes) },
-            anybody_skips: subscriptions.iter().any(|subscription| subscription.skips),
+            anybody_skips: interests.iter().any(|interest| interest.subscription.skips),
             looked_at: LookedAt::default(),
             moved: true,
             rested: None,
@@ -117,7 +118,7 @@ impl Skipping {
         &self,
         connection: &Connection,
         weight: Weight,
-        subscriptions: &[Subscription],
+        interests: &[Interest],
         positions: impl Fn(&str) -> Option<Position>,
         claims: &'a BTreeMap<String, Claims>,
     ) -> rusqlite::Result<Option<GivenUp<'a>>> {
@@ -135,8 +136,9 @@ impl Skipping {
             to_the_end: false,
             guards: Vec::new(),
         };
-        let mut wants = Vec::with_capacity(subscriptions.len());
-        for subscription in subscriptions {
+        let mut wants = Vec::with_capacity(interests.len());
+        for interest in interests {
+            let subscription = &interest.subscription;
             let Some(position) = positions(&subscription.sink) else { continue };
             let claims = claims.get(&subscription.sink).filter(|_| subscription.skips);
             let claimed = claims.map(|claims| {
@@ -145,7 +147,7 @@ impl Skipping {
                 given_up.guards.push(guard);
                 claimed
             });
-            wants.push(Want { subscription, reached: position.batch, claimed });
+            wants.push(Want { interest, reached: position.batch, claimed });
         }
 
         let mut find = connection.prepare_cached(
@@ -222,14 +224,15 @@ impl GivenUp<'_> {
     fn take(&mut self, row: &Row, wants: &[Want<'_>]) {
         let mut losers = Vec::new();
         for want in wants.iter().filter(|want| want.reached <= row.batch) {
-            let events = want.subscription.count(&row.source, row.lines);
+            let wants = |stream| want.interest.wants(row.batch, &row.source, stream);
+            let events = outbox::count(row.lines, wants);
             if events == 0 {
                 continue;
             }
             if want.claimed.is_none_or(|claimed| row.batch <= claimed) {
                 return;
             }
-            losers.push((&want.subscription.sink, events));
+            losers.push((&want.interest.subscription.sink, events));
         }
         for (sink, events) in losers {
             let lost = Skipped { events, oldest: row.received_at, newest: row.received_at };

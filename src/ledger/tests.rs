@@ -175,10 +175,7 @@ fn a_jump_of_the_clock_makes_nothing_new() {
 #[test]
 fn a_rejected_line_is_a_duplicate_for_a_day_and_suppresses_no_event() {
     let bench = Bench::new();
-    let reject = |bench: &Bench| Entry {
-        verdict: Verdict::Rejected { reason: Reason::Unsigned, detail: "no signature".into() },
-        identity: bench.ledger().identifier().reject("us", b"a"),
-    };
+    let reject = |bench: &Bench| bench.reject("us", "a");
     assert_eq!(bench.commit("us", vec![reject(&bench), reject(&bench)]).quarantined(), 1);
     assert_eq!(bench.commit_line("a", Some(NOON)), 1);
     bench.pass(24 * HOUR);
@@ -240,10 +237,243 @@ fn a_sink_that_is_removed_or_changed_with_events_waiting_is_refused() {
     let mut changed = bench.options(&["all"]);
     changed.subscriptions[0].kind = "syslog";
     assert!(matches!(Ledger::open(changed).err().unwrap(), OpenError::KindChanged { .. }));
-    assert_eq!(Ledger::forget_sink(bench.dir.path(), "all").unwrap(), Some(1));
-    assert_eq!(Ledger::forget_sink(bench.dir.path(), "all").unwrap(), None);
+    let forget = || Ledger::forget_sink(bench.dir.path(), "all", None, false).unwrap();
+    assert_eq!([forget(), forget()], [Forgetting::All { given_up: 1 }, Forgetting::Unknown]);
     bench.open = Some(Ledger::open(bench.options(&["other"])).unwrap());
     assert_eq!(bench.ledger().resume("other").unwrap().position, Position { batch: 2, line: 0 });
+}
+
+impl Bench {
+    fn reject(&self, source: &str, line: &str) -> Entry {
+        Entry {
+            verdict: Verdict::Rejected { reason: Reason::Unsigned, detail: "no signature".into() },
+            identity: self.ledger().identifier().reject(source, line.as_bytes()),
+        }
+    }
+
+    /// One sink that takes these.
+    fn taking(&self, streams: &[Stream], sources: Option<&[&str]>) -> Options {
+        let mut options = self.options(&["all"]);
+        options.subscriptions[0].streams = streams.to_vec();
+        options.subscriptions[0].sources =
+            sources.map(|sources| sources.iter().map(|source| (*source).to_owned()).collect());
+        options
+    }
+
+    /// Starts over with another configuration.
+    fn change(&mut self, options: Options) {
+        self.close();
+        self.open = Some(Ledger::open(options).unwrap());
+    }
+
+    /// What the sink gets from its position on: batch and line.
+    fn handed_out(&self) -> Vec<(i64, usize)> {
+        let outbox = self.ledger().outbox("all").unwrap();
+        let configured = &self.ledger().shared.interests[0].subscription;
+        let Position { mut batch, mut line } = self.ledger().resume("all").unwrap().position;
+        let mut found = Vec::new();
+        while let Next::Batch(next) = outbox.next(batch, Duration::ZERO).unwrap() {
+            line = if next.position == batch { line } else { 0 };
+            found.extend(next.wanted(configured, line).map(|(line, _)| (next.position, line)));
+            batch = next.position + 1;
+        }
+        found
+    }
+}
+
+#[test]
+fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
+    let mut bench = Bench::new();
+    // Batch 1, of which a part is delivered, and batch 2.
+    for source in ["us", "eu"] {
+        let entries = vec![bench.entry(source, "a", None), bench.reject(source, "b")];
+        bench.commit(source, entries);
+    }
+    let refused = |bench: &mut Bench, options: Options, expected: u64| {
+        bench.close();
+        match Ledger::open(options).err() {
+            Some(OpenError::Narrowed { sink, pending }) => {
+                assert_eq!((sink.as_str(), pending), ("all", expected));
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let us_verified = bench.taking(&[Stream::Verified], Some(&["us"]));
+    refused(&mut bench, us_verified.clone(), 3);
+    let us = bench.taking(&Stream::ALL, Some(&["us"]));
+    refused(&mut bench, us.clone(), 2);
+    let renamed = bench.taking(&Stream::ALL, Some(&["eu", "usa"]));
+    refused(&mut bench, renamed, 2);
+    let verified = bench.taking(&[Stream::Verified], None);
+    refused(&mut bench, verified.clone(), 2);
+    // The same in other words, and back.
+    let both = bench.taking(&Stream::ALL.map(|stream| stream), Some(&["us", "eu"]));
+    bench.change(both);
+    let both = bench.taking(&[Stream::Quarantine, Stream::Unverified, Stream::Verified], Some(&["eu", "us"]));
+    bench.change(both);
+    assert_eq!(bench.handed_out(), [(1, 0), (1, 1), (2, 0), (2, 1)]);
+
+    bench.ledger().advance_now("all", Position { batch: 1, line: 1 }, Vec::new(), None).unwrap();
+    refused(&mut bench, us_verified.clone(), 3);
+    let all = bench.options(&["all"]);
+    bench.change(all);
+    bench.ledger().advance_now("all", Position { batch: 2, line: 1 }, Vec::new(), None).unwrap();
+    refused(&mut bench, verified.clone(), 1);
+    let all = bench.options(&["all"]);
+    bench.change(all);
+    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, Vec::new(), None).unwrap();
+    // Nothing that it took waits.
+    bench.change(us_verified);
+    bench.commit("us", vec![bench.reject("us", "c"), bench.entry("us", "c", None)]);
+    assert_eq!(bench.ledger().pending("all").events, 1);
+    // It wants less than what is there, and gets along without it.
+    let us_verified = bench.taking(&[Stream::Verified], Some(&["us"]));
+    bench.change(us_verified);
+    let nothing = bench.taking(&[Stream::Quarantine], None);
+    refused(&mut bench, nothing, 1);
+}
+
+#[test]
+fn a_sink_that_takes_more_starts_at_the_present_with_it() {
+    let mut bench = Bench::new();
+    let us = bench.taking(&[Stream::Verified], Some(&["us"]));
+    bench.close();
+    assert_eq!(
+        Ledger::forget_sink(bench.dir.path(), "all", None, false).unwrap(),
+        Forgetting::All { given_up: 0 }
+    );
+    bench.change(us);
+    let post = |bench: &Bench, line: &str| {
+        for source in ["us", "eu"] {
+            bench.commit(source, vec![bench.entry(source, line, None), bench.reject(source, line)]);
+        }
+    };
+    post(&bench, "a");
+    let verified = bench.taking(&[Stream::Verified], None);
+    bench.change(verified);
+    post(&bench, "b");
+    let all = bench.options(&["all"]);
+    bench.change(all);
+    post(&bench, "c");
+    let expected = [(1, 0), (3, 0), (4, 0), (5, 0), (5, 1), (6, 0), (6, 1)];
+    for restart in [false, true] {
+        if restart {
+            bench.reopen();
+        }
+        assert_eq!(bench.handed_out(), expected, "{restart}");
+        assert_eq!(bench.ledger().pending("all").events, 7);
+    }
+    // What it did not take then is not in the way now either.
+    bench.ledger().advance_now("all", Position { batch: 5, line: 0 }, Vec::new(), None).unwrap();
+    let us = bench.taking(&Stream::ALL, Some(&["us"]));
+    bench.close();
+    assert!(matches!(Ledger::open(us).err(), Some(OpenError::Narrowed { pending: 2, .. })));
+    bench.reopen();
+    assert_eq!(bench.handed_out(), expected[3..]);
+    // The past is forgotten with its batches.
+    let wants = |bench: &Bench| -> String {
+        let database = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
+        database.query_row("SELECT wants FROM sink", [], |row| row.get(0)).unwrap()
+    };
+    assert!(!wants(&bench).contains("earlier"), "{}", wants(&bench));
+}
+
+#[test]
+fn forgetting_gives_up_what_is_in_the_way_of_a_start_and_by_force_everything() {
+    let mut bench = Bench::new();
+    bench.commit("us", vec![bench.entry("us", "a", None)]);
+    bench.commit("eu", vec![bench.entry("eu", "a", None), bench.reject("eu", "a")]);
+    let forget = |options: &Options, by_force| {
+        Ledger::forget_sink(&options.data_dir, "all", Some(&options.subscriptions[0]), by_force)
+    };
+    let (all, us) = (bench.options(&["all"]), bench.taking(&Stream::ALL, Some(&["us"])));
+    assert!(matches!(forget(&all, true), Err(OpenError::InUse(_))));
+    bench.close();
+    assert_eq!(forget(&all, false).unwrap(), Forgetting::Refused { pending: 3 });
+    assert_eq!(forget(&us, false).unwrap(), Forgetting::NoLongerWanted { given_up: 2 });
+    assert_eq!(forget(&us, false).unwrap(), Forgetting::Refused { pending: 1 });
+    bench.change(us.clone());
+    assert_eq!(bench.handed_out(), [(1, 0)]);
+    bench.close();
+    let mut syslog = us.clone();
+    syslog.subscriptions[0].kind = "syslog";
+    assert_eq!(forget(&us, true).unwrap(), Forgetting::All { given_up: 1 });
+    bench.change(us);
+    bench.close();
+    assert_eq!(forget(&syslog, false).unwrap(), Forgetting::All { given_up: 0 });
+
+    let missing = bench.dir.path().join("missing");
+    let options = Options { data_dir: missing.clone(), ..all };
+    assert!(matches!(forget(&options, true), Err(OpenError::Missing(path)) if path.starts_with(&missing)));
+    assert!(!missing.exists());
+    std::fs::create_dir(&missing).unwrap();
+    assert!(matches!(forget(&options, true), Err(OpenError::Missing(_))));
+    assert_eq!(std::fs::read_dir(&missing).unwrap().count(), 0);
+}
+
+#[test]
+fn a_ledger_of_version_1_is_opened() {
+    let mut bench = Bench::new();
+    bench.close();
+    for name in ["ledger.db", "lock"] {
+        std::fs::remove_file(bench.dir.path().join(name)).unwrap();
+    }
+    let database = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
+    database.execute_batch(schema::VERSION_1).unwrap();
+    database
+        .execute_batch(
+            "INSERT INTO meta VALUES ('ledger_id', zeroblob(16)), ('identity_key', zeroblob(32));
+             INSERT INTO batch VALUES (3, 'us', 5, 0, 1, 1, 0, 0, 7, '[\"k\"]', x'020001', x'61');
+             INSERT INTO sink VALUES ('all', 'file', 3, 1, x'6d61726b');
+             PRAGMA user_version = 1",
+        )
+        .unwrap();
+    drop(database);
+    // Nothing is known about what it took: what is configured holds.
+    let unverified = bench.taking(&[Stream::Unverified], None);
+    bench.change(unverified.clone());
+    assert_eq!(bench.ledger().id(), [0; 16]);
+    let resume = bench.ledger().resume("all").unwrap();
+    assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 1 }, &b"mark"[..]));
+    assert_eq!(bench.handed_out(), [(3, 1)]);
+    assert_eq!(bench.commit_line("a", None), 1);
+    // From then on it is known, also when nothing was to be migrated any more.
+    bench.change(unverified);
+    bench.close();
+    let verified = bench.taking(&[Stream::Verified], None);
+    assert!(matches!(Ledger::open(verified).err(), Some(OpenError::Narrowed { pending: 1, .. })));
+}
+
+#[test]
+fn nothing_is_promised_once_a_file_of_the_ledger_is_not_in_its_place() {
+    for name in ["lock", "ledger.db", "ledger.db-wal", ""] {
+        for is_replaced in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut bench = Bench::new();
+            bench.commit_line("a", None);
+            let from = bench.dir.path().join(name);
+            let to = dir.path().join("elsewhere");
+            std::fs::rename(&from, &to).unwrap();
+            if is_replaced && name.is_empty() {
+                std::fs::create_dir(&from).unwrap();
+                for name in ["lock", "ledger.db", "ledger.db-wal"] {
+                    std::fs::copy(to.join(name), from.join(name)).unwrap();
+                }
+            } else if is_replaced {
+                std::fs::copy(&to, &from).unwrap();
+            }
+            // Whether it is asked or idle.
+            if is_replaced {
+                let batch = Bench::batch("us", vec![bench.entry("us", "b", None)]);
+                assert!(bench.ledger().send_commit(batch).blocking_recv().is_err(), "{name}");
+            }
+            let (ledger, running) = bench.open.take().unwrap();
+            let Ok(Failed::Gone(path)) = running.failed.blocking_recv() else { panic!("{name}") };
+            assert!(path.starts_with(&from), "{}", path.display());
+            running.thread.join().unwrap();
+            drop(ledger);
+        }
+    }
 }
 
 #[test]

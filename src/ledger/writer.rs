@@ -15,11 +15,13 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
 use super::claims::Claims;
+use super::interest::Interest;
 use super::outbox::{self, Body, Feed, Forgotten, Stored, Weight};
+use super::place::Place;
 use super::seen::Seen;
 use super::skip::{GivenUp, Skipping};
 use super::{
-    Batch, Clock, CommitError, Delivered, Gauges, Position, Receipt, Resume, Skipped, Subscription, Window,
+    Batch, Clock, CommitError, Delivered, Failed, Gauges, Position, Receipt, Resume, Skipped, Window,
 };
 use crate::database;
 use crate::wire::event::{Stream, Verdict};
@@ -49,13 +51,14 @@ pub(super) enum Message {
 pub(super) struct Parts {
     pub(super) connection: Connection,
     pub(super) inbox: Receiver<Message>,
-    pub(super) failure: oneshot::Sender<String>,
+    pub(super) failure: oneshot::Sender<Failed>,
+    pub(super) place: Place,
     pub(super) feed: Arc<Feed>,
     pub(super) claims: Arc<BTreeMap<String, Claims>>,
     pub(super) gauges: Arc<Gauges>,
     /// Where batches are refused.
     pub(super) limit: Weight,
-    pub(super) subscriptions: Vec<Subscription>,
+    pub(super) interests: Arc<[Interest]>,
     pub(super) windows: BTreeMap<String, Window>,
     pub(super) clock: Clock,
 }
@@ -92,8 +95,9 @@ const FREED_BYTES: u64 = 32 << 20;
 /// Between two steps of housekeeping requests go first.
 const HOUSEWORK_PAUSE: Duration = Duration::from_millis(10);
 
-/// After a failed write: how often it is tried whether writing works again.
-const PROBE: Duration = Duration::from_secs(1);
+/// How often it is looked whether the ledger's files are in their place, while nothing else is to be done. After a
+/// failed write, it is also tried as often whether writing works again.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The size of a large batch, compressed.
 const PROBE_BYTES: u32 = 1 << 20;
@@ -108,12 +112,14 @@ impl Writer {
         let seen = Seen::new(&parts.connection, parts.windows.clone(), parts.clock.clone())?;
         let weight = outbox::weigh(&parts.connection)?;
         parts.gauges.set_weight(weight);
-        for subscription in &parts.subscriptions {
-            let position = outbox::position(&parts.connection, &subscription.sink)?;
-            let pending = outbox::pending(&parts.connection, subscription, position)?;
-            parts.gauges.pending().insert(subscription.sink.clone(), pending);
+        for interest in &*parts.interests {
+            let sink = &interest.subscription.sink;
+            let position = outbox::position(&parts.connection, sink)?;
+            let wants = |batch, source: &str, stream| interest.wants(batch, source, stream);
+            let pending = outbox::pending(&parts.connection, &wants, position)?;
+            parts.gauges.pending().insert(sink.clone(), pending);
         }
-        let skipping = Skipping::new(parts.limit, &parts.subscriptions);
+        let skipping = Skipping::new(parts.limit, &parts.interests);
         Ok(Self {
             parts,
             seen,
@@ -135,10 +141,8 @@ impl Writer {
                 HOUSEWORK_PAUSE
             } else if !self.advances.is_empty() || self.must_give_up() {
                 ADVANCE_DELAY
-            } else if unwritable {
-                PROBE
             } else {
-                HOUSEKEEPING
+                LOOK
             };
             let first = match self.parts.inbox.recv_timeout(patience) {
                 Ok(message) => Some(message),
@@ -154,8 +158,8 @@ impl Writer {
             if result.is_ok() && (self.more_housework || self.last_housekeeping.elapsed() >= HOUSEKEEPING) {
                 result = self.keep_house();
             }
-            if let Err(Lost(cause)) = result {
-                let _ = self.parts.failure.send(cause);
+            if let Err(failed) = result {
+                let _ = self.parts.failure.send(failed);
                 self.parts.feed.close();
                 return;
             }
@@ -186,7 +190,7 @@ impl Writer {
                 }
                 Message::Adjust { windows, limit } => {
                     self.seen.adjust(windows);
-                    self.skipping = Skipping::new(limit, &self.parts.subscriptions);
+                    self.skipping = Skipping::new(limit, &self.parts.interests);
                 }
                 Message::Close => closing = true,
             }
@@ -198,15 +202,17 @@ impl Writer {
         (commits, waiting, closing)
     }
 
-    /// One transaction for all of it, then the answers.
-    fn transact(&mut self, commits: Commits, waiting: Vec<Answer<()>>) -> Result<(), Lost> {
+    /// One transaction for all of it, then the answers; none, not even to say that it failed, when the ledger's
+    /// files are no longer where the next start will look for them.
+    fn transact(&mut self, commits: Commits, waiting: Vec<Answer<()>>) -> Result<(), Failed> {
         let probing = self.parts.gauges.unwritable.load(Ordering::Relaxed);
         let is_idle = commits.is_empty() && self.advances.is_empty();
         if is_idle && !probing && !self.must_forget && !self.must_give_up() {
-            return Ok(());
+            return self.is_in_place();
         }
         let claims = Arc::clone(&self.parts.claims);
         let written = self.write(&commits, &claims);
+        self.is_in_place()?;
         match written {
             Ok(written) => {
                 // The point of no return: from here on the batches are promised, whatever happens.
@@ -239,7 +245,7 @@ impl Writer {
                         tracing::info!("the ledger can be written again");
                         Ok(())
                     }
-                    Err(error) if is_lost(&error) => Err(Lost(describe(&error))),
+                    Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
                     Err(_) => Ok(()),
                 }
             }
@@ -260,9 +266,14 @@ impl Writer {
                 for reply in waiting {
                     let _ = reply.send(Err(CommitError::Storage(text.clone())));
                 }
-                if lost { Err(Lost(text)) } else { Ok(()) }
+                if lost { Err(Failed::Untrusted(text)) } else { Ok(()) }
             }
         }
+    }
+
+    /// Looks for the ledger's files.
+    fn is_in_place(&self) -> Result<(), Failed> {
+        self.parts.place.check().map_err(|path| Failed::Gone(path.to_owned()))
     }
 
     /// The transaction itself. Nothing outside the database changes here.
@@ -313,7 +324,7 @@ impl Writer {
             None => gauges.noted().get(sink).map(|noted| noted.position),
         };
         written.given_up =
-            self.skipping.give_up(connection, weight, &self.parts.subscriptions, position, claims)?;
+            self.skipping.give_up(connection, weight, &self.parts.interests, position, claims)?;
         connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(written)
     }
@@ -346,7 +357,7 @@ impl Writer {
                     body: Body::Decoded { packing: batch.packing, bytes: batch.decoded },
                     weight,
                 };
-                gauges.committed(&self.parts.subscriptions, &stored);
+                gauges.committed(&self.parts.interests, &stored);
                 self.parts.feed.publish(stored);
             }
             replies.push((reply, receipt));
@@ -378,12 +389,13 @@ impl Writer {
     /// Counts what sinks lost.
     fn count_skipped(&self, given_up: &GivenUp<'_>) {
         let gauges = &self.parts.gauges;
-        for subscription in &self.parts.subscriptions {
-            let sink = &subscription.sink;
+        for interest in &*self.parts.interests {
+            let sink = &interest.subscription.sink;
             let Some(lost) = given_up.lost.get(sink) else { continue };
             gauges.skipped().entry(sink.clone()).or_default().add(*lost);
             let position = gauges.noted().get(sink).map(|noted| noted.position).unwrap_or_default();
-            let oldest = outbox::oldest(&self.parts.connection, subscription, position);
+            let wants = |batch, source: &str, stream| interest.wants(batch, source, stream);
+            let oldest = outbox::oldest(&self.parts.connection, &wants, position);
             if let Some(pending) = gauges.pending().get_mut(sink) {
                 pending.events = pending.events.saturating_sub(lost.events);
                 // Unknown only when the table cannot be read; then it keeps its former value.
@@ -395,10 +407,11 @@ impl Writer {
     /// Counts what waits for sinks that are somewhere else than was thought.
     fn count_anew(&mut self) {
         for sink in std::mem::take(&mut self.recount) {
-            let subscription = self.parts.subscriptions.iter().find(|known| known.sink == sink);
+            let interest = self.parts.interests.iter().find(|known| known.subscription.sink == sink);
             let noted = self.parts.gauges.noted().get(&sink).map(|noted| noted.position);
-            let (Some(subscription), Some(position)) = (subscription, noted) else { continue };
-            match outbox::pending(&self.parts.connection, subscription, position) {
+            let (Some(interest), Some(position)) = (interest, noted) else { continue };
+            let wants = |batch, source: &str, stream| interest.wants(batch, source, stream);
+            match outbox::pending(&self.parts.connection, &wants, position) {
                 Ok(pending) => {
                     self.parts.gauges.pending().insert(sink, pending);
                 }
@@ -415,7 +428,7 @@ impl Writer {
     }
 
     /// Expires fingerprints and gives free pages back, a little at a time.
-    fn keep_house(&mut self) -> Result<(), Lost> {
+    fn keep_house(&mut self) -> Result<(), Failed> {
         let result = self.clean_up();
         self.freed_bytes = 0;
         self.more_housework = matches!(result, Ok(true));
@@ -424,7 +437,7 @@ impl Writer {
         }
         match result {
             Ok(_) => Ok(()),
-            Err(error) if is_lost(&error) => Err(Lost(describe(&error))),
+            Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
             Err(error) => {
                 tracing::warn!(
                     cause = describe(&error),
@@ -448,9 +461,6 @@ impl Writer {
         Ok(shrunk || expired)
     }
 }
-
-/// The disk cannot be trusted.
-struct Lost(String);
 
 /// What a transaction wrote.
 struct Written<'a> {
@@ -527,9 +537,9 @@ impl Gauges {
         self.quarantine_bytes.store(weight.quarantine_bytes, Ordering::Relaxed);
     }
 
-    fn committed(&self, subscriptions: &[Subscription], stored: &Stored) {
+    fn committed(&self, interests: &[Interest], stored: &Stored) {
         let mut pending = self.pending();
-        for subscription in subscriptions {
+        for Interest { subscription, .. } in interests {
             let events = stored.wanted(subscription, 0).count() as u64;
             if let Some(pending) = pending.get_mut(&subscription.sink).filter(|_| events > 0) {
                 pending.events += events;

@@ -30,6 +30,7 @@ mod produce;
 mod reload;
 mod restart;
 mod service;
+mod sinks;
 mod statuses;
 mod strangers;
 mod streams;

@@ -228,9 +228,10 @@ fn data(call: &str) -> Vec<u8> {
     text.split("\\x").skip(1).filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect()
 }
 
-/// The positions in a page of the ledger's table of sinks. A record of SQLite's is a header (its length, and a
-/// type for each column) and the columns: name, kind, batch, line, mark. Type 1 is an integer of one byte, type 9
-/// the number 1.
+/// The positions in a page of the ledger's table of sinks. A record of SQLite's stands behind its length (a byte, or
+/// two where the first has its highest bit) and is a header (its length, and a type for each column, of which that of
+/// a longer text takes two bytes) and the columns: name, kind, batch, line, mark, wants. Type 1 is an integer of one
+/// byte, type 9 the number 1.
 fn notes(page: &[u8]) -> Vec<(&'static str, u8)> {
     let mut found = Vec::new();
     // Header of the page: 2 for an inner and 10 for a leaf of an index, which tables without row IDs are.
@@ -241,7 +242,10 @@ fn notes(page: &[u8]) -> Vec<(&'static str, u8)> {
     let cells = usize::from(u16::from_be_bytes([page[3], page[4]]));
     for cell in 0..cells {
         let at = usize::from(u16::from_be_bytes([page[8 + 2 * cell], page[9 + 2 * cell]]));
-        let Some([_, 6, _, _, batch, _, _, columns @ ..]) = page.get(at..) else { continue };
+        let Some(cell) = page.get(at..).filter(|cell| !cell.is_empty()) else { continue };
+        let record = &cell[1 + usize::from(cell[0] >> 7)..];
+        let [header @ (7 | 8), _, _, batch, ..] = record else { continue };
+        let Some(columns) = record.get(usize::from(*header)..) else { continue };
         for (sink, _, words) in SINKS {
             if let Some(rest) = columns.strip_prefix(words.as_bytes()) {
                 match batch {

@@ -8,7 +8,7 @@
 //! sink cannot take by the deadline stays in the ledger for the next start.
 
 mod reload;
-mod sinks;
+pub(in crate::cli) mod sinks;
 mod skipped;
 mod sockets;
 mod sources;
@@ -32,7 +32,7 @@ use crate::config::{self, Config, Secret, Secrets, Tls};
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Source};
-use crate::ledger::{self, Backlog, Clock, Ledger, OpenError, Receipt, Running, Window};
+use crate::ledger::{self, Backlog, Clock, Failed, Ledger, OpenError, Receipt, Running, Window};
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
@@ -169,15 +169,13 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
 
     let lost = tokio::select! {
         () = told_to_stop(signals, reload) => None,
-        reason = &mut running.failed => Some(reason.unwrap_or_else(|_| "its thread ended".to_owned())),
+        failed = &mut running.failed => {
+            Some(failed.unwrap_or_else(|_| Failed::Untrusted("its thread ended".to_owned())))
+        }
     };
-    if let Some(reason) = lost {
+    if let Some(failed) = lost {
         health.draining();
-        return Err(Failure::io(format!(
-            "the ledger in {} cannot be trusted any more: {reason}; nothing more is accepted, and what was \
-             is recovered at the next start",
-            data_dir.display()
-        )));
+        return Err(ledger_failed(&failed, &data_dir));
     }
 
     tracing::info!("stopping: requests come to their end, then sinks get what is committed");
@@ -195,6 +193,19 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let _ = admin.await;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn ledger_failed(failed: &Failed, data_dir: &Path) -> Failure {
+    let data_dir = data_dir.display();
+    Failure::io(match failed {
+        Failed::Untrusted(_) => format!(
+            "{failed}; nothing more is accepted, and what was is recovered from {data_dir} at the next start"
+        ),
+        Failed::Gone(_) => format!(
+            "{failed}; nothing more is accepted; put back what was in {data_dir}, as it was, before the next \
+             start: without it, undelivered events are lost, and known ones count as new"
+        ),
+    })
 }
 
 /// The threads of the sinks.
@@ -291,10 +302,13 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
         clock: Clock::system(),
     };
     Ledger::open(options).map_err(|error| match error {
-        OpenError::Orphaned { .. } | OpenError::KindChanged { .. } | OpenError::TooNew { .. } => {
-            Failure::config(error)
+        OpenError::Orphaned { .. }
+        | OpenError::Narrowed { .. }
+        | OpenError::KindChanged { .. }
+        | OpenError::TooNew { .. } => Failure::config(error),
+        OpenError::InUse(_) | OpenError::Missing(_) | OpenError::Io { .. } | OpenError::Database { .. } => {
+            Failure::io(error)
         }
-        OpenError::InUse(_) | OpenError::Io { .. } | OpenError::Database { .. } => Failure::io(error),
     })
 }
 

@@ -10,7 +10,9 @@ use crate::deliver::sqlite::{self, SqliteSink};
 use crate::deliver::syslog::{self, SyslogSink};
 use crate::ledger::{Clock, Ledger, Subscription};
 
-/// A sink whose directory is missing, or whose database belongs to something else, would fail for ever.
+/// A sink whose directory is missing, or whose database belongs to something else, would fail for ever. What may
+/// get better by itself, such as a database that another program has locked, is no reason not to start: the other
+/// sinks need not wait for it.
 pub(super) fn check(config: &Config) -> Result<(), Failure> {
     for sink in &config.sinks {
         let Some(path) = sink.kind.path() else { continue };
@@ -25,19 +27,24 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
             )));
         }
         if let SinkKind::Sqlite { path, .. } = &sink.kind {
-            sqlite::check(path).map_err(|error| {
-                let message = format!("sink `{}`: {error}", sink.name);
-                match error.cause.kind() {
-                    std::io::ErrorKind::InvalidData => Failure::config(message),
-                    _ => Failure::io(message),
+            match sqlite::check(path) {
+                Ok(()) => {}
+                Err(error) if error.cause.kind() == std::io::ErrorKind::InvalidData => {
+                    return Err(Failure::config(format!("sink `{}`: {error}", sink.name)));
                 }
-            })?;
+                Err(error) => tracing::warn!(
+                    sink = sink.name,
+                    %error,
+                    "the sink cannot be used now; its events wait in the ledger, and it is tried again"
+                ),
+            }
         }
     }
     Ok(())
 }
 
-pub(super) fn subscription(sink: &config::Sink) -> Subscription {
+/// What the ledger knows about a sink.
+pub(in crate::cli) fn subscription(sink: &config::Sink) -> Subscription {
     Subscription {
         sink: sink.name.clone(),
         kind: sink.kind.name(),

@@ -2,8 +2,8 @@
 //! sinks together.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -300,14 +300,13 @@ impl Resolver<'_> {
 
     pub(super) fn unique_files(&mut self, sinks: &[(Range<usize>, Sink)], data_dir: Option<&Path>) {
         let ledger = data_dir.map(|data_dir| data_dir.join("ledger.db"));
-        let lock = data_dir.map(|data_dir| identity(&data_dir.join("lock")));
-        let own: Vec<PathBuf> =
-            ledger.as_deref().map(database_files).into_iter().flatten().chain(lock).collect();
-        let mut seen: HashMap<PathBuf, &str> = HashMap::new();
+        let lock = data_dir.map(|data_dir| real_path(&data_dir.join("lock")));
+        let own = identities(ledger.as_deref().map(database_files).into_iter().flatten().chain(lock));
+        let mut seen: HashMap<FileIdentity, &str> = HashMap::new();
         for (at, sink) in sinks {
             let (path, files) = match &sink.kind {
-                SinkKind::File { path, .. } => (path, vec![identity(path)]),
-                SinkKind::Sqlite { path, .. } => (path, database_files(path).to_vec()),
+                SinkKind::File { path, .. } => (path, identities([real_path(path)])),
+                SinkKind::Sqlite { path, .. } => (path, identities(database_files(path))),
                 SinkKind::Syslog { .. } => continue,
             };
             if files.iter().any(|file| own.contains(file)) {
@@ -362,28 +361,55 @@ fn may_be_stream(address: &SyslogAddress) -> bool {
     !matches!(address, SyslogAddress::Udp(_))
 }
 
-/// What tells two output files apart: the file itself where it exists, else its name in its real directory,
-/// else the path with `..` taken out.
-fn identity(path: &Path) -> PathBuf {
-    let in_real_directory = || {
-        let directory = path.parent()?.canonicalize().ok()?;
-        Some(directory.join(path.file_name().unwrap_or(OsStr::new(""))))
+/// What tells two output files apart. A file that exists may have several names (hard links); one that does not
+/// exist yet has one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum FileIdentity {
+    Name(PathBuf),
+    File { device: u64, inode: u64 },
+}
+
+/// Of real paths.
+fn identities(paths: impl IntoIterator<Item = PathBuf>) -> Vec<FileIdentity> {
+    let both = |path: PathBuf| {
+        let file = path.metadata().ok();
+        let file = file.map(|file| FileIdentity::File { device: file.dev(), inode: file.ino() });
+        [Some(FileIdentity::Name(path)), file]
     };
-    path.canonicalize().ok().or_else(in_real_directory).unwrap_or_else(|| {
-        path.components().fold(PathBuf::new(), |mut clean, component| {
-            if component == Component::ParentDir {
-                clean.pop();
-            } else {
-                clean.push(component);
-            }
-            clean
-        })
-    })
+    paths.into_iter().flat_map(both).flatten().collect()
+}
+
+/// Where a path leads to, whether there is anything or not: without symbolic links and `..`. Opening a link to
+/// nothing makes what it names.
+fn real_path(path: &Path) -> PathBuf {
+    follow(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), &mut { LINKS })
+}
+
+/// Linux follows no more in one path (path_resolution(7)).
+const LINKS: u32 = 40;
+
+fn follow(path: &Path, links_left: &mut u32) -> PathBuf {
+    let mut real = PathBuf::new();
+    for component in path.components() {
+        if component == Component::ParentDir {
+            real.pop();
+            continue;
+        }
+        real.push(component);
+        if *links_left > 0
+            && let Ok(target) = real.read_link()
+        {
+            *links_left -= 1;
+            real.pop();
+            real = follow(&real.join(target), links_left);
+        }
+    }
+    real
 }
 
 /// A database and what SQLite puts beside it.
 fn database_files(path: &Path) -> [PathBuf; 4] {
-    let real = identity(path);
+    let real = real_path(path);
     ["", "-wal", "-shm", "-journal"].map(|suffix| {
         let mut file = real.clone().into_os_string();
         file.push(suffix);
@@ -393,8 +419,9 @@ fn database_files(path: &Path) -> [PathBuf; 4] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bench::{GOOD, accepted, config, problems, refused};
+    use super::super::bench::{GOOD, accepted, config, problems, refused, resolve_text};
     use super::*;
+    use crate::config::Secrets;
 
     #[test]
     fn every_stream_has_a_sink() {
@@ -619,15 +646,58 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_file_is_found_through_symbolic_links() {
+    fn a_shared_file_is_found_through_links() {
+        use std::os::unix::fs::symlink;
+
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
+        let text = GOOD.replace("good.log", &root.join("a").display().to_string());
+        let shared = |other: &str| {
+            let text = text.replace("bad.jsonl", &root.join(other).display().to_string());
+            if resolve_text(&text, Secrets::Require).is_ok() {
+                return false;
+            }
+            let found = problems(&text);
+            assert_eq!(found.len(), 1, "{found:#?}");
+            let expected = "9: the sinks `bad` and `good` write to one file, ";
+            assert!(found[0].starts_with(expected), "{found:#?}");
+            true
+        };
         std::fs::create_dir(root.join("real")).unwrap();
-        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
-        assert_eq!(identity(&root.join("real/a")), identity(&root.join("link/a")));
-        assert_ne!(identity(&root.join("real/a")), identity(&root.join("link/b")));
-        std::fs::write(root.join("real/a"), "").unwrap();
-        std::os::unix::fs::symlink("real/a", root.join("b")).unwrap();
-        assert_eq!(identity(&root.join("real/a")), identity(&root.join("b")));
+        symlink("real", root.join("link")).unwrap();
+        symlink("real/a", root.join("a")).unwrap();
+        symlink("missing", root.join("nowhere")).unwrap();
+        symlink("circle", root.join("circle")).unwrap();
+        for exists in [false, true] {
+            assert_eq!(root.join("real/a").exists(), exists);
+            assert!(shared("real/a") && shared("link/a") && shared("link/../link/a"), "{exists}");
+            for other in ["link/b", "b", "link", "nowhere", "nowhere/a", "circle", "circle/a"] {
+                assert!(!shared(other), "{other} {exists}");
+            }
+            std::fs::write(root.join("real/a"), "").unwrap();
+        }
+        std::fs::hard_link(root.join("real/a"), root.join("b")).unwrap();
+        std::fs::write(root.join("c"), "").unwrap();
+        assert!(shared("b") && !shared("c"));
+    }
+
+    #[test]
+    fn the_ledger_is_found_through_links() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().join("data");
+        std::fs::create_dir(&data_dir).unwrap();
+        std::fs::write(data_dir.join("ledger.db"), "").unwrap();
+        let hard = directory.path().join("hard");
+        std::fs::hard_link(data_dir.join("ledger.db"), &hard).unwrap();
+        let soft = directory.path().join("soft");
+        std::os::unix::fs::symlink("data/ledger.db-wal", &soft).unwrap();
+        let good = GOOD.replacen("\"data\"", &format!("{data_dir:?}"), 1);
+        let with = |path: &Path| good.replace("good.log", &path.display().to_string());
+        for path in [&hard, &soft] {
+            let found = problems(&with(path));
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert!(found[0].contains("the sink `good` writes to the ledger's own `"), "{found:#?}");
+        }
+        config(&with(&directory.path().join("other")));
     }
 }

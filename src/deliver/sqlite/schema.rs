@@ -135,7 +135,7 @@ pub(super) fn check(path: &Path) -> Result<(), SinkError> {
     must_be_file(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
-    connection.busy_timeout(BUSY).map_err(failed("open", path))?;
+    connection.busy_timeout(Duration::from_millis(100)).map_err(failed("open", path))?;
     examine(&connection, path).map(|_| ())
 }
 
