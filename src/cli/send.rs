@@ -428,7 +428,9 @@ impl Treatment {
         match self {
             Self::Raw => Ok(text.to_vec()),
             Self::Quarantine => {
-                let saved = record::read(text).filter(|saved| saved.reason.is_some());
+                let is_one =
+                    |saved: &record::Saved<'_>| matches!(saved.kind, record::Kind::Quarantined { .. });
+                let saved = record::read(text).filter(is_one);
                 let saved =
                     saved.ok_or("it is no quarantine record; for other lines use --input-format raw")?;
                 // An undecodable body is kept as a whole.

@@ -38,20 +38,24 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The first column that does not follow from the row's raw line, which is verified; none when all do.
-    /// `received_at` and `source` follow from nothing, and whoever knows the keys compares `key_id`.
+    /// Whether the row says that a key verified its line. False is what a policy let through.
+    pub fn says_verified(&self) -> bool {
+        self.verified != Value::Integer(0)
+    }
+
+    /// The first column that does not follow from the row's raw line; none when all do. `received_at` and `source`
+    /// follow from nothing, and whoever knows the keys compares `key_id` and what [`Self::says_verified`].
     pub fn difference(&self, line: &Line<'_>) -> Option<&'static str> {
         let event = line.event();
         let (fields, extra) = columns(&event);
         let extra = extra.map_or(Value::Null, Value::Text);
         let format = Value::Text(line.format().as_str().to_owned());
         let common = [
-            ("verified", &self.verified, &Value::Integer(1)),
-            ("format", &self.format, &format),
-            ("extra", &self.extra, &extra),
+            ("verified", matches!(self.verified, Value::Integer(0 | 1))),
+            ("format", self.format == format),
+            ("extra", self.extra == extra),
         ];
-        let different =
-            common.into_iter().find(|(_, stored, wanted)| stored != wanted).map(|(name, ..)| name);
+        let different = common.into_iter().find(|(_, is_right)| !is_right).map(|(name, _)| name);
         different.or_else(|| {
             let mut pairs = FIELDS.iter().zip(fields.iter().zip(&self.fields));
             pairs.find(|(_, (wanted, stored))| !is_same(wanted, stored)).map(|((name, _), _)| *name)
@@ -268,7 +272,7 @@ mod tests {
         assert_eq!(difference(), None);
         let writer = Connection::open(&path).unwrap();
         for (column, wrong) in [
-            ("verified", "0"),
+            ("verified", "2"),
             ("format", "'cef'"),
             ("extra", "NULL"),
             ("status", "201"),
