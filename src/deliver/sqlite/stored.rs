@@ -49,6 +49,9 @@ pub enum OpenError {
          it ({0}); copy both files to a directory that you can write to, and check the copy"
     )]
     NoIndex(rusqlite::Error),
+    /// Its table `events` is not as a sink makes it.
+    #[error("its table `events` is not as a SQLite sink makes it: {0}")]
+    OtherColumns(String),
     /// What SQLite says.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
@@ -131,7 +134,10 @@ impl Database {
             "SELECT id, raw, key_id, verified, format, extra, {} FROM events WHERE id >= ?1 AND id <= ?2 ORDER BY id",
             names.join(", ")
         );
-        connection.prepare(&select)?;
+        connection.prepare(&select).map_err(|error| match error {
+            rusqlite::Error::SqlInputError { msg, .. } => OpenError::OtherColumns(msg),
+            other => other.into(),
+        })?;
         let last = connection.query_row("SELECT max(id) FROM events", [], |row| row.get(0))?;
         let quarantined = match has_table(&connection, "quarantine")? {
             true => connection.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0))?,
@@ -431,10 +437,7 @@ mod tests {
                 }
                 std::fs::write(&altered, bytes).unwrap();
                 let (count, damage) = read_all(&altered);
-                assert!(
-                    count == 300 || damage.is_some(),
-                    "{count} rows without page {page}, and not a word"
-                );
+                assert!(count == 300 || damage.is_some(), "{count} rows without page {page}, and not a word");
                 silent_before +=
                     usize::from(damage.is_some_and(|what| what.starts_with("rows may be missing")));
             }
@@ -461,5 +464,31 @@ mod tests {
             assert_eq!(made(&path), Ok(wanted), "{name}");
             assert!(Database::open(&path).is_err());
         }
+    }
+
+    #[test]
+    fn what_a_copy_without_its_log_or_an_index_of_it_lacks_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e.db");
+        // Its tables are in the log as long as it is open.
+        let open = schema::open(&path).unwrap();
+        let copied = |name: &str, with_log: bool| {
+            let to = dir.path().join(name);
+            std::fs::copy(&path, &to).unwrap();
+            if with_log {
+                std::fs::copy(dir.path().join("e.db-wal"), dir.path().join(format!("{name}-wal"))).unwrap();
+            }
+            to
+        };
+        let alone = copied("alone.db", false);
+        assert_eq!(made(&alone), Ok(Made::Nothing));
+        assert!(matches!(Database::open(&alone), Err(OpenError::NoEvents)));
+        let both = copied("both.db", true);
+        assert_eq!(read_all(&both), (0, None));
+        // As on a file system that cannot be written, the index cannot be made.
+        let stuck = copied("stuck.db", true);
+        std::fs::create_dir(dir.path().join("stuck.db-shm")).unwrap();
+        assert!(matches!(Database::open(&stuck), Err(OpenError::NoIndex(_))));
+        drop(open);
     }
 }
