@@ -11,7 +11,8 @@ use rand::CryptoRng;
 use serde::Serialize;
 
 use super::judge::{
-    Beside, Counts, Entry, Judged, Keys, TOGETHER, Window, contradiction, judge, was_not_verified,
+    Beside, Counts, Entry, Judged, Keys, TOGETHER, Window, contradiction, has_too_many_fields, judge,
+    was_not_verified,
 };
 use super::respell::{
     LONGEST_ALTERED, LONGEST_RESPELLED, Respelling, altered, reserialised, rounded, wrapped,
@@ -61,7 +62,8 @@ pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut imp
     let judged = judge(std::slice::from_ref(entry), keys, Window::default(), random);
     let finding = judged.findings.into_iter().next();
     let raw: &[u8] = &entry.raw;
-    let line = Line::parse(raw).ok();
+    let is_taken_apart = !has_too_many_fields(raw);
+    let line = if is_taken_apart { Line::parse(raw).ok() } else { None };
     let signed = line.as_ref().and_then(Line::signed);
     let mut explanation = Explanation {
         verdict: finding.as_ref().map_or("good", |finding| finding.verdict.as_str()),
@@ -71,9 +73,12 @@ pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut imp
         time: line.as_ref().and_then(Line::time),
         signed_bytes: signed.map_or_else(Vec::new, messages),
         sig: signed.map(|signed| signed.value.to_owned()),
-        keys: tried(raw, keys, random),
+        keys: if is_taken_apart { tried(raw, keys, random) } else { Vec::new() },
         shown: Vec::new(),
     };
+    if !is_taken_apart {
+        return explanation;
+    }
     if finding.is_some() {
         explanation.shown = shown(entry, line.as_ref(), others, keys, random);
     } else if was_not_verified(&entry.beside) {

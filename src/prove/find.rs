@@ -105,7 +105,13 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
         (&["zip", "jar"], b"PK\x03\x04"),
         (&["7z"], b"7z\xbc\xaf"),
     ];
-    const PART: &str = "part of a database";
+    // The log, its index and the rollback journal (<https://www.sqlite.org/fileformat2.html>, sections 4.1 and 3, and
+    // <https://www.sqlite.org/walformat.html>, section 2.1). The last byte of the first is one of two.
+    const PARTS: [(&str, &[u8]); 3] = [
+        ("-wal", b"\x37\x7f\x06"),
+        ("-shm", &3_007_000_u32.to_ne_bytes()),
+        ("-journal", b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"),
+    ];
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let start = beginning(path)?;
     if start.starts_with(stored::MAGIC) {
@@ -117,8 +123,11 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
         return Ok(None);
     }
     let beside = |end: &str| name.strip_suffix(end).map(|stem| path.with_file_name(stem));
-    if let Some(database) = ["-wal", "-shm", "-journal"].iter().find_map(|end| beside(end)) {
-        return Ok(beginning(&database).is_ok_and(|start| start.starts_with(stored::MAGIC)).then_some(PART));
+    if let Some((database, magic)) = PARTS.iter().find_map(|(end, magic)| Some((beside(end)?, *magic))) {
+        if beginning(&database).is_ok_and(|start| start.starts_with(stored::MAGIC)) {
+            return Ok(Some("part of a database"));
+        }
+        return Ok(start.starts_with(magic).then_some("part of a database that is not beside it"));
     }
     if let Some(whole) = [".zst.unfinished", ".gz.unfinished"].iter().find_map(|end| beside(end)) {
         let why = "a compression that was cut off; the file itself is still there";
@@ -264,6 +273,7 @@ mod tests {
             ("lone.zst.unfinished", line.to_owned(), true),
             ("damaged.db", sqlite.clone(), true),
             ("damaged.db-wal", "x".to_owned(), false),
+            ("gone.db-wal", "\x37\x7f\x06".to_owned(), false),
             ("v.log.bz2", "BZh91AY".to_owned(), false),
             ("x.toml", "a = 1".to_owned(), false),
             ("x.lock", String::new(), false),

@@ -357,6 +357,9 @@ fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'
     if let Beside::Record(Kind::Misshapen) = entry.beside {
         return Opened::Decided(Verdict::Bad, MISSHAPEN.into());
     }
+    if has_too_many_fields(&entry.raw) {
+        return Opened::Decided(Verdict::Malformed, "it may have more than a million fields".into());
+    }
     match open(&entry.raw) {
         Judgeable::Malformed(Malformed(detail)) => Opened::Decided(Verdict::Malformed, detail),
         Judgeable::Unsigned(line) | Judgeable::BadlySigned(line, _) | Judgeable::Signed(line, _)
@@ -373,6 +376,13 @@ fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'
             Opened::Claimed((!matches!(entry.beside, Beside::Nothing)).then_some(line), time)
         }
     }
+}
+
+/// Whether a line may have so many fields that taking it apart would need gigabytes: as many as there are commas
+/// between members, or equals signs of a CEF line. Only a line of more than a mebibyte or so can.
+pub(super) fn has_too_many_fields(raw: &[u8]) -> bool {
+    const MOST: usize = 1_000_000;
+    raw.len() > MOST && memchr::memchr2_iter(b',', b'=', raw).nth(MOST).is_some()
 }
 
 /// A record that the daemon does not write.
@@ -586,6 +596,16 @@ pub(super) mod tests {
             let judged = judged(&good.replacen(from, to, 1), Window::default());
             assert_eq!(judged.findings[0].reason, reason);
         }
+    }
+
+    #[test]
+    fn a_line_of_millions_of_fields_is_not_taken_apart() {
+        let json = |count: usize| signed(1, &format!("{{{}\"b\":1}}", "\"a\":1,".repeat(count)));
+        let of = |line: &str| judged(&format!("{line}\n"), Window::default()).counts;
+        assert_eq!(of(&json(10_000)).good, 1);
+        assert_eq!(of(&json(1_000_001)).malformed, 1);
+        assert_eq!(of(&recorded(&json(1_000_001), Some("k1"))).malformed, 1);
+        assert_eq!(of(&signed(1, &(cef("1", 1) + &" a=1".repeat(1_000_001)))).malformed, 1);
     }
 
     /// Key sets that list the keys with those numbers, under those names.
