@@ -426,7 +426,7 @@ mod tests {
             for alter in [
                 |bytes: &mut [u8], at: usize, _: usize| bytes[at..at + 4096].fill(0),
                 |bytes: &mut [u8], at: usize, other: usize| {
-                    bytes.copy_within(other * 4096..(other + 1) * 4096, at)
+                    bytes.copy_within(other * 4096..(other + 1) * 4096, at);
                 },
                 |bytes: &mut [u8], at: usize, _: usize| bytes[at + 3..at + 5].fill(0),
             ] {
