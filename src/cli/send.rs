@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use super::exit::Failure;
 use crate::net::{Endpoint, HeaderValue};
 use crate::printable::printable;
+use crate::prove::read::unpacked;
 use crate::send::{
     BatchLimits, Delivered, Options, Report, Retry, SendError, Sender, Summary, line, read_key, sample,
 };
@@ -41,7 +42,8 @@ const READ_AHEAD: usize = 64;
 /// says. One line is printed for each batch, and a summary at the end.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Files with one event a line; `-`, the default, is standard input
+    /// Files with one event a line, plain or compressed (gzip, zstd; told by their first bytes); `-`, the default,
+    /// is standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
 
@@ -395,7 +397,16 @@ fn read_file(
     longest: usize,
     feed: &mpsc::Sender<Fed>,
 ) -> Result<(), Hangup> {
-    let mut lines = Lines { reader: BufReader::with_capacity(64 * 1024, file), longest, buffer: Vec::new() };
+    // Here and not when it is opened: a pipe may have nothing to say for long.
+    let unpacked = match unpacked(BufReader::with_capacity(64 * 1024, file)) {
+        Ok((_, unpacked)) => unpacked,
+        Err(error) => {
+            let problem = format!("cannot read {name}: {error}");
+            return feed.blocking_send(Fed::Unreadable(problem)).map_err(|_| Hangup);
+        }
+    };
+    let mut lines =
+        Lines { reader: BufReader::with_capacity(64 * 1024, unpacked), longest, buffer: Vec::new() };
     let name: std::sync::Arc<str> = std::sync::Arc::from(name);
     for number in 1.. {
         let origin = Origin { file: std::sync::Arc::clone(&name), line: number };
@@ -428,7 +439,9 @@ impl Treatment {
         match self {
             Self::Raw => Ok(text.to_vec()),
             Self::Quarantine => {
-                let saved = record::read(text).filter(|saved| saved.reason.is_some());
+                let is_one =
+                    |saved: &record::Saved<'_>| matches!(saved.kind, record::Kind::Quarantined { .. });
+                let saved = record::read(text).filter(is_one);
                 let saved =
                     saved.ok_or("it is no quarantine record; for other lines use --input-format raw")?;
                 // An undecodable body is kept as a whole.
@@ -833,6 +846,20 @@ mod tests {
         assert!(
             ran.complaints.contains("standard input, line 4: cannot be sent: it is no quarantine record")
         );
+    }
+
+    #[test]
+    fn compressed_files_are_read_as_what_they_hold() {
+        let bench = Bench::new([Answer::receipt(3, 0, 0)]);
+        let mut record = Vec::new();
+        let (raw, reason) = (CEF.as_bytes(), Reason::BadSignature);
+        let quarantined = record::Quarantined { received_at: 0, source: "us", reason, detail: "", raw };
+        record::write_quarantined(&mut record, &quarantined);
+        let zstd = bench.file("q.jsonl.zst", &zstd::encode_all(&record[..], 1).unwrap());
+        let gzip = bench.file("q.gz", &crate::wire::batch::encode(&record).unwrap());
+        let plain = bench.file("q", &record);
+        bench.run(&["--input-format", "quarantine", &zstd, &gzip, &plain]).result.unwrap();
+        assert_eq!(bench.lines(), [CEF; 3]);
     }
 
     #[test]

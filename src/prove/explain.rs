@@ -10,11 +10,17 @@ use ed25519_dalek::VerifyingKey;
 use rand::CryptoRng;
 use serde::Serialize;
 
-use super::judge::{Beside, Counts, Entry, Judged, Keys, TOGETHER, Window, contradiction, judge};
-use super::respell::{LONGEST_ALTERED, Respelling, altered, reserialised, rounded, wrapped};
+use super::judge::{
+    Beside, Counts, Entry, Judged, Keys, TOGETHER, Window, contradiction, has_too_many_fields, judge,
+    was_not_verified,
+};
+use super::respell::{
+    LONGEST_ALTERED, LONGEST_RESPELLED, Respelling, altered, reserialised, rounded, wrapped,
+};
 use crate::ingest::{Judgeable, open};
 use crate::trust::verify::{Claim, verify_in_batches};
 use crate::wire::line::Line;
+use crate::wire::record::Kind;
 use crate::wire::signature::{self, Reading, Signed};
 
 /// What is known about a line. Foreign text in it is not escaped.
@@ -56,7 +62,8 @@ pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut imp
     let judged = judge(std::slice::from_ref(entry), keys, Window::default(), random);
     let finding = judged.findings.into_iter().next();
     let raw: &[u8] = &entry.raw;
-    let line = Line::parse(raw).ok();
+    let is_taken_apart = !has_too_many_fields(raw);
+    let line = if is_taken_apart { Line::parse(raw).ok() } else { None };
     let signed = line.as_ref().and_then(Line::signed);
     let mut explanation = Explanation {
         verdict: finding.as_ref().map_or("good", |finding| finding.verdict.as_str()),
@@ -66,14 +73,23 @@ pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut imp
         time: line.as_ref().and_then(Line::time),
         signed_bytes: signed.map_or_else(Vec::new, messages),
         sig: signed.map(|signed| signed.value.to_owned()),
-        keys: tried(raw, keys, random),
+        keys: if is_taken_apart { tried(raw, keys, random) } else { Vec::new() },
         shown: Vec::new(),
     };
+    if !is_taken_apart {
+        return explanation;
+    }
     if finding.is_some() {
         explanation.shown = shown(entry, line.as_ref(), others, keys, random);
+    } else if was_not_verified(&entry.beside) {
+        explanation.shown = vec![NOT_VERIFIED.to_owned()];
     }
     explanation
 }
+
+/// What stands beside a good line that the daemon let through as it came.
+const NOT_VERIFIED: &str = "auditgate tried no key on it when it came (`verified` is false), since its source checks no \
+    signatures (`signatures = \"off\"`); its signature is good all the same.";
 
 fn messages(signed: &Signed<'_>) -> Vec<String> {
     let text = |reading: Reading<'_>| String::from_utf8_lossy(&reading.message()).into_owned();
@@ -117,6 +133,14 @@ fn shown(
     if entry.unterminated {
         all.push("It is the last line and has no line end.".to_owned());
     }
+    if let Beside::Record(Kind::Misshapen) = entry.beside {
+        all.push(
+            "A record says of a line that came through `format`, `verified` and `event`, or of one that did not \
+             `reason`: never some of both, nothing twice, and nothing else (docs/verify.md)."
+                .to_owned(),
+        );
+        return all;
+    }
     let claim = match open(raw) {
         Judgeable::Signed(line, claim) => {
             let fit = verify_in_batches(&[claim], keys.bytes(), TOGETHER, random).pop().flatten();
@@ -133,7 +157,7 @@ fn shown(
     };
     all.extend(claim.as_ref().and_then(impossible));
     all.extend(cut_off(raw, line));
-    let mut search = Search { keys, random, tried: 0 };
+    let mut search = Search { keys, random, tried: 0, bytes: 0, ran_out: false };
     match search.run(raw) {
         Some((what, key)) => {
             let key = keys.keys().get(key).map_or(Cow::Borrowed("?"), |key| key.ids.join(", ").into());
@@ -141,14 +165,23 @@ fn shown(
         }
         None => {
             let what = match claim {
-                Some(_) if raw.len() > LONGEST_ALTERED => "No given key made this signature over these bytes",
+                Some(_) if raw.len() > LONGEST_ALTERED || search.ran_out => {
+                    "No given key made this signature over these bytes"
+                }
                 Some(_) => {
                     "No given key made this signature over these bytes, nor over what they were before one bit, \
                             one digit or one truth value changed or one byte was added"
                 }
                 None => "It has no signature that a key can be tried on",
             };
-            all.push(format!("{what}; {} respellings were tried, and none fits.", search.tried));
+            let not_all = match search.ran_out {
+                true => ", but not all there are: that would take too long",
+                false => "",
+            };
+            all.push(match raw.len() > LONGEST_RESPELLED {
+                true => format!("{what}. It is longer than 1 MiB, so that no respelling was tried."),
+                false => format!("{what}; {} respellings were tried{not_all}, and none fits.", search.tried),
+            });
             if claim.is_some() {
                 all.push(
                     "So either a key made it that was not given, or the line was changed in another way (members in \
@@ -208,30 +241,87 @@ fn cut_off(raw: &[u8], line: Option<&Line<'_>>) -> Option<String> {
 struct Search<'a, R> {
     keys: &'a Keys,
     random: &'a mut R,
+    /// How many were tried.
     tried: usize,
+    /// How long these are together.
+    bytes: usize,
+    /// Some were left for want of time.
+    ran_out: bool,
+}
+
+/// What the search may cost: signatures that are checked, and bytes that are read.
+#[derive(Clone, Copy)]
+struct Budget {
+    signatures: usize,
+    bytes: usize,
 }
 
 /// As many signatures are checked at most: a second or two.
 const MOST: usize = 40_000;
 
+/// The respellings that are tried are together not much longer, in bytes: a second or two again.
+const MOST_BYTES: usize = 128 << 20;
+
+/// So many respellings are checked together, and of long ones as many as have so many bytes: what is held in memory.
+const CHUNK: usize = 256;
+const CHUNK_BYTES: usize = 4 << 20;
+
 impl<R: CryptoRng> Search<'_, R> {
     /// What happened to the line, and the key that made its signature.
     fn run(&mut self, raw: &[u8]) -> Option<(String, usize)> {
-        if let Some(found) = self.first_that_fits(&wrapped(raw)) {
-            return Some(found);
+        if raw.len() > LONGEST_RESPELLED {
+            return None;
         }
-        let lines = std::str::from_utf8(raw).map_or_else(|_| Vec::new(), reserialised);
-        self.first_that_fits(&lines)
-            .or_else(|| lines.iter().find_map(|line| self.first_that_fits(&rounded(line))))
-            .or_else(|| self.first_that_fits(&altered(raw)))
+        let text = std::str::from_utf8(raw).ok();
+        let lines = || text.into_iter().flat_map(reserialised);
+        // What a line of many numbers may have been must leave something for what is tried last.
+        let part = Budget { signatures: MOST / 2, bytes: MOST_BYTES / 2 };
+        let whole = Budget { signatures: MOST, bytes: MOST_BYTES };
+        self.first_that_fits(wrapped(raw), whole)
+            .or_else(|| self.first_that_fits(lines(), part))
+            .or_else(|| {
+                // Once there is nothing left to spend, the lines need not be made either.
+                lines().map_while(|line| self.fits_rounded(&line, part)).find_map(|found| found)
+            })
+            .or_else(|| self.first_that_fits(altered(raw), whole))
     }
 
-    fn first_that_fits(&mut self, all: &[Respelling]) -> Option<(String, usize)> {
-        for some in all.chunks(256) {
-            if self.tried * self.keys.keys().len().max(1) > MOST {
+    /// None when the search has cost as much as that.
+    fn fits_rounded(&mut self, line: &Respelling, budget: Budget) -> Option<Option<(String, usize)>> {
+        let found = self.first_that_fits(rounded(line), budget);
+        let goes_on = found.is_some() || !self.has_spent(budget);
+        self.ran_out |= !goes_on;
+        goes_on.then_some(found)
+    }
+
+    fn has_spent(&self, budget: Budget) -> bool {
+        self.tried * self.keys.keys().len().max(1) >= budget.signatures || self.bytes >= budget.bytes
+    }
+
+    /// Goes on until the search as a whole has cost as much as that.
+    fn first_that_fits(
+        &mut self,
+        mut all: impl Iterator<Item = Respelling>,
+        budget: Budget,
+    ) -> Option<(String, usize)> {
+        loop {
+            let has_spent = self.has_spent(budget);
+            let mut some: Vec<Respelling> = Vec::new();
+            let mut bytes = 0;
+            while !has_spent
+                && some.len() < CHUNK
+                && bytes < CHUNK_BYTES
+                && let Some(next) = all.next()
+            {
+                bytes += next.line.len();
+                some.push(next);
+            }
+            if some.is_empty() {
+                self.ran_out |= has_spent && all.next().is_some();
                 return None;
             }
             self.tried += some.len();
+            self.bytes += bytes;
             let claims: Vec<(usize, Claim<'_>)> = some
                 .iter()
                 .enumerate()
@@ -247,7 +337,6 @@ impl<R: CryptoRng> Search<'_, R> {
                 return Some((some[index].what.clone(), key));
             }
         }
-        None
     }
 }
 
@@ -257,7 +346,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::super::judge::Block;
-    use super::super::judge::tests::{cef, keys, signed};
+    use super::super::judge::tests::{cef, keys, recorded, signed};
     use super::*;
 
     fn explained(bytes: &[u8]) -> Explanation {
@@ -378,5 +467,23 @@ mod tests {
         let json = signed(1, r#"{"a":1,"b":"x"}"#);
         says(&json[..json.len() - 10], "The line ends before its JSON object does");
         assert_eq!(explained(&json.as_bytes()[..20]).verdict, "torn");
+    }
+
+    #[test]
+    fn a_line_of_many_numbers_is_not_searched_without_end() {
+        let ids: Vec<String> = (0..2_000_u64).map(|n| ((1 << 60) + n * 100_003).to_string()).collect();
+        let raw = format!(r#"{{"rt":1,"ids":[{}]}}"#, ids.join(","));
+        says(signed(3, &raw), "respellings were tried, but not all there are: that would take too long");
+        let long = format!(r#"{{"rt":1,"a":"{}"}}"#, "x".repeat(LONGEST_RESPELLED));
+        says(signed(3, &long), "It is longer than 1 MiB, so that no respelling was tried.");
+    }
+
+    #[test]
+    fn what_the_daemon_wrote_without_a_key_is_said() {
+        let raw = signed(1, &cef("1000", 1));
+        let explanation = explained(recorded(&raw, None).as_bytes());
+        assert_eq!((explanation.verdict, &explanation.shown[..]), ("good", &[NOT_VERIFIED.to_owned()][..]));
+        let both = recorded(&raw, Some("k1")).replacen('{', "{\"reason\":\"\",", 1);
+        says(&both, "never some of both");
     }
 }

@@ -4,6 +4,7 @@
 //! doubt a file is taken, for one that was tampered with must not escape by looking foreign. What is left out is
 //! said.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,8 @@ use std::time::UNIX_EPOCH;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::read::{GZIP_MAGIC, ZSTD_MAGIC};
 use crate::deliver::file::rotated_at;
-use crate::deliver::sqlite::stored;
+use crate::deliver::sqlite::stored::{self, Made};
 use crate::trust::jwks::MAX_KEPT_KEYS;
 use crate::trust::keyring;
 
@@ -94,43 +94,95 @@ fn written_at(metadata: &fs::Metadata) -> String {
         .unwrap_or_default()
 }
 
-/// What shows that a file in a directory is none that lines or rows are written to.
+/// What shows that a file in a directory is none that lines or rows are written to. A name alone does not, nor do its
+/// first bytes: both must say so, for one who wants a file passed over has only to change one of them.
 fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
-    const NAMES: [(&str, &str); 7] = [
-        (".unfinished", "a compression that was cut off; the file itself is still there"),
-        ("-wal", "part of a database"),
-        ("-shm", "part of a database"),
-        ("-journal", "part of a database"),
-        (".pem", "a key or a certificate"),
-        (".toml", "a configuration"),
-        (".lock", "a lock"),
+    /// Names and what the file begins with.
+    const PACKED: [(&[&str], &[u8]); 5] = [
+        (&["xz", "txz"], b"\xfd7zXZ\0"),
+        (&["bz2", "tbz2", "tbz"], b"BZh"),
+        (&["lz4"], b"\x04\x22\x4d\x18"),
+        (&["zip", "jar"], b"PK\x03\x04"),
+        (&["7z"], b"7z\xbc\xaf"),
     ];
-    const PACKED: [&[u8]; 5] = [b"\xfd7zXZ\0", b"BZh", b"\x04\x22\x4d\x18", b"PK\x03\x04", b"7z\xbc\xaf"];
-    // What any of the beginnings below needs.
-    const START: usize = 16;
-    let name = path.to_string_lossy();
-    if let Some((_, why)) = NAMES.iter().find(|(end, _)| name.ends_with(end)) {
-        return Ok(Some(why));
-    }
-    let mut start = Vec::with_capacity(START);
-    File::open(path)?.take(START as u64).read_to_end(&mut start)?;
-    if start.starts_with(&GZIP_MAGIC) || start.starts_with(&ZSTD_MAGIC) {
-        return Ok(None);
-    }
+    // The log, its index and the rollback journal (<https://www.sqlite.org/fileformat2.html>, sections 4.1 and 3, and
+    // <https://www.sqlite.org/walformat.html>, section 2.1). The last byte of the first is one of two.
+    const PARTS: [(&str, &[u8]); 3] = [
+        ("-wal", b"\x37\x7f\x06"),
+        ("-shm", &3_007_000_u32.to_ne_bytes()),
+        ("-journal", b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"),
+    ];
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let start = beginning(path)?;
     if start.starts_with(stored::MAGIC) {
         // One that cannot be opened is taken, so that reading it says why.
-        return Ok((!stored::is_ours(path).unwrap_or(true)).then_some("a database that no SQLite sink made"));
+        let is_other = stored::made(path).is_ok_and(|made| made == Made::Other);
+        return Ok(is_other.then_some("a database without a table `events`"));
     }
-    if PACKED.iter().any(|magic| start.starts_with(magic)) {
-        return Ok(Some("compressed in a way that auditgate does not write"));
+    if is_ours_by_name(&name) {
+        return Ok(None);
     }
-    if start.starts_with(b"\x7fELF") {
-        return Ok(Some("a program"));
+    let beside = |end: &str| name.strip_suffix(end).map(|stem| path.with_file_name(stem));
+    if let Some((database, magic)) = PARTS.iter().find_map(|(end, magic)| Some((beside(end)?, *magic))) {
+        if beginning(&database).is_ok_and(|start| start.starts_with(stored::MAGIC)) {
+            return Ok(Some("part of a database"));
+        }
+        return Ok(start.starts_with(magic).then_some("part of a database that is not beside it"));
     }
-    if start.starts_with(b"{") && keyring::read_file(path, MAX_KEPT_KEYS).is_ok() {
-        return Ok(Some("a key set"));
+    if let Some(whole) = [".zst.unfinished", ".gz.unfinished"].iter().find_map(|end| beside(end)) {
+        let why = "a compression that was cut off; the file itself is still there";
+        return Ok(whole.is_file().then_some(why));
     }
-    Ok(None)
+    let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
+    let is_packed =
+        |(names, magic): &(&[&str], &[u8])| names.contains(&extension) && start.starts_with(magic);
+    Ok(match extension {
+        "pem" if is_text_with(&start, "-----BEGIN ") => Some("a key or a certificate"),
+        "toml" if is_configuration(path) => Some("a configuration"),
+        "lock" if start.is_empty() => Some("a lock"),
+        "json" | "jwks" if keyring::read_file(path, MAX_KEPT_KEYS).is_ok() => Some("a key set"),
+        _ if PACKED.iter().any(is_packed) => Some("compressed in a way that auditgate does not write"),
+        _ => None,
+    })
+}
+
+/// Whether a name is one that file sinks have in our examples, or what rotation makes of it: ours, or another
+/// program's (`x.log.1`, `x.log-20260102.gz`).
+fn is_ours_by_name(name: &str) -> bool {
+    let is_number =
+        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    if rotated_at(name).is_some() {
+        return true;
+    }
+    let plain = name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(name);
+    let stem =
+        match (plain.rsplit_once('.'), plain.split_once(".log-").or_else(|| plain.split_once(".jsonl-"))) {
+            (Some((stem, number)), _) if is_number(number) => stem,
+            (_, Some((_, date))) if is_number(date) => return true,
+            _ => plain,
+        };
+    [".log", ".jsonl", ".db"].iter().any(|end| stem.ends_with(end))
+}
+
+/// The first bytes of a file: as many as tell what it is.
+fn beginning(path: &Path) -> io::Result<Vec<u8>> {
+    const MOST: u64 = 4096;
+    let mut start = Vec::new();
+    File::open(path)?.take(MOST).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+fn is_text_with(start: &[u8], words: &str) -> bool {
+    start.starts_with(words.as_bytes())
+        || memchr::memmem::find(start, format!("\n{words}").as_bytes()).is_some()
+}
+
+/// Whether a file is TOML, which no line of ours is.
+fn is_configuration(path: &Path) -> bool {
+    const LONGEST: u64 = 1 << 20;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+    read.is_ok() && text.len() as u64 <= LONGEST && text.parse::<toml::Table>().is_ok()
 }
 
 #[cfg(test)]
@@ -167,8 +219,8 @@ mod tests {
             1,
         );
         let other = rusqlite::Connection::open(dir.path().join("other.db")).unwrap();
-        other.execute_batch("CREATE TABLE events (raw)").unwrap();
-        write("key.pem", b"", 1);
+        other.execute_batch("CREATE TABLE others (raw)").unwrap();
+        write("key.pem", b"-----BEGIN PRIVATE KEY-----\n", 1);
         write("x.xz", b"\xfd7zXZ\0", 1);
         std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
 
@@ -191,5 +243,48 @@ mod tests {
         let left_out: Vec<_> = found.left_out.iter().map(|(path, _)| relative(path)).collect();
         assert_eq!(left_out, ["jwks.json", "key.pem", "link", "other.db", "x.xz"]);
         assert!(found.unreadable.is_empty());
+    }
+
+    #[test]
+    fn neither_a_name_nor_the_first_bytes_alone_make_a_file_foreign() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect";
+        let key_set = crate::trust::jwks::document(&[(
+            None,
+            crate::prove::judge::tests::key(1).verifying_key().to_bytes(),
+        )]);
+        let sqlite = format!("SQLite format 3\0{}", "x".repeat(4096));
+        for (name, text, wanted) in [
+            ("forged.log", format!("BZh\n{line}"), true),
+            ("forged.log.1", format!("PK\x03\x04\n{line}"), true),
+            ("forged.jsonl-20260102.gz", format!("\x7fELF\n{line}"), true),
+            ("v.log.20260102T030405Z-0001.zst", format!("BZh\n{line}"), true),
+            ("forged.jsonl", key_set.clone(), true),
+            ("forged.db", line.to_owned(), true),
+            ("forged", format!("BZh\n{line}"), true),
+            ("program", "\x7fELF".to_owned(), true),
+            ("forged.20260102T030405Z-0001", format!("BZh\n{line}"), true),
+            ("forged.bz2", line.to_owned(), true),
+            ("forged.xz", format!("BZh\n{line}"), true),
+            ("forged.pem", line.to_owned(), true),
+            ("forged.toml", line.to_owned(), true),
+            ("forged.lock", line.to_owned(), true),
+            ("forged-wal", line.to_owned(), true),
+            ("lone.zst.unfinished", line.to_owned(), true),
+            ("damaged.db", sqlite.clone(), true),
+            ("damaged.db-wal", "x".to_owned(), false),
+            ("gone.db-wal", "\x37\x7f\x06".to_owned(), false),
+            ("v.log.bz2", "BZh91AY".to_owned(), false),
+            ("x.toml", "a = 1".to_owned(), false),
+            ("x.lock", String::new(), false),
+            ("jwks.json", key_set, false),
+            ("cert.pem", "subject=x\n-----BEGIN CERTIFICATE-----\n".to_owned(), false),
+            ("v.log", line.to_owned(), true),
+            ("v.log.zst.unfinished", "x".to_owned(), false),
+        ] {
+            let path = dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            assert_eq!(foreign(&path).unwrap().is_none(), wanted, "{name}");
+        }
     }
 }

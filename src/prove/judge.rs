@@ -13,7 +13,7 @@ use crate::trust::verify::{Claim, verify_in_batches};
 use crate::wire::batch;
 use crate::wire::event::Malformed;
 use crate::wire::line::Line;
-use crate::wire::record::{self, Saved};
+use crate::wire::record::{self, Kind, Saved};
 
 /// Signatures that are verified together: saved lines are nearly all good, so that bad ones need not be cheap. More
 /// gain nothing (`cargo bench --bench verify` measures it).
@@ -256,7 +256,7 @@ pub enum Beside<'a> {
     /// Nothing: it is a raw line.
     Nothing,
     /// The rest of a JSON line of ours.
-    Record(Saved<'a>),
+    Record(Kind<'a>),
     /// The columns of a row.
     Row(&'a Stored),
 }
@@ -299,9 +299,8 @@ fn entry(line: &[u8]) -> Entry<'_> {
     // Reading a line as a record costs as much as reading its event; few lines need it.
     let may_be_a_record = line.starts_with(b"{") && memchr::memmem::find(line, b"\"received_at\"").is_some();
     match may_be_a_record.then(|| record::read(line)).flatten() {
-        Some(saved) => {
-            let raw = saved.raw.clone();
-            Entry { number: 0, raw, beside: Beside::Record(saved), unterminated: false }
+        Some(Saved { raw, kind }) => {
+            Entry { number: 0, raw, beside: Beside::Record(kind), unterminated: false }
         }
         None => Entry { number: 0, raw: Cow::Borrowed(line), beside: Beside::Nothing, unterminated: false },
     }
@@ -355,6 +354,12 @@ pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut im
 
 fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'a>>) -> Opened<'a> {
     let is_outside = |line: &Line<'_>| !window.has(line.time());
+    if let Beside::Record(Kind::Misshapen) = entry.beside {
+        return Opened::Decided(Verdict::Bad, MISSHAPEN.into());
+    }
+    if has_too_many_fields(&entry.raw) {
+        return Opened::Decided(Verdict::Malformed, "it may have more than a million fields".into());
+    }
     match open(&entry.raw) {
         Judgeable::Malformed(Malformed(detail)) => Opened::Decided(Verdict::Malformed, detail),
         Judgeable::Unsigned(line) | Judgeable::BadlySigned(line, _) | Judgeable::Signed(line, _)
@@ -373,6 +378,17 @@ fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'
     }
 }
 
+/// Whether a line may have so many fields that taking it apart would need gigabytes: as many as there are commas
+/// between members, or equals signs of a CEF line. Only a line of more than a mebibyte or so can.
+pub(super) fn has_too_many_fields(raw: &[u8]) -> bool {
+    const MOST: usize = 1_000_000;
+    raw.len() > MOST && memchr::memchr2_iter(b',', b'=', raw).nth(MOST).is_some()
+}
+
+/// A record that the daemon does not write.
+pub(super) const MISSHAPEN: &str =
+    "the record has not the members that auditgate gives a record: it was changed";
+
 /// What is said beside a verified line and does not follow from it. `received_at` and `source` are auditgate's
 /// own words, which no signature covers.
 pub(super) fn contradiction(
@@ -381,27 +397,40 @@ pub(super) fn contradiction(
     key: usize,
     keys: &Keys,
 ) -> Option<Cow<'static, str>> {
-    let (difference, key_id, whole) = match beside {
-        Beside::Nothing => return None,
-        Beside::Record(Saved { claims: None, .. }) => return None,
-        Beside::Record(Saved { claims: Some(claims), key_id, .. }) => {
+    let (difference, verified, key_id, whole) = match beside {
+        // No record of a quarantined line says anything of its event.
+        Beside::Nothing | Beside::Record(Kind::Quarantined { .. }) => return None,
+        Beside::Record(Kind::Misshapen) => return Some(MISSHAPEN.into()),
+        Beside::Record(Kind::Accepted(claims)) => {
             let difference =
                 (!claims.hold_for(line)).then(|| "the record says something else than its raw line".into());
-            (difference, key_id.as_deref(), "record")
+            (difference, claims.verified, claims.key_id.as_deref(), "record")
         }
         Beside::Row(row) => {
             let difference = row.difference(line).map(|column| {
                 format!("the column `{column}` says something else than the row's raw line").into()
             });
-            (difference, row.key_id.as_deref(), "row")
+            (difference, row.says_verified(), row.key_id.as_deref(), "row")
         }
     };
-    difference.or_else(|| match key_id {
-        None => Some(format!("the {whole} names no key").into()),
-        Some(id) => keys
+    difference.or_else(|| match (verified, key_id) {
+        (true, None) => Some(format!("the {whole} names no key").into()),
+        (true, Some(id)) => keys
             .means_another(id, key)
             .then(|| format!("the {whole} names another key than the one that made the signature").into()),
+        (false, Some(_)) => Some(format!("the {whole} names a key and says that none was tried").into()),
+        // A source that checks no signatures (`signatures = "off"`) lets signed lines through like any others.
+        (false, None) => None,
     })
+}
+
+/// Whether the daemon tried no key on the line, as what stands beside it says.
+pub(super) fn was_not_verified(beside: &Beside<'_>) -> bool {
+    match beside {
+        Beside::Record(Kind::Accepted(claims)) => !claims.verified,
+        Beside::Row(row) => !row.says_verified(),
+        Beside::Nothing | Beside::Record(_) => false,
+    }
 }
 
 #[cfg(test)]
@@ -499,11 +528,7 @@ pub(super) mod tests {
     #[test]
     fn a_record_must_follow_from_its_line() {
         let raw = signed(1, r#"{"a":"x","rt":1000}"#);
-        let mut out = Vec::new();
-        let accepted =
-            record::Accepted { received_at: 0, source: "us", key_id: Some("k1"), raw: raw.as_bytes() };
-        record::write_accepted(&mut out, &accepted);
-        let text = String::from_utf8(out).unwrap();
+        let text = recorded(&raw, Some("k1"));
         assert_eq!(judged(&text, Window::default()).counts.good, 1);
         for (from, to, reason) in [
             (r#""a":"x""#, r#""a":"y""#, "the record says something else than its raw line"),
@@ -514,6 +539,73 @@ pub(super) mod tests {
             let judged = judged(&text.replacen(from, to, 1), Window::default());
             assert_eq!(judged.findings[0].reason, reason);
         }
+    }
+
+    /// The record of a line, as the daemon writes it.
+    pub(in crate::prove) fn recorded(raw: &str, key_id: Option<&str>) -> String {
+        let mut bytes = Vec::new();
+        let accepted = record::Accepted { received_at: 0, source: "us", key_id, raw: raw.as_bytes() };
+        record::write_accepted(&mut bytes, &accepted);
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_record_in_the_guise_of_another_kind_is_bad() {
+        let text = recorded(&signed(1, r#"{"a":"x","rt":1000}"#), Some("k1"));
+        let forged = text.replacen(r#""a":"x""#, r#""a":"y""#, 1);
+        let forged = forged.replacen(r#""format":"json","#, r#""reason":"","#, 1);
+        let without = |name: &str| {
+            let mut members: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
+            members.insert("reason".to_owned(), "".into());
+            members.remove(name).unwrap();
+            serde_json::to_string(&members).unwrap() + "\n"
+        };
+        for altered in [
+            forged.clone(),
+            without("verified"),
+            without("event"),
+            text.replacen("\"verified\":true", "\"verified\":null,\"reason\":\"\"", 1),
+            text.replacen("{", "{\"granted\":false,", 1),
+        ] {
+            // It has no time that could be trusted, either.
+            for window in [Window::default(), Window { since: Some(5000), until: None }] {
+                let judged = judged(&altered, window);
+                assert_eq!((judged.counts.bad, judged.counts.good), (1, 0), "{altered}");
+                assert_eq!(judged.findings[0].reason, MISSHAPEN);
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_of_a_source_that_checks_no_signatures_counts_by_its_own_signature() {
+        let line = r#"{"a":"x","rt":1000}"#;
+        let text = |raw: &str| recorded(raw, None);
+        assert_eq!(judged(&text(&signed(1, line)), Window::default()).counts.good, 1);
+        assert_eq!(judged(&text(&signed(3, line)), Window::default()).counts.bad, 1);
+        assert_eq!(judged(&text(line), Window::default()).counts.unsigned, 1);
+        let good = text(&signed(1, line));
+        for (from, to, reason) in [
+            ("\"verified\":false", "\"verified\":true", "the record names no key"),
+            (
+                "\"verified\":false",
+                "\"key_id\":\"k1\",\"verified\":false",
+                "the record names a key and says that none was tried",
+            ),
+            (r#""a":"x""#, r#""a":"y""#, "the record says something else than its raw line"),
+        ] {
+            let judged = judged(&good.replacen(from, to, 1), Window::default());
+            assert_eq!(judged.findings[0].reason, reason);
+        }
+    }
+
+    #[test]
+    fn a_line_of_millions_of_fields_is_not_taken_apart() {
+        let json = |count: usize| signed(1, &format!("{{{}\"b\":1}}", "\"a\":1,".repeat(count)));
+        let of = |line: &str| judged(&format!("{line}\n"), Window::default()).counts;
+        assert_eq!(of(&json(10_000)).good, 1);
+        assert_eq!(of(&json(1_000_001)).malformed, 1);
+        assert_eq!(of(&recorded(&json(1_000_001), Some("k1"))).malformed, 1);
+        assert_eq!(of(&signed(1, &(cef("1", 1) + &" a=1".repeat(1_000_001)))).malformed, 1);
     }
 
     /// Key sets that list the keys with those numbers, under those names.
@@ -527,11 +619,7 @@ pub(super) mod tests {
 
     /// What is found about the record of a line that key 1 made, when the record says that `id` did.
     fn found(id: &str, keys: &[KeySet]) -> Vec<Finding> {
-        let raw = signed(1, &cef("1000", 1));
-        let mut bytes = Vec::new();
-        let accepted =
-            record::Accepted { received_at: 0, source: "us", key_id: Some(id), raw: raw.as_bytes() };
-        record::write_accepted(&mut bytes, &accepted);
+        let bytes = recorded(&signed(1, &cef("1000", 1)), Some(id)).into_bytes();
         let block = Block::Lines { first: 1, bytes };
         let random = &mut StdRng::seed_from_u64(7);
         judge(&block.entries(), &Keys::new(keys), Window::default(), random).findings

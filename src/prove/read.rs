@@ -1,19 +1,19 @@
 //! A file becomes blocks: of whole lines, inflated where its first bytes say so, or of rows of a database.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::judge::{Block, Finding, TOGETHER, Verdict};
-use crate::deliver::sqlite::stored::{Database, MAGIC, is_damage};
+use crate::deliver::sqlite::stored::{Database, MAGIC, OpenError, is_damage};
 use crate::wire::batch;
 
 /// The first bytes of a gzip member (RFC 1952, section 2.3.1).
-pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The first bytes of a zstd frame (RFC 8878, section 3.1.1).
-pub(super) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// A longer line is no event, and is not kept; the daemon's own limit is smaller by far.
 pub const LONGEST_LINE: usize = 64 << 20;
@@ -85,7 +85,7 @@ impl Blocks {
     /// A [`Fault`].
     pub fn open(path: &Path, read: &Arc<AtomicU64>) -> Result<Self, Fault> {
         let failed = |error: io::Error| Fault::Unreadable(error.to_string());
-        let (source, regular): (Box<dyn Read>, bool) = if path == Path::new("-") {
+        let (source, regular): (Box<dyn Read + Send>, bool) = if path == Path::new("-") {
             (Box::new(io::stdin()), false)
         } else {
             let file = File::open(path).map_err(failed)?;
@@ -97,21 +97,18 @@ impl Blocks {
         };
         let broken = Arc::new(AtomicBool::new(false));
         let counted = Counted { source, read: Arc::clone(read), broken: Arc::clone(&broken) };
-        let mut plain = BufReader::with_capacity(STEP, counted);
-        let start = plain.fill_buf().map_err(failed)?;
+        let mut packed = BufReader::with_capacity(STEP, counted);
+        let start = packed.fill_buf().map_err(failed)?;
         if start.starts_with(MAGIC) {
             if !regular {
                 let why = "a database cannot be read from a pipe; name its file".to_owned();
                 return Err(Fault::Unreadable(why));
             }
-            drop(plain);
+            drop(packed);
             return Self::database(path);
         }
-        let (kind, inflated): (Kind, Box<dyn Read>) = if start.starts_with(&GZIP_MAGIC) {
-            (Kind::Gzip, Box::new(batch::inflate(plain)))
-        } else if start.starts_with(&ZSTD_MAGIC) {
-            (Kind::Zstd, Box::new(zstd::Decoder::with_buffer(plain).map_err(failed)?))
-        } else if let Some(kind) = compressed_by_name(path)
+        if packing(start) == Kind::Plain
+            && let Some(kind) = compressed_by_name(path)
             && (start.is_empty() || start.iter().take(16).any(|byte| *byte == 0 || *byte >= 0x80))
         {
             let reason = format!("its name says {}, but it does not begin like that", kind.as_str());
@@ -120,16 +117,16 @@ impl Blocks {
                 verdict: Verdict::Damaged,
                 reason: reason.into(),
             }));
-        } else {
-            (Kind::Plain, Box::new(plain))
-        };
+        }
+        let (kind, inflated) = unpacked(packed).map_err(failed)?;
         Ok(Self { kind, source: Source::Lines(Lines::new(inflated, broken)), quarantined: 0 })
     }
 
     fn database(path: &Path) -> Result<Self, Fault> {
-        let database = Database::open(path)
-            .map_err(|error| fault(&error, 1))?
-            .ok_or_else(|| Fault::Unreadable("it is a database that no SQLite sink made".to_owned()))?;
+        let database = Database::open(path).map_err(|error| match error {
+            OpenError::Sqlite(error) => fault(&error, 1),
+            other => Fault::Unreadable(other.to_string()),
+        })?;
         let quarantined = database.quarantined;
         Ok(Self { kind: Kind::Sqlite, source: Source::Rows(Box::new(database)), quarantined })
     }
@@ -152,11 +149,53 @@ impl Blocks {
         match &mut self.source {
             Source::Lines(lines) => lines.next(),
             Source::Rows(database) => match database.next(TOGETHER, BLOCK_BYTES) {
-                Ok(rows) => Ok((!rows.is_empty()).then_some(Block::Rows(rows))),
-                Err(error) => Err(fault(&error, database.reached().unsigned_abs() + 1)),
+                Ok(rows) if !rows.is_empty() => Ok(Some(Block::Rows(rows))),
+                end => {
+                    let line = database.reached().unsigned_abs() + 1;
+                    match end.and_then(|_| database.damage()) {
+                        Ok(None) => Ok(None),
+                        Ok(Some(damage)) => {
+                            let reason = format!("the database is damaged: {damage}").into();
+                            Err(Fault::Finding(Finding { line, verdict: Verdict::Damaged, reason }))
+                        }
+                        Err(error) => Err(fault(&error, line)),
+                    }
+                }
             },
         }
     }
+}
+
+/// How a file is compressed, by its first bytes.
+fn packing(start: &[u8]) -> Kind {
+    // What some programs put before or between frames (RFC 8878, section 3.1.2).
+    let is_skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
+    if start.starts_with(&GZIP_MAGIC) {
+        Kind::Gzip
+    } else if start.starts_with(&ZSTD_MAGIC) || is_skippable {
+        Kind::Zstd
+    } else {
+        Kind::Plain
+    }
+}
+
+/// Inflates the operator's own file as a stream where its first bytes say that it is compressed. A window of up to
+/// 128 MiB is kept, as `zstd -d` does when it is told nothing.
+///
+/// # Errors
+/// When the first bytes cannot be read.
+pub fn unpacked(mut packed: impl BufRead + Send + 'static) -> io::Result<(Kind, Box<dyn Read + Send>)> {
+    let kind = packing(packed.fill_buf()?);
+    Ok(match kind {
+        Kind::Gzip => (kind, Box::new(batch::inflate(packed))),
+        Kind::Zstd => (kind, Box::new(zstd::Decoder::with_buffer(packed)?)),
+        Kind::Plain | Kind::Sqlite => (kind, Box::new(packed)),
+    })
+}
+
+/// Whether a zstd file needs a larger window than is kept: the decoder has no other way to say so than its words.
+fn needs_a_larger_window(error: &io::Error) -> bool {
+    error.to_string().contains("requires too much memory")
 }
 
 fn compressed_by_name(path: &Path) -> Option<Kind> {
@@ -178,7 +217,7 @@ fn fault(error: &rusqlite::Error, line: u64) -> Fault {
 
 /// Cuts a stream into blocks.
 struct Lines {
-    source: Box<dyn Read>,
+    source: Box<dyn Read + Send>,
     /// Reading the file itself failed, whatever the decoder makes of that.
     broken: Arc<AtomicBool>,
     /// What was read behind the last block.
@@ -192,7 +231,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(source: Box<dyn Read>, broken: Arc<AtomicBool>) -> Self {
+    fn new(source: Box<dyn Read + Send>, broken: Arc<AtomicBool>) -> Self {
         Self { source, broken, rest: Vec::new(), number: 1, ended: false, pending: None, passing: false }
     }
 
@@ -262,6 +301,11 @@ impl Lines {
             Ok(_) => return,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
             Err(error) if self.broken.load(Ordering::Relaxed) => Fault::Unreadable(error.to_string()),
+            Err(error) if needs_a_larger_window(&error) => Fault::Unreadable(
+                "it was compressed with a window of more than 128 MiB, which takes as much memory to read; inflate it \
+                 first: `zstd -dc --long=31 FILE | auditgate verify --jwks KEYS -`"
+                    .to_owned(),
+            ),
             Err(error) => {
                 let reason = match error.kind() {
                     io::ErrorKind::UnexpectedEof => "the compressed data ends too early".to_owned(),
@@ -279,7 +323,7 @@ impl Lines {
 
 /// Counts what is read, and remembers whether reading itself failed.
 struct Counted {
-    source: Box<dyn Read>,
+    source: Box<dyn Read + Send>,
     read: Arc<AtomicU64>,
     broken: Arc<AtomicBool>,
 }
@@ -368,5 +412,50 @@ mod tests {
         assert_eq!(found, [(1, b"a".to_vec()), (3, b"b".to_vec()), (4, b"c".to_vec())]);
         let Some(Fault::Finding(finding)) = fault else { panic!("{fault:?}") };
         assert_eq!((finding.line, finding.verdict), (2, Verdict::Malformed));
+    }
+
+    /// A zstd frame with one raw block (RFC 8878, section 3.1.1), whose window has two to that power of bytes.
+    fn frame(window: u8, text: &[u8]) -> Vec<u8> {
+        let block = u32::try_from(text.len()).unwrap() << 3 | 1;
+        [&ZSTD_MAGIC, &[0, (window - 10) << 3][..], &block.to_le_bytes()[..3], text].concat()
+    }
+
+    fn read(bytes: &[u8]) -> (Kind, Vec<Vec<u8>>, Option<Fault>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log.zst");
+        std::fs::write(&path, bytes).unwrap();
+        let mut blocks = Blocks::open(&path, &Arc::default()).unwrap();
+        let mut found = Vec::new();
+        loop {
+            match blocks.block() {
+                Ok(Some(block)) => {
+                    found.extend(block.entries().into_iter().map(|entry| entry.raw.into_owned()));
+                }
+                Ok(None) => return (blocks.kind(), found, None),
+                Err(fault) => return (blocks.kind(), found, Some(fault)),
+            }
+        }
+    }
+
+    #[test]
+    fn frames_that_are_to_be_skipped_are() {
+        for nibble in 0..16 {
+            let skipped = [&[0x50 | nibble, 0x2a, 0x4d, 0x18, 4, 0, 0, 0][..], b"\n\xff\0a"].concat();
+            let file = [&skipped[..], &frame(10, b"a\n"), &skipped, &frame(10, b"b\n"), &skipped].concat();
+            let (kind, found, fault) = read(&file);
+            assert!(fault.is_none(), "{fault:?}");
+            assert_eq!((kind, found), (Kind::Zstd, vec![b"a".to_vec(), b"b".to_vec()]));
+        }
+    }
+
+    #[test]
+    fn a_window_beyond_the_limit_is_no_damage() {
+        assert_eq!(read(&frame(27, b"a\n")).1, [b"a"]);
+        for window in [28, 31] {
+            let (_, found, fault) = read(&[frame(10, b"a\n"), frame(window, b"b\n")].concat());
+            assert_eq!(found, [b"a"]);
+            let Some(Fault::Unreadable(why)) = fault else { panic!("{fault:?}") };
+            assert!(why.contains("--long=31"), "{why}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! None of these is a claim: [`super::explain`] checks each, and says only what then verifies.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -21,21 +22,24 @@ fn respelling(line: impl Into<Vec<u8>>, what: impl Into<String>) -> Respelling {
     Respelling { line: line.into(), what: what.into() }
 }
 
+/// Respellings that are made when they are asked for: together they take thousands of times the memory of the line.
+pub(super) type Respellings<'a> = Box<dyn Iterator<Item = Respelling> + 'a>;
+
+/// A longer line is not respelled, in bytes: four times as long as the daemon takes when nothing is configured.
+pub(super) const LONGEST_RESPELLED: usize = 1 << 20;
+
 /// What programs and people add before and behind a line, and other spellings of the signature.
-pub(super) fn wrapped(line: &[u8]) -> Vec<Respelling> {
+pub(super) fn wrapped(line: &[u8]) -> Respellings<'_> {
     const BOM: &[u8] = "\u{feff}".as_bytes();
-    let mut all = Vec::new();
     let trimmed = line.trim_ascii_end();
-    if trimmed.len() < line.len() {
+    let behind = (trimmed.len() < line.len()).then(|| {
         let what = match line[trimmed.len()..].iter().all(|byte| *byte == b'\r') {
             true => "a carriage return of its line end was kept in the line",
             false => "white space stands behind it",
         };
-        all.push(respelling(trimmed, what));
-    }
-    if let Some(rest) = trimmed.strip_prefix(BOM) {
-        all.push(respelling(rest, "a byte order mark stands before it"));
-    }
+        respelling(trimmed, what)
+    });
+    let before = trimmed.strip_prefix(BOM).map(|rest| respelling(rest, "a byte order mark stands before it"));
     // A syslog header, a container's time stamp: whatever it is, it ends before a word.
     let starts = (1..trimmed.len().min(512)).filter(|at| {
         let before = trimmed[at - 1];
@@ -43,24 +47,23 @@ pub(super) fn wrapped(line: &[u8]) -> Vec<Respelling> {
             && !trimmed[*at].is_ascii_whitespace()
             || trimmed[*at] == b'{'
     });
-    for start in starts {
+    let started = starts.map(|start| {
         let what = format!("{start} bytes were put before it: `{}`", lossy(&trimmed[..start]));
-        all.push(respelling(&trimmed[start..], what));
-    }
-    all.extend(other_signatures(trimmed));
-    if memchr::memmem::find(trimmed, b"\tsig=").is_some() {
+        respelling(&trimmed[start..], what)
+    });
+    let tab = memchr::memmem::find(trimmed, b"\tsig=").map(|_| {
         let line = replaced(trimmed, b"\tsig=", b" sig=");
-        all.push(respelling(line, "a tab took the place of the space before `sig`"));
-    }
-    all
+        respelling(line, "a tab took the place of the space before `sig`")
+    });
+    Box::new(behind.into_iter().chain(before).chain(started).chain(other_signatures(trimmed)).chain(tab))
 }
 
 /// Lines with the signature in the spelling that counts, where it can be read in another one.
-fn other_signatures(line: &[u8]) -> Vec<Respelling> {
+fn other_signatures(line: &[u8]) -> impl Iterator<Item = Respelling> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
-    signature_texts(line).into_iter().flat_map(|start| other_signatures_at(line, start, &LENIENT)).collect()
+    signature_texts(line).into_iter().flat_map(|start| other_signatures_at(line, start, &LENIENT))
 }
 
 fn other_signatures_at(line: &[u8], start: usize, lenient: &GeneralPurposeConfig) -> Vec<Respelling> {
@@ -111,46 +114,72 @@ fn other_signatures_at(line: &[u8], start: usize, lenient: &GeneralPurposeConfig
 fn signature_texts(line: &[u8]) -> Vec<usize> {
     const MOST: usize = 8;
     let marks: &[&[u8]] = if line.starts_with(b"{") { &[b"\"sig\":\"", b"\"sig\": \""] } else { &[b" sig="] };
-    let of =
-        |mark: &&[u8]| memchr::memmem::find_iter(line, *mark).map(|at| at + mark.len()).collect::<Vec<_>>();
+    let of = |mark: &&'static [u8]| {
+        let mark = *mark;
+        memchr::memmem::find_iter(line, mark).map(|at| at + mark.len())
+    };
     marks.iter().flat_map(of).take(MOST).collect()
 }
 
 /// A JSON line as other programs write it: white space, escapes, numbers. The line itself comes first.
-pub(super) fn reserialised(line: &str) -> Vec<Respelling> {
-    let mut all = vec![respelling(line, "")];
+pub(super) fn reserialised(line: &str) -> Respellings<'_> {
+    let itself = std::iter::once_with(move || respelling(line, ""));
     if !line.starts_with('{') {
-        return all;
+        return Box::new(itself);
     }
-    let mut known = HashSet::from([line.to_owned()]);
-    let mut kinds: Vec<(Vec<Token<'_>>, Vec<&str>)> = Vec::new();
-    for (spacing, said_spacing) in [
+    let spacings = [
         (None, ""),
         (Some(("", "")), "white space was added between its tokens"),
         (Some((", ", ": ")), "white space was taken from between its tokens"),
-    ] {
-        for (escape, said_escape) in ESCAPES {
-            let tokens: Vec<Token<'_>> = spaced(tokens(line), spacing)
-                .into_iter()
-                .map(|token| match token {
-                    Token::Text(text) => Token::Written(escape(text)),
-                    other => other,
-                })
-                .collect();
-            let said = [said_spacing, said_escape].into_iter().filter(|said| !said.is_empty()).collect();
-            kinds.push((tokens, said));
-        }
+    ];
+    let kinds = spacings.into_iter().flat_map(|spacing| ESCAPES.map(|escape| (spacing, escape)));
+    let mut known = HashSet::from([fingerprint(line)]);
+    let others = kinds.flat_map(move |((spacing, said_spacing), (escape, said_escape))| {
+        let tokens: Vec<Token<'_>> = spaced(tokens(line), spacing)
+            .into_iter()
+            .map(|token| match token {
+                Token::Text(text) => Token::Written(escape(text)),
+                other => other,
+            })
+            .collect();
+        numbers(&tokens).into_iter().map(move |changes| {
+            let said = [said_spacing, said_escape].map(str::to_owned).into_iter();
+            let said = said.filter(|said| !said.is_empty()).chain(changes.iter().map(Change::said));
+            respelling(changed(&tokens, &changes), said.collect::<Vec<_>>().join(", and "))
+        })
+    });
+    let others = others.filter(move |other| known.insert(fingerprint(&other.line)));
+    Box::new(itself.chain(others))
+}
+
+/// Tells spellings apart without keeping them. Two that share one cost no more than one try.
+fn fingerprint(line: impl AsRef<[u8]>) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(line.as_ref())
+}
+
+/// A number of a line in another spelling.
+#[derive(Clone)]
+struct Change {
+    /// Which token it is.
+    at: usize,
+    now: String,
+    before: String,
+}
+
+impl Change {
+    fn said(&self) -> String {
+        format!("`{}` was written as `{}`", self.before, self.now)
     }
-    for (tokens, said) in kinds {
-        for (tokens, number) in numbers(&tokens) {
-            let line: String = tokens.iter().map(Token::as_str).collect();
-            if known.insert(line.clone()) {
-                let said: Vec<&str> = said.iter().copied().chain(number.as_deref()).collect();
-                all.push(respelling(line, said.join(", and ")));
-            }
-        }
+}
+
+/// The line of these tokens with the changes, which stand in their order.
+fn changed(tokens: &[Token<'_>], changes: &[Change]) -> String {
+    let mut line = String::new();
+    let mut changes = changes.iter().peekable();
+    for (at, token) in tokens.iter().enumerate() {
+        line += changes.next_if(|change| change.at == at).map_or(token.as_str(), |change| &change.before);
     }
-    all
+    line
 }
 
 /// A piece of JSON as it is spelled.
@@ -300,36 +329,32 @@ fn escaped(text: &str, which: impl Fn(char) -> bool, capitals: bool) -> String {
 /// As many spellings of the numbers of one line are tried.
 const MOST_NUMBERS: usize = 64;
 
-/// The tokens with their numbers as they are, and with those that have a fraction or an exponent, or else one that
-/// ends in zeros, spelled in other ways.
-fn numbers<'a>(tokens: &[Token<'a>]) -> Vec<(Vec<Token<'a>>, Option<String>)> {
-    let mut all = vec![(tokens.to_vec(), None::<String>)];
-    let has_point =
-        |token: &Token<'_>| matches!(token, Token::Number(text) if text.contains(['.', 'e', 'E']));
-    let pointed: Vec<usize> = (0..tokens.len()).filter(|at| has_point(&tokens[*at])).collect();
-    let others: Vec<usize> = (0..tokens.len())
-        .filter(|at| matches!(tokens[*at], Token::Number(text) if text.ends_with('0')))
-        .collect();
-    let is_pointed = !pointed.is_empty();
-    for at in if is_pointed { pointed } else { others } {
-        let mut more = Vec::new();
-        for (tokens, said) in &all {
-            // Every fraction on its own; of the plain numbers one at a time.
-            if !is_pointed && said.is_some() {
-                continue;
-            }
-            let Token::Number(now) = &tokens[at] else { continue };
-            for spelled in same_number(now) {
-                let sentence = format!("`{spelled}` was written as `{now}`");
-                let said =
-                    Some(said.as_ref().map_or(sentence.clone(), |said| format!("{said}, and {sentence}")));
-                let mut tokens = tokens.clone();
-                tokens[at] = Token::Written(spelled);
-                more.push((tokens, said));
+/// None, and then other spellings of the numbers that have a fraction or an exponent, or else of one that ends in
+/// zeros.
+fn numbers(tokens: &[Token<'_>]) -> Vec<Vec<Change>> {
+    let mut all = vec![Vec::new()];
+    let texts = || {
+        tokens.iter().enumerate().filter_map(|(at, token)| match token {
+            Token::Number(text) => Some((at, *text)),
+            _ => None,
+        })
+    };
+    let has_point = |text: &str| text.contains(['.', 'e', 'E']);
+    let is_pointed = texts().any(|(_, text)| has_point(text));
+    let is_one = |text: &str| if is_pointed { has_point(text) } else { text.ends_with('0') };
+    for (at, now) in texts().filter(|(_, text)| is_one(text)) {
+        let spellings = same_number(now);
+        // Every fraction on its own; of the plain numbers one at a time.
+        let with = if is_pointed { all.len() } else { 1 };
+        for index in 0..with {
+            for before in &spellings {
+                if all.len() >= MOST_NUMBERS {
+                    return all;
+                }
+                let change = Change { at, now: now.to_owned(), before: before.clone() };
+                all.push([&all[index][..], &[change]].concat());
             }
         }
-        all.extend(more);
-        all.truncate(MOST_NUMBERS);
     }
     all
 }
@@ -364,35 +389,34 @@ fn same_number(text: &str) -> Vec<String> {
 /// From here on not every integer is a 64-bit float.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
+/// Of one line as many long numbers are looked at.
+const MOST_LONG_NUMBERS: usize = 64;
+
 /// The integers that one rounded number may have been are at most as many: enough for 64 bits.
 const MOST_NEIGHBOURS: u128 = 2_050;
 
 /// A line with each integer that a program may have rounded to a 64-bit float (IEEE 754) replaced by those that
 /// round to the same: JSON numbers, and a `trace_id` of digits.
-pub(super) fn rounded(line: &Respelling) -> Vec<Respelling> {
-    let Ok(text) = std::str::from_utf8(&line.line) else { return Vec::new() };
-    let mut all = Vec::new();
-    for (name, start, end) in long_numbers(text) {
+pub(super) fn rounded(line: &Respelling) -> Respellings<'_> {
+    let Ok(text) = std::str::from_utf8(&line.line) else { return Box::new(std::iter::empty()) };
+    let numbers = long_numbers(text).take(MOST_LONG_NUMBERS).filter_map(|long| {
+        let value = text[long.start..long.end].parse::<f64>().ok()?;
+        (EXACT..1e30).contains(&value).then_some((long, value))
+    });
+    Box::new(numbers.flat_map(move |(LongNumber { name, start, end }, value)| {
         let spelled = &text[start..end];
-        let Some(value) = spelled.parse::<f64>().ok().filter(|value| (EXACT..1e30).contains(value)) else {
-            continue;
-        };
-        for neighbour in neighbours(value) {
-            let neighbour = neighbour.to_string();
-            if neighbour == spelled {
-                continue;
-            }
+        let others = neighbours(value).map(|number| number.to_string()).filter(move |other| other != spelled);
+        others.map(move |other| {
             let mut what = format!(
-                "{name} is {spelled}, and with {neighbour} the signature fits: a program read the number as a 64-bit \
+                "`{name}` is {spelled}, and with {other} the signature fits: a program read the number as a 64-bit \
                  float and lost digits"
             );
             if !line.what.is_empty() {
                 what = format!("{}, and {what}", line.what);
             }
-            all.push(respelling([&text[..start], &neighbour, &text[end..]].concat(), what));
-        }
-    }
-    all
+            respelling([&text[..start], &other, &text[end..]].concat(), what)
+        })
+    }))
 }
 
 /// The integers that become this float, the nearest first.
@@ -410,87 +434,86 @@ fn neighbours(value: f64) -> impl Iterator<Item = u128> {
     up.chain(down)
 }
 
-/// The long numbers of a line: what they are called, and where they stand.
-fn long_numbers(text: &str) -> Vec<(String, usize, usize)> {
-    const SHORTEST: usize = 16;
-    let mut all = Vec::new();
-    if text.starts_with('{') {
-        let (mut at, mut key) = (0, "");
-        for token in tokens(text) {
-            let spelled = token.as_str();
-            let inner = spelled.trim_matches('"');
-            let is_number = |text: &str| {
-                !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b".eE+".contains(&b))
-            };
-            let quote = usize::from(matches!(token, Token::Text(_)));
-            let is_candidate = match token {
-                Token::Number(_) => true,
-                Token::Text(_) => key == "trace_id" && is_number(inner),
-                _ => false,
-            };
-            if is_candidate && (inner.len() >= SHORTEST || inner.contains(['e', 'E'])) {
-                all.push((format!("`{key}`"), at + quote, at + quote + inner.len()));
-            }
-            if let Token::Text(_) = token {
-                key = inner_of(text, at, spelled.len());
-            }
-            at += spelled.len();
-        }
-    } else if let Some(start) = text.rfind(" trace_id=").map(|at| at + " trace_id=".len()) {
-        let end = text[start..].find(' ').map_or(text.len(), |length| start + length);
-        all.push(("`trace_id`".to_owned(), start, end));
-    }
-    all
+/// A long number, and where it stands in its line.
+struct LongNumber<'a> {
+    name: &'a str,
+    start: usize,
+    end: usize,
 }
 
-fn inner_of(text: &str, at: usize, length: usize) -> &str {
-    text[at..at + length].trim_matches('"')
+/// The long numbers of a line.
+fn long_numbers(text: &str) -> Box<dyn Iterator<Item = LongNumber<'_>> + '_> {
+    const SHORTEST: usize = 16;
+    if !text.starts_with('{') {
+        return Box::new(text.rfind(" trace_id=").into_iter().map(|at| {
+            let start = at + " trace_id=".len();
+            let end = text[start..].find(' ').map_or(text.len(), |length| start + length);
+            LongNumber { name: "trace_id", start, end }
+        }));
+    }
+    let is_number =
+        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b".eE+".contains(&b));
+    let (mut at, mut key) = (0, "");
+    Box::new(tokens(text).into_iter().filter_map(move |token| {
+        let (name, length) = (key, token.as_str().len());
+        let spelled = &text[at..at + length];
+        let inner = spelled.trim_matches('"');
+        let quote = usize::from(matches!(token, Token::Text(_)));
+        let is_candidate = match token {
+            Token::Number(_) => true,
+            Token::Text(_) => key == "trace_id" && is_number(inner),
+            _ => false,
+        };
+        let start = at + quote;
+        if quote == 1 {
+            key = inner;
+        }
+        at += length;
+        let is_long = inner.len() >= SHORTEST || inner.contains(['e', 'E']);
+        (is_candidate && is_long).then_some(LongNumber { name, start, end: start + inner.len() })
+    }))
 }
 
 /// Small changes that storage, transport or people make: one bit, one digit, one truth, one byte too many. A line
 /// longer than [`LONGEST_ALTERED`] is left alone.
-pub(super) fn altered(line: &[u8]) -> Vec<Respelling> {
-    let mut all = Vec::new();
-    if line.len() > LONGEST_ALTERED {
-        return all;
-    }
-    for (now, was) in [
+pub(super) fn altered(line: &[u8]) -> Respellings<'_> {
+    const TRUTHS: [(&str, &str); 6] = [
         ("true", "false"),
         ("false", "true"),
         ("TRUE", "true"),
         ("FALSE", "false"),
         ("True", "true"),
         ("False", "false"),
-    ] {
-        for at in memchr::memmem::find_iter(line, now) {
+    ];
+    if line.len() > LONGEST_ALTERED {
+        return Box::new(std::iter::empty());
+    }
+    let truths = TRUTHS.into_iter().flat_map(move |(now, was)| {
+        memchr::memmem::find_iter(line, now).map(move |at| {
             let before = [&line[..at], was.as_bytes(), &line[at + now.len()..]].concat();
-            all.push(respelling(before, format!("`{was}` was changed into `{now}` at byte {}", at + 1)));
-        }
-    }
-    for (at, byte) in line.iter().enumerate().filter(|(_, byte)| byte.is_ascii_digit()) {
-        for digit in (b'0'..=b'9').filter(|digit| digit != byte) {
-            let what = format!(
-                "the digit {} at byte {} was changed into {}",
-                char::from(digit),
-                at + 1,
-                char::from(*byte)
-            );
-            all.push(respelling(with_byte(line, at, digit), what));
-        }
-    }
-    for (at, byte) in line.iter().enumerate() {
-        for bit in 0..8 {
+            respelling(before, format!("`{was}` was changed into `{now}` at byte {}", at + 1))
+        })
+    });
+    let bytes = || line.iter().copied().enumerate();
+    let digits = bytes().filter(|(_, byte)| byte.is_ascii_digit()).flat_map(move |(at, byte)| {
+        (b'0'..=b'9').filter(move |digit| *digit != byte).map(move |digit| {
+            let (was, is) = (char::from(digit), char::from(byte));
+            let what = format!("the digit {was} at byte {} was changed into {is}", at + 1);
+            respelling(with_byte(line, at, digit), what)
+        })
+    });
+    let bits = bytes().flat_map(move |(at, byte)| {
+        (0..8).map(move |bit| {
             let other = byte ^ (1 << bit);
-            let what =
-                format!("one bit of byte {} changed: {} became {}", at + 1, shown(other), shown(*byte));
-            all.push(respelling(with_byte(line, at, other), what));
-        }
-    }
-    for at in 0..line.len() {
-        let what = format!("byte {} ({}) was added", at + 1, shown(line[at]));
-        all.push(respelling([&line[..at], &line[at + 1..]].concat(), what));
-    }
-    all
+            let what = format!("one bit of byte {} changed: {} became {}", at + 1, shown(other), shown(byte));
+            respelling(with_byte(line, at, other), what)
+        })
+    });
+    let added = bytes().map(|(at, byte)| {
+        let what = format!("byte {} ({}) was added", at + 1, shown(byte));
+        respelling([&line[..at], &line[at + 1..]].concat(), what)
+    });
+    Box::new(truths.chain(digits).chain(bits).chain(added))
 }
 
 /// See [`altered`], in bytes.
@@ -553,13 +576,13 @@ mod tests {
             (r#"{"a":1500.0}"#, r#"{"a":1.5e3}"#),
             (r#"{"a": "x/y", "b": 1000.0}"#, r#"{"a":"x\/y","b":1e3}"#),
         ] {
-            let all = reserialised(now);
+            let all: Vec<_> = reserialised(now).collect();
             let found = all.iter().find(|respelling| respelling.line == before.as_bytes());
             assert!(found.is_some_and(|found| !found.what.is_empty()), "{now}");
             let lines: HashSet<_> = all.iter().map(|respelling| &respelling.line).collect();
             assert_eq!(lines.len(), all.len());
         }
-        assert_eq!(reserialised("no json").len(), 1);
+        assert_eq!(reserialised("no json").count(), 1);
     }
 
     #[test]
@@ -574,7 +597,24 @@ mod tests {
             r#"{"rt":1,"trace_id":"1146381705542353508","x":1.1463817055423535e18}"#,
             r#"{"rt":1,"trace_id":"1146381705542353500","x":1146381705542353508}"#,
         ] {
-            assert!(rounded(&line).iter().any(|found| found.line == before.as_bytes()), "{before}");
+            assert!(rounded(&line).any(|found| found.line == before.as_bytes()), "{before}");
+        }
+    }
+
+    #[test]
+    fn the_first_respellings_of_a_long_line_cost_no_more_than_a_few_lines() {
+        let ids: Vec<String> = (0..10_000_u64).map(|n| ((1 << 60) + n * 1000).to_string()).collect();
+        let ids = format!("{{\"a\":[{}]}}", ids.join(","));
+        let floats: Vec<String> = (0..30_000).map(|n| format!("\"n{n}\":1e{}", n % 15)).collect();
+        let floats = format!("{{{}}}", floats.join(","));
+        for line in [ids, floats] {
+            // All of them at once would take more memory than there is.
+            let first = |all: Respellings<'_>| all.take(100).map(|one| one.line.len()).sum::<usize>();
+            assert!(first(wrapped(line.as_bytes())) > 0);
+            assert!(first(reserialised(&line)) >= 2 * line.len());
+            let _ = first(rounded(&respelling(line.clone(), "")));
+            let numbers = numbers(&tokens(&line));
+            assert!(numbers.len() <= MOST_NUMBERS, "{}", numbers.len());
         }
     }
 }

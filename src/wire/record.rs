@@ -4,11 +4,12 @@
 //! separators U+2028 and U+2029 and the bidirectional controls are escaped wherever they occur in a string.
 
 use std::borrow::Cow;
-use std::io;
+use std::{fmt, io};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize as _};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize as _};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -116,79 +117,156 @@ pub fn write_keys(out: &mut Vec<u8>, keys: &[String]) {
 /// A line of one of our own files.
 #[derive(Debug)]
 pub struct Saved<'a> {
-    /// The line as it was received.
+    /// The line as it was received; of a misshapen record, the record.
     pub raw: Cow<'a, [u8]>,
-    /// Why it was quarantined, when it was.
-    pub reason: Option<Cow<'a, str>>,
-    /// The key that the record says verified it.
-    pub key_id: Option<Cow<'a, str>>,
-    /// What the record says the line says: none in a quarantine record.
-    pub claims: Option<Claims<'a>>,
+    /// Which of our records it is.
+    pub kind: Kind<'a>,
 }
 
-/// The part of a record that follows from its raw line and must still do so.
+/// The kinds of records, which have no member in common but `received_at`, `source` and `raw`.
+#[derive(Debug)]
+pub enum Kind<'a> {
+    /// Of a line that came through.
+    Accepted(Claims<'a>),
+    /// Of a line that did not.
+    Quarantined {
+        /// Why, in the record's words.
+        reason: Cow<'a, str>,
+    },
+    /// None that we write: members of both kinds, or one that is missing, foreign, of another type or there twice.
+    /// What readers of the file take from it follows from nothing.
+    Misshapen,
+}
+
+/// The part of a record of an accepted line that follows from its raw line and must still do so.
 #[derive(Debug)]
 pub struct Claims<'a> {
+    /// The key that the record says verified it.
+    pub key_id: Option<Cow<'a, str>>,
+    /// Whether the record says that a key verified it. False is what a policy let through.
+    pub verified: bool,
     format: Cow<'a, str>,
-    verified: bool,
     ambiguous: Vec<Cow<'a, str>>,
     event: &'a str,
 }
 
 impl Claims<'_> {
-    /// Whether a raw line that is verified says what the record says.
+    /// Whether a raw line says what the record says of its event.
     pub fn hold_for(&self, line: &Line<'_>) -> bool {
         let event = line.event();
         let mut written = Vec::with_capacity(self.event.len());
         write_event(&mut written, &event);
-        self.verified
-            && self.format == line.format().as_str()
+        self.format == line.format().as_str()
             && self.ambiguous.iter().eq(event.ambiguous())
             && self.event.as_bytes() == written
     }
 }
 
+/// The members that any of our records has.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members<'a> {
+    #[serde(borrow, rename = "received_at")]
+    _received_at: Cow<'a, str>,
+    #[serde(borrow, rename = "source")]
+    _source: Cow<'a, str>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    reason: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    detail: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    key_id: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    format: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "not_null")]
+    verified: Option<bool>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    ambiguous: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    event: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    raw: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "not_null")]
+    raw_base64: Option<Text<'a>>,
+}
+
+/// Text that is borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// We write no `null`: what is not there has no member.
+fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
 /// Reads a line of a file as one of our records; none when it is something else, such as a raw line.
 pub fn read(line: &[u8]) -> Option<Saved<'_>> {
-    #[derive(Deserialize)]
-    struct Members<'a> {
-        #[serde(borrow, rename = "received_at")]
-        _received_at: Cow<'a, str>,
-        #[serde(borrow, rename = "source")]
-        _source: Cow<'a, str>,
-        #[serde(borrow)]
-        reason: Option<Cow<'a, str>>,
-        #[serde(borrow)]
-        key_id: Option<Cow<'a, str>>,
-        #[serde(borrow)]
-        format: Option<Cow<'a, str>>,
-        verified: Option<bool>,
-        #[serde(borrow, default)]
-        ambiguous: Vec<Cow<'a, str>>,
-        #[serde(borrow)]
-        event: Option<&'a RawValue>,
-        #[serde(borrow)]
-        raw: Option<Cow<'a, str>>,
-        #[serde(borrow)]
-        raw_base64: Option<Cow<'a, str>>,
+    if let Some(saved) = serde_json::from_slice::<Members<'_>>(line).ok().and_then(well_shaped) {
+        return Some(saved);
     }
-    let members: Members<'_> = serde_json::from_slice(line).ok()?;
-    let raw = match (members.raw, members.raw_base64) {
-        (Some(Cow::Borrowed(text)), None) => Cow::Borrowed(text.as_bytes()),
-        (Some(Cow::Owned(text)), None) => Cow::Owned(text.into_bytes()),
-        (None, Some(text)) => Cow::Owned(STANDARD.decode(text.as_bytes()).ok()?),
+    passes_for_a_record(line).then_some(Saved { raw: Cow::Borrowed(line), kind: Kind::Misshapen })
+}
+
+fn well_shaped(members: Members<'_>) -> Option<Saved<'_>> {
+    let Members { reason, detail, key_id, format, verified, ambiguous, event, raw, raw_base64, .. } = members;
+    let raw = match (raw, raw_base64) {
+        (Some(Text(Cow::Borrowed(text))), None) => Cow::Borrowed(text.as_bytes()),
+        (Some(Text(Cow::Owned(text))), None) => Cow::Owned(text.into_bytes()),
+        // Only what is UTF-8 is accepted.
+        (None, Some(Text(text))) if reason.is_some() => Cow::Owned(STANDARD.decode(text.as_bytes()).ok()?),
         _ => return None,
     };
-    let claims = match (members.format, members.verified, members.event) {
-        (Some(format), Some(verified), Some(event)) => {
-            Some(Claims { format, verified, ambiguous: members.ambiguous, event: event.get() })
+    let kind = match (reason, detail, format, verified, event, key_id, ambiguous) {
+        (Some(Text(reason)), _, None, None, None, None, None) => Kind::Quarantined { reason },
+        (None, None, Some(Text(format)), Some(verified), Some(event), key_id, ambiguous)
+            if event.get().starts_with('{') =>
+        {
+            let ambiguous = ambiguous.into_iter().flatten().map(|Text(key)| key).collect();
+            let key_id = key_id.map(|Text(id)| id);
+            Kind::Accepted(Claims { key_id, verified, format, ambiguous, event: event.get() })
         }
-        _ => None,
+        _ => return None,
     };
-    if claims.is_none() && members.reason.is_none() {
-        return None;
+    Some(Saved { raw, kind })
+}
+
+/// Whether a reader would take a line for a record of ours that has our raw line in it. With a signature of its own
+/// it is an event that happens to have such members, which proves or does not prove itself as a whole.
+fn passes_for_a_record(line: &[u8]) -> bool {
+    #[derive(Default)]
+    struct Names {
+        received_at: bool,
+        source: bool,
+        raw: bool,
+        sig: bool,
     }
-    Some(Saved { raw, reason: members.reason, key_id: members.key_id, claims })
+
+    impl<'de> Visitor<'de> for Names {
+        type Value = Self;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        // Keeps no name: a line may have millions of them.
+        fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<Self, A::Error> {
+            while let Some(name) = members.next_key::<Cow<'_, str>>()? {
+                match &*name {
+                    "received_at" => self.received_at = true,
+                    "source" => self.source = true,
+                    "raw" | "raw_base64" => self.raw = true,
+                    "sig" => self.sig = true,
+                    _ => {}
+                }
+                members.next_value::<IgnoredAny>()?;
+            }
+            Ok(self)
+        }
+    }
+
+    let mut deserializer = serde_json::Deserializer::from_slice(line);
+    let names = deserializer.deserialize_map(Names::default());
+    names.is_ok_and(|names| names.received_at && names.source && names.raw && !names.sig)
 }
 
 /// A moment as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
@@ -289,13 +367,76 @@ mod tests {
         let record = accepted(raw);
         let saved = read(record.trim_end().as_bytes()).unwrap();
         assert_eq!(saved.raw.as_ref(), raw.as_bytes());
-        assert_eq!(saved.key_id.as_deref(), Some("k"));
-        let line = Line::parse(&saved.raw).unwrap();
-        assert!(saved.claims.as_ref().unwrap().hold_for(&line));
+        let line = Line::parse(raw.as_bytes()).unwrap();
+        let Kind::Accepted(claims) = saved.kind else { panic!("{saved:?}") };
+        assert_eq!((claims.key_id.as_deref(), claims.verified), (Some("k"), true));
+        assert!(claims.hold_for(&line));
         let altered = record.replacen("x y", "x z", 1);
-        let saved = read(altered.trim_end().as_bytes()).unwrap();
-        assert!(!saved.claims.unwrap().hold_for(&Line::parse(&saved.raw).unwrap()));
+        let Kind::Accepted(claims) = read(altered.trim_end().as_bytes()).unwrap().kind else {
+            panic!("{altered}")
+        };
+        assert!(!claims.hold_for(&line));
         assert!(read(raw.as_bytes()).is_none());
+    }
+
+    #[test]
+    fn a_record_of_both_kinds_or_of_neither_is_misshapen() {
+        let accepted = accepted(r#"{"a":"x","rt":"1","b":1,"b":2}"#);
+        let mut quarantined = Vec::new();
+        let record = Quarantined {
+            received_at: 0,
+            source: "us",
+            reason: Reason::BadSignature,
+            detail: "no key",
+            raw: b"x",
+        };
+        write_quarantined(&mut quarantined, &record);
+        let quarantined = String::from_utf8(quarantined).unwrap();
+        let object = |text: &str| -> serde_json::Map<String, serde_json::Value> {
+            serde_json::from_str(text).unwrap()
+        };
+        let is_misshapen = |text: &str| {
+            read(text.trim_end().as_bytes()).is_some_and(|saved| matches!(saved.kind, Kind::Misshapen))
+        };
+        for whole in [&accepted, &quarantined] {
+            assert!(!is_misshapen(whole));
+            let (own, other) =
+                (object(whole), object(if whole == &accepted { &quarantined } else { &accepted }));
+            // Any member that the other kind has, one that no kind has, and a `null`.
+            let foreign = other.iter().filter(|(name, _)| !own.contains_key(*name));
+            let more = foreign.map(|(name, value)| (name.clone(), value.clone()));
+            for (name, value) in
+                more.chain([("granted".to_owned(), false.into()), ("Event".into(), 1.into())])
+            {
+                let mut altered = own.clone();
+                altered.insert(name.clone(), value);
+                assert!(is_misshapen(&serde_json::to_string(&altered).unwrap()), "{name} was added");
+            }
+            for name in own.keys() {
+                for value in [serde_json::Value::Null, serde_json::json!({})] {
+                    let mut altered = own.clone();
+                    altered.insert(name.clone(), value.clone());
+                    // An event that is another one is told by what it says.
+                    let is_told = is_misshapen(&serde_json::to_string(&altered).unwrap());
+                    assert_eq!(is_told, name != "event" || value.is_null(), "{name} became {value}");
+                }
+                let twice = whole.replacen('{', &format!("{{\"{name}\":{},", own[name]), 1);
+                assert!(is_misshapen(&twice), "{name} was doubled");
+            }
+            for name in
+                ["format", "verified", "event", "reason"].iter().filter(|name| own.contains_key(**name))
+            {
+                let mut altered = own.clone();
+                altered.remove(*name);
+                assert!(is_misshapen(&serde_json::to_string(&altered).unwrap()), "{name} was removed");
+            }
+        }
+        // The reported way: what was verified in the guise of what was not.
+        let forged = accepted.replacen("\"format\":\"json\",", "\"reason\":\"\",", 1);
+        assert!(is_misshapen(&forged));
+        assert!(is_misshapen(&accepted.replacen("\"raw\"", "\"raw_base64\"", 1)));
+        // What has a signature of its own is an event, whatever its fields are called.
+        assert!(read(forged.replacen('{', "{\"sig\":\"x\",", 1).trim_end().as_bytes()).is_none());
     }
 
     #[test]
@@ -314,7 +455,7 @@ mod tests {
             assert!(!text.trim_end_matches('\n').contains(is_hazardous));
             let saved = read(text.trim_end().as_bytes()).unwrap();
             assert_eq!(saved.raw.as_ref(), raw);
-            assert_eq!(saved.reason.as_deref(), Some("malformed"));
+            assert!(matches!(saved.kind, Kind::Quarantined { reason } if reason == "malformed"));
         }
     }
 }

@@ -213,7 +213,7 @@ fn twenty_planted_faults_in_rotated_files_are_found_each_by_file_and_line() {
         };
         site.write(name, packed);
     }
-    site.write("log/z.log.20260104T000000Z-0001.zst.unfinished", "half");
+    site.write("log/deep/a.log.20260103T000000Z-0001.zst.unfinished", "half");
     let (code, report) = report(&site, &["log"]);
     assert_eq!(code, Some(1));
     let mut wanted = planted.clone();
@@ -236,7 +236,7 @@ fn twenty_planted_faults_in_rotated_files_are_found_each_by_file_and_line() {
             .eq(["zstd", "gzip", "zstd", "plain", "plain"])
     );
     assert_eq!(files[0]["good"], 1996);
-    assert_eq!(report["left_out"][0]["file"], "log/z.log.20260104T000000Z-0001.zst.unfinished");
+    assert_eq!(report["left_out"][0]["file"], "log/deep/a.log.20260103T000000Z-0001.zst.unfinished");
     assert_eq!(
         (report["first"].as_str().unwrap(), &report["unreadable"]),
         ("2023-05-19T00:03:39.000Z", &json!([]))
@@ -250,7 +250,7 @@ fn twenty_planted_faults_in_rotated_files_are_found_each_by_file_and_line() {
     }
     assert!(
         String::from_utf8_lossy(&output.stderr)
-            .contains("left out log/z.log.20260104T000000Z-0001.zst.unfinished")
+            .contains("left out log/deep/a.log.20260103T000000Z-0001.zst.unfinished")
     );
 }
 
@@ -367,6 +367,59 @@ fn a_database_is_checked_while_the_daemon_writes_it() {
         .unwrap();
     assert_eq!(verify(&site, &["other.db"]).status.code(), Some(74));
     assert_eq!(verify(&site, &["data/ledger.db"]).status.code(), Some(74));
+}
+
+#[test]
+fn a_forged_file_does_not_escape_from_a_directory_and_what_is_left_out_is_counted() {
+    let (site, lines) = signed_lines(20);
+    let foreign = sign::Producer::new(9).events(0..3);
+    std::fs::create_dir(site.path("log")).unwrap();
+    site.write("log/v.log", body(&lines));
+    site.write("log/x.toml", "a = 1");
+    let output = verify(&site, &["log"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(stdout(&output), "good 20, bad 0, unsigned 0, malformed 0, left out 1\n");
+    for name in ["forged.log", "forged.toml", "forged.pem", "forged"] {
+        let path = format!("log/{name}");
+        site.write(&path, [b"BZh\n", &body(&foreign)[..]].concat());
+        let (code, report) = report(&site, &["log"]);
+        assert_eq!((code, &report["bad"]), (Some(1), &3.into()), "{name}");
+        std::fs::remove_file(site.path(&path)).unwrap();
+    }
+}
+
+#[test]
+fn a_database_with_a_hole_is_damaged() {
+    let site = Site::new().sinks(
+        "[sinks.search]\ntype = \"sqlite\"\nstream = [\"verified\", \"quarantine\"]\npath = \"log/events.db\"\n",
+    );
+    std::fs::create_dir(site.path("log")).unwrap();
+    let daemon = Daemon::start(&site);
+    assert_eq!(daemon.deliver(&site.producer.events(0..400)).accepted, 400);
+    daemon.settle();
+    daemon.terminate();
+    let path = site.path("log/events.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    // "aude" is the mark of our databases; without it this is still one that a reader takes for ours.
+    connection.pragma_update(None, "application_id", 0).unwrap();
+    connection.pragma_update(None, "journal_mode", "delete").unwrap();
+    let root: usize = connection
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'events'", [], |row| row.get(0))
+        .unwrap();
+    connection.close().unwrap();
+    all_good(&verify(&site, &["log"]), 400);
+    // The table's root loses its last child but one, by pointing to the same page twice (file format, section 1.6).
+    let mut bytes = std::fs::read(&path).unwrap();
+    let page = (root - 1) * 4096;
+    assert_eq!(bytes[page], 5, "an interior page of a table");
+    let cells = usize::from(u16::from_be_bytes([bytes[page + 3], bytes[page + 4]]));
+    assert!(cells > 2);
+    bytes[page + 3..page + 5].copy_from_slice(&u16::try_from(cells - 2).unwrap().to_be_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let (code, report) = report(&site, &["log"]);
+    assert_eq!((code, &report["damaged"], &report["bad"]), (Some(1), &1.into(), &0.into()), "{report}");
+    assert!(report["good"].as_u64().unwrap() < 400, "{report}");
+    assert!(report["findings"][0]["reason"].as_str().unwrap().contains("rows may be missing"), "{report}");
 }
 
 #[test]

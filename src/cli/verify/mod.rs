@@ -73,7 +73,7 @@ good event), `keys` (a list of `kid`, `thumbprint`, `good`), `files` (for each `
 times and keys), `left_out` and `unreadable` (lists of `file`, `reason`).
 
 Verdicts: bad (no given key made the signature, or a record contradicts its raw line), unsigned, malformed, torn (a \
-failing last line without a line end), damaged (the file cannot be read on from there).";
+failing last line without a line end), damaged (the file cannot be read on from there, or a database may have lost rows).";
 
 /// How long a key server may take.
 const FETCH: Duration = Duration::from_secs(30);
@@ -104,7 +104,7 @@ fn check(args: &Args, keys: &Keys, window: Window, out: &mut dyn Write) -> Resul
     let read = Arc::default();
     let mut report = Report::new(&found.files, keys, args.json, Arc::clone(&read), out);
     for (path, reason) in &found.left_out {
-        report.left_out(path, (*reason).to_owned());
+        report.left_out(path, reason);
     }
     for (path, error) in &found.unreadable {
         report.unreadable(path, error.to_string());

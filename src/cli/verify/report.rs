@@ -24,6 +24,8 @@ pub(super) struct Report<'a> {
     total: Sum,
     by_file: Vec<FileSum>,
     left_out: Vec<Remark>,
+    /// How many of these are files as a whole.
+    files_left_out: usize,
     unreadable: Vec<Remark>,
     has_findings: bool,
 }
@@ -118,13 +120,19 @@ impl<'a> Report<'a> {
             total: Sum::default(),
             by_file: files.iter().map(|_| FileSum { kind: None, sum: Sum::default() }).collect(),
             left_out: Vec::new(),
+            files_left_out: 0,
             unreadable: Vec::new(),
             has_findings: false,
         }
     }
 
     /// Takes note of something that is not checked although it lies in a directory that was named.
-    pub(super) fn left_out(&mut self, path: &Path, reason: String) {
+    pub(super) fn left_out(&mut self, path: &Path, reason: &str) {
+        self.files_left_out += 1;
+        self.not_checked(path, reason.to_owned());
+    }
+
+    fn not_checked(&mut self, path: &Path, reason: String) {
         let remark = Remark { file: path.display().to_string(), reason };
         self.progress.remark(&format!("left out {}: {}", remark.file, remark.reason));
         self.left_out.push(remark);
@@ -151,7 +159,7 @@ impl<'a> Report<'a> {
                 file.kind = Some(kind);
                 if quarantined > 0 {
                     let reason = format!("{quarantined} lines in its table `quarantine`");
-                    self.left_out(path, reason);
+                    self.not_checked(path, reason);
                 }
             }
             News::Judged(judged) => {
@@ -213,9 +221,13 @@ impl<'a> Report<'a> {
         } else {
             let Counts { good, bad, unsigned, malformed, torn, damaged, outside } = counts;
             write!(self.out, "good {good}, bad {bad}, unsigned {unsigned}, malformed {malformed}")?;
-            for (name, count) in
-                [("torn", torn), ("damaged", damaged), ("outside the time asked for", outside)]
-            {
+            let left_out = self.files_left_out as u64;
+            for (name, count) in [
+                ("torn", torn),
+                ("damaged", damaged),
+                ("outside the time asked for", outside),
+                ("left out", left_out),
+            ] {
                 if count > 0 {
                     write!(self.out, ", {name} {count}")?;
                 }

@@ -14,12 +14,47 @@ use crate::wire::line::Line;
 /// The first bytes of a SQLite database (<https://www.sqlite.org/fileformat2.html>, section 1.3).
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// Whether a sink of ours made a database. SQLite is asked, for what says so may still be in its log.
+/// What a database is to whoever looks for events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// A sink of ours, or somebody who gave it a table `events`: that is what is asked, whatever else the file says
+    /// of itself.
+    Events,
+    /// Nobody has made a table in it yet, as far as the file shows: what was may be in a log that is not beside it.
+    Nothing,
+    /// Somebody else.
+    Other,
+}
+
+/// Says what a database is. SQLite is asked, for what shows it may still be in its log.
 ///
 /// # Errors
 /// When it cannot be opened.
-pub fn is_ours(path: &Path) -> rusqlite::Result<bool> {
-    Ok(Database::open(path)?.is_some())
+pub fn made(path: &Path) -> rusqlite::Result<Made> {
+    connect(path).and_then(|connection| examine(&connection))
+}
+
+/// Why a database cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There are no events to read.
+    #[error(
+        "it is a database without a table `events`: another program made it, or it was copied without its log (the \
+         file of the same name with `-wal`), which has what was written last; copy both"
+    )]
+    NoEvents,
+    /// Its log needs an index, which SQLite cannot write where it lies.
+    #[error(
+        "it has a log (the file of the same name with `-wal`), and SQLite must be able to write an index of it beside \
+         it ({0}); copy both files to a directory that you can write to, and check the copy"
+    )]
+    NoIndex(rusqlite::Error),
+    /// Its table `events` is not as a sink makes it.
+    #[error("its table `events` is not as a SQLite sink makes it: {0}")]
+    OtherColumns(String),
+    /// What SQLite says.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
 }
 
 /// A row of the table `events`.
@@ -38,20 +73,24 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The first column that does not follow from the row's raw line, which is verified; none when all do.
-    /// `received_at` and `source` follow from nothing, and whoever knows the keys compares `key_id`.
+    /// Whether the row says that a key verified its line. False is what a policy let through.
+    pub fn says_verified(&self) -> bool {
+        self.verified != Value::Integer(0)
+    }
+
+    /// The first column that does not follow from the row's raw line; none when all do. `received_at` and `source`
+    /// follow from nothing, and whoever knows the keys compares `key_id` and what [`Self::says_verified`].
     pub fn difference(&self, line: &Line<'_>) -> Option<&'static str> {
         let event = line.event();
         let (fields, extra) = columns(&event);
         let extra = extra.map_or(Value::Null, Value::Text);
         let format = Value::Text(line.format().as_str().to_owned());
         let common = [
-            ("verified", &self.verified, &Value::Integer(1)),
-            ("format", &self.format, &format),
-            ("extra", &self.extra, &extra),
+            ("verified", matches!(self.verified, Value::Integer(0 | 1))),
+            ("format", self.format == format),
+            ("extra", self.extra == extra),
         ];
-        let different =
-            common.into_iter().find(|(_, stored, wanted)| stored != wanted).map(|(name, ..)| name);
+        let different = common.into_iter().find(|(_, is_right)| !is_right).map(|(name, _)| name);
         different.or_else(|| {
             let mut pairs = FIELDS.iter().zip(fields.iter().zip(&self.fields));
             pairs.find(|(_, (wanted, stored))| !is_same(wanted, stored)).map(|((name, _), _)| *name)
@@ -63,9 +102,10 @@ impl Stored {
 pub struct Database {
     connection: Connection,
     select: String,
-    /// The last row that was read.
-    behind: i64,
-    last: i64,
+    /// The `id` of the last row that was read.
+    behind: Option<i64>,
+    /// The greatest `id`, when there is a row.
+    last: Option<i64>,
     /// How many quarantined lines it holds beside its events.
     pub quarantined: u64,
 }
@@ -73,62 +113,124 @@ pub struct Database {
 impl Database {
     /// Opens it. Another process may write to it meanwhile. On a file system that cannot be written, where SQLite
     /// has no place for its index of the log, it is read as a file that does not change; a log must not be there
-    /// then. None when no sink of ours made it.
+    /// then.
     ///
     /// # Errors
-    /// When it cannot be opened.
-    pub fn open(path: &Path) -> rusqlite::Result<Option<Self>> {
-        match Self::open_with(path, "mode=ro") {
-            Err(error) if is_read_only(&error) && !has_log(path) => Self::open_with(path, "immutable=1"),
-            result => result,
-        }
+    /// When it cannot be opened, or has no events.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let connection = match connect(path) {
+            Err(error) if is_read_only(&error) && has_log(path) => return Err(OpenError::NoIndex(error)),
+            result => result?,
+        };
+        Self::over(connection)
     }
 
-    fn open_with(path: &Path, how: &str) -> rusqlite::Result<Option<Self>> {
-        let flags =
-            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-        let connection = Connection::open_with_flags(format!("file:{}?{how}", escaped(path)), flags)?;
-        connection.busy_timeout(schema::BUSY)?;
-        let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-        if application != schema::APPLICATION_ID {
-            return Ok(None);
+    fn over(connection: Connection) -> Result<Self, OpenError> {
+        if examine(&connection)? != Made::Events {
+            return Err(OpenError::NoEvents);
         }
         let names: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
         let select = format!(
-            "SELECT id, raw, key_id, verified, format, extra, {} FROM events WHERE id > ?1 AND id <= ?2 ORDER BY id",
+            "SELECT id, raw, key_id, verified, format, extra, {} FROM events WHERE id >= ?1 AND id <= ?2 ORDER BY id",
             names.join(", ")
         );
-        let last = connection.query_row("SELECT coalesce(max(id), 0) FROM events", [], |row| row.get(0))?;
-        let quarantined = connection.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0))?;
-        Ok(Some(Self { connection, select, behind: i64::MIN, last, quarantined }))
+        connection.prepare(&select).map_err(|error| match error {
+            rusqlite::Error::SqlInputError { msg, .. } => OpenError::OtherColumns(msg),
+            other => other.into(),
+        })?;
+        let last = connection.query_row("SELECT max(id) FROM events", [], |row| row.get(0))?;
+        let quarantined = match has_table(&connection, "quarantine")? {
+            true => connection.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0))?,
+            false => 0,
+        };
+        Ok(Self { connection, select, behind: None, last, quarantined })
     }
 
-    /// The next rows in the order of their `id`: at most `rows`, and not many more than `bytes` of raw lines. None
-    /// are left when there are none.
+    /// The next rows in the order of their `id`: at most `rows`, and not many more than `bytes` of raw lines. There
+    /// are none behind the last one only; whether these were all of them says [`Self::damage`].
     ///
     /// # Errors
     /// When the database cannot be read; see [`is_damage`].
     pub fn next(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<Stored>> {
-        let mut select = self.connection.prepare_cached(&self.select)?;
-        let mut found = select.query(params![self.behind, self.last])?;
         let mut read = Vec::new();
+        let first = self.behind.map_or(Some(i64::MIN), |behind| behind.checked_add(1));
+        let (Some(first), Some(last)) = (first, self.last) else { return Ok(read) };
+        let mut select = self.connection.prepare_cached(&self.select)?;
+        let mut found = select.query(params![first, last])?;
         let mut size = 0;
         while read.len() < rows
             && size < bytes
             && let Some(row) = found.next()?
         {
             let stored = stored(row)?;
-            self.behind = stored.id;
+            self.behind = Some(stored.id);
             size += stored.raw.len();
             read.push(stored);
         }
         Ok(read)
     }
 
+    /// What shows, once all rows are read, that rows may be missing among or behind them: SQLite reads over some
+    /// damages without a word, such as a page that was replaced by another one. Reads the whole file, and keeps a
+    /// transaction open meanwhile: the daemon can go on writing, but not empty its log.
+    ///
+    /// # Errors
+    /// When the database cannot be read; see [`is_damage`].
+    pub fn damage(&self) -> rusqlite::Result<Option<String>> {
+        // A row may also have been deleted since, by `retain`; then none is there to be reached.
+        let last: Option<i64> =
+            self.connection
+                .query_row("SELECT max(id) FROM events WHERE id <= ?1", [self.last], |row| row.get(0))?;
+        if last > self.behind {
+            let (last, behind) = (last.unwrap_or_default(), self.reached());
+            return Ok(Some(format!(
+                "there are rows up to id {last}, but none can be read behind id {behind}"
+            )));
+        }
+        let said: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        // It names the database before it says what is wrong.
+        let what = said.rsplit('\n').next().unwrap_or(&said);
+        Ok((said != "ok").then(|| format!("rows may be missing among those that were read: {what}")))
+    }
+
     /// The `id` of the last row that was read; 0 before the first.
     pub fn reached(&self) -> i64 {
-        self.behind.max(0)
+        self.behind.unwrap_or_default().max(0)
     }
+}
+
+/// Opens a database for reading only.
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    match connect_with(path, "mode=ro") {
+        Err(error) if is_read_only(&error) && !has_log(path) => connect_with(path, "immutable=1"),
+        result => result,
+    }
+}
+
+fn connect_with(path: &Path, how: &str) -> rusqlite::Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(format!("file:{}?{how}", escaped(path)), flags)?;
+    connection.busy_timeout(schema::BUSY)?;
+    // The first read opens the file and its log.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
+fn examine(connection: &Connection) -> rusqlite::Result<Made> {
+    let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    if has_table(connection, "events")? || application == schema::APPLICATION_ID {
+        return Ok(Made::Events);
+    }
+    let is_empty = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
+    Ok(if is_empty { Made::Nothing } else { Made::Other })
+}
+
+/// Whether there is something of that name that can be asked like a table.
+fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
+    const HAS: &str =
+        "SELECT count(*) > 0 FROM sqlite_schema WHERE type IN ('table', 'view') AND lower(name) = ?1";
+    connection.query_row(HAS, [name], |row| row.get(0))
 }
 
 /// Whether an error says that the file's contents are wrong, and not that reading them failed.
@@ -228,17 +330,18 @@ mod tests {
     #[test]
     fn rows_come_in_portions_in_the_order_of_their_id() {
         let dir = tempfile::tempdir().unwrap();
-        let path = database(dir.path(), &[9, 1, 4, 7, 2]);
+        let path = database(dir.path(), &[9, 1, i64::MAX, 4, 7, i64::MIN, 2]);
         for how in ["mode=ro", "immutable=1"] {
-            let mut database = Database::open_with(&path, how).unwrap().unwrap();
+            let mut database = Database::over(connect_with(&path, how).unwrap()).unwrap();
             let mut next = |rows, bytes| -> Vec<i64> {
                 database.next(rows, bytes).unwrap().iter().map(|row| row.id).collect()
             };
-            assert_eq!(next(2, usize::MAX), [1, 2]);
+            assert_eq!(next(3, usize::MAX), [i64::MIN, 1, 2]);
             assert_eq!(next(9, 1), [4]);
-            assert_eq!(next(9, usize::MAX), [7, 9]);
+            assert_eq!(next(9, usize::MAX), [7, 9, i64::MAX]);
             assert!(next(9, usize::MAX).is_empty());
-            assert_eq!(database.reached(), 9);
+            assert_eq!(database.reached(), i64::MAX);
+            assert_eq!(database.damage().unwrap(), None);
         }
         assert!(Database::open(&dir.path().join("gone.db")).is_err());
     }
@@ -247,7 +350,7 @@ mod tests {
     fn rows_that_come_later_are_not_read_and_do_not_wait() {
         let dir = tempfile::tempdir().unwrap();
         let path = database(dir.path(), &[1, 2]);
-        let mut reader = Database::open(&path).unwrap().unwrap();
+        let mut reader = Database::open(&path).unwrap();
         assert_eq!(reader.next(1, usize::MAX).unwrap().len(), 1);
         let writer = Connection::open(&path).unwrap();
         let insert = "INSERT INTO events (id, received_at, source, verified, format, raw) VALUES (3, 7, 'us', 1, 'json', '{}')";
@@ -264,11 +367,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = database(dir.path(), &[1]);
         let line = Line::parse(RAW.as_bytes()).unwrap();
-        let difference = || Database::open(&path).unwrap().unwrap().next(1, 1).unwrap()[0].difference(&line);
+        let difference = || Database::open(&path).unwrap().next(1, 1).unwrap()[0].difference(&line);
         assert_eq!(difference(), None);
         let writer = Connection::open(&path).unwrap();
         for (column, wrong) in [
-            ("verified", "0"),
+            ("verified", "2"),
             ("format", "'cef'"),
             ("extra", "NULL"),
             ("status", "201"),
@@ -283,5 +386,110 @@ mod tests {
             writer.execute_batch(&restore).unwrap();
             assert_eq!(difference(), None);
         }
+    }
+
+    /// Reads all rows. What is said of damage is an error of reading or a finding at the end.
+    fn read_all(path: &Path) -> (usize, Option<String>) {
+        let mut database = match Database::open(path) {
+            Ok(database) => database,
+            Err(error) => return (0, Some(error.to_string())),
+        };
+        let mut count = 0;
+        loop {
+            match database.next(1000, usize::MAX) {
+                Ok(rows) if rows.is_empty() => break,
+                Ok(rows) => count += rows.len(),
+                Err(error) => return (count, Some(error.to_string())),
+            }
+        }
+        let damage = database.damage().unwrap_or_else(|error| Some(error.to_string()));
+        (count, damage)
+    }
+
+    #[test]
+    fn a_page_that_is_lost_is_never_read_over_in_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e.db");
+        let open = schema::open(&path).unwrap();
+        let insert = "WITH RECURSIVE n (id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < 300) \
+                      INSERT INTO events (id, received_at, source, verified, format, raw) \
+                      SELECT id, id, 'us', 0, 'json', printf('%0600d', id) FROM n";
+        open.connection.execute(insert, []).unwrap();
+        drop(open);
+        let whole = std::fs::read(&path).unwrap();
+        assert_eq!(read_all(&path), (300, None));
+        let pages = whole.len() / 4096;
+        let altered = dir.path().join("altered.db");
+        let mut silent_before = 0;
+        for page in 1..pages {
+            let (at, other) = (page * 4096, (page + 7) % (pages - 1) + 1);
+            for alter in [
+                |bytes: &mut [u8], at: usize, _: usize| bytes[at..at + 4096].fill(0),
+                |bytes: &mut [u8], at: usize, other: usize| {
+                    bytes.copy_within(other * 4096..(other + 1) * 4096, at);
+                },
+                |bytes: &mut [u8], at: usize, _: usize| bytes[at + 3..at + 5].fill(0),
+            ] {
+                let mut bytes = whole.clone();
+                alter(&mut bytes, at, other);
+                if bytes == whole {
+                    continue;
+                }
+                std::fs::write(&altered, bytes).unwrap();
+                let (count, damage) = read_all(&altered);
+                assert!(count == 300 || damage.is_some(), "{count} rows without page {page}, and not a word");
+                silent_before +=
+                    usize::from(damage.is_some_and(|what| what.starts_with("rows may be missing")));
+            }
+        }
+        // Else this shows nothing.
+        assert!(silent_before > 0);
+    }
+
+    #[test]
+    fn a_database_is_known_by_its_events_and_not_by_what_it_says_of_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = database(dir.path(), &[1]);
+        let writer = Connection::open(&path).unwrap();
+        writer.pragma_update(None, "application_id", 0).unwrap();
+        assert_eq!(made(&path), Ok(Made::Events));
+        assert_eq!(read_all(&path), (1, None));
+        for (name, tables, wanted) in [
+            ("other", "CREATE TABLE others (raw)", Made::Other),
+            ("nothing", "PRAGMA user_version = 1", Made::Nothing),
+            ("view", "CREATE TABLE o (raw); CREATE VIEW Events AS SELECT raw FROM o", Made::Events),
+        ] {
+            let path = dir.path().join(name);
+            Connection::open(&path).unwrap().execute_batch(tables).unwrap();
+            assert_eq!(made(&path), Ok(wanted), "{name}");
+            assert!(Database::open(&path).is_err());
+        }
+    }
+
+    #[test]
+    fn what_a_copy_without_its_log_or_an_index_of_it_lacks_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e.db");
+        // Its tables are in the log as long as it is open.
+        let open = schema::open(&path).unwrap();
+        let copied = |name: &str, with_log: bool| {
+            let to = dir.path().join(name);
+            std::fs::copy(&path, &to).unwrap();
+            if with_log {
+                std::fs::copy(dir.path().join("e.db-wal"), dir.path().join(format!("{name}-wal"))).unwrap();
+            }
+            to
+        };
+        let alone = copied("alone.db", false);
+        assert_eq!(made(&alone), Ok(Made::Nothing));
+        assert!(matches!(Database::open(&alone), Err(OpenError::NoEvents)));
+        let both = copied("both.db", true);
+        assert_eq!(read_all(&both), (0, None));
+        // As on a file system that cannot be written, the index cannot be made: SQLite follows no link to it.
+        let stuck = copied("stuck.db", true);
+        std::os::unix::fs::symlink("gone", dir.path().join("stuck.db-shm")).unwrap();
+        let error = Database::open(&stuck).err();
+        assert!(matches!(error, Some(OpenError::NoIndex(_))), "{error:?}");
+        drop(open);
     }
 }
