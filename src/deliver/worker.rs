@@ -340,7 +340,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::ledger::{Backlog, Clock, Options};
+    use crate::ledger::{Backlog, Clock, Options, Running};
     use crate::wire::event::Stream;
 
     /// A sink that is somewhere else than the ledger knows.
@@ -379,25 +379,97 @@ mod tests {
         }
     }
 
+    fn open_ledger(data_dir: &std::path::Path) -> (Ledger, Running, Subscription) {
+        let subscription = Subscription {
+            sink: "search".to_owned(),
+            kind: "sqlite",
+            streams: vec![Stream::Verified],
+            sources: None,
+            skips: false,
+        };
+        let options = Options {
+            data_dir: data_dir.to_owned(),
+            subscriptions: vec![subscription.clone()],
+            backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
+            windows: BTreeMap::new(),
+            clock: Clock::system(),
+        };
+        let (ledger, running) = Ledger::open(options).unwrap();
+        (ledger, running, subscription)
+    }
+
+    /// A sink whose place is mended by preparing it, once a flush has failed.
+    #[derive(Default)]
+    struct Mended {
+        failed: bool,
+        prepared: bool,
+    }
+
+    impl Sink for Mended {
+        fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
+            Ok(last.clone())
+        }
+
+        fn prepare(&mut self) -> Result<Option<Resume>, SinkError> {
+            self.prepared = self.failed;
+            Ok(None)
+        }
+
+        fn push(&mut self, _item: &Item<'_>) {}
+
+        fn collected(&self) -> usize {
+            0
+        }
+
+        fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+            assert!(self.prepared || !self.failed, "the same is tried again in the same place");
+            self.failed = true;
+            if self.prepared {
+                return Ok(None);
+            }
+            Err(SinkError::new("cannot write".to_owned(), std::io::ErrorKind::StorageFull.into()))
+        }
+    }
+
+    /// Hears nothing.
+    struct Deaf;
+
+    impl Watcher for Deaf {
+        fn delivered(&self, _sink: &str, _events: u64) {}
+        fn truncated(&self, _sink: &str, _lines: u64) {}
+        fn failed(&self, _sink: &str, _error: &SinkError) {}
+        fn recovered(&self, _sink: &str) {}
+    }
+
+    #[test]
+    fn a_sink_sees_to_its_place_before_each_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, running, subscription) = open_ledger(dir.path());
+        let worker = Worker {
+            subscription,
+            sink: Box::new(Mended::default()),
+            ledger: ledger.clone(),
+            watcher: Box::new(Deaf),
+            stop: Arc::default(),
+        };
+        let start = Position::default();
+        let mut progress = Progress {
+            safe: start,
+            flushed: start,
+            pushed: start,
+            flushed_lines: Delivered::default(),
+            pushed_lines: Delivered::default(),
+        };
+        assert!(Delivery { worker, wait: None }.settle(&mut progress, false).is_ok());
+        ledger.close();
+        running.thread.join().unwrap();
+    }
+
     #[test]
     fn a_sink_that_is_ahead_of_its_ledger_waits_for_somebody_to_look() {
         for (batch, is_ahead) in [(1, false), (2, true), (900, true)] {
             let dir = tempfile::tempdir().unwrap();
-            let subscription = Subscription {
-                sink: "search".to_owned(),
-                kind: "sqlite",
-                streams: vec![Stream::Verified],
-                sources: None,
-                skips: false,
-            };
-            let options = Options {
-                data_dir: dir.path().to_owned(),
-                subscriptions: vec![subscription.clone()],
-                backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
-                windows: BTreeMap::new(),
-                clock: Clock::system(),
-            };
-            let (ledger, running) = Ledger::open(options).unwrap();
+            let (ledger, running, subscription) = open_ledger(dir.path());
             ledger.close_feed();
             let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
             let worker = Worker {
