@@ -12,6 +12,7 @@
 
 mod claims;
 mod outbox;
+mod queue;
 mod schema;
 mod seen;
 mod skip;
@@ -141,8 +142,8 @@ pub struct Batch {
     pub body: Vec<u8>,
     /// How to take the body apart again: opaque here.
     pub packing: u8,
-    /// The inflated body, so that sinks need not inflate it again.
-    pub decoded: Arc<Vec<u8>>,
+    /// The inflated body, so that sinks need not inflate it again. None where they get it as it came.
+    pub decoded: Option<Arc<Vec<u8>>>,
     /// The key IDs that verdicts point at.
     pub key_ids: Arc<[String]>,
     /// One entry a line, in the order of the lines.
@@ -303,6 +304,8 @@ pub struct Gauges {
     backlog_bytes: AtomicU64,
     quarantine_bytes: AtomicU64,
     unwritable: AtomicBool,
+    /// Counts up while a transaction goes forward.
+    progress: AtomicU64,
     pending: Mutex<BTreeMap<String, Pending>>,
     /// What each sink lost since it was last asked for.
     skipped: Mutex<BTreeMap<String, Skipped>>,
@@ -318,6 +321,9 @@ pub struct Pending {
     /// When the oldest of them arrived, in milliseconds since the Unix epoch.
     pub oldest: Option<i64>,
 }
+
+/// How often a transaction that lasts is looked at.
+const PROGRESS: Duration = Duration::from_millis(100);
 
 /// The handle through which everybody reaches the ledger. Cheap to clone.
 #[derive(Clone)]
@@ -510,10 +516,22 @@ impl Ledger {
     }
 
     /// Whether the writer is there: true as soon as it takes the next message, which it does after each
-    /// transaction. A writer that hangs leaves the question open, one that has ended answers false.
+    /// transaction, or goes forward within one. A writer that hangs leaves the question open, one that has ended
+    /// answers false. To be asked on a runtime with a timer.
     pub async fn answers(&self) -> bool {
-        let (reply, answer) = oneshot::channel();
-        self.send(writer::Message::Ping(reply)).is_ok() && answer.await.is_ok()
+        let progress = || self.shared.gauges.progress.load(Ordering::Relaxed);
+        let before = progress();
+        let (reply, mut answer) = oneshot::channel();
+        if self.send(writer::Message::Ping(reply)).is_err() {
+            return false;
+        }
+        loop {
+            match tokio::time::timeout(PROGRESS, &mut answer).await {
+                Ok(answer) => return answer.is_ok(),
+                Err(_) if progress() != before => return true,
+                Err(_) => {}
+            }
+        }
     }
 
     /// Writes what is still to be noted and ends the writer. Workers that wait for batches are woken.
