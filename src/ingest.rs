@@ -7,14 +7,14 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
 use crate::room::{self, Reservation};
 use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, Outlook};
 use crate::trust::verify::{self, Claim, Fit};
-use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
+use crate::wire::batch::{Caps, Coding, DecodeError, Decoded, Packing, decode};
 use crate::wire::event::{Malformed, Reason, Verdict};
 use crate::wire::line::Line;
 use crate::wire::signature::{self, Reading, SignatureError, Signed};
@@ -143,6 +143,9 @@ pub struct Ingest {
     ledger: Ledger,
     limits: Limits,
     cores: Arc<Semaphore>,
+    /// A turn, for long work: no more of it waits for a core than there are cores, so that short work waits for that
+    /// much at most.
+    long: Arc<Semaphore>,
     /// One permit for each line of rubbish that may wait for the ledger.
     rubbish: Arc<Semaphore>,
 }
@@ -150,6 +153,10 @@ pub struct Ingest {
 /// Lines are worked on in chunks of so many, or of so many bytes.
 const CHUNK_LINES: usize = 1024;
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// A body of so many bytes, or of so many lines, is long work.
+const LONG_BYTES: usize = 256 << 10;
+const LONG_LINES: usize = 10_000;
 
 /// So many lines may wait for the ledger in batches most of whose lines were rejected; more of these are told to come
 /// again. The ledger takes some seconds for them, in which they take memory that others need.
@@ -163,7 +170,13 @@ impl Ingest {
     pub fn new(ledger: Ledger, limits: Limits) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let rubbish = Arc::new(Semaphore::new(RUBBISH_LINES));
-        Self { ledger, limits, cores: Arc::new(Semaphore::new(cores)), rubbish }
+        Self {
+            ledger,
+            limits,
+            cores: Arc::new(Semaphore::new(cores)),
+            long: Arc::new(Semaphore::new(cores)),
+            rubbish,
+        }
     }
 
     /// The same recipe with other limits, on the same cores.
@@ -196,8 +209,21 @@ impl Ingest {
         let (identifier, limits) = (self.ledger.identifier().clone(), self.limits);
         let runtime = tokio::runtime::Handle::current();
         let by = keys.clone();
-        let mut judged =
-            self.on_a_core(move || judge(delivery, by.as_deref(), &identifier, limits, &runtime)).await??;
+        let mut turn = self.turn_if(delivery.body.len() >= LONG_BYTES).await?;
+        let inflated = {
+            let (identifier, runtime) = (identifier.clone(), runtime.clone());
+            self.on_a_core(move || inflate(delivery, &identifier, limits, &runtime)).await??
+        };
+        let mut judged = match inflated {
+            Inflated::Whole(judged) => judged,
+            Inflated::Lines(lines) => {
+                if turn.is_none() {
+                    turn = self.turn_if(lines.decoded.line_count() >= LONG_LINES).await?;
+                }
+                self.on_a_core(move || judge(lines, by.as_deref(), &identifier, limits, &runtime)).await??
+            }
+        };
+        drop(turn);
         if judged.unknown > 0
             && let Some(ring) = &source.keys
         {
@@ -206,6 +232,7 @@ impl Ingest {
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let (identifier, source) = (self.ledger.identifier().clone(), Arc::clone(&source));
+                let _turn = self.turn_if(judged.batch.entries.len() >= LONG_LINES).await?;
                 let again = move || judge_again(judged, &source, &fresh, &identifier, limits);
                 judged = self.on_a_core(again).await?;
             }
@@ -228,6 +255,14 @@ impl Ingest {
             Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
             None => Ok(Ingested { receipt, times: judged.times, commit: start.elapsed() }),
         }
+    }
+
+    /// Waits until it is the turn of long work, which the permit is for; what is short need not wait.
+    async fn turn_if(&self, is_long: bool) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
+        if !is_long {
+            return Ok(None);
+        }
+        Arc::clone(&self.long).acquire_owned().await.map(Some).map_err(|_| Rejection::Bug)
     }
 
     /// Runs work on the bytes of a batch, at most one batch per core at a time.
@@ -272,35 +307,69 @@ struct Judged {
     _reservation: Reservation,
 }
 
-fn judge(
+/// A body that was inflated, or cannot be.
+enum Inflated {
+    Lines(Lines),
+    Whole(Judged),
+}
+
+/// An inflated body, within its caps.
+struct Lines {
+    delivery: Delivery,
+    coding: Coding,
+    decoded: Decoded,
+}
+
+fn inflate(
     mut delivery: Delivery,
+    identifier: &Identifier,
+    limits: Limits,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Inflated, Rejection> {
+    let coding = Coding::of(delivery.declared_coding.as_deref(), &delivery.body)
+        .map_err(|_| Rejection::UnknownCoding)?;
+    let mut refused = None;
+    let reservation = &mut delivery.reservation;
+    let mut grow = |bytes| {
+        refused = grow(reservation, bytes, runtime).err();
+        refused.is_none()
+    };
+    let decoded = match decode(&delivery.body, coding, limits.caps, &mut grow) {
+        Ok(decoded) => decoded,
+        Err(DecodeError::Undecodable(detail)) => {
+            return Ok(Inflated::Whole(whole_body(delivery, identifier, detail)));
+        }
+        Err(DecodeError::NoRoom) => return Err(refused.unwrap_or(Rejection::NoRoom)),
+        Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
+            return Err(Rejection::TooLarge(error));
+        }
+    };
+    Ok(Inflated::Lines(Lines { delivery, coding, decoded }))
+}
+
+/// Waits for more room, on a blocking thread.
+fn grow(
+    reservation: &mut Reservation,
+    bytes: usize,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), Rejection> {
+    if !reservation.could_grow(bytes) {
+        return Err(Rejection::NeverRoom);
+    }
+    if runtime.block_on(reservation.grow(bytes)) { Ok(()) } else { Err(Rejection::NoRoom) }
+}
+
+fn judge(
+    lines: Lines,
     keys: Option<&KeySet>,
     identifier: &Identifier,
     limits: Limits,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Judged, Rejection> {
-    let coding = Coding::of(delivery.declared_coding.as_deref(), &delivery.body)
-        .map_err(|_| Rejection::UnknownCoding)?;
-    let reservation = &mut delivery.reservation;
-    let mut never = false;
-    let mut reserve = |bytes| {
-        never = !reservation.could_grow(bytes);
-        !never && runtime.block_on(reservation.grow(bytes))
-    };
-    let decoded = match decode(&delivery.body, coding, limits.caps, &mut reserve) {
-        Ok(decoded) => decoded,
-        Err(DecodeError::Undecodable(detail)) => return Ok(whole_body(delivery, identifier, detail)),
-        Err(DecodeError::NoRoom) => return Err(no_room(never)),
-        Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
-            return Err(Rejection::TooLarge(error));
-        }
-    };
-    let lines = decoded.line_count();
-    if !reserve(lines.saturating_mul(room::LINE)) {
-        return Err(no_room(never));
-    }
+    let Lines { mut delivery, coding, decoded } = lines;
+    grow(&mut delivery.reservation, decoded.line_count().saturating_mul(room::LINE), runtime)?;
     let bench = Bench { source: &delivery.source, keys, identifier, longest: limits.line };
-    let verdicts = bench.judge_all(decoded.lines(), lines);
+    let verdicts = bench.judge_all(decoded.lines(), decoded.line_count());
     let packing = Packing::Lines(coding);
     let batch = Batch {
         source: Arc::clone(&delivery.source.name),
@@ -312,10 +381,6 @@ fn judge(
         entries: Vec::new(),
     };
     Ok(verdicts.about(batch, packing, delivery.reservation))
-}
-
-fn no_room(never: bool) -> Rejection {
-    if never { Rejection::NeverRoom } else { Rejection::NoRoom }
 }
 
 /// The same batch by other keys.
@@ -494,9 +559,10 @@ impl Bench<'_> {
             return Opened::Decided(None, Verdict::Rejected { reason, detail: detail.into() });
         }
         match open(bytes) {
-            Judgeable::Malformed(Malformed(detail)) => {
-                Opened::Decided(None, Verdict::Rejected { reason: Reason::Malformed, detail: shortened(detail) })
-            }
+            Judgeable::Malformed(Malformed(detail)) => Opened::Decided(
+                None,
+                Verdict::Rejected { reason: Reason::Malformed, detail: shortened(detail) },
+            ),
             Judgeable::Unsigned(line) if self.source.policy == Policy::Require => {
                 Opened::Decided(Some(line), rejected(Reason::Unsigned, UNSIGNED))
             }

@@ -1,4 +1,4 @@
-//! The memory that all batches in work may take together (`limits.in_flight`).
+//! The memory that all batches in work may take together (of `limits.in_flight`).
 //!
 //! A batch reserves as its bytes arrive and as they inflate, never what a peer claims, and gives everything back
 //! when it is done.
@@ -59,6 +59,12 @@ const STEP: usize = 128 << 10;
 
 /// The grain of the accounting, in bytes.
 const GRAIN: usize = 4096;
+
+/// What all batches in work may take of `limits.in_flight`, in bytes: an eighth is left for the batch that the ledger
+/// writes and for those that sinks read.
+pub fn share(in_flight: usize) -> usize {
+    in_flight - in_flight / 8
+}
 
 /// What a batch of so many received bytes, inflated bytes and lines may take, in bytes: all three are held
 /// together. In a room that is smaller, such a batch could never be taken.

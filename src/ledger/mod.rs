@@ -13,6 +13,7 @@
 mod claims;
 mod outbox;
 mod queue;
+mod reserve;
 mod schema;
 mod seen;
 mod skip;
@@ -213,6 +214,16 @@ pub enum OpenError {
         /// SQLite's words.
         cause: rusqlite::Error,
     },
+    /// There is no space for what SQLite needs to open it.
+    #[error(
+        "cannot open the ledger {path}: its disk is full ({cause}); make some room there, 1 MiB or more, and start again"
+    )]
+    NoSpace {
+        /// The database file.
+        path: PathBuf,
+        /// SQLite's words.
+        cause: rusqlite::Error,
+    },
     /// A later version of auditgate wrote it.
     #[error(
         "the ledger {path} has schema version {found}, and this auditgate knows {known}; use the newer auditgate"
@@ -362,10 +373,7 @@ impl Ledger {
     pub fn open(options: Options) -> Result<(Self, Running), OpenError> {
         let lock = lock(&options.data_dir)?;
         let database = options.data_dir.join("ledger.db");
-        let opened = schema::open(&database)?;
-        let resume = outbox::register(&opened.connection, &options.subscriptions, &database)?;
-        let claims = outbox::claims(&opened.connection, &resume, options.backlog)
-            .map_err(|cause| OpenError::Database { path: database.clone(), cause })?;
+        let Prepared { opened, resume, claims } = prepare_with_reserve(&options, &database)?;
         let claims = Arc::new(claims);
         let gauges = Arc::new(Gauges { noted: Mutex::new(resume), ..Gauges::default() });
         let feed = Arc::new(Feed::new(opened.last_position));
@@ -554,6 +562,53 @@ impl Ledger {
     fn send(&self, message: writer::Message) -> Result<(), CommitError> {
         self.shared.messages.send(message).map_err(|_| CommitError::Closed)
     }
+}
+
+/// What the tables say at the start.
+struct Prepared {
+    opened: schema::Opened,
+    resume: BTreeMap<String, Resume>,
+    claims: BTreeMap<String, Claims>,
+}
+
+/// On a full disk the reserve makes room for what opening takes.
+fn prepare_with_reserve(options: &Options, database: &Path) -> Result<Prepared, OpenError> {
+    let data_dir = &options.data_dir;
+    let mut prepared = prepare(options, database);
+    if prepared.as_ref().is_err_and(could_write_nothing) && reserve::give_way(data_dir) {
+        tracing::warn!(
+            "the disk of {} may be full; the ledger is opened in the space kept for that",
+            data_dir.display()
+        );
+        prepared = prepare(options, database);
+    } else if let Err(error) = reserve::keep(data_dir) {
+        tracing::warn!(%error, "no space can be kept in {} for a start on a full disk", data_dir.display());
+    }
+    prepared.map_err(|error| match error {
+        OpenError::Database { path, cause } if is_write(&cause) && reserve::is_needed(data_dir) => {
+            OpenError::NoSpace { path, cause }
+        }
+        error => error,
+    })
+}
+
+fn prepare(options: &Options, database: &Path) -> Result<Prepared, OpenError> {
+    let opened = schema::open(database)?;
+    let resume = outbox::register(&opened.connection, &options.subscriptions, database)?;
+    let claims = outbox::claims(&opened.connection, &resume, options.backlog)
+        .map_err(|cause| OpenError::Database { path: database.to_owned(), cause })?;
+    Ok(Prepared { opened, resume, claims })
+}
+
+fn could_write_nothing(error: &OpenError) -> bool {
+    matches!(error, OpenError::Database { cause, .. } if is_write(cause))
+}
+
+/// Whether a full disk may be the cause: SQLite calls it an I/O error where it concerns the files beside the
+/// database.
+fn is_write(cause: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
+    cause.sqlite_error_code().is_some_and(|code| matches!(code, CannotOpen | DiskFull | SystemIoFailure))
 }
 
 /// Takes the directory for this process alone.

@@ -282,7 +282,8 @@ impl Seen {
         if added == 0 || !self.has_dropped {
             return Ok(());
         }
-        let mut find = connection.prepare_cached("SELECT id FROM seen_partition WHERE last_insert = 0 LIMIT 1")?;
+        let mut find =
+            connection.prepare_cached("SELECT id FROM seen_partition WHERE last_insert = 0 LIMIT 1")?;
         let dropped = find.query_row([], |row| row.get(0)).optional()?;
         self.has_dropped = dropped.is_some();
         match dropped {

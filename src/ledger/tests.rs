@@ -191,9 +191,7 @@ fn a_rejected_line_is_a_duplicate_for_a_day_and_suppresses_no_event() {
 fn rejects(bench: &Bench, first: usize, lines: usize) -> Vec<Entry> {
     let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: "no event".into() };
     let identity = |line: usize| bench.ledger().identifier().reject("us", &line.to_le_bytes());
-    (first..first + lines)
-        .map(|line| Entry { verdict: verdict.clone(), identity: identity(line) })
-        .collect()
+    (first..first + lines).map(|line| Entry { verdict: verdict.clone(), identity: identity(line) }).collect()
 }
 
 #[test]
@@ -217,7 +215,11 @@ fn rubbish_is_remembered_within_a_bound_and_the_newest_of_it() {
         }
     }
     assert!((350_000..600_000).contains(&most), "{most}");
-    assert_eq!(bench.commit("us", rejects(&bench, 18 * STEP, 6 * STEP)).quarantined(), 0, "the newest are known");
+    assert_eq!(
+        bench.commit("us", rejects(&bench, 18 * STEP, 6 * STEP)).quarantined(),
+        0,
+        "the newest are known"
+    );
     assert_eq!(bench.commit_line("an event", Some(NOON)), 0, "events are not forgotten for it");
     assert_eq!(bench.commit("us", rejects(&bench, 0, 1)).quarantined(), 1, "the oldest are not");
 }
@@ -230,7 +232,10 @@ fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
     assert_eq!(bench.commit("us", twice).quarantined(), 3);
     let outbox = bench.ledger().outbox("all").unwrap();
     let Ok(Next::Batch(batch)) = outbox.next(0, Duration::ZERO) else { panic!("there is a batch") };
-    assert_eq!(batch.verdicts.iter().map(Option::is_some).collect::<Vec<_>>(), [[true; 3], [false; 3]].concat());
+    assert_eq!(
+        batch.verdicts.iter().map(Option::is_some).collect::<Vec<_>>(),
+        [[true; 3], [false; 3]].concat()
+    );
 }
 
 #[test]

@@ -118,10 +118,10 @@ fn room_and_places_change_without_a_restart() {
         daemon.post(None, &body(&site.producer.events(next..next + 2000))).status
     };
     assert_eq!(other(), 200);
-    edit(&site, "in_flight = \"16MiB\"", "in_flight = \"2700KiB\"");
+    edit(&site, "in_flight = \"16MiB\"", "in_flight = \"3100KiB\"");
     reload(&daemon, RELOADED);
     assert_eq!(other(), 429);
-    edit(&site, "in_flight = \"2700KiB\"", "in_flight = \"16MiB\"");
+    edit(&site, "in_flight = \"3100KiB\"", "in_flight = \"16MiB\"");
     reload(&daemon, RELOADED);
     assert_eq!(other(), 200);
     slow.send(&large[large.len() - 10..]);

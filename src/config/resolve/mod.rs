@@ -285,22 +285,24 @@ impl Resolver<'_> {
         in_flight: Option<usize>,
         table: &file::Limits,
     ) {
-        let (Some(body), Some(decoded), Some(lines), Some(in_flight)) = (body, decoded, lines, in_flight) else {
+        let (Some(body), Some(decoded), Some(lines), Some(in_flight)) = (body, decoded, lines, in_flight)
+        else {
             return;
         };
         let needed = room::needed(body, decoded, lines);
+        let least = needed.saturating_add(needed / 7 + 1);
         let written = |size: &Option<Spanned<Size>>| size.as_ref().map(Spanned::span);
         let at = written(&table.in_flight)
             .or_else(|| written(&table.decoded))
             .or_else(|| written(&table.body))
             .or_else(|| table.lines.as_ref().map(Spanned::span));
         // The defaults are in order, so that at least one was written.
-        if let Some(at) = at.filter(|_| needed > in_flight) {
+        if let Some(at) = at.filter(|_| needed > room::share(in_flight)) {
             self.findings.report(
                 &at,
                 format!(
                     "`in_flight` ({}) is too small for the largest batch: `body` ({}), `decoded` ({}) and {} B for each \
-                     of `lines` ({lines}) are held together, and such a batch could never be taken",
+                     of `lines` ({lines}) are held together and may take seven eighths of it, so such a batch could never be taken",
                     size(in_flight),
                     size(body),
                     size(decoded),
@@ -308,7 +310,7 @@ impl Resolver<'_> {
                 ),
                 format!(
                     "raise `in_flight` to {} or more, or lower one of the others in [limits]",
-                    size(needed.div_ceil(1 << 20) << 20)
+                    size(least.div_ceil(1 << 20) << 20)
                 ),
             );
         }
@@ -709,18 +711,19 @@ mod tests {
             "decoded = \"1KiB\"",
             "6: `line` (256KiB) is larger than `decoded` (1KiB): no line could ever be that long",
         );
-        let too_small = |written: &str| format!("6: `in_flight` ({written}) is too small for the largest batch: ");
+        let too_small =
+            |written: &str| format!("6: `in_flight` ({written}) is too small for the largest batch: ");
         refused("body = \"300MiB\"", &too_small("256MiB"));
         refused("in_flight = \"32MiB\"", &too_small("32MiB"));
         refused("lines = 1000000", &too_small("256MiB"));
         refused(
             "in_flight = \"64MiB\"\nbody = \"64MiB\"",
             "6: `in_flight` (64MiB) is too small for the largest batch: `body` (64MiB), `decoded` (64MiB) and 256 B for \
-             each of `lines` (100000) are held together, and such a batch could never be taken\n  hint: raise \
-             `in_flight` to 153MiB or more",
+             each of `lines` (100000) are held together and may take seven eighths of it, so such a batch could never be taken\n  hint: raise \
+             `in_flight` to 175MiB or more",
         );
-        accepted("[sources.us]", &limits("in_flight = \"153MiB\"\nbody = \"64MiB\""));
-        accepted("[sources.us]", &limits("decoded = \"192MiB\"\nline = \"192MiB\""));
+        accepted("[sources.us]", &limits("in_flight = \"175MiB\"\nbody = \"64MiB\""));
+        accepted("[sources.us]", &limits("decoded = \"190MiB\"\nline = \"190MiB\""));
     }
 
     #[test]
