@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
 use crate::room::{self, Reservation};
@@ -158,6 +159,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 const LONG_BYTES: usize = 256 << 10;
 const LONG_LINES: usize = 10_000;
 
+/// So long does it wait for its turn before it is told to come again.
+const TURN_PATIENCE: Duration = Duration::from_secs(15);
+
 /// So many lines may wait for the ledger in batches most of whose lines were rejected; more of these are told to come
 /// again. The ledger takes some seconds for them, in which they take memory that others need.
 const RUBBISH_LINES: usize = 200_000;
@@ -262,7 +266,10 @@ impl Ingest {
         if !is_long {
             return Ok(None);
         }
-        Arc::clone(&self.long).acquire_owned().await.map(Some).map_err(|_| Rejection::Bug)
+        match timeout(TURN_PATIENCE, Arc::clone(&self.long).acquire_owned()).await {
+            Ok(turn) => turn.map(Some).map_err(|_| Rejection::Bug),
+            Err(_) => Err(Rejection::NoRoom),
+        }
     }
 
     /// Runs work on the bytes of a batch, at most one batch per core at a time.
