@@ -62,7 +62,7 @@ pub struct Delivery {
     pub declared_coding: Option<String>,
     /// The bytes.
     pub body: Vec<u8>,
-    /// The room that the bytes take; inflating takes more of it.
+    /// The room that the bytes take; inflating them and judging the lines take more of it.
     pub reservation: Reservation,
 }
 
@@ -159,7 +159,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 const LONG_BYTES: usize = 256 << 10;
 const LONG_LINES: usize = 10_000;
 
-/// So long does it wait for its turn before it is told to come again.
+/// So long do many lines wait for their turn before their sender is told to come again. A large body has no such
+/// bound: the room has bounded how many there are.
 const TURN_PATIENCE: Duration = Duration::from_secs(15);
 
 /// So many lines may wait for the ledger in batches most of whose lines were rejected; more of these are told to come
@@ -213,7 +214,7 @@ impl Ingest {
         let (identifier, limits) = (self.ledger.identifier().clone(), self.limits);
         let runtime = tokio::runtime::Handle::current();
         let by = keys.clone();
-        let mut turn = self.turn_if(delivery.body.len() >= LONG_BYTES).await?;
+        let mut turn = self.turn_if(delivery.body.len() >= LONG_BYTES, Duration::MAX).await?;
         let inflated = {
             let (identifier, runtime) = (identifier.clone(), runtime.clone());
             self.on_a_core(move || inflate(delivery, &identifier, limits, &runtime)).await??
@@ -222,7 +223,7 @@ impl Ingest {
             Inflated::Whole(judged) => judged,
             Inflated::Lines(lines) => {
                 if turn.is_none() {
-                    turn = self.turn_if(lines.decoded.line_count() >= LONG_LINES).await?;
+                    turn = self.turn_if(lines.decoded.line_count() >= LONG_LINES, TURN_PATIENCE).await?;
                 }
                 self.on_a_core(move || judge(lines, by.as_deref(), &identifier, limits, &runtime)).await??
             }
@@ -236,7 +237,7 @@ impl Ingest {
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let (identifier, source) = (self.ledger.identifier().clone(), Arc::clone(&source));
-                let _turn = self.turn_if(judged.batch.entries.len() >= LONG_LINES).await?;
+                let _turn = self.turn_if(judged.batch.entries.len() >= LONG_LINES, TURN_PATIENCE).await?;
                 let again = move || judge_again(judged, &source, &fresh, &identifier, limits);
                 judged = self.on_a_core(again).await?;
             }
@@ -262,11 +263,15 @@ impl Ingest {
     }
 
     /// Waits until it is the turn of long work, which the permit is for; what is short need not wait.
-    async fn turn_if(&self, is_long: bool) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
+    async fn turn_if(
+        &self,
+        is_long: bool,
+        patience: Duration,
+    ) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
         if !is_long {
             return Ok(None);
         }
-        match timeout(TURN_PATIENCE, Arc::clone(&self.long).acquire_owned()).await {
+        match timeout(patience, Arc::clone(&self.long).acquire_owned()).await {
             Ok(turn) => turn.map(Some).map_err(|_| Rejection::Bug),
             Err(_) => Err(Rejection::NoRoom),
         }
