@@ -3,17 +3,19 @@
 //! The work on the bytes happens on a blocking thread, at most one batch per core at a time. Nothing here
 //! answers anybody: a [`Receipt`] or a [`Rejection`] comes back, and the caller decides what to say.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
-use crate::room::Reservation;
+use crate::room::{self, Reservation};
 use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, Outlook};
 use crate::trust::verify::{self, Claim, Fit};
-use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
+use crate::wire::batch::{Caps, Coding, DecodeError, Decoded, Packing, decode};
 use crate::wire::event::{Malformed, Reason, Verdict};
 use crate::wire::line::Line;
 use crate::wire::signature::{self, Reading, SignatureError, Signed};
@@ -60,7 +62,7 @@ pub struct Delivery {
     pub declared_coding: Option<String>,
     /// The bytes.
     pub body: Vec<u8>,
-    /// The room that the bytes take; inflating takes more of it.
+    /// The room that the bytes take; inflating them and judging the lines take more of it.
     pub reservation: Reservation,
 }
 
@@ -113,6 +115,9 @@ pub enum Rejection {
     /// Nobody's fault: too much at once.
     #[error("no room for the batch")]
     NoRoom,
+    /// The operator's: a limit that is too small for the batch, even if it were alone.
+    #[error("the batch needs more memory than `limits.in_flight`")]
+    NeverRoom,
     /// The operator's: sinks do not keep up.
     #[error("the backlog is full")]
     BacklogFull,
@@ -139,17 +144,44 @@ pub struct Ingest {
     ledger: Ledger,
     limits: Limits,
     cores: Arc<Semaphore>,
+    /// A turn, for long work: no more of it waits for a core than there are cores, so that short work waits for that
+    /// much at most.
+    long: Arc<Semaphore>,
+    /// One permit for each line of rubbish that may wait for the ledger.
+    rubbish: Arc<Semaphore>,
 }
 
 /// Lines are worked on in chunks of so many, or of so many bytes.
 const CHUNK_LINES: usize = 1024;
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// A body of so many bytes, or of so many lines, is long work.
+const LONG_BYTES: usize = 256 << 10;
+const LONG_LINES: usize = 10_000;
+
+/// So long do many lines wait for their turn before their sender is told to come again. A large body has no such
+/// bound: the room has bounded how many there are.
+const TURN_PATIENCE: Duration = Duration::from_secs(15);
+
+/// So many lines may wait for the ledger in batches most of whose lines were rejected; more of these are told to come
+/// again. The ledger takes some seconds for them, in which they take memory that others need.
+const RUBBISH_LINES: usize = 200_000;
+
+/// What is wrong with a line is told in so many bytes at most.
+const LONGEST_DETAIL: usize = 120;
+
 impl Ingest {
     /// The recipe over a ledger.
     pub fn new(ledger: Ledger, limits: Limits) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { ledger, limits, cores: Arc::new(Semaphore::new(cores)) }
+        let rubbish = Arc::new(Semaphore::new(RUBBISH_LINES));
+        Self {
+            ledger,
+            limits,
+            cores: Arc::new(Semaphore::new(cores)),
+            long: Arc::new(Semaphore::new(cores)),
+            rubbish,
+        }
     }
 
     /// The same recipe with other limits, on the same cores.
@@ -182,8 +214,21 @@ impl Ingest {
         let (identifier, limits) = (self.ledger.identifier().clone(), self.limits);
         let runtime = tokio::runtime::Handle::current();
         let by = keys.clone();
-        let mut judged =
-            self.on_a_core(move || judge(delivery, by.as_deref(), &identifier, limits, &runtime)).await??;
+        let mut turn = self.turn_if(delivery.body.len() >= LONG_BYTES, Duration::MAX).await?;
+        let inflated = {
+            let (identifier, runtime) = (identifier.clone(), runtime.clone());
+            self.on_a_core(move || inflate(delivery, &identifier, limits, &runtime)).await??
+        };
+        let mut judged = match inflated {
+            Inflated::Whole(judged) => judged,
+            Inflated::Lines(lines) => {
+                if turn.is_none() {
+                    turn = self.turn_if(lines.decoded.line_count() >= LONG_LINES, TURN_PATIENCE).await?;
+                }
+                self.on_a_core(move || judge(lines, by.as_deref(), &identifier, limits, &runtime)).await??
+            }
+        };
+        drop(turn);
         if judged.unknown > 0
             && let Some(ring) = &source.keys
         {
@@ -192,6 +237,7 @@ impl Ingest {
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let (identifier, source) = (self.ledger.identifier().clone(), Arc::clone(&source));
+                let _turn = self.turn_if(judged.batch.entries.len() >= LONG_LINES, TURN_PATIENCE).await?;
                 let again = move || judge_again(judged, &source, &fresh, &identifier, limits);
                 judged = self.on_a_core(again).await?;
             }
@@ -199,14 +245,35 @@ impl Ingest {
                 return Err(Rejection::UnknownKeys);
             }
         }
-        if judged.has_rejects && self.ledger.backlog().1 >= self.limits.quarantine_share() {
+        if judged.rejects > 0 && self.ledger.backlog().1 >= self.limits.quarantine_share() {
             return Err(Rejection::BacklogFull);
         }
+        let _turn = if judged.rejects * 2 > judged.batch.entries.len() {
+            let lines = u32::try_from(judged.rejects.min(RUBBISH_LINES)).unwrap_or(u32::MAX);
+            Some(self.rubbish.try_acquire_many(lines).map_err(|_| Rejection::NoRoom)?)
+        } else {
+            None
+        };
         let start = Instant::now();
         let receipt = self.ledger.commit(judged.batch).await?;
         match judged.undecodable {
             Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
             None => Ok(Ingested { receipt, times: judged.times, commit: start.elapsed() }),
+        }
+    }
+
+    /// Waits until it is the turn of long work, which the permit is for; what is short need not wait.
+    async fn turn_if(
+        &self,
+        is_long: bool,
+        patience: Duration,
+    ) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
+        if !is_long {
+            return Ok(None);
+        }
+        match timeout(patience, Arc::clone(&self.long).acquire_owned()).await {
+            Ok(turn) => turn.map(Some).map_err(|_| Rejection::Bug),
+            Err(_) => Err(Rejection::NoRoom),
         }
     }
 
@@ -240,7 +307,8 @@ struct Judged {
     batch: Batch,
     packing: Packing,
     times: Vec<i64>,
-    has_rejects: bool,
+    /// Lines for the quarantine.
+    rejects: usize,
     /// Lines that a known key signed.
     known: usize,
     /// Lines whose signature fits no known key.
@@ -251,34 +319,76 @@ struct Judged {
     _reservation: Reservation,
 }
 
-fn judge(
+/// A body that was inflated, or cannot be.
+enum Inflated {
+    Lines(Lines),
+    Whole(Judged),
+}
+
+/// An inflated body, within its caps.
+struct Lines {
+    delivery: Delivery,
+    coding: Coding,
+    decoded: Decoded,
+}
+
+fn inflate(
     mut delivery: Delivery,
+    identifier: &Identifier,
+    limits: Limits,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Inflated, Rejection> {
+    let coding = Coding::of(delivery.declared_coding.as_deref(), &delivery.body)
+        .map_err(|_| Rejection::UnknownCoding)?;
+    let mut refused = None;
+    let reservation = &mut delivery.reservation;
+    let mut grow = |bytes| {
+        refused = grow(reservation, bytes, runtime).err();
+        refused.is_none()
+    };
+    let decoded = match decode(&delivery.body, coding, limits.caps, &mut grow) {
+        Ok(decoded) => decoded,
+        Err(DecodeError::Undecodable(detail)) => {
+            return Ok(Inflated::Whole(whole_body(delivery, identifier, detail)));
+        }
+        Err(DecodeError::NoRoom) => return Err(refused.unwrap_or(Rejection::NoRoom)),
+        Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
+            return Err(Rejection::TooLarge(error));
+        }
+    };
+    Ok(Inflated::Lines(Lines { delivery, coding, decoded }))
+}
+
+/// Waits for more room, on a blocking thread.
+fn grow(
+    reservation: &mut Reservation,
+    bytes: usize,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), Rejection> {
+    if !reservation.could_grow(bytes) {
+        return Err(Rejection::NeverRoom);
+    }
+    if runtime.block_on(reservation.grow(bytes)) { Ok(()) } else { Err(Rejection::NoRoom) }
+}
+
+fn judge(
+    lines: Lines,
     keys: Option<&KeySet>,
     identifier: &Identifier,
     limits: Limits,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Judged, Rejection> {
-    let coding = Coding::of(delivery.declared_coding.as_deref(), &delivery.body)
-        .map_err(|_| Rejection::UnknownCoding)?;
-    let reservation = &mut delivery.reservation;
-    let mut reserve = |bytes| runtime.block_on(reservation.grow(bytes));
-    let decoded = match decode(&delivery.body, coding, limits.caps, &mut reserve) {
-        Ok(decoded) => decoded,
-        Err(DecodeError::Undecodable(detail)) => return Ok(whole_body(delivery, identifier, detail)),
-        Err(DecodeError::NoRoom) => return Err(Rejection::NoRoom),
-        Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
-            return Err(Rejection::TooLarge(error));
-        }
-    };
+    let Lines { mut delivery, coding, decoded } = lines;
+    grow(&mut delivery.reservation, decoded.line_count().saturating_mul(room::LINE), runtime)?;
     let bench = Bench { source: &delivery.source, keys, identifier, longest: limits.line };
-    let verdicts = bench.judge_all(decoded.lines());
+    let verdicts = bench.judge_all(decoded.lines(), decoded.line_count());
     let packing = Packing::Lines(coding);
     let batch = Batch {
         source: Arc::clone(&delivery.source.name),
         received_at: delivery.received_at,
         packing: packing.code(),
         body: delivery.body,
-        decoded: Arc::new(decoded.into_bytes()),
+        decoded: Some(Arc::new(decoded.into_bytes())),
         key_ids: key_ids(keys),
         entries: Vec::new(),
     };
@@ -293,9 +403,13 @@ fn judge_again(
     identifier: &Identifier,
     limits: Limits,
 ) -> Judged {
-    let Judged { mut batch, packing, _reservation, .. } = judged;
+    let Judged { mut batch, packing, times, _reservation, .. } = judged;
+    drop(times);
     let bench = Bench { source, keys: Some(keys), identifier, longest: limits.line };
-    let verdicts = bench.judge_all(packing.lines(&batch.decoded));
+    // What the first verdicts took is used again.
+    let lines = std::mem::take(&mut batch.entries).len();
+    let decoded = batch.decoded.as_deref().map_or(&batch.body, |decoded| decoded);
+    let verdicts = bench.judge_all(packing.lines(decoded), lines);
     batch.key_ids = key_ids(Some(keys));
     verdicts.about(batch, packing, _reservation)
 }
@@ -314,7 +428,7 @@ fn whole_body(delivery: Delivery, identifier: &Identifier, detail: String) -> Ju
         source: Arc::clone(&delivery.source.name),
         received_at: delivery.received_at,
         packing: Packing::Whole.code(),
-        decoded: Arc::new(delivery.body.clone()),
+        decoded: None,
         body: delivery.body,
         key_ids: Arc::new([]),
         entries: vec![entry],
@@ -323,7 +437,7 @@ fn whole_body(delivery: Delivery, identifier: &Identifier, detail: String) -> Ju
         batch,
         packing: Packing::Whole,
         times: Vec::new(),
-        has_rejects: true,
+        rejects: 1,
         known: 0,
         unknown: 0,
         undecodable: Some(detail),
@@ -360,13 +474,14 @@ struct Verdicts {
 impl Verdicts {
     fn about(self, mut batch: Batch, packing: Packing, reservation: Reservation) -> Judged {
         let Self { entries, times, known, unknown } = self;
-        let has_rejects = entries.iter().any(|entry| matches!(entry.verdict, Verdict::Rejected { .. }));
+        let is_rejected = |entry: &&Entry| matches!(entry.verdict, Verdict::Rejected { .. });
+        let rejects = entries.iter().filter(is_rejected).count();
         batch.entries = entries;
         Judged {
             batch,
             packing,
             times,
-            has_rejects,
+            rejects,
             known,
             unknown,
             undecodable: None,
@@ -376,9 +491,14 @@ impl Verdicts {
 }
 
 impl Bench<'_> {
-    /// Judges lines in chunks, so that what that needs besides the lines stays small.
-    fn judge_all<'a>(&self, lines: impl Iterator<Item = &'a [u8]>) -> Verdicts {
-        let mut verdicts = Verdicts::default();
+    /// Judges that many lines in chunks, so that what that needs besides the lines stays small.
+    fn judge_all<'a>(&self, lines: impl Iterator<Item = &'a [u8]>, count: usize) -> Verdicts {
+        // As much as was reserved for, and never twice as much for a moment.
+        let mut verdicts = Verdicts {
+            entries: Vec::with_capacity(count),
+            times: Vec::with_capacity(count),
+            ..Verdicts::default()
+        };
         let mut chunk = Vec::with_capacity(CHUNK_LINES);
         let mut bytes = 0;
         for line in lines {
@@ -451,9 +571,10 @@ impl Bench<'_> {
             return Opened::Decided(None, Verdict::Rejected { reason, detail: detail.into() });
         }
         match open(bytes) {
-            Judgeable::Malformed(Malformed(detail)) => {
-                Opened::Decided(None, Verdict::Rejected { reason: Reason::Malformed, detail })
-            }
+            Judgeable::Malformed(Malformed(detail)) => Opened::Decided(
+                None,
+                Verdict::Rejected { reason: Reason::Malformed, detail: shortened(detail) },
+            ),
             Judgeable::Unsigned(line) if self.source.policy == Policy::Require => {
                 Opened::Decided(Some(line), rejected(Reason::Unsigned, UNSIGNED))
             }
@@ -521,8 +642,41 @@ fn signed_bytes<'a>(line: &Line<'a>, fit: Option<Fit>) -> Option<Reading<'a>> {
     if fit?.second { signed.second } else { Some(signed.first) }
 }
 
+/// A detail that takes no more memory than was reserved for: it may hold what the sender wrote.
+fn shortened(detail: Cow<'static, str>) -> Cow<'static, str> {
+    match detail {
+        Cow::Owned(detail) if detail.capacity() > LONGEST_DETAIL => {
+            let end = detail.floor_char_boundary(LONGEST_DETAIL);
+            Cow::Owned(detail[..end].to_owned())
+        }
+        short => short,
+    }
+}
+
 fn rejected(reason: Reason, detail: &'static str) -> Verdict {
     Verdict::Rejected { reason, detail: detail.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_takes_what_is_reserved_for_it() {
+        // What allocating a detail costs besides, and what the ledger makes of an entry in the end.
+        let detail = LONGEST_DETAIL + 2 * size_of::<usize>();
+        let verdict = size_of::<Option<Verdict>>();
+        assert!(size_of::<Entry>() + verdict + size_of::<i64>() + detail <= room::LINE);
+    }
+
+    #[test]
+    fn a_detail_is_as_long_as_its_place() {
+        let long = |letter: &str| Cow::Owned(letter.repeat(100_000));
+        assert_eq!(shortened(long("a")).into_owned(), "a".repeat(LONGEST_DETAIL));
+        let shortened = shortened(long("€")).into_owned();
+        assert_eq!(shortened, "€".repeat(LONGEST_DETAIL / 3));
+        assert!(shortened.capacity() <= LONGEST_DETAIL);
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The memory that all batches in work may take together (`limits.in_flight`).
+//! The memory that all batches in work may take together (of `limits.in_flight`).
 //!
 //! A batch reserves as its bytes arrive and as they inflate, never what a peer claims, and gives everything back
 //! when it is done.
@@ -50,8 +50,27 @@ pub struct Reservation {
     wanted: usize,
 }
 
+/// What each line of a batch takes besides its bytes while the batch is in work, in bytes: what it is recognised by,
+/// its verdict, and a short text about what is wrong with it.
+pub const LINE: usize = 256;
+
+/// What inflating takes at a time beyond what has been inflated, and what is lost to the accounting, in bytes.
+const STEP: usize = 128 << 10;
+
 /// The grain of the accounting, in bytes.
 const GRAIN: usize = 4096;
+
+/// What all batches in work may take of `limits.in_flight`, in bytes: an eighth is left for the batch that the ledger
+/// writes and for those that sinks read.
+pub fn share(in_flight: usize) -> usize {
+    in_flight - in_flight / 8
+}
+
+/// What a batch of so many received bytes, inflated bytes and lines may take, in bytes: all three are held
+/// together. In a room that is smaller, such a batch could never be taken.
+pub fn needed(body: usize, decoded: usize, lines: usize) -> usize {
+    body.saturating_add(decoded).saturating_add(lines.saturating_mul(LINE)).saturating_add(STEP)
+}
 
 /// How many times its patience a batch waits for one step, if younger ones give way meanwhile.
 const ROUNDS: u32 = 4;
@@ -103,6 +122,12 @@ impl Reservation {
             self.wanted = wanted;
         }
         is_given
+    }
+
+    /// Whether there would be space for so many more bytes if the batch were alone. Otherwise waiting is of no use.
+    pub fn could_grow(&self, bytes: usize) -> bool {
+        let capacity = self.room.shared.state().capacity;
+        self.wanted.saturating_add(bytes).div_ceil(GRAIN) <= capacity
     }
 
     /// Asks for what is missing: the answer, or how it will be told.
@@ -239,6 +264,7 @@ mod tests {
         assert!(second.grow(GRAIN).await, "who is in may take the rest");
         assert!(!second.grow(1).await, "the room is full");
         assert!(!room.reservation().grow(usize::MAX).await);
+        assert!(second.could_grow(9 * GRAIN) && !second.could_grow(9 * GRAIN + 1), "{} bytes", second.wanted);
         drop(first);
         assert!(second.grow(8 * GRAIN).await);
         drop(second);

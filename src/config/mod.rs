@@ -143,8 +143,9 @@ impl LogFormat {
     }
 }
 
-/// What a sender may use up. `line <= decoded <= in_flight` and `body <= in_flight` hold. Every size is at
-/// least 1 byte and at most 1 PiB, every count at least 1 and at most `u32::MAX`.
+/// What a sender may use up. `line <= decoded` holds, and the largest batch fits into `in_flight`
+/// ([`crate::room::needed`]). Every size is at least 1 byte and at most 1 PiB, every count at least 1 and at most
+/// `u32::MAX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one request's body as received. Default 8 MiB.

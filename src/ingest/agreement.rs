@@ -143,9 +143,9 @@ impl Tally {
         let classes = |verdicts: Verdicts| -> Vec<Class> {
             verdicts.entries.iter().map(|entry| Class::from(&entry.verdict)).collect()
         };
-        let together = classes(bench.judge_all(batch::lines(&body)));
+        let together = classes(bench.judge_all(batch::lines(&body), 0));
         let alone: Vec<Class> =
-            batch::lines(&body).flat_map(|line| classes(bench.judge_all(std::iter::once(line)))).collect();
+            batch::lines(&body).flat_map(|line| classes(bench.judge_all(std::iter::once(line), 1))).collect();
         let lines = Witness::lines(&body);
         let independent: Vec<Class> = lines.iter().map(|line| witness.judge(line)).collect();
         assert_eq!((together.len(), alone.len()), (lines.len(), lines.len()));

@@ -14,6 +14,8 @@ mod claims;
 mod interest;
 mod outbox;
 mod place;
+mod queue;
+mod reserve;
 mod schema;
 mod seen;
 mod skip;
@@ -139,8 +141,8 @@ pub struct Batch {
     pub body: Vec<u8>,
     /// How to take the body apart again: opaque here.
     pub packing: u8,
-    /// The inflated body, so that sinks need not inflate it again.
-    pub decoded: Arc<Vec<u8>>,
+    /// The inflated body, so that sinks need not inflate it again. None where they get it as it came.
+    pub decoded: Option<Arc<Vec<u8>>>,
     /// The key IDs that verdicts point at.
     pub key_ids: Arc<[String]>,
     /// One entry a line, in the order of the lines.
@@ -205,6 +207,16 @@ pub enum OpenError {
     /// SQLite refuses it.
     #[error("cannot open the ledger {path}: {cause}")]
     Database {
+        /// The database file.
+        path: PathBuf,
+        /// SQLite's words.
+        cause: rusqlite::Error,
+    },
+    /// There is no space for what SQLite needs to open it.
+    #[error(
+        "cannot open the ledger {path}: its disk is full ({cause}); make some room there, 1 MiB or more, and start again"
+    )]
+    NoSpace {
         /// The database file.
         path: PathBuf,
         /// SQLite's words.
@@ -314,6 +326,8 @@ pub struct Gauges {
     backlog_bytes: AtomicU64,
     quarantine_bytes: AtomicU64,
     unwritable: AtomicBool,
+    /// Counts up while a transaction goes forward.
+    progress: AtomicU64,
     pending: Mutex<BTreeMap<String, Pending>>,
     /// What each sink lost since it was last asked for.
     skipped: Mutex<BTreeMap<String, Skipped>>,
@@ -363,6 +377,9 @@ pub enum Failed {
     Gone(PathBuf),
 }
 
+/// How often a transaction that lasts is looked at.
+const PROGRESS: Duration = Duration::from_millis(100);
+
 /// The handle through which everybody reaches the ledger. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
@@ -403,13 +420,10 @@ impl Ledger {
         make_directory(&options.data_dir)?;
         let (lock, lock_path) = lock(&options.data_dir)?;
         let database = database(&options.data_dir);
-        let opened = schema::open(&database)?;
-        let (interests, resume) = outbox::register(&opened.connection, &options.subscriptions, &database)?;
+        let Prepared { opened, interests, resume, claims } = prepare_with_reserve(&options, &database)?;
         let interests: Arc<[Interest]> = interests.into();
         let place = lock.metadata().and_then(|metadata| Place::of((&lock_path, &metadata), &database));
         let place = place.map_err(|cause| OpenError::Io { path: database.clone(), cause })?;
-        let claims = outbox::claims(&opened.connection, &resume, options.backlog)
-            .map_err(|cause| OpenError::Database { path: database.clone(), cause })?;
         let claims = Arc::new(claims);
         let gauges = Arc::new(Gauges { noted: Mutex::new(resume), ..Gauges::default() });
         let feed = Arc::new(Feed::new(opened.last_position));
@@ -573,10 +587,22 @@ impl Ledger {
     }
 
     /// Whether the writer is there: true as soon as it takes the next message, which it does after each
-    /// transaction. A writer that hangs leaves the question open, one that has ended answers false.
+    /// transaction, or goes forward within one. A writer that hangs leaves the question open, one that has ended
+    /// answers false. To be asked on a runtime with a timer.
     pub async fn answers(&self) -> bool {
-        let (reply, answer) = oneshot::channel();
-        self.send(writer::Message::Ping(reply)).is_ok() && answer.await.is_ok()
+        let progress = || self.shared.gauges.progress.load(Ordering::Relaxed);
+        let before = progress();
+        let (reply, mut answer) = oneshot::channel();
+        if self.send(writer::Message::Ping(reply)).is_err() {
+            return false;
+        }
+        loop {
+            match tokio::time::timeout(PROGRESS, &mut answer).await {
+                Ok(answer) => return answer.is_ok(),
+                Err(_) if progress() != before => return true,
+                Err(_) => {}
+            }
+        }
     }
 
     /// Writes what is still to be noted and ends the writer. Workers that wait for batches are woken.
@@ -599,6 +625,54 @@ impl Ledger {
     fn send(&self, message: writer::Message) -> Result<(), CommitError> {
         self.shared.messages.send(message).map_err(|_| CommitError::Closed)
     }
+}
+
+/// What the tables say at the start.
+struct Prepared {
+    opened: schema::Opened,
+    interests: Vec<Interest>,
+    resume: BTreeMap<String, Resume>,
+    claims: BTreeMap<String, Claims>,
+}
+
+/// On a full disk the reserve makes room for what opening takes.
+fn prepare_with_reserve(options: &Options, database: &Path) -> Result<Prepared, OpenError> {
+    let data_dir = &options.data_dir;
+    let mut prepared = prepare(options, database);
+    if prepared.as_ref().is_err_and(could_write_nothing) && reserve::give_way(data_dir) {
+        tracing::warn!(
+            "the disk of {} may be full; the ledger is opened in the space kept for that",
+            data_dir.display()
+        );
+        prepared = prepare(options, database);
+    } else if let Err(error) = reserve::keep(data_dir) {
+        tracing::warn!(%error, "no space can be kept in {} for a start on a full disk", data_dir.display());
+    }
+    prepared.map_err(|error| match error {
+        OpenError::Database { path, cause } if is_write(&cause) && reserve::is_needed(data_dir) => {
+            OpenError::NoSpace { path, cause }
+        }
+        error => error,
+    })
+}
+
+fn prepare(options: &Options, database: &Path) -> Result<Prepared, OpenError> {
+    let opened = schema::open(database)?;
+    let (interests, resume) = outbox::register(&opened.connection, &options.subscriptions, database)?;
+    let claims = outbox::claims(&opened.connection, &resume, options.backlog)
+        .map_err(|cause| OpenError::Database { path: database.to_owned(), cause })?;
+    Ok(Prepared { opened, interests, resume, claims })
+}
+
+fn could_write_nothing(error: &OpenError) -> bool {
+    matches!(error, OpenError::Database { cause, .. } if is_write(cause))
+}
+
+/// Whether a full disk may be the cause: SQLite calls it an I/O error where it concerns the files beside the
+/// database.
+fn is_write(cause: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
+    cause.sqlite_error_code().is_some_and(|code| matches!(code, CannotOpen | DiskFull | SystemIoFailure))
 }
 
 fn database(data_dir: &Path) -> PathBuf {

@@ -747,6 +747,15 @@ fn write_verdicts(verdicts: &[Option<Verdict>]) -> Vec<u8> {
     out
 }
 
+/// What the rejections take of what [`write_verdicts`] writes, in bytes.
+pub(super) fn rejections_bytes(verdicts: &[Option<Verdict>]) -> u64 {
+    let bytes = |verdict: &Verdict| match verdict {
+        Verdict::Rejected { detail, .. } => 3 + detail.len().min(MAX_DETAIL) as u64,
+        _ => 0,
+    };
+    verdicts.iter().flatten().map(bytes).sum()
+}
+
 /// Reads what [`write_verdicts`] wrote. SQLite's pages are trusted: a damaged database fails as a whole.
 fn read_verdicts(mut bytes: &[u8]) -> Vec<Option<Verdict>> {
     let mut verdicts = Vec::with_capacity(bytes.len() / 2);

@@ -9,13 +9,19 @@
 //! together lies together, and a replay of a time window touches few pages. Lines without a usable time of
 //! their own go by the time of their arrival, into generations of an eighth of the window, all of which are
 //! asked. A partition goes when its last insert is older than the window.
+//!
+//! Of the lines in quarantine a source's newest [`REJECTS`] are remembered, or a quarter less: whoever has a token can
+//! send as many different ones as he likes. When there are more, the oldest generation is dropped: from then on it
+//! is not asked, and each transaction deletes as much of it as it adds. What is lost is only that the same bad line
+//! is a duplicate when it comes again.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Clock, Window};
+use super::{Clock, Entry, Window};
 
 /// What a line is recognised by when it comes again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +115,11 @@ pub(super) struct Seen {
     /// The partition of the last event: most follow each other within a day.
     recent: Option<(String, i64, Partition)>,
     /// The partitions of kinds without a day, newest last.
-    generations: HashMap<(String, Kind), Vec<(i64, Partition)>>,
+    generations: HashMap<(String, Kind), Vec<Generation>>,
+    /// There are partitions that were dropped, as far as is known.
+    has_dropped: bool,
+    /// Rejected lines that were added since some of what was dropped was deleted.
+    added: usize,
     last_look: (i64, Duration),
     /// When the wall clock last jumped, by its new time, in seconds: nothing expires for a window from then.
     jumped_at: Option<i64>,
@@ -119,8 +129,27 @@ pub(super) struct Seen {
 #[derive(Clone, Copy, Debug)]
 struct Partition {
     id: u32,
+    /// 0 when it was dropped.
     last_insert: i64,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Generation {
+    /// Its bucket: about when it was begun.
+    started: i64,
+    partition: Partition,
+    /// Lines in it; counted for [`Kind::Reject`] only.
+    lines: usize,
+}
+
+/// So many lines in quarantine are remembered of one source. Each takes about 50 bytes of the database.
+const REJECTS: usize = 400_000;
+
+/// A generation of these; so many are dropped at once.
+const REJECTS_IN_GENERATION: usize = REJECTS / 4;
+
+/// So many are deleted at least when some are.
+const STEP: usize = 4096;
 
 /// The wall clock may be this much off what the steady one says before that is called a jump.
 const JUMP: i64 = 5 * 60;
@@ -144,6 +173,8 @@ impl Seen {
             partitions: HashMap::new(),
             recent: None,
             generations: HashMap::new(),
+            has_dropped: true,
+            added: 0,
             last_look,
             jumped_at,
             noted_jump: jumped_at,
@@ -181,8 +212,32 @@ impl Seen {
         Ok(wall)
     }
 
+    /// Notes the identities of a batch; tells of each whether it is new, which it is not when it was noted within its
+    /// window before. Counts `progress` up on the way.
+    pub(super) fn insert_all(
+        &mut self,
+        connection: &Connection,
+        source: &str,
+        entries: &[Entry],
+        now: i64,
+        progress: &AtomicU64,
+    ) -> rusqlite::Result<Vec<bool>> {
+        let mut is_new = vec![false; entries.len()];
+        let identity = |index: usize| &entries[index].identity;
+        let (mut rejects, events): (Vec<usize>, Vec<usize>) =
+            (0..entries.len()).partition(|index| identity(*index).kind == Kind::Reject);
+        // They have no time by which they would lie together: in this order neighbours do. Of equals the first one is
+        // new.
+        rejects.sort_unstable_by_key(|index| (identity(*index).hash, *index));
+        for index in events.into_iter().chain(rejects) {
+            is_new[index] = self.insert(connection, source, identity(index), now)?;
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(is_new)
+    }
+
     /// Notes an identity; false when it was noted within its window before.
-    pub(super) fn insert(
+    fn insert(
         &mut self,
         connection: &Connection,
         source: &str,
@@ -210,12 +265,35 @@ impl Seen {
             "INSERT INTO seen VALUES (?1, ?2) \
              ON CONFLICT (key) DO UPDATE SET accepted_at = excluded.accepted_at WHERE accepted_at < ?3",
         )?;
-        Ok(insert.execute(params![key(partition, identity), now, expired])? > 0)
+        let is_new = insert.execute(params![key(partition, identity), now, expired])? > 0;
+        if is_new && identity.kind == Kind::Reject {
+            self.added += 1;
+            let known = self.generations.get_mut(&(source.to_owned(), identity.kind));
+            if let Some(current) = known.and_then(|known| known.last_mut()) {
+                current.lines += 1;
+            }
+        }
+        Ok(is_new)
+    }
+
+    /// Deletes some of what was dropped: as much as was added since, so that there is never much of it.
+    pub(super) fn delete_some_dropped(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let added = std::mem::take(&mut self.added);
+        if added == 0 || !self.has_dropped {
+            return Ok(());
+        }
+        let mut find =
+            connection.prepare_cached("SELECT id FROM seen_partition WHERE last_insert = 0 LIMIT 1")?;
+        let dropped = find.query_row([], |row| row.get(0)).optional()?;
+        self.has_dropped = dropped.is_some();
+        match dropped {
+            Some(id) => delete_some(connection, id, added + STEP).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// Deletes a little of what has expired; true when there is more to do.
     pub(super) fn expire_some(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
-        const STEP: usize = 4096;
         let now = self.look_at_the_clock(connection)?;
         let settled = self.jumped_at.map_or(i64::MAX, |jumped_at| now - jumped_at);
         let mut find = connection.prepare_cached(
@@ -224,12 +302,7 @@ impl Seen {
         let Some(id) = find.query_row([now, settled], |row| row.get::<_, u32>(0)).optional()? else {
             return Ok(false);
         };
-        let mut delete = connection.prepare_cached(
-            "DELETE FROM seen WHERE key IN (SELECT key FROM seen WHERE key >= ?1 AND key < ?2 LIMIT ?3)",
-        )?;
-        let deleted = delete.execute(params![id.to_be_bytes(), (id + 1).to_be_bytes(), STEP])?;
-        if deleted < STEP {
-            connection.execute("DELETE FROM seen_partition WHERE id = ?1", [id])?;
+        if delete_some(connection, id, STEP)? {
             self.forget_cached();
         }
         Ok(true)
@@ -240,6 +313,8 @@ impl Seen {
         self.partitions.clear();
         self.recent = None;
         self.generations.clear();
+        self.has_dropped = true;
+        self.added = 0;
         self.noted_jump = None;
     }
 
@@ -296,27 +371,85 @@ impl Seen {
     ) -> rusqlite::Result<Vec<u32>> {
         let name = (source.to_owned(), kind);
         if !self.generations.contains_key(&name) {
-            let mut find = connection.prepare_cached(
-                "SELECT bucket, id, last_insert FROM seen_partition WHERE source = ?1 AND kind = ?2 ORDER BY bucket",
-            )?;
-            let found = find.query_map(params![source, kind as u8], |row| {
-                Ok((row.get(0)?, Partition { id: row.get(1)?, last_insert: row.get(2)? }))
-            })?;
-            let found = found.collect::<rusqlite::Result<Vec<_>>>()?;
-            self.generations.insert(name.clone(), found);
+            self.generations.insert(name.clone(), read_generations(connection, source, kind)?);
         }
         let known = self.generations.entry(name).or_default();
-        let is_current = |started: i64| started <= now && now - started <= (window / 8).max(1);
+        // Of rejects more than one may be begun in a second: then the newest is ahead of the clock.
+        let is_bounded = kind == Kind::Reject;
+        let is_current = |generation: &Generation| {
+            (is_bounded || generation.started <= now)
+                && now - generation.started <= (window / 8).max(1)
+                && generation.lines < REJECTS_IN_GENERATION
+        };
         match known.last_mut() {
-            Some((started, current)) if is_current(*started) => {
-                if current.last_insert < now {
-                    *current = touch(connection, source, kind, *started, now, window)?;
+            Some(current) if is_current(current) => {
+                if current.partition.last_insert < now {
+                    current.partition = touch(connection, source, kind, current.started, now, window)?;
                 }
             }
-            _ => known.push((now, touch(connection, source, kind, now, now, window)?)),
+            last => {
+                let started = match last {
+                    Some(last) if is_bounded => now.max(last.started + 1),
+                    _ => now,
+                };
+                let partition = touch(connection, source, kind, started, now, window)?;
+                known.push(Generation { started, partition, lines: 0 });
+                let mut lines: usize = known.iter().map(|generation| generation.lines).sum();
+                while lines > REJECTS - REJECTS_IN_GENERATION {
+                    let oldest = known.remove(0);
+                    lines -= oldest.lines;
+                    let mut drop = connection.prepare_cached(
+                        "UPDATE seen_partition SET last_insert = 0, window = 0 WHERE id = ?1",
+                    )?;
+                    drop.execute([oldest.partition.id])?;
+                    self.has_dropped = true;
+                }
+            }
         }
-        Ok(known.iter().map(|(_, partition)| partition.id).collect())
+        Ok(known.iter().map(|generation| generation.partition.id).collect())
     }
+}
+
+/// The generations of a kind that were not dropped, the newest last.
+fn read_generations(connection: &Connection, source: &str, kind: Kind) -> rusqlite::Result<Vec<Generation>> {
+    let mut find = connection.prepare_cached(
+        "SELECT bucket, id, last_insert FROM seen_partition \
+         WHERE source = ?1 AND kind = ?2 AND last_insert > 0 ORDER BY bucket",
+    )?;
+    let found = find.query_map(params![source, kind as u8], |row| {
+        let partition = Partition { id: row.get(1)?, last_insert: row.get(2)? };
+        Ok(Generation { started: row.get(0)?, partition, lines: 0 })
+    })?;
+    let mut found = found.collect::<rusqlite::Result<Vec<_>>>()?;
+    if kind == Kind::Reject {
+        // More need not be counted: such a one goes anyhow.
+        let mut count = connection.prepare_cached(
+            "SELECT count(*) FROM (SELECT 1 FROM seen WHERE key >= ?1 AND key < ?2 LIMIT ?3)",
+        )?;
+        for generation in &mut found {
+            let (first, end) = keys(generation.partition.id);
+            generation.lines = count.query_row(params![first, end, REJECTS + 1], |row| row.get(0))?;
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes at most `step` lines of a partition, and in the end the partition itself: then true.
+fn delete_some(connection: &Connection, id: u32, step: usize) -> rusqlite::Result<bool> {
+    let mut delete = connection.prepare_cached(
+        "DELETE FROM seen WHERE key IN (SELECT key FROM seen WHERE key >= ?1 AND key < ?2 LIMIT ?3)",
+    )?;
+    let (first, end) = keys(id);
+    let is_gone = delete.execute(params![first, end, step])? < step;
+    if is_gone {
+        connection.execute("DELETE FROM seen_partition WHERE id = ?1", [id])?;
+    }
+    Ok(is_gone)
+}
+
+/// The first key of a partition, and the first one behind it.
+fn keys(partition: u32) -> ([u8; 4], [u8; 4]) {
+    (partition.to_be_bytes(), (partition + 1).to_be_bytes())
 }
 
 fn touch(

@@ -95,7 +95,7 @@ impl Bench {
         Batch {
             source: source.into(),
             received_at: NOON,
-            decoded: Arc::new(body.clone()),
+            decoded: Some(Arc::new(body.clone())),
             body,
             packing: 0,
             key_ids: Arc::from(["k".to_owned()]),
@@ -182,6 +182,115 @@ fn a_rejected_line_is_a_duplicate_for_a_day_and_suppresses_no_event() {
     assert_eq!(bench.commit("us", vec![reject(&bench)]).quarantined(), 0);
     bench.pass(2000);
     assert_eq!(bench.commit("us", vec![reject(&bench)]).quarantined(), 1);
+}
+
+/// So many different lines for the quarantine, from a number on.
+fn rejects(bench: &Bench, first: usize, lines: usize) -> Vec<Entry> {
+    let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: "no event".into() };
+    let identity = |line: usize| bench.ledger().identifier().reject("us", &line.to_le_bytes());
+    (first..first + lines).map(|line| Entry { verdict: verdict.clone(), identity: identity(line) }).collect()
+}
+
+#[test]
+fn rubbish_is_remembered_within_a_bound_and_the_newest_of_it() {
+    const STEP: usize = 50_000;
+    let mut bench = Bench::new();
+    let mut most = 0;
+    let remembered = |bench: &Bench| -> usize {
+        let connection = schema::open_reader(&bench.ledger().shared.database).unwrap();
+        connection.query_row("SELECT count(*) FROM seen", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(bench.commit_line("an event", Some(NOON)), 1);
+    for step in 0..14 {
+        // All within a second of the clock, and then over hours.
+        bench.pass(if step < 10 { 1 } else { HOUR });
+        let receipt = bench.commit("us", rejects(&bench, step * STEP, STEP));
+        assert_eq!(receipt.quarantined(), STEP as u64);
+        most = most.max(remembered(&bench));
+        if step == 9 {
+            bench.reopen();
+        }
+    }
+    assert!((350_000..600_000).contains(&most), "{most}");
+    assert_eq!(
+        bench.commit("us", rejects(&bench, 9 * STEP, 5 * STEP)).quarantined(),
+        0,
+        "the newest are known"
+    );
+    assert_eq!(bench.commit_line("an event", Some(NOON)), 0, "events are not forgotten for it");
+    assert_eq!(bench.commit("us", rejects(&bench, 0, 1)).quarantined(), 1, "the oldest are not");
+}
+
+#[test]
+fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
+    let bench = Bench::new();
+    let mut twice = rejects(&bench, 0, 3);
+    twice.extend(rejects(&bench, 0, 3));
+    assert_eq!(bench.commit("us", twice).quarantined(), 3);
+    let outbox = bench.ledger().outbox("all").unwrap();
+    let Ok(Next::Batch(batch)) = outbox.next(0, Duration::ZERO) else { panic!("there is a batch") };
+    assert_eq!(
+        batch.verdicts.iter().map(Option::is_some).collect::<Vec<_>>(),
+        [[true; 3], [false; 3]].concat()
+    );
+}
+
+#[test]
+fn what_is_wrong_with_lines_counts_as_quarantine_too() {
+    let bench = Bench::new();
+    bench.commit("us", rejects(&bench, 0, 100));
+    let (all, quarantined) = bench.ledger().backlog();
+    assert_eq!(all, quarantined);
+}
+
+#[test]
+fn a_commit_does_not_wait_for_all_rubbish_before_it() {
+    let bench = Bench::new();
+    let commit = |entries| bench.ledger().send_commit(Bench::batch("us", entries));
+    let mut rubbish: Vec<_> = (0..20).map(|step| commit(rejects(&bench, step * 20_000, 20_000))).collect();
+    let genuine = commit(vec![bench.entry("us", "a", Some(NOON))]);
+    assert_eq!(genuine.blocking_recv().unwrap().unwrap().accepted(), 1);
+    assert!(rubbish[19].try_recv().is_err(), "much of the rubbish still waits");
+    for answer in rubbish {
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().quarantined(), 20_000);
+    }
+}
+
+#[test]
+fn a_close_writes_what_came_before_it() {
+    let mut bench = Bench::new();
+    let answers: Vec<_> = (0..3)
+        .map(|step| bench.ledger().send_commit(Bench::batch("us", rejects(&bench, step * 20_000, 20_000))))
+        .collect();
+    bench.close();
+    for answer in answers {
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().quarantined(), 20_000);
+    }
+}
+
+#[tokio::test]
+async fn the_writer_answers_while_a_transaction_goes_forward() {
+    let bench = Bench::new();
+    let gauges = Arc::clone(&bench.ledger().shared.gauges);
+    // Somebody else writes: the transaction waits, and nothing goes forward.
+    let blocker = rusqlite::Connection::open(&bench.ledger().shared.database).unwrap();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let commit = bench.ledger().send_commit(Bench::batch("us", vec![bench.entry("us", "a", Some(NOON))]));
+    // Until it has been taken, it is the next message that answers.
+    while bench.ledger().answers_within(4 * PROGRESS).await {}
+    let answers = bench.ledger().answers();
+    tokio::pin!(answers);
+    assert!(tokio::time::timeout(4 * PROGRESS, &mut answers).await.is_err(), "it hangs");
+    gauges.progress.fetch_add(1, Ordering::Relaxed);
+    assert!(tokio::time::timeout(100 * PROGRESS, answers).await.unwrap(), "a line was written");
+    blocker.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(commit.await.unwrap().unwrap().accepted(), 1);
+}
+
+impl Ledger {
+    async fn answers_within(&self, patience: Duration) -> bool {
+        tokio::time::timeout(patience, self.answers()).await.unwrap_or(false)
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::claims::Claims;
 use super::interest::Interest;
 use super::outbox::{self, Body, Feed, Forgotten, Stored, Weight};
 use super::place::Place;
+use super::queue::{Commit, Queue};
 use super::seen::Seen;
 use super::skip::{GivenUp, Skipping};
 use super::{
@@ -67,6 +68,8 @@ pub(super) struct Writer {
     parts: Parts,
     seen: Seen,
     skipping: Skipping,
+    /// Batches for the next transactions.
+    queue: Queue,
     /// Advances that nobody waits for: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
     /// Sinks that are somewhere else than was thought.
@@ -102,11 +105,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The size of a large batch, compressed.
 const PROBE_BYTES: u32 = 1 << 20;
 
-/// At most this many bytes of bodies in one transaction, so that no request waits for the whole world.
-const GROUP_BYTES: usize = 32 << 20;
-
-type Commits = Vec<(Batch, Answer<Receipt>)>;
-
 impl Writer {
     pub(super) fn new(parts: Parts) -> rusqlite::Result<Self> {
         let seen = Seen::new(&parts.connection, parts.windows.clone(), parts.clock.clone())?;
@@ -124,6 +122,7 @@ impl Writer {
             parts,
             seen,
             skipping,
+            queue: Queue::default(),
             advances: BTreeMap::new(),
             recount: Vec::new(),
             last_housekeeping: Instant::now(),
@@ -135,9 +134,12 @@ impl Writer {
 
     /// Works until [`Message::Close`], until every handle is gone, or until the disk cannot be trusted.
     pub(super) fn run(mut self) {
+        let mut closing = false;
         loop {
             let unwritable = self.parts.gauges.unwritable.load(Ordering::Relaxed);
-            let patience = if !unwritable && (self.more_housework || self.must_forget) {
+            let patience = if closing || !self.queue.is_empty() {
+                Duration::ZERO
+            } else if !unwritable && (self.more_housework || self.must_forget) {
                 HOUSEWORK_PAUSE
             } else if !self.advances.is_empty() || self.must_give_up() {
                 ADVANCE_DELAY
@@ -149,9 +151,10 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => Some(Message::Close),
             };
-            let (commits, waiting, closing) = self.gather(first);
+            let waiting = self.gather(first, &mut closing);
+            let commits = self.queue.group(Instant::now());
             let mut result = self.transact(commits, waiting);
-            if closing && result.is_ok() {
+            if closing && self.queue.is_empty() && result.is_ok() {
                 self.parts.feed.close();
                 return;
             }
@@ -166,17 +169,13 @@ impl Writer {
         }
     }
 
-    /// Everything that waits now.
-    fn gather(&mut self, first: Option<Message>) -> (Commits, Vec<Answer<()>>, bool) {
-        let (mut commits, mut waiting, mut closing) = (Commits::new(), Vec::new(), false);
-        let mut bytes = 0;
+    /// Takes everything that waits now. After [`Message::Close`] nothing is taken any more.
+    fn gather(&mut self, first: Option<Message>, closing: &mut bool) -> Vec<Answer<()>> {
+        let (mut waiting, now) = (Vec::new(), Instant::now());
         let mut next = first;
-        while let Some(message) = next {
+        while let Some(message) = next.filter(|_| !*closing) {
             match message {
-                Message::Commit(batch, reply) => {
-                    bytes += batch.body.len();
-                    commits.push((*batch, reply));
-                }
+                Message::Commit(batch, reply) => self.queue.push((*batch, reply), now),
                 Message::Advance { sink, position, mark, delivered, reply } => {
                     match delivered {
                         Some(delivered) => self.parts.gauges.delivered(&sink, delivered),
@@ -192,26 +191,23 @@ impl Writer {
                     self.seen.adjust(windows);
                     self.skipping = Skipping::new(limit, &self.parts.interests);
                 }
-                Message::Close => closing = true,
-            }
-            if closing || bytes > GROUP_BYTES {
-                break;
+                Message::Close => *closing = true,
             }
             next = self.parts.inbox.try_recv().ok();
         }
-        (commits, waiting, closing)
+        waiting
     }
 
     /// One transaction for all of it, then the answers; none, not even to say that it failed, when the ledger's
     /// files are no longer where the next start will look for them.
-    fn transact(&mut self, commits: Commits, waiting: Vec<Answer<()>>) -> Result<(), Failed> {
+    fn transact(&mut self, mut commits: Vec<Commit>, waiting: Vec<Answer<()>>) -> Result<(), Failed> {
         let probing = self.parts.gauges.unwritable.load(Ordering::Relaxed);
         let is_idle = commits.is_empty() && self.advances.is_empty();
         if is_idle && !probing && !self.must_forget && !self.must_give_up() {
             return self.is_in_place();
         }
         let claims = Arc::clone(&self.parts.claims);
-        let written = self.write(&commits, &claims);
+        let written = self.write(&mut commits, &claims);
         self.is_in_place()?;
         match written {
             Ok(written) => {
@@ -276,10 +272,11 @@ impl Writer {
         self.parts.place.check().map_err(|path| Failed::Gone(path.to_owned()))
     }
 
-    /// The transaction itself. Nothing outside the database changes here.
+    /// The transaction itself. Nothing outside the database changes here, except that the batches give up their
+    /// entries.
     fn write<'a>(
         &mut self,
-        commits: &Commits,
+        commits: &mut [Commit],
         claims: &'a BTreeMap<String, Claims>,
     ) -> rusqlite::Result<Written<'a>> {
         let connection = &self.parts.connection;
@@ -291,12 +288,14 @@ impl Writer {
             given_up: None,
         };
         let mut weight = self.parts.gauges.weight();
-        for (batch, _) in commits {
-            let mut verdicts = Vec::with_capacity(batch.entries.len());
-            for entry in &batch.entries {
-                let is_new = self.seen.insert(connection, &batch.source, &entry.identity, now)?;
-                verdicts.push(is_new.then(|| entry.verdict.clone()));
-            }
+        for (batch, _) in commits.iter_mut() {
+            let progress = &self.parts.gauges.progress;
+            let is_new = self.seen.insert_all(connection, &batch.source, &batch.entries, now, progress)?;
+            let verdicts: Vec<Option<Verdict>> = std::mem::take(&mut batch.entries)
+                .into_iter()
+                .zip(is_new)
+                .map(|(entry, is_new)| is_new.then_some(entry.verdict))
+                .collect();
             // Nothing new, nothing to deliver: no row.
             let row = if verdicts.iter().any(Option::is_some) {
                 let quarantine_bytes = quarantine_bytes(batch, &verdicts);
@@ -308,6 +307,7 @@ impl Writer {
             };
             written.batches.push((verdicts, row));
         }
+        self.seen.delete_some_dropped(connection)?;
         if !self.advances.is_empty() {
             for (sink, (position, mark)) in &self.advances {
                 outbox::record(connection, sink, *position, mark)?;
@@ -339,7 +339,7 @@ impl Writer {
     }
 
     /// Tells the workers and the requests.
-    fn publish(&mut self, commits: Commits, written: Written<'_>) {
+    fn publish(&mut self, commits: Vec<Commit>, written: Written<'_>) {
         let gauges = &self.parts.gauges;
         // All at once, so that nobody is refused for what is going anyhow.
         let mut added = Weight::default();
@@ -354,7 +354,10 @@ impl Writer {
                     received_at: batch.received_at,
                     key_ids: batch.key_ids,
                     verdicts,
-                    body: Body::Decoded { packing: batch.packing, bytes: batch.decoded },
+                    body: match batch.decoded {
+                        Some(bytes) => Body::Decoded { packing: batch.packing, bytes },
+                        None => Body::Packed { packing: batch.packing, bytes: batch.body },
+                    },
                     weight,
                 };
                 gauges.committed(&self.parts.interests, &stored);
@@ -484,11 +487,12 @@ fn receipt(verdicts: &[Option<Verdict>]) -> Receipt {
     receipt
 }
 
-/// The quarantined part of a batch's bytes, by its share of the lines.
+/// The quarantined part of a batch's bytes: of its body by its share of the lines, and what is wrong with each.
 fn quarantine_bytes(batch: &Batch, verdicts: &[Option<Verdict>]) -> u64 {
     let quarantined =
         verdicts.iter().flatten().filter(|verdict| verdict.stream() == Stream::Quarantine).count();
-    (batch.body.len() * quarantined / verdicts.len().max(1)) as u64
+    let share = batch.body.len() * quarantined / verdicts.len().max(1);
+    share as u64 + outbox::rejections_bytes(verdicts)
 }
 
 /// After these nothing is known about what is on the disk.

@@ -57,7 +57,9 @@ impl Refusal {
             Self::UnsupportedMediaType | Self::Rejected(Rejection::UnknownCoding) => {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
             }
-            Self::BodyTooLarge(_) | Self::Rejected(Rejection::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooLarge(_) | Self::Rejected(Rejection::TooLarge(_) | Rejection::NeverRoom) => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
             Self::Rejected(Rejection::Undecodable { .. }) => StatusCode::BAD_REQUEST,
             Self::Rejected(
                 Rejection::NoRoom | Rejection::BacklogFull | Rejection::NoKeys | Rejection::UnknownKeys,
@@ -102,6 +104,7 @@ impl Refusal {
             Self::BodyTooLarge(limit) => format!("the body has more than {limit} bytes"),
             Self::Rejected(Rejection::UnknownCoding) => "the body is neither gzip nor uncoded".to_owned(),
             Self::Rejected(Rejection::TooLarge(error)) => error.to_string(),
+            Self::Rejected(Rejection::NeverRoom) => "the batch needs more memory than there is".to_owned(),
             Self::Rejected(Rejection::Undecodable { detail, .. }) => detail.clone(),
             Self::Rejected(Rejection::NoRoom) => "too much at once; send it again later".to_owned(),
             Self::Rejected(Rejection::BacklogFull) => {

@@ -122,6 +122,7 @@ pub enum DecodeError {
 #[derive(Debug)]
 pub struct Decoded {
     bytes: Vec<u8>,
+    lines: usize,
 }
 
 /// How many bytes are inflated between two looks at the caps.
@@ -182,7 +183,7 @@ pub fn decode(
             }
         }
     }
-    Ok(Decoded { bytes })
+    Ok(Decoded { bytes, lines: lines.lines })
 }
 
 /// Inflates the operator's own files as a stream, every member of them. Without caps: not for what a peer sends.
@@ -202,6 +203,11 @@ impl Decoded {
     /// The lines in their order, without terminator (`\n` or `\r\n`) and without blank ones.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         lines(&self.bytes)
+    }
+
+    /// How many lines there are.
+    pub fn line_count(&self) -> usize {
+        self.lines
     }
 
     /// The bytes themselves.
@@ -268,7 +274,9 @@ mod tests {
 
     fn inflate(body: &[u8], caps: Caps) -> Result<Vec<Vec<u8>>, DecodeError> {
         let coding = Coding::of(Some("application/gzip"), body).unwrap();
-        Ok(decode(body, coding, caps, &mut |_| true)?.lines().map(<[u8]>::to_vec).collect())
+        let decoded = decode(body, coding, caps, &mut |_| true)?;
+        assert_eq!(decoded.lines().count(), decoded.line_count());
+        Ok(decoded.lines().map(<[u8]>::to_vec).collect())
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Small bodies that become big ones, or much work.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -13,6 +16,12 @@ use crate::harness::{body, gzip};
 
 const MIB: usize = 1 << 20;
 const DECODED: usize = 64 * MIB;
+
+/// The lines that a body may have.
+const LINES: usize = 100_000;
+
+/// The most that the daemon's memory may grow, whatever comes: `limits.in_flight` and 64 MiB, in KiB.
+const ROOM: u64 = (256 + 64) << 10;
 
 /// So many zeros as one gzip member, as small as it gets.
 fn zeros(length: usize) -> Vec<u8> {
@@ -85,7 +94,7 @@ fn sixty_four_bombs_at_once_are_refused_within_the_room() {
     });
     let grown = daemon.memory("VmHWM:") - before;
     eprintln!("64 bombs: peak memory grew by {grown} KiB");
-    assert!(grown < (64 + 256) * 1024, "peak memory grew by {grown} KiB");
+    assert!(grown < ROOM, "peak memory grew by {grown} KiB");
 
     // Without a token nothing of them is read.
     let before = daemon.memory("VmHWM:");
@@ -137,4 +146,136 @@ fn a_hundred_thousand_malformed_lines_are_a_batch() {
 
     let one_more = [body(&lines), b"one more\n".to_vec()].concat();
     assert_eq!(daemon.post(Some("gzip"), &gzip(&one_more)).status, 413);
+}
+
+/// A body of so many short lines, no two of which are the same in any body.
+fn short_lines(number: usize) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for line in number * LINES..(number + 1) * LINES {
+        writeln!(lines, "{line:x}").unwrap();
+    }
+    gzip(&lines)
+}
+
+/// Posts bodies at once; how many got each status. Beside it a genuine sender posts one event after the other: the
+/// longest time that one of them took, and what each was answered.
+fn post_beside_a_genuine_sender(daemon: &Daemon<'_>, bodies: &[Vec<u8>]) -> (Vec<u16>, Duration, Vec<u16>) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (begun, has_begun) = mpsc::channel();
+        let genuine = scope.spawn({
+            let done = &done;
+            move || {
+                let (mut longest, mut statuses) = (Duration::ZERO, Vec::new());
+                while !done.load(Ordering::Relaxed) {
+                    let start = Instant::now();
+                    let event = daemon.site.producer.event(statuses.len() as u64);
+                    statuses.push(daemon.post(None, event.as_bytes()).status);
+                    longest = longest.max(start.elapsed());
+                    let _ = begun.send(());
+                }
+                (longest, statuses)
+            }
+        });
+        has_begun.recv().unwrap();
+        let posting: Vec<_> =
+            bodies.iter().map(|body| scope.spawn(|| daemon.post(Some("gzip"), body).status)).collect();
+        let statuses = posting.into_iter().map(|posting| posting.join().unwrap()).collect();
+        done.store(true, Ordering::Relaxed);
+        let (longest, genuine) = genuine.join().unwrap();
+        (statuses, longest, genuine)
+    })
+}
+
+fn count(statuses: &[u16], status: u16) -> usize {
+    statuses.iter().filter(|found| **found == status).count()
+}
+
+#[test]
+fn short_lines_cost_no_more_memory_than_the_room_and_hold_up_nobody() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    daemon.deliver(&site.producer.events(100_000..100_010));
+    let before = daemon.memory("VmHWM:");
+    let mut bodies: Vec<_> = (0..20).map(short_lines).collect();
+    // 232 bytes that become a hundred thousand lines.
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(&b"a\n".repeat(LINES)).unwrap();
+    let tiny = encoder.finish().unwrap();
+    assert!(tiny.len() < 512, "{}", tiny.len());
+    bodies.resize(80, tiny);
+
+    let (statuses, longest, genuine) = post_beside_a_genuine_sender(&daemon, &bodies);
+    let grown = daemon.memory("VmHWM:") - before;
+    let taken = count(&statuses, 200);
+    eprintln!(
+        "{taken} of {} bodies taken, memory grew by {grown} KiB; {} genuine batches, the slowest took {longest:?}",
+        bodies.len(),
+        genuine.len()
+    );
+    assert!(grown < ROOM, "memory grew by {grown} KiB");
+    assert!(taken > 0 && taken + count(&statuses, 429) == statuses.len(), "{statuses:?}");
+    assert_eq!(count(&genuine, 200) + count(&genuine, 429), genuine.len(), "{genuine:?}");
+    assert!(count(&genuine, 200) > count(&genuine, 429), "{genuine:?}");
+    assert!(longest < Duration::from_secs(20), "a genuine batch took {longest:?}");
+    daemon.settle();
+    assert_eq!(site.verified().len(), 10 + count(&genuine, 200));
+}
+
+#[test]
+fn bodies_that_cannot_be_decoded_are_held_once() {
+    const BODIES: usize = 64;
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let before = daemon.memory("VmHWM:");
+    // As large as may be, and wrong at the very end.
+    let bodies: Vec<Vec<u8>> = (0..BODIES)
+        .map(|number| {
+            let mut state = number as u64 + 1;
+            let mut random = || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state
+            };
+            let bytes: Vec<u8> = (0..(1 << 20) - 2048).flat_map(|_| random().to_le_bytes()).collect();
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+            encoder.write_all(&bytes).unwrap();
+            let mut body = encoder.finish().unwrap();
+            let end = body.len();
+            body[end - 1] ^= 1;
+            body
+        })
+        .collect();
+    let (statuses, _, genuine) = post_beside_a_genuine_sender(&daemon, &bodies);
+    let grown = daemon.memory("VmHWM:") - before;
+    eprintln!("{} of {BODIES} bodies taken, memory grew by {grown} KiB", count(&statuses, 400));
+    assert!(grown < ROOM, "memory grew by {grown} KiB");
+    assert!(count(&statuses, 400) > 0, "{statuses:?}");
+    assert_eq!(count(&statuses, 400) + count(&statuses, 429), BODIES, "{statuses:?}");
+    assert_eq!(count(&genuine, 500), 0, "{genuine:?}");
+}
+
+#[test]
+fn a_batch_that_is_as_large_as_it_may_be_fits_into_the_least_room() {
+    // Seven eighths of it: 8 KiB, 64 KiB, 1000 lines of 256 bytes, and 128 KiB.
+    let limits = |in_flight: &str| {
+        format!(
+            "body = \"8KiB\"\ndecoded = \"64KiB\"\nline = \"64KiB\"\nlines = 1000\nin_flight = \"{in_flight}\""
+        )
+    };
+    let site = Site::new().limits(&limits("515KiB"));
+    let daemon = Daemon::start(&site);
+    let mut lines = Vec::new();
+    for line in 0..1000 {
+        writeln!(lines, "{line}").unwrap();
+    }
+    lines.resize(64 << 10, b' ');
+    let body = gzip(&lines);
+    assert!(body.len() < 8192, "{}", body.len());
+    for _ in 0..3 {
+        let receipt = Receipt::of(&daemon.post(Some("gzip"), &body));
+        assert_eq!(receipt.duplicates + receipt.quarantined, 1000);
+    }
+    daemon.terminate();
 }

@@ -9,7 +9,7 @@ use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::objects;
 use crate::harness::site::{Site, lines, sink};
-use crate::harness::{PATIENCE, body, wait_until};
+use crate::harness::{PATIENCE, body, gzip, wait_until};
 
 /// A site with one sink, which is stuck: nothing but batches is written to the ledger, so that it is a batch
 /// that meets the full disk.
@@ -95,6 +95,52 @@ fn a_disk_without_space() {
     let daemon = Daemon::start(&site);
     fill_and_recover(&daemon, || disk.grow());
     daemon.terminate();
+    drop(disk);
+}
+
+#[test]
+fn a_start_on_a_disk_without_space() {
+    let site = stuck();
+    let Some(disk) = SmallDisk::mount(site.path("data")) else {
+        return;
+    };
+    let first = site.producer.events(0..100);
+    let daemon = Daemon::start(&site);
+    assert_eq!(daemon.deliver(&first).accepted, 100);
+    daemon.terminate();
+    let fill = site.path("data/fill");
+    let _ = std::fs::write(&fill, vec![0; 4 << 20]);
+    assert!(std::fs::metadata(&fill).unwrap().len() < 2 << 20, "the disk is not full");
+
+    // What it knows it knows, and it takes nothing until there is room.
+    let daemon = Daemon::start(&site);
+    let more = site.producer.events(1000..20_000);
+    wait_until(PATIENCE, "it is known that nothing can be written", || {
+        match daemon.post(Some("gzip"), &gzip(&body(&more))).status {
+            429 => Ok(()),
+            500 => Err("500".to_owned()),
+            status => panic!("{status}"),
+        }
+    });
+    std::fs::remove_file(&fill).unwrap();
+    disk.grow();
+    wait_until(PATIENCE, "the daemon is ready for batches", || {
+        match daemon.post(None, &body(&first)).status {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
+    assert_eq!(daemon.deliver(&first), Receipt { duplicates: 100, ..Receipt::default() });
+    assert_eq!(daemon.deliver(&more).accepted, more.len() as u64);
+    daemon.terminate();
+
+    // Without the reserve it says what to do.
+    std::fs::remove_file(site.path("data/reserve")).ok();
+    let _ = std::fs::write(&fill, vec![0; 65 << 20]);
+    let output = auditgate().args(["serve", "--config"]).arg(site.path("config.toml")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(74), "{said}");
+    assert!(said.contains("its disk is full") && said.contains("make some room"), "{said}");
     drop(disk);
 }
 

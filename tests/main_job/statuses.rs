@@ -422,7 +422,8 @@ fn a_429_while_a_stuck_sink_fills_the_backlog() {
 
 #[test]
 fn a_429_when_there_is_no_room_for_another_body() {
-    let site = Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nin_flight = \"2MiB\"");
+    let site =
+        Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nlines = 2000\nin_flight = \"3100KiB\"");
     let daemon = Daemon::start(&site);
     // Two bodies that do not fit together, inflated as well; the first is held back before its end.
     let large = body(&site.producer.events(0..2000));

@@ -7,6 +7,7 @@
 //! End: no new connection; requests come to their end; sinks get what is committed; the ledger is closed. What a
 //! sink cannot take by the deadline stays in the ledger for the next start.
 
+mod allocator;
 mod reload;
 pub(in crate::cli) mod sinks;
 mod skipped;
@@ -40,7 +41,7 @@ use crate::receive::listener::Listener;
 use crate::receive::places::Places;
 use crate::receive::request::{self, IN_WORK, Pace, Rules, Service};
 use crate::receive::tls::Certificates;
-use crate::room::Room;
+use crate::room::{self, Room};
 use crate::wire::batch::Caps;
 use crate::wire::event::Reason;
 
@@ -79,6 +80,7 @@ const SINK_DRAIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// 78 for the configuration and the files that it names, 74 for sockets and disks.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    allocator::give_back();
     let inherited = Inherited::from_environment()?;
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::Require)
         .map_err(Failure::config)?;
@@ -306,9 +308,11 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
         | OpenError::Narrowed { .. }
         | OpenError::KindChanged { .. }
         | OpenError::TooNew { .. } => Failure::config(error),
-        OpenError::InUse(_) | OpenError::Missing(_) | OpenError::Io { .. } | OpenError::Database { .. } => {
-            Failure::io(error)
-        }
+        OpenError::InUse(_)
+        | OpenError::Missing(_)
+        | OpenError::Io { .. }
+        | OpenError::Database { .. }
+        | OpenError::NoSpace { .. } => Failure::io(error),
     })
 }
 
@@ -365,7 +369,7 @@ fn rules(config: &Config, sources: &Sources, ingest: &Ingest) -> Rules {
 fn service(config: &Config, rules: Rules, metrics: &Arc<Metrics>) -> Service {
     Service {
         rules: RwLock::new(Arc::new(rules)),
-        room: Room::new(config.limits.in_flight, ROOM_PATIENCE),
+        room: Room::new(room::share(config.limits.in_flight), ROOM_PATIENCE),
         now: Clock::system().wall,
         observer: Box::new(RequestWatcher { metrics: Arc::clone(metrics) }),
         in_work: Arc::new(Semaphore::new(IN_WORK)),

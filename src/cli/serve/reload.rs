@@ -15,6 +15,7 @@ use crate::observe::metrics::Metrics;
 use crate::receive::places::Places;
 use crate::receive::request::Service;
 use crate::receive::tls::{Certificates, Files};
+use crate::room;
 
 /// Everything that a reload changes.
 pub(super) struct Reload {
@@ -72,7 +73,7 @@ impl Reload {
         }
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
-        self.service.room.resize(new.limits.in_flight);
+        self.service.room.resize(room::share(new.limits.in_flight));
         self.places.resize(new.limits.connections, new.limits.connections_per_peer);
         self.service.replace(rules(&new, &sources, &self.ingest));
         *self.admin_token.write().unwrap_or_else(PoisonError::into_inner) = new.admin.token.clone();

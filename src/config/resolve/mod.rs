@@ -17,6 +17,7 @@ use super::{
     Sink, Source, Tls, quantity,
 };
 use crate::observe::logging;
+use crate::room;
 
 #[cfg(test)]
 mod bench;
@@ -261,10 +262,7 @@ impl Resolver<'_> {
             ("decoded", decoded, written(&table.decoded)),
             "no line could ever be that long",
         );
-        for smaller in [("body", body, written(&table.body)), ("decoded", decoded, written(&table.decoded))] {
-            let larger = ("in_flight", in_flight, written(&table.in_flight));
-            self.ordered(smaller, larger, "a batch of that size would be answered 429 for ever");
-        }
+        self.roomy(body, decoded, lines, in_flight, table);
         Some(Limits {
             body: body?,
             decoded: decoded?,
@@ -276,6 +274,46 @@ impl Resolver<'_> {
             in_flight: in_flight?,
             backlog: backlog?,
         })
+    }
+
+    /// A batch that is as large as it may be fits into `in_flight`; a limit that did not resolve is in order.
+    fn roomy(
+        &mut self,
+        body: Option<usize>,
+        decoded: Option<usize>,
+        lines: Option<usize>,
+        in_flight: Option<usize>,
+        table: &file::Limits,
+    ) {
+        let (Some(body), Some(decoded), Some(lines), Some(in_flight)) = (body, decoded, lines, in_flight)
+        else {
+            return;
+        };
+        let needed = room::needed(body, decoded, lines);
+        let least = needed.saturating_add(needed / 7 + 1);
+        let written = |size: &Option<Spanned<Size>>| size.as_ref().map(Spanned::span);
+        let at = written(&table.in_flight)
+            .or_else(|| written(&table.decoded))
+            .or_else(|| written(&table.body))
+            .or_else(|| table.lines.as_ref().map(Spanned::span));
+        // The defaults are in order, so that at least one was written.
+        if let Some(at) = at.filter(|_| needed > room::share(in_flight)) {
+            self.findings.report(
+                &at,
+                format!(
+                    "`in_flight` ({}) is too small for the largest batch: `body` ({}), `decoded` ({}) and {} B for each \
+                     of `lines` ({lines}) are held together and may take seven eighths of it, so such a batch could never be taken",
+                    size(in_flight),
+                    size(body),
+                    size(decoded),
+                    room::LINE,
+                ),
+                format!(
+                    "raise `in_flight` to {} or more, or lower one of the others in [limits]",
+                    size(least.div_ceil(1 << 20) << 20)
+                ),
+            );
+        }
     }
 
     /// Both are (key, value, place where written); a limit that did not resolve is in order.
@@ -290,10 +328,7 @@ impl Resolver<'_> {
             // The defaults are in order, so that at least one of the two was written.
             && let Some(at) = large_at.or(small_at)
         {
-            let show = |bytes: usize| {
-                u64::try_from(bytes).map_or_else(|_| bytes.to_string(), quantity::display_size)
-            };
-            let (small, large) = (show(small), show(large));
+            let (small, large) = (size(small), size(large));
             self.findings.report(
                 &at,
                 format!("`{smaller}` ({small}) is larger than `{larger}` ({large}): {consequence}"),
@@ -419,6 +454,10 @@ impl Resolver<'_> {
 /// For IPv4-mapped IPv6 addresses too.
 fn is_loopback(address: &SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
+}
+
+fn size(bytes: usize) -> String {
+    u64::try_from(bytes).map_or_else(|_| bytes.to_string(), quantity::display_size)
 }
 
 #[cfg(test)]
@@ -672,9 +711,19 @@ mod tests {
             "decoded = \"1KiB\"",
             "6: `line` (256KiB) is larger than `decoded` (1KiB): no line could ever be that long",
         );
-        refused("body = \"300MiB\"", "6: `body` (300MiB) is larger than `in_flight` (256MiB)");
-        refused("in_flight = \"32MiB\"", "6: `decoded` (64MiB) is larger than `in_flight` (32MiB)");
-        accepted("[sources.us]", &limits("decoded = \"256MiB\"\nline = \"256MiB\"\nbody = \"256MiB\""));
+        let too_small =
+            |written: &str| format!("6: `in_flight` ({written}) is too small for the largest batch: ");
+        refused("body = \"300MiB\"", &too_small("256MiB"));
+        refused("in_flight = \"32MiB\"", &too_small("32MiB"));
+        refused("lines = 1000000", &too_small("256MiB"));
+        refused(
+            "in_flight = \"64MiB\"\nbody = \"64MiB\"",
+            "6: `in_flight` (64MiB) is too small for the largest batch: `body` (64MiB), `decoded` (64MiB) and 256 B for \
+             each of `lines` (100000) are held together and may take seven eighths of it, so such a batch could never be taken\n  hint: raise \
+             `in_flight` to 175MiB or more",
+        );
+        accepted("[sources.us]", &limits("in_flight = \"175MiB\"\nbody = \"64MiB\""));
+        accepted("[sources.us]", &limits("decoded = \"190MiB\"\nline = \"190MiB\""));
     }
 
     #[test]

@@ -633,7 +633,7 @@ fn commit(bench: &Bench, data_dir: &str, batches: std::ops::Range<usize>, delive
         let batch = Batch {
             source: "us".into(),
             received_at: NOW,
-            decoded: Arc::new(body.clone()),
+            decoded: Some(Arc::new(body.clone())),
             body,
             packing: Packing::Lines(Coding::Identity).code(),
             key_ids: Arc::from(["k1".to_owned()]),

@@ -1,0 +1,44 @@
+//! Some space that is kept for the start: SQLite cannot open a database without a small file beside it, and on a full
+//! disk there is no room for one. Then this gives way, the daemon starts, and answers 429 until there is space.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+/// As much as opening takes several times over, in bytes: the index of the log, and a few pages of the log.
+const BYTES: usize = 256 << 10;
+
+fn file(data_dir: &Path) -> PathBuf {
+    data_dir.join("reserve")
+}
+
+/// Takes the space, unless it is taken already. On an error nothing is kept.
+pub(super) fn keep(data_dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let path = file(data_dir);
+    if fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= BYTES as u64) {
+        return Ok(());
+    }
+    let fill = |mut file: File| {
+        file.write_all(&vec![0; BYTES])?;
+        file.sync_all()
+    };
+    let made = File::options().create(true).truncate(true).write(true).mode(0o600).open(&path).and_then(fill);
+    if made.is_err() {
+        // It may be half there; without it there is no reserve, which is what the error says.
+        let _ = fs::remove_file(&path);
+    }
+    made
+}
+
+/// Gives the space back; false when there was none.
+pub(super) fn give_way(data_dir: &Path) -> bool {
+    fs::remove_file(file(data_dir)).is_ok()
+}
+
+/// Whether the disk is full, found out by trying.
+pub(super) fn is_needed(data_dir: &Path) -> bool {
+    let full =
+        |error: io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    keep(data_dir).is_err_and(full)
+}
