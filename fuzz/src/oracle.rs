@@ -7,7 +7,7 @@ use auditgate::printable::is_hazardous;
 use auditgate::trust::verify;
 use auditgate::wire::event::{Value, schema};
 use auditgate::wire::line::Line;
-use auditgate::wire::record::{self, Accepted};
+use auditgate::wire::record::{self, Accepted, Kind};
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
 use ed25519_dalek::Signature;
@@ -147,7 +147,8 @@ fn check_record(raw: &[u8], line: &Line<'_>) {
     let record = one_harmless_line(&written);
     let saved = record::read(record.as_bytes()).expect("our own record");
     assert_eq!(saved.raw.as_ref(), raw);
-    assert!(saved.claims.expect("an accepted record").hold_for(line), "a record proves itself: {record}");
+    let Kind::Accepted(claims) = saved.kind else { panic!("an accepted record: {record}") };
+    assert!(claims.verified && claims.hold_for(line), "a record proves itself: {record}");
     let record: BTreeMap<String, &RawValue> = serde_json::from_str(record).expect("JSON");
     assert_eq!(record["source"].get(), "\"us\"");
     let fields: BTreeMap<String, &RawValue> = serde_json::from_str(record["event"].get()).expect("an object");
