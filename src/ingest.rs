@@ -646,7 +646,10 @@ fn signed_bytes<'a>(line: &Line<'a>, fit: Option<Fit>) -> Option<Reading<'a>> {
 fn shortened(detail: Cow<'static, str>) -> Cow<'static, str> {
     match detail {
         Cow::Owned(detail) if detail.capacity() > LONGEST_DETAIL => {
-            let end = detail.floor_char_boundary(LONGEST_DETAIL);
+            let mut end = detail.len().min(LONGEST_DETAIL);
+            while !detail.is_char_boundary(end) {
+                end -= 1;
+            }
             Cow::Owned(detail[..end].to_owned())
         }
         short => short,

@@ -638,20 +638,28 @@ struct Prepared {
 /// On a full disk the reserve makes room for what opening takes.
 fn prepare_with_reserve(options: &Options, database: &Path) -> Result<Prepared, OpenError> {
     let data_dir = &options.data_dir;
-    let mut prepared = prepare(options, database);
-    if prepared.as_ref().is_err_and(could_write_nothing) && reserve::give_way(data_dir) {
+    let prepared = prepare(options, database);
+    // An I/O error on a disk with space is none that a second try would mend.
+    let is_full = prepared.as_ref().is_err_and(may_be_full) && reserve::is_disk_full(data_dir);
+    if !is_full {
+        if prepared.is_ok()
+            && let Err(error) = reserve::keep(data_dir)
+        {
+            tracing::warn!(%error, "no space can be kept in {} for a start on a full disk", data_dir.display());
+        }
+        return prepared;
+    }
+    let prepared = if reserve::give_way(data_dir) {
         tracing::warn!(
-            "the disk of {} may be full; the ledger is opened in the space kept for that",
+            "the disk of {} is full; the ledger is opened in the space kept for that",
             data_dir.display()
         );
-        prepared = prepare(options, database);
-    } else if let Err(error) = reserve::keep(data_dir) {
-        tracing::warn!(%error, "no space can be kept in {} for a start on a full disk", data_dir.display());
-    }
+        prepare(options, database)
+    } else {
+        prepared
+    };
     prepared.map_err(|error| match error {
-        OpenError::Database { path, cause } if is_write(&cause) && reserve::is_needed(data_dir) => {
-            OpenError::NoSpace { path, cause }
-        }
+        OpenError::Database { path, cause } => OpenError::NoSpace { path, cause },
         error => error,
     })
 }
@@ -664,15 +672,12 @@ fn prepare(options: &Options, database: &Path) -> Result<Prepared, OpenError> {
     Ok(Prepared { opened, interests, resume, claims })
 }
 
-fn could_write_nothing(error: &OpenError) -> bool {
-    matches!(error, OpenError::Database { cause, .. } if is_write(cause))
-}
-
 /// Whether a full disk may be the cause: SQLite calls it an I/O error where it concerns the files beside the
 /// database.
-fn is_write(cause: &rusqlite::Error) -> bool {
+fn may_be_full(error: &OpenError) -> bool {
     use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
-    cause.sqlite_error_code().is_some_and(|code| matches!(code, CannotOpen | DiskFull | SystemIoFailure))
+    let is_write = |code| matches!(code, CannotOpen | DiskFull | SystemIoFailure);
+    matches!(error, OpenError::Database { cause, .. } if cause.sqlite_error_code().is_some_and(is_write))
 }
 
 fn database(data_dir: &Path) -> PathBuf {

@@ -14,21 +14,12 @@ fn file(data_dir: &Path) -> PathBuf {
 
 /// Takes the space, unless it is taken already. On an error nothing is kept.
 pub(super) fn keep(data_dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
     let path = file(data_dir);
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= BYTES as u64) {
-        return Ok(());
+        Ok(())
+    } else {
+        fill(&path)
     }
-    let fill = |mut file: File| {
-        file.write_all(&vec![0; BYTES])?;
-        file.sync_all()
-    };
-    let made = File::options().create(true).truncate(true).write(true).mode(0o600).open(&path).and_then(fill);
-    if made.is_err() {
-        // It may be half there; without it there is no reserve, which is what the error says.
-        let _ = fs::remove_file(&path);
-    }
-    made
 }
 
 /// Gives the space back; false when there was none.
@@ -37,8 +28,24 @@ pub(super) fn give_way(data_dir: &Path) -> bool {
 }
 
 /// Whether the disk is full, found out by trying.
-pub(super) fn is_needed(data_dir: &Path) -> bool {
-    let full =
-        |error: io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-    keep(data_dir).is_err_and(full)
+pub(super) fn is_disk_full(data_dir: &Path) -> bool {
+    let probe = data_dir.join("reserve.probe");
+    let filled = fill(&probe);
+    let _ = fs::remove_file(&probe);
+    filled
+        .is_err_and(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// Makes a file of that size, or none.
+fn fill(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let write = |mut file: File| {
+        file.write_all(&vec![0; BYTES])?;
+        file.sync_all()
+    };
+    let made = File::options().create(true).truncate(true).write(true).mode(0o600).open(path).and_then(write);
+    if made.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    made
 }

@@ -719,7 +719,7 @@ mod tests {
         refused(
             "in_flight = \"64MiB\"\nbody = \"64MiB\"",
             "6: `in_flight` (64MiB) is too small for the largest batch: `body` (64MiB), `decoded` (64MiB) and 256 B for \
-             each of `lines` (100000) are held together and may take seven eighths of it, so such a batch could never be taken\n  hint: raise \
+             each of `lines` (100000) are held together and may take seven eighths of it, so such a batch could never be taken; raise \
              `in_flight` to 175MiB or more",
         );
         accepted("[sources.us]", &limits("in_flight = \"175MiB\"\nbody = \"64MiB\""));
