@@ -7,7 +7,6 @@
 use rusqlite::types::Type;
 use serde::{Deserialize, Serialize};
 
-use super::outbox::Stored;
 use super::{Position, Subscription};
 use crate::wire::event::Stream;
 
@@ -72,20 +71,9 @@ impl Interest {
         self.remembered.wants(batch, source, stream)
     }
 
-    /// Takes out of a batch the lines that are wanted only since; none when there are no such lines.
-    pub(super) fn restrict(&self, batch: &Stored) -> Option<Stored> {
-        let too_late = Stream::ALL.map(|stream| {
-            self.subscription.wants(&batch.source, stream)
-                && !self.wants(batch.position, &batch.source, stream)
-        });
-        if !too_late.contains(&true) {
-            return None;
-        }
-        let mut restricted = batch.clone();
-        for verdict in &mut restricted.verdicts {
-            verdict.take_if(|verdict| too_late[verdict.stream() as usize]);
-        }
-        Some(restricted)
+    /// Whether it wants such lines now and did not when a batch was committed.
+    pub(super) fn came_too_late(&self, batch: i64, source: &str, stream: Stream) -> bool {
+        self.subscription.wants(source, stream) && !self.wants(batch, source, stream)
     }
 }
 

@@ -36,6 +36,21 @@ pub struct Stored {
     pub(super) weight: Weight,
 }
 
+impl Stored {
+    /// Without the lines that a sink wants only since; none when there are no such lines.
+    fn restricted(&self, interest: &Interest) -> Option<Self> {
+        let too_late = Stream::ALL.map(|stream| interest.came_too_late(self.position, &self.source, stream));
+        if !too_late.contains(&true) {
+            return None;
+        }
+        let mut restricted = self.clone();
+        for verdict in &mut restricted.verdicts {
+            verdict.take_if(|verdict| too_late[verdict.stream() as usize]);
+        }
+        Some(restricted)
+    }
+}
+
 /// A committed body.
 #[derive(Clone, Debug)]
 pub enum Body {
@@ -219,7 +234,7 @@ impl Outbox {
             match claim {
                 None | Some(Claim::Granted) => {
                     let restricted =
-                        self.interest.as_ref().and_then(|interest| interest.restrict(&batch)).map(Arc::new);
+                        self.interest.as_ref().and_then(|interest| batch.restricted(interest)).map(Arc::new);
                     return Ok(Next::Batch(restricted.unwrap_or(batch)));
                 }
                 Some(Claim::Outdated) => {}

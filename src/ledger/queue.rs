@@ -9,9 +9,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::writer::Answer;
-use super::{Batch, Receipt};
+use tokio::sync::oneshot;
+
+use super::{Batch, CommitError, Receipt};
 use crate::wire::event::Verdict;
+
+/// How somebody is told what became of his wish.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;
 
 /// A batch and who waits for its receipt.
 pub(super) type Commit = (Batch, Answer<Receipt>);

@@ -18,7 +18,7 @@ use super::claims::Claims;
 use super::interest::Interest;
 use super::outbox::{self, Body, Feed, Forgotten, Stored, Weight};
 use super::place::Place;
-use super::queue::{Commit, Queue};
+use super::queue::{Answer, Commit, Queue};
 use super::seen::Seen;
 use super::skip::{GivenUp, Skipping};
 use super::{
@@ -26,8 +26,6 @@ use super::{
 };
 use crate::database;
 use crate::wire::event::{Stream, Verdict};
-
-pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;
 
 pub(super) enum Message {
     /// Commit a batch.
