@@ -225,7 +225,10 @@ fn short_lines_cost_no_more_memory_than_the_room_and_hold_up_nobody() {
 #[test]
 fn bodies_that_cannot_be_decoded_are_held_once() {
     const BODIES: usize = 64;
-    let site = Site::new();
+    // What the ledger and a sink hold of one such body comes out of the eighth that batches do not get; in a room of
+    // this size that leaves a margin for the allocator.
+    const IN_FLIGHT: u64 = 384;
+    let site = Site::new().limits(&format!("in_flight = \"{IN_FLIGHT}MiB\""));
     let daemon = Daemon::start(&site);
     let before = daemon.memory("VmHWM:");
     // As large as may be, and wrong at the very end.
@@ -250,7 +253,7 @@ fn bodies_that_cannot_be_decoded_are_held_once() {
     let (statuses, _, genuine) = post_beside_a_genuine_sender(&daemon, &bodies);
     let grown = daemon.memory("VmHWM:") - before;
     eprintln!("{} of {BODIES} bodies taken, memory grew by {grown} KiB", count(&statuses, 400));
-    assert!(grown < ROOM, "memory grew by {grown} KiB");
+    assert!(grown < (IN_FLIGHT + 64) << 10, "memory grew by {grown} KiB");
     assert!(count(&statuses, 400) > 0, "{statuses:?}");
     assert_eq!(count(&statuses, 400) + count(&statuses, 429), BODIES, "{statuses:?}");
     assert_eq!(count(&genuine, 500), 0, "{genuine:?}");
