@@ -84,6 +84,14 @@ struct Progress {
     pushed_lines: Delivered,
 }
 
+impl Progress {
+    /// Everything before `start` is safe, and nothing behind it was pushed yet.
+    fn at(start: Position) -> Self {
+        let lines = Delivered::default;
+        Self { safe: start, flushed: start, pushed: start, flushed_lines: lines(), pushed_lines: lines() }
+    }
+}
+
 /// Why the work stopped.
 enum Interrupted {
     /// The ledger is gone, or the process ends.
@@ -95,13 +103,7 @@ enum Interrupted {
 impl Delivery {
     fn run(&mut self) -> Result<(), Interrupted> {
         let (outbox, start) = self.until_it_opens()?;
-        let mut progress = Progress {
-            safe: start,
-            flushed: start,
-            pushed: start,
-            flushed_lines: Delivered::default(),
-            pushed_lines: Delivered::default(),
-        };
+        let mut progress = Progress::at(start);
         let mut last_idle = Instant::now();
         loop {
             let patience = match &progress {
@@ -453,13 +455,7 @@ mod tests {
             stop: Arc::default(),
         };
         let start = Position::default();
-        let mut progress = Progress {
-            safe: start,
-            flushed: start,
-            pushed: start,
-            flushed_lines: Delivered::default(),
-            pushed_lines: Delivered::default(),
-        };
+        let mut progress = Progress::at(start);
         assert!(Delivery { worker, wait: None }.settle(&mut progress, false).is_ok());
         ledger.close();
         running.thread.join().unwrap();

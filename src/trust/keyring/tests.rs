@@ -396,6 +396,18 @@ async fn a_new_ring_asks_for_the_whole_document() {
     assert!(!server.last_request().contains("if-none-match"), "{}", server.last_request());
 }
 
+/// Twenty batches that arrive together ask for a key, and each finds out about it.
+async fn twenty_learn_of_it(ring: &Arc<KeyRing>) {
+    let since = Instant::now();
+    let asking = (0..20).map(|_| {
+        let ring = Arc::clone(ring);
+        tokio::spawn(async move { ring.look_again(since).await })
+    });
+    for asked in asking.collect::<Vec<_>>() {
+        assert_eq!(asked.await.unwrap(), Outlook::Known);
+    }
+}
+
 #[tokio::test]
 async fn who_waits_for_a_new_key_shares_one_fetch() {
     let dir = tempfile::tempdir().unwrap();
@@ -403,14 +415,7 @@ async fn who_waits_for_a_new_key_shares_one_fetch() {
     let watched = Watched::url(server.endpoint(), dir.path());
     watched.ring.load_at_start(TIMEOUT).await.unwrap();
     server.answer(Answer::ok(&document(&[1, 2])));
-    let since = Instant::now();
-    let asking = (0..20).map(|_| {
-        let ring = Arc::clone(&watched.ring);
-        tokio::spawn(async move { ring.look_again(since).await })
-    });
-    for asked in asking.collect::<Vec<_>>() {
-        assert_eq!(asked.await.unwrap(), Outlook::Known);
-    }
+    twenty_learn_of_it(&watched.ring).await;
     assert_eq!(server.requests(), 2);
     assert_eq!(watched.ids(), ["k1", "k2"]);
     // It found something new, so that the next one need not wait.
@@ -433,14 +438,7 @@ async fn an_answer_from_before_the_batch_is_never_the_last_word() {
         watched.ring.progress.lock().await.demand.asked(now.checked_sub(ago).unwrap(), Outcome::NoNews);
     }
     server.answer(Answer::ok(&document(&[1, 2])));
-    let since = Instant::now();
-    let asking = (0..20).map(|_| {
-        let ring = Arc::clone(&watched.ring);
-        tokio::spawn(async move { ring.look_again(since).await })
-    });
-    for asked in asking.collect::<Vec<_>>() {
-        assert_eq!(asked.await.unwrap(), Outlook::Known);
-    }
+    twenty_learn_of_it(&watched.ring).await;
     assert_eq!(server.requests(), 2, "one for all who waited");
     assert_eq!(watched.ids(), ["k1", "k2"]);
 }
