@@ -72,7 +72,7 @@ pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut imp
         bytes: raw.len(),
         time: line.as_ref().and_then(Line::time),
         signed_bytes: signed.map_or_else(Vec::new, messages),
-        sig: signed.map(|signed| signed.value.to_owned()),
+        sig: signed.map(|signed| String::from_utf8_lossy(signed.value).into_owned()),
         keys: if is_taken_apart { tried(raw, keys, random) } else { Vec::new() },
         shown: Vec::new(),
     };

@@ -219,8 +219,9 @@ impl Event {
         self.fields.iter().map(|(name, value)| (name.as_ref(), value))
     }
 
-    /// The keys that occurred twice, hid behind a free-text value or collided with a header field: they are
-    /// in the line, and it is not known which of them the producer wrote, so none of them is a field.
+    /// The keys about which the line is not clear, sorted: those that occur twice, that have the name of a header
+    /// field, or that stand inside a free-text value, and that value's own key (`docs/fields.md`). What a caller may
+    /// have written is never a field under its key; a key that the producer wrote beyond doubt is one all the same.
     pub fn ambiguous(&self) -> &[String] {
         &self.ambiguous
     }
@@ -323,20 +324,42 @@ pub mod schema {
                 Self::Other
             }
         }
+    }
 
-        /// Whether every event of this type has that extension field.
-        pub fn requires(self, field: &str, product: &str) -> bool {
-            match field {
-                "rt" | "src" | "org_id" | "principal_id" | "trace_id" | "user_agent" => true,
-                "portal_id" => product == "Dev-Portal",
-                "success" => self == Self::Authentication,
-                "action" | "granted" => self == Self::Authorization,
-                "act" | "status" | "query" => self == Self::Access,
-                "request" => matches!(self, Self::Authentication | Self::Access),
-                _ => false,
+    /// The extension keys that every event with that `name` and `severity` has, as Konnect documents its types and
+    /// outcomes: at most [`MOST_PRESENT`]. A failed login can come without `org_id` and `principal_id`; a refused
+    /// access (401, 403) may be that of nobody; of a type that is not documented only what no documented event
+    /// lacks is taken to be there.
+    pub fn always_present(name: &str, severity: &str) -> &'static [&'static str] {
+        match Type::of(name) {
+            Type::Authentication if name == "AUTHENTICATION_OUTCOME_SUCCESS" => {
+                &["rt", "src", "trace_id", "user_agent", "request", "success", "org_id", "principal_id"]
             }
+            Type::Authentication => &["rt", "src", "trace_id", "user_agent", "request", "success"],
+            Type::Authorization => {
+                &["rt", "src", "trace_id", "user_agent", "action", "granted", "org_id", "principal_id"]
+            }
+            Type::Access if severity == "6" => {
+                &["rt", "src", "trace_id", "user_agent", "request", "act", "status", "query"]
+            }
+            Type::Access => &[
+                "rt",
+                "src",
+                "trace_id",
+                "user_agent",
+                "request",
+                "act",
+                "status",
+                "query",
+                "org_id",
+                "principal_id",
+            ],
+            Type::Other => &["rt", "src", "trace_id", "user_agent"],
         }
     }
+
+    /// The length of the longest list of [`always_present`].
+    pub const MOST_PRESENT: usize = 10;
 
     /// Brings a value to its field's documented type: `rt`, `status` and `severity` are integers, `success`,
     /// `granted` and `kong_initiated` booleans, the other known fields text. What cannot be read that way

@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::event::{Event, Format, Malformed, Value};
-use super::line::{Field, Line, Spelled, mark_repeated};
+use super::line::{Field, Line, Notation, take_repeated};
 use super::signature::{Reading, Signed, cut_member};
 
 /// Takes a JSON or CPS line apart.
@@ -73,6 +73,9 @@ fn wrapped<'a>(outer: &[Member<'a>]) -> Option<&'a RawValue> {
 
 fn parse_wrapped<'a>(text: &'a str, outer: &[Member<'a>], inner: &'a str) -> Result<Line<'a>, Malformed> {
     let members = members(inner)?;
+    // A wrapper in a wrapper: were the inner one a reading of its own, whoever has seen an event could have it
+    // accepted again by wrapping it once more.
+    let is_nested = wrapped(&members).is_some();
     let outside = signature(text, outer)?;
     let inside = signature(inner, &members)?;
     let signed = match (outside, inside) {
@@ -82,7 +85,8 @@ fn parse_wrapped<'a>(text: &'a str, outer: &[Member<'a>], inner: &'a str) -> Res
             let end = start + inner.len();
             // The reading of the inner object leaves the wrapper unsigned, so the wrapper must be spelled in
             // the one way that Kong documents, give or take its space.
-            let plain = matches!(&text[..start], WRAPPER | r#"{"event": "#) && &text[end..] == "}";
+            let plain =
+                !is_nested && matches!(&text[..start], WRAPPER | r#"{"event": "#) && &text[end..] == "}";
             let cut = start + inside.first.before.len()..end - inside.first.after.len();
             let whole = Reading { before: &text.as_bytes()[..cut.start], after: &text.as_bytes()[cut.end..] };
             Some(Signed { value: inside.value, first: whole, second: plain.then_some(inside.first) })
@@ -113,7 +117,7 @@ fn signature<'a>(text: &'a str, members: &[Member<'a>]) -> Result<Option<Signed<
         let cut = cut_member(text, key, start..start + spelled.len(), index == 0)?;
         let bytes = text.as_bytes();
         let first = Reading { before: &bytes[..cut.start], after: &bytes[cut.end..] };
-        found = Some(Signed { value, first, second: None });
+        found = Some(Signed { value: value.as_bytes(), first, second: None });
     }
     Ok(found)
 }
@@ -121,10 +125,10 @@ fn signature<'a>(text: &'a str, members: &[Member<'a>]) -> Result<Option<Signed<
 fn line<'a>(text: &'a str, format: Format, signed: Option<Signed<'a>>, members: Vec<Member<'a>>) -> Line<'a> {
     let mut fields: Vec<Field<'a>> = members
         .into_iter()
-        .map(|member| Field { key: member.key, value: Spelled::Json(member.value), ambiguous: false })
+        .map(|member| Field::new(member.key, member.value.get(), Notation::Json))
         .collect();
-    mark_repeated(&mut fields);
-    Line { bytes: text.as_bytes(), format, signed, fields }
+    let ambiguous = take_repeated(&mut fields, 0, 0);
+    Line { bytes: text.as_bytes(), format, signed, fields, ambiguous }
 }
 
 /// Where a part of `text` begins in it.

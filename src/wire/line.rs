@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use serde_json::value::RawValue;
-
 use super::event::{Event, Format, Value, schema};
 use super::signature::{Reading, Signed};
 
@@ -13,29 +11,31 @@ pub struct Line<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) format: Format,
     pub(super) signed: Option<Signed<'a>>,
+    /// No two have the same key.
     pub(super) fields: Vec<Field<'a>>,
+    /// See [`Event::ambiguous`]; in any order, a key more than once.
+    pub(super) ambiguous: Vec<Cow<'a, str>>,
 }
 
 /// A key and its value as they are spelled in the line.
 #[derive(Debug)]
 pub(super) struct Field<'a> {
     pub(super) key: Cow<'a, str>,
-    pub(super) value: Spelled<'a>,
-    /// It is not known whether the producer wrote this field or a value forged it.
-    pub(super) ambiguous: bool,
+    pub(super) value: Cow<'a, str>,
+    pub(super) notation: Notation,
 }
 
 /// How a value is spelled.
-#[derive(Debug)]
-pub(super) enum Spelled<'a> {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Notation {
     /// Without escapes.
-    Plain(&'a str),
+    Plain,
     /// In a CEF header, with `\|` and `\\`.
-    Header(&'a str),
+    Header,
     /// In a CEF extension, with `\=`, `\\`, `\n` and `\r`.
-    Extension(&'a str),
+    Extension,
     /// As a JSON value.
-    Json(&'a RawValue),
+    Json,
 }
 
 impl<'a> Line<'a> {
@@ -66,8 +66,12 @@ impl<'a> Line<'a> {
         i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
     }
 
-    /// The organisation and the trace ID; none when the trace ID is missing, empty or ambiguous.
+    /// The organisation and the trace ID; none when the trace ID is missing or empty, or when one of the two
+    /// is ambiguous.
     pub fn trace(&self) -> Option<(Cow<'_, str>, Cow<'_, str>)> {
+        if self.ambiguous.iter().any(|key| key == "trace_id" || key == "org_id") {
+            return None;
+        }
         let trace = self.text("trace_id").filter(|trace| !trace.is_empty())?;
         Some((self.text("org_id").unwrap_or_default(), trace))
     }
@@ -75,54 +79,57 @@ impl<'a> Line<'a> {
     /// What the line says, in the one schema of every format.
     pub fn event(&self) -> Event {
         let mut fields = Vec::with_capacity(self.fields.len() + 1);
-        let mut ambiguous = Vec::new();
-        for field in &self.fields {
-            if field.ambiguous {
-                ambiguous.push(field.key.clone().into_owned());
-            } else {
-                fields.push((schema::interned(&field.key), field.value.read()));
-            }
-        }
+        fields.extend(self.fields.iter().map(|field| (schema::interned(&field.key), field.read())));
         if self.format == Format::Cef
             && let Some(signed) = &self.signed
         {
-            fields.push((Cow::Borrowed("sig"), Value::Text(signed.value.to_owned())));
+            let value = String::from_utf8_lossy(signed.value).into_owned();
+            fields.push((Cow::Borrowed("sig"), Value::Text(value)));
         }
-        Event::from_parts(fields, ambiguous)
+        Event::from_parts(fields, self.ambiguous.iter().map(|key| key.clone().into_owned()).collect())
     }
 
-    /// An unambiguous field as text; none when it is missing, ambiguous or no scalar.
-    pub fn text(&self, name: &str) -> Option<Cow<'a, str>> {
-        let field = self.fields.iter().find(|field| field.key == name && !field.ambiguous)?;
-        field.value.text()
+    /// A field as text; none when it is missing or no scalar.
+    pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.fields.iter().find(|field| field.key == name)?.text()
     }
 }
 
-impl<'a> Spelled<'a> {
+impl<'a> Field<'a> {
+    pub(super) fn new(
+        key: impl Into<Cow<'a, str>>,
+        value: impl Into<Cow<'a, str>>,
+        notation: Notation,
+    ) -> Self {
+        Self { key: key.into(), value: value.into(), notation }
+    }
+
+    pub(super) fn into_owned<'b>(self) -> Field<'b> {
+        Field::new(self.key.into_owned(), self.value.into_owned(), self.notation)
+    }
+
     fn read(&self) -> Value {
-        match self {
-            Self::Plain(text) => Value::Text((*text).to_owned()),
-            Self::Header(text) => Value::Text(unescape_header(text).into_owned()),
-            Self::Extension(text) => Value::Text(unescape_extension(text).into_owned()),
-            Self::Json(raw) => read_json(raw),
+        match self.notation {
+            Notation::Plain => Value::Text(self.value.clone().into_owned()),
+            Notation::Header => Value::Text(unescape_header(&self.value).into_owned()),
+            Notation::Extension => Value::Text(unescape_extension(&self.value).into_owned()),
+            Notation::Json => read_json(&self.value),
         }
     }
 
     /// A scalar as text: without a copy in the common case.
-    fn text(&self) -> Option<Cow<'a, str>> {
-        match self {
-            Self::Plain(text) => Some(Cow::Borrowed(text)),
-            Self::Header(text) => Some(unescape_header(text)),
-            Self::Extension(text) => Some(unescape_extension(text)),
-            Self::Json(raw) => {
-                let spelled = raw.get();
-                match spelled.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-                    Some(plain) if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
-                    None if !spelled.starts_with(['{', '[', 'n']) => Some(Cow::Borrowed(spelled)),
-                    None => None,
-                    Some(_) => Some(Cow::Owned(read_json(raw).text().into_owned())),
-                }
-            }
+    fn text(&self) -> Option<Cow<'_, str>> {
+        let spelled = self.value.as_ref();
+        match self.notation {
+            Notation::Plain => Some(Cow::Borrowed(spelled)),
+            Notation::Header => Some(unescape_header(spelled)),
+            Notation::Extension => Some(unescape_extension(spelled)),
+            Notation::Json => match spelled.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+                Some(plain) if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
+                None if !spelled.starts_with(['{', '[', 'n']) => Some(Cow::Borrowed(spelled)),
+                None => None,
+                Some(_) => Some(Cow::Owned(read_json(spelled).text().into_owned())),
+            },
         }
     }
 }
@@ -132,22 +139,38 @@ pub(super) fn begins_like_json(text: &str) -> bool {
     text.trim_start_matches([' ', '\t']).starts_with('{')
 }
 
-/// Marks every key that occurs more than once. Linear in the number of fields but for the sort, since a
-/// hostile line can hold tens of thousands.
-pub(super) fn mark_repeated(fields: &mut [Field<'_>]) {
-    let mut order: Vec<usize> = (0..fields.len()).collect();
-    order.sort_unstable_by(|left, right| fields[*left].key.cmp(&fields[*right].key));
-    for pair in order.windows(2) {
-        if fields[pair[0]].key == fields[pair[1]].key {
-            fields[pair[0]].ambiguous = true;
-            fields[pair[1]].ambiguous = true;
+/// Takes out of `fields[from..]` those whose key occurs there more than once, and returns their keys; only a
+/// field before `kept_before` stays, when its key does not occur before that twice. Linear in the number of fields
+/// but for the sort, since a hostile line can hold tens of thousands.
+pub(super) fn take_repeated<'a>(
+    fields: &mut Vec<Field<'a>>,
+    from: usize,
+    kept_before: usize,
+) -> Vec<Cow<'a, str>> {
+    let mut order: Vec<usize> = (from..fields.len()).collect();
+    order.sort_unstable_by(|left, right| (&fields[*left].key, left).cmp(&(&fields[*right].key, right)));
+    let mut taken = Vec::new();
+    let mut repeated = Vec::new();
+    for run in order.chunk_by(|left, right| fields[*left].key == fields[*right].key) {
+        if let [first, second, ..] = *run {
+            repeated.push(fields[first].key.clone());
+            let stays = first < kept_before && second >= kept_before;
+            taken.extend_from_slice(&run[usize::from(stays)..]);
         }
     }
+    if !taken.is_empty() {
+        taken.sort_unstable();
+        let (mut at, mut next) = (0, taken.into_iter().peekable());
+        fields.retain(|_| {
+            at += 1;
+            next.next_if_eq(&(at - 1)).is_none()
+        });
+    }
+    repeated
 }
 
 /// Reads a JSON value. A string whose escapes name no character (a lone surrogate) keeps its spelling.
-fn read_json(raw: &RawValue) -> Value {
-    let spelled = raw.get();
+fn read_json(spelled: &str) -> Value {
     match spelled.as_bytes() {
         [b'"', ..] => match serde_json::from_str(spelled) {
             Ok(text) => Value::Text(text),

@@ -13,16 +13,54 @@ pub mod record;
 pub mod signature;
 
 use event::Malformed;
-use line::{Line, begins_like_json};
+use line::{Field, Line, begins_like_json};
+use signature::Signed;
 
 impl<'a> Line<'a> {
     /// Recognises the format of a line without its terminator and takes it apart. A line that begins with
-    /// `{` is JSON or CPS, every other one CEF.
+    /// `{` is JSON or CPS, every other one CEF. A line need not be UTF-8: its signed bytes are its own, and U+FFFD
+    /// stands in its fields for what is no character.
     ///
     /// # Errors
     /// What makes it no event. Nothing that [`Line::event`] reads later can fail.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let text = std::str::from_utf8(bytes).map_err(|_| Malformed::from("not UTF-8"))?;
-        if begins_like_json(text) { json::parse(text) } else { cef::parse(text) }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => parse_text(text),
+            Err(_) => parse_lossy(bytes),
+        }
     }
+}
+
+fn parse_text(text: &str) -> Result<Line<'_>, Malformed> {
+    if begins_like_json(text) { json::parse(text) } else { cef::parse(text) }
+}
+
+/// Takes a line apart that is not UTF-8. All structure is ASCII, so it is the same whatever stands for the bytes
+/// that are no character: the fields come from a text with U+FFFD in their place, the signed bytes from where they
+/// are in a text of the same length.
+fn parse_lossy(bytes: &[u8]) -> Result<Line<'_>, Malformed> {
+    let text = String::from_utf8_lossy(bytes);
+    let read = parse_text(&text)?;
+    let mut aligned = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        aligned.push_str(chunk.valid());
+        aligned.extend(chunk.invalid().iter().map(|_| '?'));
+    }
+    let signed = parse_text(&aligned)?.signed.map(|signed| Signed {
+        value: same_place(signed.value, &aligned, bytes),
+        first: signed.first.map(|part| same_place(part, &aligned, bytes)),
+        second: signed.second.map(|reading| reading.map(|part| same_place(part, &aligned, bytes))),
+    });
+    let fields = read.fields.into_iter().map(Field::into_owned).collect();
+    let ambiguous = read.ambiguous.into_iter().map(|key| key.into_owned().into()).collect();
+    Ok(Line { bytes, format: read.format, signed, fields, ambiguous })
+}
+
+/// What stands in `line` where `part` stands in `text`, which has the same length.
+fn same_place<'a>(part: &[u8], text: &str, line: &'a [u8]) -> &'a [u8] {
+    if part.is_empty() {
+        return &[];
+    }
+    let start = part.as_ptr() as usize - text.as_ptr() as usize;
+    &line[start..start + part.len()]
 }

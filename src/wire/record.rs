@@ -69,8 +69,7 @@ pub fn write_accepted(out: &mut Vec<u8>, record: &Accepted<'_>) {
         out.extend_from_slice(b",\"event\":");
         write_event(out, &event);
     }
-    member_text(out, ",\"raw\":", &String::from_utf8_lossy(record.raw));
-    out.extend_from_slice(b"}\n");
+    end_with_raw(out, record.raw);
 }
 
 /// Appends the record of a quarantined line, with its `\n`.
@@ -80,14 +79,24 @@ pub fn write_quarantined(out: &mut Vec<u8>, record: &Quarantined<'_>) {
     member_text(out, "\",\"source\":", record.source);
     member_text(out, ",\"reason\":", record.reason.as_str());
     member_text(out, ",\"detail\":", record.detail);
-    match std::str::from_utf8(record.raw) {
+    end_with_raw(out, record.raw);
+}
+
+/// Appends the line itself, and the end of its record.
+fn end_with_raw(out: &mut Vec<u8>, raw: &[u8]) {
+    match std::str::from_utf8(raw) {
         Ok(text) => member_text(out, ",\"raw\":", text),
-        Err(_) => member_text(out, ",\"raw_base64\":", &STANDARD.encode(record.raw)),
+        Err(_) => member_text(out, ",\"raw_base64\":", &STANDARD.encode(raw)),
     }
     out.extend_from_slice(b"}\n");
 }
 
-/// Appends an event as a JSON object, fields in the order of their names.
+/// The deepest value that is written as JSON. `jq` 1.6 reads no more than 256 levels, other programs even less, and one
+/// deeper record would keep them from reading the rest of the file.
+const DEEPEST: usize = 100;
+
+/// Appends an event as a JSON object, fields in the order of their names. A value nested more than 100 deep is written
+/// as a string that holds its JSON text.
 pub fn write_event(out: &mut Vec<u8>, event: &Event) {
     out.push(b'{');
     for (index, (name, value)) in event.fields().enumerate() {
@@ -99,6 +108,7 @@ pub fn write_event(out: &mut Vec<u8>, event: &Event) {
             Value::Boolean(true) => out.extend_from_slice(b"true"),
             Value::Boolean(false) => out.extend_from_slice(b"false"),
             Value::Null => out.extend_from_slice(b"null"),
+            Value::Json(json) if is_deep(json) => write_text(out, json),
             Value::Json(json) => write_json(out, json),
         }
     }
@@ -212,8 +222,12 @@ fn well_shaped(members: Members<'_>) -> Option<Saved<'_>> {
     let raw = match (raw, raw_base64) {
         (Some(Text(Cow::Borrowed(text))), None) => Cow::Borrowed(text.as_bytes()),
         (Some(Text(Cow::Owned(text))), None) => Cow::Owned(text.into_bytes()),
-        // Only what is UTF-8 is accepted.
-        (None, Some(Text(text))) if reason.is_some() => Cow::Owned(STANDARD.decode(text.as_bytes()).ok()?),
+        // What is UTF-8 is written as `raw`.
+        (None, Some(Text(text))) => {
+            let bytes =
+                STANDARD.decode(text.as_bytes()).ok().filter(|bytes| std::str::from_utf8(bytes).is_err());
+            Cow::Owned(bytes?)
+        }
         _ => return None,
     };
     let kind = match (reason, detail, format, verified, event, key_id, ambiguous) {
@@ -300,6 +314,22 @@ fn write_json(out: &mut Vec<u8>, json: &str) {
         // Writing into memory cannot fail.
         let _ = write_harmless(out, piece);
     }
+}
+
+/// Whether JSON is nested more than [`DEEPEST`] levels.
+fn is_deep(json: &str) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    json.bytes().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => depth += 1,
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > DEEPEST
+    })
 }
 
 /// serde_json's compact form, with more escapes.

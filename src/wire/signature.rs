@@ -27,6 +27,11 @@ impl<'a> Reading<'a> {
         Self { before: line, after: &[] }
     }
 
+    /// The same cut in other bytes.
+    pub(super) fn map<'b>(self, part: impl Fn(&'a [u8]) -> &'b [u8]) -> Reading<'b> {
+        Reading { before: part(self.before), after: part(self.after) }
+    }
+
     /// The message in one piece; borrowed where the cut is at its end.
     pub fn message(&self) -> Cow<'a, [u8]> {
         if self.after.is_empty() {
@@ -41,7 +46,7 @@ impl<'a> Reading<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signed<'a> {
     /// The signature's text: base64url, unchecked.
-    pub value: &'a str,
+    pub value: &'a [u8],
     /// The reading that is tried first.
     pub first: Reading<'a>,
     /// CPS only: it is not documented whether the whole line or the inner object is signed.
@@ -61,8 +66,9 @@ pub enum SignatureError {
 
 /// Reads a signature: 86 characters of base64url, or 88 with padding. Non-zero trailing bits are refused,
 /// since they would be a second spelling of the same signature.
-pub fn decode(value: &str) -> Result<[u8; 64], SignatureError> {
-    let digits = value.strip_suffix("==").filter(|digits| digits.len() == 86).unwrap_or(value);
+pub fn decode(value: impl AsRef<[u8]>) -> Result<[u8; 64], SignatureError> {
+    let value = value.as_ref();
+    let digits = value.strip_suffix(b"==").filter(|digits| digits.len() == 86).unwrap_or(value);
     let bytes = URL_SAFE_NO_PAD.decode(digits).map_err(|_| SignatureError::Encoding)?;
     let length = bytes.len();
     bytes.try_into().map_err(|_| SignatureError::Length(length))
@@ -102,7 +108,7 @@ pub fn insert(format: Format, line: &mut Vec<u8>, signature: &[u8; 64]) {
 pub(super) fn cut_cef(line: &str) -> Option<Signed<'_>> {
     const MARK: &str = " sig=";
     let at = memchr::memmem::rfind(line.as_bytes(), MARK.as_bytes())?;
-    let value = &line[at + MARK.len()..];
+    let value = &line.as_bytes()[at + MARK.len()..];
     Some(Signed { value, first: Reading::whole(&line.as_bytes()[..at]), second: None })
 }
 
@@ -172,7 +178,7 @@ mod tests {
     #[test]
     fn a_cef_signature_is_the_last_one() {
         let signed = cut_cef("a user_agent=x sig=forged y sig=real").unwrap();
-        assert_eq!(signed.value, "real");
+        assert_eq!(signed.value, b"real");
         assert_eq!(signed.first.before, b"a user_agent=x sig=forged y");
         assert!(cut_cef("a\tsig=real").is_none());
     }

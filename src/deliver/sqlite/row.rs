@@ -64,28 +64,18 @@ impl Row {
             self.key_id.as_deref().map_or(ToSqlOutput::Borrowed(ValueRef::Null), text),
             text(line.format().as_str()),
             extra.as_deref().map_or(ToSqlOutput::Borrowed(ValueRef::Null), text),
-            ToSqlOutput::Borrowed(ValueRef::Text(&self.raw)),
+            raw(&self.raw),
         ];
         let mut insert = connection.prepare_cached(&INSERT)?;
         insert.execute(params_from_iter(common.into_iter().chain(columns))).map(|_| ())
     }
 
     fn quarantine(&self, connection: &Connection, reason: Reason, detail: &str) -> rusqlite::Result<()> {
-        let raw = match std::str::from_utf8(&self.raw) {
-            Ok(text) => ValueRef::Text(text.as_bytes()),
-            Err(_) => ValueRef::Blob(&self.raw),
-        };
         let mut insert = connection.prepare_cached(
             "INSERT INTO quarantine (received_at, source, reason, detail, raw) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?;
         insert
-            .execute(params![
-                self.received_at,
-                self.source,
-                reason.as_str(),
-                detail,
-                ToSqlOutput::Borrowed(raw)
-            ])
+            .execute(params![self.received_at, self.source, reason.as_str(), text(detail), raw(&self.raw)])
             .map(|_| ())
     }
 }
@@ -171,8 +161,21 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO events ({}) VALUES ({places})", columns.join(", "))
 });
 
+/// Text for a column. A NUL character would hide what follows from `LIKE`, from most functions and from the shell, so
+/// its six characters in JSON stand for it.
 fn text(text: &str) -> ToSqlOutput<'_> {
+    if text.contains('\0') {
+        return text.replace('\0', "\\u0000").into();
+    }
     ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes()))
+}
+
+/// A line exactly as it came: text, or a blob where no text of SQLite can hold it to its end.
+pub(super) fn raw(line: &[u8]) -> ToSqlOutput<'_> {
+    ToSqlOutput::Borrowed(match std::str::from_utf8(line) {
+        Ok(text) if !text.contains('\0') => ValueRef::Text(line),
+        _ => ValueRef::Blob(line),
+    })
 }
 
 /// What has no column, as JSON; none when there is nothing. The two members are apart, so that a field called
@@ -189,7 +192,30 @@ fn extra(ambiguous: &[String], rest: &Event) -> Option<String> {
     }
     *out.first_mut()? = b'{';
     out.push(b'}');
-    String::from_utf8(out).ok()
+    String::from_utf8(out).ok().map(without_nul)
+}
+
+/// JSON whose strings hold no NUL character, which SQLite's functions would hand out: see [`text`].
+fn without_nul(json: String) -> String {
+    const NUL: &str = "\\u0000";
+    if !json.contains(NUL) {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    let mut rest = json.as_str();
+    while let Some(at) = rest.find('\\') {
+        // A backslash and what it escapes go together.
+        let (before, escape) = rest.split_at(at);
+        out.push_str(before);
+        if escape.starts_with(NUL) {
+            out.push('\\');
+        }
+        let end = escape.char_indices().nth(2).map_or(escape.len(), |(end, _)| end);
+        out.push_str(&escape[..end]);
+        rest = &escape[end..];
+    }
+    out.push_str(rest);
+    out
 }
 
 #[cfg(test)]

@@ -1,0 +1,132 @@
+//! The extension of a CEF line: which of its `key=value` pairs the producer wrote.
+//!
+//! Konnect is not known to escape `=`, so a value that a caller chose (free text) may hold ` key=value`. The rule, which
+//! `docs/fields.md` explains:
+//!
+//! 1. What stands before the first free text is the producer's and keeps its value, whatever follows.
+//! 2. Free text ends only at a key that every event of that type and outcome has and that occurs once in the
+//!    extension: the producer wrote it once, so nobody else did. From there the pairs are the producer's again, until
+//!    the next free text.
+//! 3. Whatever else looks like a key in free text is a part of it, and ambiguous; so is the key of that free text.
+//!
+//! Of the pairs that are the producer's, one with the name of a header field, or one that occurs twice, is ambiguous and
+//! no field.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::super::event::schema::{FREE_TEXT, HEADER, MOST_PRESENT};
+use super::super::line::{Field, Notation, take_repeated};
+
+/// Appends the fields of an extension to `fields` and returns the ambiguous keys. `always_present` are the keys that
+/// every such event has: at most [`MOST_PRESENT`].
+pub(super) fn read<'a>(
+    text: &'a str,
+    always_present: &[&str],
+    fields: &mut Vec<Field<'a>>,
+) -> Vec<Cow<'a, str>> {
+    let tokens: Vec<Token> = Tokens::of(text).collect();
+    let mut occurs_once = [None; MOST_PRESENT];
+    let mut ends_free_text = |key: &str| {
+        let Some(at) = always_present.iter().position(|present| *present == key) else { return false };
+        let occurs_once = occurs_once.get_mut(at);
+        occurs_once.is_some_and(|known| {
+            *known.get_or_insert_with(|| {
+                tokens.iter().filter(|token| text[token.key.clone()] == *key).nth(1).is_none()
+            })
+        })
+    };
+    let first = fields.len();
+    let mut ambiguous = Vec::new();
+    // How many fields there are up to the first free text.
+    let mut before_free_text = None;
+    // Where the free text begins that has not ended, and whether it holds a key.
+    let mut free_text: Option<(usize, bool)> = None;
+    for token in &tokens {
+        let key = &text[token.key.clone()];
+        if let Some((start, holds_key)) = &mut free_text
+            && !ends_free_text(key)
+            && let Some(field) = fields.last_mut()
+        {
+            field.value = Cow::Borrowed(&text[*start..token.value.end]);
+            if !std::mem::replace(holds_key, true) {
+                ambiguous.push(field.key.clone());
+            }
+            ambiguous.push(Cow::Borrowed(key));
+            continue;
+        }
+        free_text = None;
+        if HEADER.contains(&key) || key == "sig" {
+            ambiguous.push(Cow::Borrowed(key));
+            continue;
+        }
+        fields.push(Field::new(key, &text[token.value.clone()], Notation::Extension));
+        if FREE_TEXT.contains(&key) {
+            free_text = Some((token.value.start, false));
+            before_free_text.get_or_insert(fields.len());
+        }
+    }
+    let kept_before = before_free_text.unwrap_or(fields.len());
+    ambiguous.extend(take_repeated(fields, first, kept_before));
+    ambiguous
+}
+
+/// Whether a text begins with `key=`.
+pub(super) fn begins_with_key(text: &str) -> bool {
+    Tokens::of(text).next().is_some_and(|token| token.key.start == 0)
+}
+
+/// The `key=value` pairs of an extension. A key stands at the start or behind a space and consists of
+/// letters, digits and `_ . , - [ ]`; its value runs to the space before the next key.
+struct Tokens<'a> {
+    text: &'a str,
+    /// The key that has been found and whose value's end is not known yet.
+    pending: Option<(Range<usize>, usize)>,
+    from: usize,
+}
+
+struct Token {
+    key: Range<usize>,
+    value: Range<usize>,
+}
+
+impl<'a> Tokens<'a> {
+    fn of(text: &'a str) -> Self {
+        let mut tokens = Self { text, pending: None, from: 0 };
+        tokens.pending = tokens.next_key();
+        tokens
+    }
+
+    /// The next key at or behind `from`, with where its value begins.
+    fn next_key(&mut self) -> Option<(Range<usize>, usize)> {
+        let bytes = self.text.as_bytes();
+        while let Some(found) = memchr::memchr(b'=', &bytes[self.from..]) {
+            let equals = self.from + found;
+            let start = bytes[self.from..equals]
+                .iter()
+                .rposition(|byte| !is_key_byte(*byte))
+                .map_or(self.from, |at| self.from + at + 1);
+            let behind_space = start == 0 || bytes[start - 1] == b' ';
+            self.from = equals + 1;
+            if start < equals && behind_space {
+                return Some((start..equals, equals + 1));
+            }
+        }
+        None
+    }
+}
+
+impl Iterator for Tokens<'_> {
+    type Item = Token;
+
+    fn next(&mut self) -> Option<Token> {
+        let (key, value) = self.pending.take()?;
+        self.pending = self.next_key();
+        let end = self.pending.as_ref().map_or(self.text.len(), |(next, _)| next.start - 1);
+        Some(Token { key, value: value..end.max(value) })
+    }
+}
+
+fn is_key_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b',' | b'-' | b'[' | b']')
+}
