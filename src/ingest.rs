@@ -349,7 +349,7 @@ fn inflate(
     let decoded = match decode(&delivery.body, coding, limits.caps, &mut grow) {
         Ok(decoded) => decoded,
         Err(DecodeError::Undecodable(detail)) => {
-            return Ok(Inflated::Whole(whole_body(delivery, identifier, detail)));
+            return Ok(Inflated::Whole(undecodable(delivery, identifier, detail)));
         }
         Err(DecodeError::NoRoom) => return Err(refused.unwrap_or(Rejection::NoRoom)),
         Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
@@ -382,17 +382,38 @@ fn judge(
     grow(&mut delivery.reservation, decoded.line_count().saturating_mul(room::LINE), runtime)?;
     let bench = Bench { source: &delivery.source, keys, identifier, longest: limits.line };
     let verdicts = bench.judge_all(decoded.lines(), decoded.line_count());
+    let is_no_batch = verdicts.malformed > 0 && verdicts.malformed == decoded.line_count();
+    let decoded = decoded.into_bytes();
+    if is_no_batch {
+        // Its lines alone would say nothing to anybody: it is kept as it is.
+        let detail = format!("no line of the body is an event: {}", looks_like(&decoded));
+        return Ok(whole_body(delivery, Packing::Whole(coding), Some(decoded), identifier, detail));
+    }
     let packing = Packing::Lines(coding);
     let batch = Batch {
         source: Arc::clone(&delivery.source.name),
         received_at: delivery.received_at,
         packing: packing.code(),
         body: delivery.body,
-        decoded: Some(Arc::new(decoded.into_bytes())),
+        decoded: Some(Arc::new(decoded)),
         key_ids: key_ids(keys),
         entries: Vec::new(),
     };
     Ok(verdicts.about(batch, packing, delivery.reservation))
+}
+
+/// What a body is that holds no event, for whoever has to find its sender.
+fn looks_like(body: &[u8]) -> &'static str {
+    let mut json = serde_json::Deserializer::from_slice(body).into_iter::<serde::de::IgnoredAny>();
+    if matches!(body.trim_ascii_start(), [b'{' | b'[', ..]) && json.all(|value| value.is_ok()) {
+        "it looks like JSON spread over lines or in an array; send one object a line"
+    } else if std::str::from_utf8(body).is_err() || body.contains(&0) {
+        "it looks like binary data"
+    } else if body.trim_ascii_start().starts_with(b"<") {
+        "it looks like HTML or XML"
+    } else {
+        "it looks like other text; check what this sender sends here"
+    }
 }
 
 /// The same batch by other keys.
@@ -418,24 +439,35 @@ fn key_ids(keys: Option<&KeySet>) -> Arc<[String]> {
     keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| key.id().to_owned()).collect()).into()
 }
 
-/// A body that cannot be taken apart is kept in one piece.
-fn whole_body(delivery: Delivery, identifier: &Identifier, detail: String) -> Judged {
+/// A body that cannot be inflated.
+fn undecodable(delivery: Delivery, identifier: &Identifier, detail: String) -> Judged {
+    whole_body(delivery, Packing::Whole(Coding::Identity), None, identifier, detail)
+}
+
+/// A body that is kept in one piece, with what it inflates to where that is something else.
+fn whole_body(
+    delivery: Delivery,
+    packing: Packing,
+    decoded: Option<Vec<u8>>,
+    identifier: &Identifier,
+    detail: String,
+) -> Judged {
     let entry = Entry {
         verdict: Verdict::Rejected { reason: Reason::UndecodableBody, detail: detail.clone().into() },
-        identity: identifier.reject(&delivery.source.name, &delivery.body),
+        identity: identifier.reject(&delivery.source.name, decoded.as_ref().unwrap_or(&delivery.body)),
     };
     let batch = Batch {
         source: Arc::clone(&delivery.source.name),
         received_at: delivery.received_at,
-        packing: Packing::Whole.code(),
-        decoded: None,
+        packing: packing.code(),
+        decoded: decoded.map(Arc::new),
         body: delivery.body,
         key_ids: Arc::new([]),
         entries: vec![entry],
     };
     Judged {
         batch,
-        packing: Packing::Whole,
+        packing,
         times: Vec::new(),
         rejects: 1,
         known: 0,
@@ -469,11 +501,13 @@ struct Verdicts {
     times: Vec<i64>,
     known: usize,
     unknown: usize,
+    /// Lines that are no event.
+    malformed: usize,
 }
 
 impl Verdicts {
     fn about(self, mut batch: Batch, packing: Packing, reservation: Reservation) -> Judged {
-        let Self { entries, times, known, unknown } = self;
+        let Self { entries, times, known, unknown, .. } = self;
         let is_rejected = |entry: &&Entry| matches!(entry.verdict, Verdict::Rejected { .. });
         let rejects = entries.iter().filter(is_rejected).count();
         batch.entries = entries;
@@ -559,6 +593,8 @@ impl Bench<'_> {
                 }
                 _ => self.identifier.reject(&self.source.name, bytes),
             };
+            let is_malformed = matches!(verdict, Verdict::Rejected { reason: Reason::Malformed, .. });
+            verdicts.malformed += usize::from(is_malformed);
             verdicts.entries.push(Entry { verdict, identity });
         }
     }

@@ -46,15 +46,15 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 });
 
 /// Where the signature's value stands: the one occurrence of it without which the rest is the message.
-fn place(line: &[u8], value: &str, message: &[u8]) -> usize {
+fn place(line: &[u8], value: &[u8], message: &[u8]) -> usize {
     let naive_message = |start: usize| {
         let mut marked = line.to_vec();
         marked.splice(start..start + value.len(), *b"~");
         naive::read(&marked).is_some_and(|read| {
-            read.signature.as_deref() == Some("~") && read.messages.iter().any(|found| found == message)
+            read.signature.as_deref() == Some(b"~") && read.messages.iter().any(|found| found == message)
         })
     };
     (0..=line.len() - value.len())
-        .find(|start| line[*start..].starts_with(value.as_bytes()) && naive_message(*start))
+        .find(|start| line[*start..].starts_with(value) && naive_message(*start))
         .expect("the value stands in the line")
 }

@@ -1,27 +1,58 @@
 //! The line format once more, as simple as it can be written down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a line comes to.
 #[derive(Debug, Default)]
 pub struct Read {
     /// `cef`, `json` or `cps`.
     pub format: &'static str,
-    /// Every key in its order with the text of its value; none for an array, an object or `null`.
-    pub pairs: Vec<(String, Option<String>)>,
-    /// How many of the first pairs were the CEF header.
-    pub header: usize,
+    /// Every field with the text of its value; none for an array, an object or `null`.
+    pub fields: BTreeMap<String, Option<String>>,
+    /// The keys about which the line is not clear.
+    pub ambiguous: BTreeSet<String>,
     /// The signature as it is spelled.
-    pub signature: Option<String>,
+    pub signature: Option<Vec<u8>>,
     /// The messages that it may have been made over, the likelier first.
     pub messages: Vec<Vec<u8>>,
 }
 
 /// Reads a line; none when it is no event.
 pub fn read(line: &[u8]) -> Option<Read> {
-    let text = std::str::from_utf8(line).ok()?;
+    let text = text_of(line);
     let first = text.chars().find(|character| *character != ' ' && *character != '\t');
-    if first == Some('{') { json(text) } else { cef(text) }
+    let mut read = if first == Some('{') { json(&text) } else { cef(&text) }?;
+    let shown = |text: &str| String::from_utf8_lossy(&bytes_of(text)).into_owned();
+    let fields = std::mem::take(&mut read.fields);
+    read.fields = fields.into_iter().map(|(key, value)| (shown(&key), value.as_deref().map(shown))).collect();
+    read.ambiguous = read.ambiguous.iter().map(|key| shown(key)).collect();
+    Some(read)
+}
+
+/// Where the characters begin that stand for bytes which are no part of a character; no line holds these.
+const NO_CHARACTER: u32 = 0x10_fe00;
+
+/// The line as text from which its bytes come back.
+fn text_of(line: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in line.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.extend(char::from_u32(NO_CHARACTER + u32::from(*byte)));
+        }
+    }
+    text
+}
+
+fn bytes_of(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for character in text.chars() {
+        match u32::from(character).checked_sub(NO_CHARACTER).map(u8::try_from) {
+            Some(Ok(byte)) => bytes.push(byte),
+            _ => bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    bytes
 }
 
 /// The header's keys in their order.
@@ -65,45 +96,114 @@ fn cef(text: &str) -> Option<Read> {
     let mut read = Read { format: "cef", ..Read::default() };
     if start > 0 {
         let before = &text[..start - 1];
-        let stamp = match before.rfind(' ') {
-            Some(space) => &before[..space],
-            None => before,
+        // The last word is the host, unless it is the time of day.
+        let stamp = match before.rsplit_once(' ') {
+            Some((stamp, host)) if !is_time(host) => stamp,
+            _ => before,
         };
         if !stamp.is_empty() {
-            read.pairs.push(("event_ts".to_owned(), Some(stamp.to_owned())));
+            read.fields.insert("event_ts".to_owned(), Some(stamp.to_owned()));
         }
     }
     for (name, piece) in names.iter().zip(&pieces) {
-        read.pairs.push(((*name).to_owned(), Some(unescaped(piece, &[('|', '|'), ('\\', '\\')]))));
+        read.fields.insert((*name).to_owned(), Some(unescaped(piece, &[('|', '|'), ('\\', '\\')])));
     }
-    read.header = read.pairs.len();
     let mut end = text.len();
     if let Some(at) = text.rfind(" sig=").filter(|at| *at >= extension) {
-        read.signature = Some(text[at + 5..].to_owned());
-        read.messages.push(text.as_bytes()[..at].to_vec());
+        read.signature = Some(bytes_of(&text[at + 5..]));
+        read.messages.push(bytes_of(&text[..at]));
         end = at;
     }
 
     // Word by word: one that begins with `key=` begins a pair, the others go on with its value.
-    let mut open: Option<(String, Vec<&str>)> = None;
-    let mut close = |pair: Option<(String, Vec<&str>)>| {
-        if let Some((key, words)) = pair {
-            let escapes = [('=', '='), ('\\', '\\'), ('n', '\n'), ('r', '\r')];
-            read.pairs.push((key, Some(unescaped(&words.join(" "), &escapes))));
-        }
-    };
+    let mut pairs: Vec<(&str, String)> = Vec::new();
     for word in text[extension..end].split(' ') {
-        match (key_of(word), &mut open) {
-            (Some((key, value)), _) => {
-                close(open.take());
-                open = Some((key.to_owned(), vec![value]));
-            }
-            (None, Some((_, words))) => words.push(word),
+        match (key_of(word), pairs.last_mut()) {
+            (Some((key, value)), _) => pairs.push((key, value.to_owned())),
+            (None, Some((_, value))) => *value += &format!(" {word}"),
             (None, None) => {}
         }
     }
-    close(open);
+    let of_header = |name: &str| {
+        let at = names.iter().position(|known| *known == name);
+        at.map_or("", |at| pieces[at].as_str())
+    };
+    for (key, value) in producers(&pairs, &always_there(of_header("name"), of_header("severity")), &mut read.ambiguous) {
+        let escapes = [('=', '='), ('\\', '\\'), ('n', '\n'), ('r', '\r')];
+        read.fields.insert(key, Some(unescaped(&value, &escapes)));
+    }
+    if let Some(signature) = &read.signature {
+        read.fields.insert("sig".to_owned(), Some(String::from_utf8_lossy(signature).into_owned()));
+    }
     Some(read)
+}
+
+/// Which pairs the producer wrote, as `docs/fields.md` says it.
+fn producers(
+    pairs: &[(&str, String)],
+    always_there: &[&str],
+    ambiguous: &mut BTreeSet<String>,
+) -> Vec<(String, String)> {
+    const FREE: [&str; 4] = ["user_agent", "request", "query", "principal_name"];
+    // Each with the number of pieces of free text that have ended before it.
+    let mut found: Vec<(usize, &str, String)> = Vec::new();
+    let (mut ended, mut in_free_text) = (0, false);
+    for (key, value) in pairs {
+        if in_free_text {
+            let count = pairs.iter().filter(|(other, _)| other == key).count();
+            if count > 1 || !always_there.contains(key) {
+                let (_, free, text) = found.last_mut().expect("the free text");
+                *text += &format!(" {key}={value}");
+                ambiguous.extend([(*key).to_owned(), (*free).to_owned()]);
+                continue;
+            }
+            ended += 1;
+        }
+        in_free_text = FREE.contains(key);
+        if HEADER.contains(key) || ["event_ts", "sig"].contains(key) {
+            ambiguous.insert((*key).to_owned());
+        } else {
+            found.push((ended, key, value.clone()));
+        }
+    }
+    let mut fields = Vec::new();
+    for (ended, key, value) in &found {
+        let all = found.iter().filter(|(_, other, _)| other == key).count();
+        let in_front = found.iter().filter(|(ended, other, _)| other == key && *ended == 0).count();
+        if all > 1 {
+            ambiguous.insert((*key).to_owned());
+        }
+        if all == 1 || (*ended == 0 && in_front == 1) {
+            fields.push(((*key).to_owned(), value.clone()));
+        }
+    }
+    fields
+}
+
+/// The extension keys that every event of a type and outcome has.
+fn always_there(name: &str, severity: &str) -> Vec<&'static str> {
+    let mut keys = vec!["rt", "src", "trace_id", "user_agent"];
+    let is_login = name.starts_with("AUTHENTICATION_OUTCOME_");
+    if is_login {
+        keys.extend(["request", "success"]);
+    } else if name.starts_with("Authz.") {
+        keys.extend(["action", "granted"]);
+    } else if name == "Ingress" {
+        keys.extend(["request", "act", "status", "query"]);
+    } else {
+        return keys;
+    }
+    let is_of_nobody = (is_login && !name.ends_with("_OUTCOME_SUCCESS")) || (name == "Ingress" && severity == "6");
+    if !is_of_nobody {
+        keys.extend(["org_id", "principal_id"]);
+    }
+    keys
+}
+
+fn is_time(word: &str) -> bool {
+    let parts: Vec<&str> = word.split(':').collect();
+    parts.len() == 3
+        && parts.iter().all(|part| part.len() == 2 && part.chars().all(|digit| digit.is_ascii_digit()))
 }
 
 fn is_at(text: &str, at: usize, part: &str) -> bool {
@@ -113,7 +213,7 @@ fn is_at(text: &str, at: usize, part: &str) -> bool {
 /// A word's key and the rest of it.
 fn key_of(word: &str) -> Option<(&str, &str)> {
     let (key, value) = word.split_once('=')?;
-    let is_key = !key.is_empty() && key.chars().all(|it| it.is_ascii_alphanumeric() || "_.-[]".contains(it));
+    let is_key = !key.is_empty() && key.chars().all(|it| it.is_ascii_alphanumeric() || "_.,-[]".contains(it));
     is_key.then_some((key, value))
 }
 
@@ -150,13 +250,7 @@ struct Member {
 
 fn json(text: &str) -> Option<Read> {
     let outer = object(text)?;
-    let others: Vec<&Member> = outer.iter().filter(|member| member.key != "sig").collect();
-    let inner = match others[..] {
-        [member] if member.key == "event" && text[member.value_at..].starts_with('{') => {
-            Some((member.value_at, &text[member.value_at..member.value_end]))
-        }
-        _ => None,
-    };
+    let inner = wrapped(text, &outer).map(|(start, end)| (start, &text[start..end]));
     let mut read = Read { format: if inner.is_some() { "cps" } else { "json" }, ..Read::default() };
     let mut signed = signature(text, &outer)?;
     let (fields, of) = match inner {
@@ -168,8 +262,9 @@ fn json(text: &str) -> Option<Read> {
                 (None, Some((value, from, to))) => {
                     signed = Some((value, start + from, start + to));
                     let plain = [r#"{"event":"#, r#"{"event": "#].contains(&&text[..start]);
-                    if plain && text.get(start + inner.len()..) == Some("}") {
-                        read.messages.push([&inner[..from], &inner[to..]].concat().into_bytes());
+                    // A wrapper in a wrapper is signed as a whole or not at all.
+                    if plain && text.get(start + inner.len()..) == Some("}") && wrapped(inner, &members).is_none() {
+                        read.messages.push(bytes_of(&[&inner[..from], &inner[to..]].concat()));
                     }
                 }
                 (_, None) => {}
@@ -178,11 +273,29 @@ fn json(text: &str) -> Option<Read> {
         }
     };
     if let Some((value, from, to)) = signed {
-        read.signature = Some(value);
-        read.messages.insert(0, [&text[..from], &text[to..]].concat().into_bytes());
+        read.signature = Some(bytes_of(&value));
+        read.messages.insert(0, bytes_of(&[&text[..from], &text[to..]].concat()));
     }
-    read.pairs = fields.iter().map(|member| (member.key.clone(), scalar(member.value(of)))).collect();
+    for member in &fields {
+        let shown = |key: &str| String::from_utf8_lossy(&bytes_of(key)).into_owned();
+        if fields.iter().filter(|other| shown(&other.key) == shown(&member.key)).count() > 1 {
+            read.ambiguous.insert(member.key.clone());
+        } else {
+            read.fields.insert(member.key.clone(), scalar(member.value(of)));
+        }
+    }
     Some(read)
+}
+
+/// Where the object is that an object wraps: its one member `event`, beside which there may be a signature.
+fn wrapped(text: &str, members: &[Member]) -> Option<(usize, usize)> {
+    let others: Vec<&Member> = members.iter().filter(|member| member.key != "sig").collect();
+    match others[..] {
+        [member] if member.key == "event" && text[member.value_at..].starts_with('{') => {
+            Some((member.value_at, member.value_end))
+        }
+        _ => None,
+    }
 }
 
 impl Member {
@@ -392,13 +505,4 @@ fn string(quoted: &str) -> Option<String> {
         });
     }
     String::from_utf16(&units).ok()
-}
-
-/// How often each key occurs.
-pub fn occurrences(pairs: &[(String, Option<String>)]) -> BTreeMap<&str, usize> {
-    let mut counts = BTreeMap::new();
-    for (key, _) in pairs {
-        *counts.entry(key.as_str()).or_insert(0) += 1;
-    }
-    counts
 }

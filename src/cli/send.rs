@@ -780,7 +780,7 @@ mod tests {
         assert_eq!(
             bench.lines(),
             [
-                "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|Ingress|1|rt=1684454619000 user_agent=x trace_id=18446744073709551616",
+                "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|Ingress|1|rt=1684454619000 trace_id=18446744073709551616 user_agent=x",
                 "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|Ingress|1|rt=1684454619000 trace_id=2",
             ]
         );

@@ -454,7 +454,8 @@ impl Witness {
     }
 
     fn judge(&self, line: &[u8]) -> Class {
-        let Ok(text) = std::str::from_utf8(line) else { return Class::Malformed };
+        // All structure is ASCII, so that each byte can be a character of its own.
+        let text: &str = &line.iter().map(|byte| char::from(*byte)).collect::<String>();
         let first = text.chars().find(|character| !matches!(character, ' ' | '\t'));
         let cut = if first == Some('{') { cut_object(text) } else { cut_cef(text) };
         match cut {
@@ -467,7 +468,8 @@ impl Witness {
     fn check(&self, sig: &str, messages: &[String]) -> Class {
         let Some(raw) = bytes_of(sig) else { return Class::Bad };
         for message in messages {
-            let key = self.keys.iter().position(|key| key.verify(message.as_bytes(), &raw).is_ok());
+            let message: Vec<u8> = message.chars().map(|byte| u8::try_from(byte).unwrap()).collect();
+            let key = self.keys.iter().position(|key| key.verify(&message, &raw).is_ok());
             if let Some(key) = key {
                 return Class::Verified { key };
             }
@@ -542,7 +544,7 @@ fn cut_cef(text: &str) -> Cut<'_> {
     let sixth_is_severity =
         digits(sixth) || ["Unknown", "Low", "Medium", "High", "Very-High"].contains(&sixth);
     let seventh_begins_the_extension = fields.get(6).is_some_and(|seventh| {
-        let word = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-[]".contains(&byte);
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || b"_.,-[]".contains(&byte);
         let seventh = &bytes[seventh.clone()];
         let length = seventh.iter().take_while(|byte| word(**byte)).count();
         length > 0 && seventh.get(length) == Some(&b'=')
@@ -568,30 +570,36 @@ struct Spot {
 /// JSON is signed without its member `sig` and one comma; CPS likewise, or its inner object alone.
 fn cut_object(text: &str) -> Cut<'_> {
     let outer = Scanner::members(text, 0..text.len())?;
-    let events = outer.iter().filter(|spot| spot.key == "event").collect::<Vec<_>>();
-    let is_cps = events.len() == 1
-        && text[events[0].value.clone()].starts_with('{')
-        && outer.iter().all(|spot| spot.key == "event" || spot.key == "sig");
     let outside = find_sig(text, &outer)?;
-    if !is_cps {
+    let Some(inner) = wrapped(text, &outer) else {
         return Ok(outside.map(|(sig, cut)| (sig, vec![without(text, &cut)])));
-    }
-    let inner = events[0].value.clone();
-    let inside = find_sig(text, &Scanner::members(text, inner.clone())?)?;
+    };
+    let members = Scanner::members(text, inner.clone())?;
+    let inside = find_sig(text, &members)?;
     match (outside, inside) {
         (Some(_), Some(_)) => Err(Broken),
         (Some((sig, cut)), None) => Ok(Some((sig, vec![without(text, &cut)]))),
         (None, None) => Ok(None),
         (None, Some((sig, cut))) => {
             let mut messages = vec![without(text, &cut)];
-            // Nothing signs the wrapper then, so it is as it is documented.
+            // Nothing signs the wrapper then, so it is as it is documented, and the only one.
             let (before, after) = (&text[..inner.start], &text[inner.end..]);
-            if (before == "{\"event\":" || before == "{\"event\": ") && after == "}" {
+            let is_plain = (before == "{\"event\":" || before == "{\"event\": ") && after == "}";
+            if is_plain && wrapped(text, &members).is_none() {
                 messages.push(text[inner.start..cut.start].to_owned() + &text[cut.end..inner.end]);
             }
             Ok(Some((sig, messages)))
         }
     }
+}
+
+/// The object in an object that has nothing but one member `event` and, maybe, a signature.
+fn wrapped(text: &str, members: &[Spot]) -> Option<Range<usize>> {
+    let events = members.iter().filter(|spot| spot.key == "event").collect::<Vec<_>>();
+    let is_wrapper = events.len() == 1
+        && text[events[0].value.clone()].starts_with('{')
+        && members.iter().all(|spot| spot.key == "event" || spot.key == "sig");
+    is_wrapper.then(|| events[0].value.clone())
 }
 
 fn without(text: &str, cut: &Range<usize>) -> String {

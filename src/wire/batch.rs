@@ -1,7 +1,7 @@
 //! A body becomes lines: the coding is recognised, the inflated size and the number of lines are bounded while
 //! inflating, and the bytes of each line are kept exactly.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, BufReader, Read, Take, Write};
 
 /// How a body is coded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,27 +43,34 @@ impl Coding {
 /// How a stored body is taken apart again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// Into its lines.
+    /// Inflated, into its lines.
     Lines(Coding),
-    /// Not at all: it could not be decoded, and is kept in one piece.
-    Whole,
+    /// Inflated, and kept in one piece: no line of it is an event, or it could not be inflated and counts as
+    /// uncoded.
+    Whole(Coding),
 }
 
 impl Packing {
+    const ALL: [Self; 4] = [
+        Self::Lines(Coding::Identity),
+        Self::Lines(Coding::Gzip),
+        Self::Whole(Coding::Identity),
+        Self::Whole(Coding::Gzip),
+    ];
+
     /// The code under which it is stored.
     pub fn code(self) -> u8 {
         match self {
             Self::Lines(Coding::Identity) => 0,
             Self::Lines(Coding::Gzip) => 1,
-            Self::Whole => 2,
+            Self::Whole(Coding::Identity) => 2,
+            Self::Whole(Coding::Gzip) => 3,
         }
     }
 
     /// The packing with that stored code.
     pub fn from_code(code: u8) -> Option<Self> {
-        [Self::Lines(Coding::Identity), Self::Lines(Coding::Gzip), Self::Whole]
-            .into_iter()
-            .find(|packing| packing.code() == code)
+        Self::ALL.into_iter().find(|packing| packing.code() == code)
     }
 
     /// Inflates a stored body, which passed the caps when it came.
@@ -71,17 +78,15 @@ impl Packing {
     /// # Errors
     /// When the bytes are not what they were.
     pub fn unpack(self, body: &[u8]) -> Result<Vec<u8>, DecodeError> {
-        match self {
-            Self::Lines(coding) => Ok(decode(body, coding, Caps::NONE, &mut |_| true)?.into_bytes()),
-            Self::Whole => Ok(body.to_vec()),
-        }
+        let (Self::Lines(coding) | Self::Whole(coding)) = self;
+        Ok(decode(body, coding, Caps::NONE, &mut |_| true)?.into_bytes())
     }
 
     /// The lines of an inflated body, in the order of their verdicts.
     pub fn lines(self, inflated: &[u8]) -> impl Iterator<Item = &[u8]> {
         let (whole, split) = match self {
             Self::Lines(_) => (None, Some(lines(inflated))),
-            Self::Whole => (Some(inflated), None),
+            Self::Whole(_) => (Some(inflated), None),
         };
         whole.into_iter().chain(split.into_iter().flatten())
     }
@@ -128,7 +133,8 @@ pub struct Decoded {
 /// How many bytes are inflated between two looks at the caps.
 const STEP: usize = 64 * 1024;
 
-/// Inflates a body. `reserve` is asked before each growth of the memory in use, in bytes, and may refuse.
+/// Inflates a body; twice, under the same caps, when what it holds begins like gzip again. `reserve` is asked before
+/// each growth of the memory in use, in bytes, and may refuse.
 ///
 /// # Errors
 /// See [`DecodeError`]. Of a body that breaks a cap no line is looked at.
@@ -154,8 +160,7 @@ pub fn decode(
         // An empty body has no member, and no line either.
         Coding::Gzip if body.is_empty() => {}
         Coding::Gzip => {
-            #[expect(clippy::disallowed_types, reason = "this is the one place that caps what it inflates")]
-            let mut reader = flate2::bufread::MultiGzDecoder::new(body);
+            let mut reader = Inflater::new(body, caps.decoded)?;
             loop {
                 let start = bytes.len();
                 if bytes.capacity() < start + STEP {
@@ -168,10 +173,7 @@ pub fn decode(
                     bytes.reserve_exact(target.max(start + STEP) - start);
                 }
                 bytes.resize(start + STEP, 0);
-                let read = match reader.read(&mut bytes[start..]) {
-                    Ok(read) => read,
-                    Err(error) => return Err(DecodeError::Undecodable(error.to_string())),
-                };
+                let read = reader.read(&mut bytes[start..], caps.decoded)?;
                 bytes.truncate(start + read);
                 if bytes.len() > caps.decoded {
                     return Err(DecodeError::TooLarge(caps.decoded));
@@ -184,6 +186,38 @@ pub fn decode(
         }
     }
     Ok(Decoded { bytes, lines: lines.lines })
+}
+
+#[expect(clippy::disallowed_types, reason = "this is the one place that caps what it inflates")]
+type Gunzip<R> = flate2::bufread::MultiGzDecoder<R>;
+
+/// A body that is being inflated. What the first inflation gives is never more than a byte over the cap, whatever the
+/// second makes of it.
+enum Inflater<'a> {
+    Once(BufReader<Take<Gunzip<&'a [u8]>>>),
+    Twice(Gunzip<BufReader<Take<Gunzip<&'a [u8]>>>>),
+}
+
+impl<'a> Inflater<'a> {
+    fn new(body: &'a [u8], cap: usize) -> Result<Self, DecodeError> {
+        let mut once = BufReader::with_capacity(STEP, Gunzip::new(body).take(cap.saturating_add(1) as u64));
+        let start = once.fill_buf().map_err(|error| DecodeError::Undecodable(error.to_string()))?;
+        Ok(match start.starts_with(&GZIP_MAGIC) {
+            true => Self::Twice(Gunzip::new(once)),
+            false => Self::Once(once),
+        })
+    }
+
+    fn read(&mut self, buffer: &mut [u8], cap: usize) -> Result<usize, DecodeError> {
+        let (read, left) = match self {
+            Self::Once(once) => (once.read(buffer), once.get_ref().limit()),
+            Self::Twice(twice) => (twice.read(buffer), twice.get_ref().get_ref().limit()),
+        };
+        match read {
+            Err(_) if left == 0 => Err(DecodeError::TooLarge(cap)),
+            read => read.map_err(|error| DecodeError::Undecodable(error.to_string())),
+        }
+    }
 }
 
 /// Inflates the operator's own files as a stream, every member of them. Without caps: not for what a peer sends.
@@ -352,6 +386,19 @@ mod tests {
         });
         assert!(matches!(result, Err(DecodeError::TooLarge(_))));
         assert!(reserved <= CAPS.decoded + 2 * STEP, "{reserved}");
+    }
+
+    #[test]
+    fn a_body_that_was_compressed_twice_is_inflated_twice_under_the_same_caps() {
+        let twice = |text: &[u8]| encode(&encode(text).unwrap()).unwrap();
+        assert_eq!(inflate(&twice(b"one\ntwo"), CAPS).unwrap(), [&b"one"[..], b"two"]);
+        assert!(matches!(inflate(&twice(&vec![0; 2 << 20]), CAPS), Err(DecodeError::TooLarge(_))));
+        // What the first inflation gives is bounded too, even if it comes to nothing.
+        let nothing = encode(b"").unwrap().repeat(1 << 20);
+        assert_eq!(inflate(&encode(&nothing).unwrap(), CAPS), Err(DecodeError::TooLarge(CAPS.decoded)));
+        let mut damaged = encode(b"one").unwrap();
+        damaged.truncate(damaged.len() - 1);
+        assert!(matches!(inflate(&encode(&damaged).unwrap(), CAPS), Err(DecodeError::Undecodable(_))));
     }
 
     #[test]

@@ -285,7 +285,8 @@ fn kills_tear_and_double_nothing_where_a_sink_skips() {
 
 /// Lines that nobody signed, about 5 KB a batch.
 fn rubbish(number: u32) -> Vec<u8> {
-    body(&[format!("{number}").repeat(1000), format!("{number:05}").repeat(500)])
+    let unsigned = |text: String| format!("{{\"text\":\"{text}\"}}");
+    body(&[unsigned(format!("{number}").repeat(1000)), unsigned(format!("{number:05}").repeat(500))])
 }
 
 #[test]

@@ -58,82 +58,111 @@ const WANTED: [&str; 16] = [
     "trace_id",
 ];
 
-/// The fields that a CEF header has: they are never in doubt.
-const HEADER: [&str; 4] = ["event_class_id", "event_ts", "name", "severity"];
-
 /// An event, and what is true of it.
 struct Case {
     line: String,
-    /// Its fields, but for those in doubt.
+    /// Its fields.
     truth: BTreeMap<&'static str, Value>,
-    /// The keys that are in doubt.
+    /// The keys that are ambiguous, sorted.
     ambiguous: Vec<&'static str>,
 }
 
-impl Case {
-    fn of(
-        line: String,
-        fields: &Value,
-        ambiguous: &[&'static str],
-        texts: [(&'static str, &str); 3],
-    ) -> Self {
-        let event = json!({
-            "event_ts": "2023-05-19T00:03:39Z", "severity": 4, "rt": 1_684_454_619_000_u64, "org_id": "o",
-            "principal_id": "p",
-        });
-        let mut truth = BTreeMap::new();
-        for name in WANTED {
-            let value =
-                [fields, &event].into_iter().map(|values| &values[name]).find(|value| !value.is_null());
-            if let Some(value) = value.filter(|_| HEADER.contains(&name) || !ambiguous.contains(&name)) {
-                truth.insert(name, value.clone());
-            }
-        }
-        truth.extend(
-            texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, json!(text))),
-        );
-        Self { line, truth, ambiguous: ambiguous.to_vec() }
+/// A text that a caller chose.
+struct Hostile {
+    text: String,
+    /// The text without the escapes of CEF.
+    meant: String,
+    /// What looks like a key in it.
+    keys: Vec<&'static str>,
+}
+
+impl Hostile {
+    fn new(text: &str, keys: &[&'static str]) -> Self {
+        let meant = text.replace("\\n", "\n").replace("\\r", "\r").replace("\\=", "=");
+        Self { text: text.to_owned(), meant, keys: keys.to_vec() }
     }
 
-    /// An authentication event in CEF, `user_agent` last. A `key=` in a value is not escaped, since nobody knows
-    /// whether Konnect does that. `text` is what is left of the hostile text where the first forged key begins.
-    fn authentication(
-        producer: &Producer,
-        number: usize,
-        hostile: &str,
-        ambiguous: &[&'static str],
-        text: &str,
-    ) -> Self {
-        let line = format!(
-            "{AUTHENTICATION} request=/r success=false org_id=o principal_id=p trace_id=77{number} \
-             user_agent={hostile}"
-        );
-        let fields = json!({
-            "name": "AUTHENTICATION_OUTCOME_FAILURE", "event_class_id": "AUTHENTICATION_TYPE_PAT",
-            "success": false, "trace_id": format!("77{number}"),
+    /// Whether it holds every key at which other free text could end.
+    fn hides(&self) -> bool {
+        self.keys.contains(&"success")
+    }
+
+    /// The keys that it makes ambiguous, where it is the value of those keys.
+    fn ambiguous(&self, values: &[&'static str]) -> Vec<&'static str> {
+        let mut keys = self.keys.clone();
+        if !keys.is_empty() {
+            keys.extend(values);
+        }
+        keys.sort_unstable();
+        keys
+    }
+}
+
+impl Case {
+    fn of(line: String, fields: &Value, ambiguous: Vec<&'static str>) -> Self {
+        let event = json!({
+            "event_ts": "2023-05-19T00:03:39Z", "severity": 4, "rt": 1_684_454_619_000_u64,
         });
-        let texts = [("request", "/r"), ("query", ""), ("user_agent", text)];
-        Self::of(producer.sign_cef(&line), &fields, ambiguous, texts)
+        let mut truth = BTreeMap::new();
+        for name in WANTED.into_iter().chain(["user_agent"]) {
+            let value =
+                [fields, &event].into_iter().map(|values| &values[name]).find(|value| !value.is_null());
+            truth.extend(value.map(|value| (name, value.clone())));
+        }
+        Self { line, truth, ambiguous }
+    }
+
+    /// An authentication event in CEF, `user_agent` last. A `key=` in a value is not escaped, since it is not known
+    /// whether Konnect does that.
+    fn authentication(producer: &Producer, number: usize, hostile: &Hostile) -> Self {
+        let between = format!("success=false org_id=o principal_id=p trace_id=77{number}");
+        let line = format!("{AUTHENTICATION} request=/r {between} user_agent={}", hostile.text);
+        let mut fields = json!({
+            "name": "AUTHENTICATION_OUTCOME_FAILURE", "event_class_id": "AUTHENTICATION_TYPE_PAT",
+            "user_agent": hostile.meant, "request": "/r",
+        });
+        let mut ambiguous = vec!["user_agent"];
+        if hostile.hides() {
+            fields["request"] = format!("/r {between}").into();
+            ambiguous.push("request");
+        } else {
+            for (name, value) in [
+                ("success", json!(false)),
+                ("org_id", json!("o")),
+                ("principal_id", json!("p")),
+                ("trace_id", format!("77{number}").into()),
+            ] {
+                fields[name] = value;
+            }
+        }
+        Self::of(producer.sign_cef(&line), &fields, hostile.ambiguous(&ambiguous))
     }
 
     /// An access event in CEF with the hostile text in all three of its values.
-    fn access(
-        producer: &Producer,
-        number: usize,
-        hostile: &str,
-        ambiguous: &[&'static str],
-        text: &str,
-    ) -> Self {
+    fn access(producer: &Producer, number: usize, hostile: &Hostile) -> Self {
+        let (text, meant) = (&hostile.text, &hostile.meant);
         let line = format!(
-            "{ACCESS} request={hostile} act=POST status=200 org_id=o principal_id=p user_agent={hostile} \
-             trace_id=77{number} query={hostile}"
+            "{ACCESS} request={text} act=POST status=200 org_id=o principal_id=p user_agent={text} \
+             trace_id=77{number} query={text}"
         );
-        let fields = json!({
-            "name": "Ingress", "event_class_id": "KongGateway", "act": "POST", "status": 200,
-            "trace_id": format!("77{number}"),
+        let mut fields = json!({
+            "name": "Ingress", "event_class_id": "KongGateway", "request": meant, "user_agent": meant, "query": meant,
         });
-        let texts = [("request", text), ("query", text), ("user_agent", text)];
-        Self::of(producer.sign_cef(&line), &fields, ambiguous, texts)
+        if hostile.hides() {
+            fields["request"] = format!("{meant} act=POST status=200 org_id=o principal_id=p").into();
+            fields["user_agent"] = format!("{meant} trace_id=77{number}").into();
+        } else {
+            for (name, value) in [
+                ("act", json!("POST")),
+                ("status", json!(200)),
+                ("org_id", json!("o")),
+                ("principal_id", json!("p")),
+                ("trace_id", format!("77{number}").into()),
+            ] {
+                fields[name] = value;
+            }
+        }
+        Self::of(producer.sign_cef(&line), &fields, hostile.ambiguous(&["query", "request", "user_agent"]))
     }
 
     /// An event in JSON or CPS with the hostile text in all three of its values.
@@ -146,7 +175,7 @@ impl Case {
         });
         let signed = producer.sign_json(&fields.to_string());
         let line = if is_wrapped { format!("{{\"event\":{signed}}}") } else { signed };
-        Self::of(line, &fields, &[], [("request", hostile), ("query", hostile), ("user_agent", hostile)])
+        Self::of(line, &fields, Vec::new())
     }
 }
 
@@ -170,25 +199,23 @@ fn cases(producer: &Producer) -> Vec<Case> {
         "success",
         "trace_id",
     ];
-    let before_rt = FORGED_EVENT.split_once(" rt=").unwrap().0.replacen("\\n", "\n", 1);
-    let before_source = QUOTES.split_once(" source=").unwrap().0;
     let mut cases = Vec::new();
-    for (number, (hostile, ambiguous, text)) in [
-        (FORGED_PAIRS, &every[..], "x"),
-        ("plain/1.0", &[], "plain/1.0"),
-        (FORGED_EVENT, &["rt"], &before_rt),
-        (CONTROLS, &[], CONTROLS),
-        (QUOTES, &["source"], before_source),
+    for (number, hostile) in [
+        Hostile::new(FORGED_PAIRS, &every),
+        Hostile::new("plain/1.0", &[]),
+        Hostile::new(FORGED_EVENT, &["rt"]),
+        Hostile::new(CONTROLS, &[]),
+        Hostile::new(QUOTES, &["source"]),
     ]
-    .into_iter()
+    .iter()
     .enumerate()
     {
-        cases.push(Case::authentication(producer, number, hostile, ambiguous, text));
-        cases.push(Case::access(producer, 10 + number, hostile, ambiguous, text));
-        cases.push(Case::json(producer, 20 + number, hostile, false));
-        cases.push(Case::json(producer, 30 + number, &format!("{hostile}\n{FORGED_EVENT}"), true));
+        cases.push(Case::authentication(producer, number, hostile));
+        cases.push(Case::access(producer, 10 + number, hostile));
+        cases.push(Case::json(producer, 20 + number, &hostile.text, false));
+        cases.push(Case::json(producer, 30 + number, &format!("{}\n{FORGED_EVENT}", hostile.text), true));
     }
-    cases.push(Case::authentication(producer, 40, &long, &["sig"], long.strip_suffix(" sig=x").unwrap()));
+    cases.push(Case::authentication(producer, 40, &Hostile::new(&long, &["sig"])));
     cases.push(Case::json(producer, 41, &"B\u{9b}".repeat(29_000), false));
     cases
 }
@@ -305,9 +332,12 @@ fn in_json(bytes: &[u8], cases: &[Case]) {
 
 fn in_sqlite(site: &Site, cases: &[Case], rejected: &[Vec<u8>]) {
     let database = Connection::open(site.path("search.db")).unwrap();
-    let columns = format!("user_agent, source, key_id, verified, extra, raw, time, {}", WANTED.join(", "));
+    let columns = format!(
+        "user_agent, source, key_id, verified, extra, CAST(raw AS TEXT) AS raw, time, {}",
+        WANTED.join(", ")
+    );
     let mut find = database.prepare(&format!("SELECT {columns} FROM events ORDER BY id")).unwrap();
-    let names: Vec<&str> = columns.split(", ").collect();
+    let names: Vec<&str> = columns.split(", ").map(|column| column.rsplit(' ').next().unwrap()).collect();
     let rows: Vec<BTreeMap<&str, Value>> = find
         .query_map([], |row| {
             names.iter().enumerate().map(|(at, name)| Ok((*name, column(row, at)?))).collect()
@@ -325,6 +355,8 @@ fn in_sqlite(site: &Site, cases: &[Case], rejected: &[Vec<u8>]) {
         for name in WANTED.into_iter().chain(["user_agent"]) {
             let expected = match case.truth.get(name) {
                 Some(Value::Bool(value)) => json!(u8::from(*value)),
+                // A NUL character would hide what follows.
+                Some(Value::String(text)) => text.replace('\0', "\\u0000").into(),
                 Some(value) => value.clone(),
                 None => Value::Null,
             };
@@ -362,7 +394,8 @@ fn in_syslog(framing: &str, messages: &[String], cases: &[Case], records: &[u8])
         assert!(header.starts_with("<133>1 2023-05-19T00:03:39.000Z "), "{framing}: {header}");
         assert!(header.ends_with(" verified"), "{framing}: {header}");
         harmless("a syslog header", header.as_bytes());
-        let trace = case.truth.get("trace_id").and_then(Value::as_str);
+        let is_clear = !["org_id", "trace_id"].iter().any(|key| case.ambiguous.contains(key));
+        let trace = case.truth.get("trace_id").and_then(Value::as_str).filter(|_| is_clear);
         let trace = trace.map_or_else(String::new, |trace| format!(" trace_id=\"{trace}\""));
         let key = r#"k\\u{1b}\]0;owned\\u{7}\" \] \\ sig=\\u{202e}\\u{9b}31m"#;
         let data = format!("auditgate@32473 source=\"us\" key_id=\"{key}\"{trace}] ");

@@ -16,6 +16,7 @@ mod harness;
 mod admin;
 mod backlog;
 mod bombs;
+mod cases;
 mod crash;
 mod dedup;
 mod faults;

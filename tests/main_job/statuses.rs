@@ -271,11 +271,13 @@ fn a_413_for_each_limit() {
     }
     problem(&client.answer(), 413);
 
-    assert_eq!(daemon.post(None, &[b'x'; 10 * 1024]).status, 200);
-    problem(&daemon.post(None, &[b'x'; 10 * 1024 + 1]), 413);
-    assert_eq!(daemon.post(None, &gzip(&[b'y'; 32 * 1024])).status, 200);
-    problem(&daemon.post(None, &gzip(&[b'y'; 32 * 1024 + 1])), 413);
-    let lines: Vec<_> = (0..101).map(|number| number.to_string()).collect();
+    // An event without a signature, of that many bytes.
+    let event = |length: usize| format!("{{\"x\":\"{}\"}}", "x".repeat(length - 8)).into_bytes();
+    assert_eq!(daemon.post(None, &event(10 * 1024)).status, 200);
+    problem(&daemon.post(None, &event(10 * 1024 + 1)), 413);
+    assert_eq!(daemon.post(None, &gzip(&event(32 * 1024))).status, 200);
+    problem(&daemon.post(None, &gzip(&event(32 * 1024 + 1))), 413);
+    let lines: Vec<_> = (0..101).map(|number| format!("{{\"x\":{number}}}")).collect();
     assert_eq!(daemon.deliver(&lines[..100]).quarantined, 100);
     problem(&daemon.post(None, &body(&lines)), 413);
     // Blank lines are no lines.
@@ -453,7 +455,7 @@ fn rubbish_cannot_crowd_out_verified_events() {
     let site = Site::new().limits("backlog = \"64KiB\"");
     std::fs::create_dir(site.path("quarantine.jsonl")).unwrap();
     let daemon = Daemon::start(&site);
-    let rubbish = |number: u32| format!("{number}").repeat(5000).into_bytes();
+    let rubbish = |number: u32| format!("{{\"x\":\"{}\"}}", format!("{number}").repeat(5000)).into_bytes();
     let mut posted = 0;
     let refused = loop {
         posted += 1;
