@@ -29,17 +29,25 @@ pub fn read(line: &[u8]) -> Option<Read> {
     Some(read)
 }
 
-/// Where the characters begin that stand for bytes which are no part of a character; no line holds these.
+/// Where the characters begin that stand for bytes which are no part of a character.
 const NO_CHARACTER: u32 = 0x10_fe00;
 
 /// The line as text from which its bytes come back.
 fn text_of(line: &[u8]) -> String {
     let mut text = String::new();
     for chunk in line.utf8_chunks() {
-        text.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            text.extend(char::from_u32(NO_CHARACTER + u32::from(*byte)));
+        for character in chunk.valid().chars() {
+            // One that would be taken for a byte is written as its own bytes.
+            if u32::from(character) >= NO_CHARACTER {
+                let bytes = character.to_string().into_bytes();
+                text.extend(bytes.iter().filter_map(|byte| char::from_u32(NO_CHARACTER + u32::from(*byte))));
+            } else {
+                text.push(character);
+            }
         }
+        text.extend(
+            chunk.invalid().iter().filter_map(|byte| char::from_u32(NO_CHARACTER + u32::from(*byte))),
+        );
     }
     text
 }
@@ -128,7 +136,9 @@ fn cef(text: &str) -> Option<Read> {
         let at = names.iter().position(|known| *known == name);
         at.map_or("", |at| pieces[at].as_str())
     };
-    for (key, value) in producers(&pairs, &always_there(of_header("name"), of_header("severity")), &mut read.ambiguous) {
+    for (key, value) in
+        producers(&pairs, &always_there(of_header("name"), of_header("severity")), &mut read.ambiguous)
+    {
         let escapes = [('=', '='), ('\\', '\\'), ('n', '\n'), ('r', '\r')];
         read.fields.insert(key, Some(unescaped(&value, &escapes)));
     }
@@ -193,7 +203,8 @@ fn always_there(name: &str, severity: &str) -> Vec<&'static str> {
     } else {
         return keys;
     }
-    let is_of_nobody = (is_login && !name.ends_with("_OUTCOME_SUCCESS")) || (name == "Ingress" && severity == "6");
+    let is_of_nobody =
+        (is_login && !name.ends_with("_OUTCOME_SUCCESS")) || (name == "Ingress" && severity == "6");
     if !is_of_nobody {
         keys.extend(["org_id", "principal_id"]);
     }
@@ -263,7 +274,10 @@ fn json(text: &str) -> Option<Read> {
                     signed = Some((value, start + from, start + to));
                     let plain = [r#"{"event":"#, r#"{"event": "#].contains(&&text[..start]);
                     // A wrapper in a wrapper is signed as a whole or not at all.
-                    if plain && text.get(start + inner.len()..) == Some("}") && wrapped(inner, &members).is_none() {
+                    if plain
+                        && text.get(start + inner.len()..) == Some("}")
+                        && wrapped(inner, &members).is_none()
+                    {
                         read.messages.push(bytes_of(&[&inner[..from], &inner[to..]].concat()));
                     }
                 }
