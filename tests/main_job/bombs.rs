@@ -12,7 +12,7 @@ use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::quarantine;
 use crate::harness::site::{PATH, Site};
-use crate::harness::{body, gzip};
+use crate::harness::{SetOnDrop, body, gzip};
 
 const MIB: usize = 1 << 20;
 const DECODED: usize = 64 * MIB;
@@ -177,11 +177,12 @@ fn post_beside_a_genuine_sender(daemon: &Daemon<'_>, bodies: &[Vec<u8>]) -> (Vec
                 (longest, statuses)
             }
         });
+        let end = SetOnDrop(&done);
         has_begun.recv().unwrap();
         let posting: Vec<_> =
             bodies.iter().map(|body| scope.spawn(|| daemon.post(Some("gzip"), body).status)).collect();
         let statuses = posting.into_iter().map(|posting| posting.join().unwrap()).collect();
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         let (longest, genuine) = genuine.join().unwrap();
         (statuses, longest, genuine)
     })
