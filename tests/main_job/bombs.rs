@@ -206,11 +206,14 @@ fn short_lines_cost_no_more_memory_than_the_room_and_hold_up_nobody() {
     assert!(tiny.len() < 512, "{}", tiny.len());
     bodies.resize(80, tiny);
 
+    let start = Instant::now();
     let (statuses, longest, genuine) = post_beside_a_genuine_sender(&daemon, &bodies);
+    let all_of_it = start.elapsed();
     let grown = daemon.memory("VmHWM:") - before;
     let taken = count(&statuses, 200);
     eprintln!(
-        "{taken} of {} bodies taken, memory grew by {grown} KiB; {} genuine batches, the slowest took {longest:?}",
+        "{taken} of {} bodies taken, memory grew by {grown} KiB; {} genuine batches in {all_of_it:?}, the slowest \
+         took {longest:?}",
         bodies.len(),
         genuine.len()
     );
@@ -218,7 +221,9 @@ fn short_lines_cost_no_more_memory_than_the_room_and_hold_up_nobody() {
     assert!(taken > 0 && taken + count(&statuses, 429) == statuses.len(), "{statuses:?}");
     assert_eq!(count(&genuine, 200) + count(&genuine, 429), genuine.len(), "{genuine:?}");
     assert!(count(&genuine, 200) > count(&genuine, 429), "{genuine:?}");
-    assert!(longest < Duration::from_secs(20), "a genuine batch took {longest:?}");
+    // On a slow machine a small part of what all of it took.
+    let allowed = Duration::from_secs(20).max(all_of_it / 4);
+    assert!(longest < allowed, "a genuine batch took {longest:?} of {all_of_it:?}");
     daemon.settle();
     assert_eq!(site.verified().len(), 10 + count(&genuine, 200));
 }
