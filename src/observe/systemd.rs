@@ -101,10 +101,17 @@ mod tests {
             stopping();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let alive = Cell::new(1);
+                let (asked, enough) = (Cell::new(0), tokio::sync::Notify::new());
+                let alive = async || {
+                    asked.set(asked.get() + 1);
+                    if asked.get() == 4 {
+                        enough.notify_one();
+                    }
+                    asked.get() == 1
+                };
                 tokio::select! {
-                    () = watchdog(async || alive.replace(alive.get() - 1) > 0) => {}
-                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                    () = watchdog(alive) => {}
+                    () = enough.notified() => {}
                 }
             });
             return;

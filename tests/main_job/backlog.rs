@@ -8,9 +8,10 @@ use rand::RngExt as _;
 
 use crate::harness::client::{Answer, request};
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::machine::ReservedPort;
 use crate::harness::records::quarantine;
-use crate::harness::site::{PATH, Site, TOKEN, lines, sink};
-use crate::harness::syslog::{SyslogServer, free_port};
+use crate::harness::site::{PATH, Site, TOKEN, lines, sink, whole_lines};
+use crate::harness::syslog::SyslogServer;
 use crate::harness::{PATIENCE, body, wait_until};
 
 const BACKLOG: &str = "backlog = \"256KiB\"";
@@ -20,7 +21,8 @@ const BATCH: u64 = 10;
 const BATCH_LINES: usize = 10;
 
 /// A syslog sink in front of a port.
-fn siem(port: u16, when_full: &str) -> String {
+fn siem(port: &ReservedPort, when_full: &str) -> String {
+    let port = port.number();
     format!(
         "[sinks.siem]\ntype = \"syslog\"\naddress = \"tcp://127.0.0.1:{port}\"\nwhen_full = \"{when_full}\"\n"
     )
@@ -93,8 +95,8 @@ fn without_repeats(lines: Vec<String>) -> Vec<String> {
 
 #[test]
 fn a_dead_sink_that_holds_refuses_batches_until_it_is_back() {
-    let port = free_port();
-    let site = site(&siem(port, "hold"));
+    let port = ReservedPort::new();
+    let site = site(&siem(&port, "hold"));
     let daemon = Daemon::start(&site);
     let mut taken = Vec::new();
     let refused = loop {
@@ -111,12 +113,12 @@ fn a_dead_sink_that_holds_refuses_batches_until_it_is_back() {
     unready(&daemon, "backlog");
     unready(&daemon, "sink siem");
     // Only this one is stuck.
-    wait_until(PATIENCE, "the other sink has everything", || match site.verified().len() {
-        found if found == taken.len() => Ok(()),
-        found => Err(found.to_string()),
+    wait_until(PATIENCE, "the other sink has everything", || {
+        let found = whole_lines(&site.read("verified.log")).len();
+        if found == taken.len() { Ok(()) } else { Err(found.to_string()) }
     });
 
-    let server = SyslogServer::start(port);
+    let server = SyslogServer::start(&port);
     wait_until(PATIENCE, "batches are taken again", || match daemon.post(None, &body(&refused)) {
         answer if answer.status == 200 => Ok(()),
         answer => Err(answer.status.to_string()),
@@ -136,8 +138,8 @@ fn a_dead_sink_that_holds_refuses_batches_until_it_is_back() {
 
 #[test]
 fn a_dead_sink_that_skips_refuses_nobody_and_gets_the_newest() {
-    let port = free_port();
-    let site = site(&siem(port, "skip"));
+    let port = ReservedPort::new();
+    let site = site(&siem(&port, "skip"));
     let daemon = Daemon::start(&site);
     let start = Instant::now();
     let events = site.producer.events(0..3000);
@@ -153,7 +155,7 @@ fn a_dead_sink_that_skips_refuses_nobody_and_gets_the_newest() {
     });
     assert!(warnings <= start.elapsed().as_secs() / 5 + 1, "{warnings} warnings");
 
-    let server = SyslogServer::start(port);
+    let server = SyslogServer::start(&port);
     daemon.settle();
     ready(&daemon);
     let delivered = number(&daemon, "events_total", "siem");
@@ -250,6 +252,7 @@ fn kills_tear_and_double_nothing_where_a_sink_skips() {
             let daemon = Daemon::start(&site);
             let first = next.load(Ordering::Relaxed);
             std::thread::scope(|scope| {
+                let _killed = daemon.kill_on_drop();
                 scope.spawn(|| stream(&daemon, &next));
                 wait_until(PATIENCE, "the backlog has been filled", || {
                     match (next.load(Ordering::Relaxed) - first) / BATCH {
@@ -264,7 +267,6 @@ fn kills_tear_and_double_nothing_where_a_sink_skips() {
                 });
                 // Not a wait for anything: the moments are what varies.
                 std::thread::sleep(Duration::from_micros(rand::rng().random_range(0..50_000)));
-                daemon.signal("KILL");
             });
             daemon.kill9();
         }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::machine::{self, ReservedPort};
 use crate::harness::records::objects;
 use crate::harness::rsyslog::{self, Rsyslog};
-use crate::harness::site::{PATH, Site, lines, sink};
-use crate::harness::syslog::free_port;
-use crate::harness::{PATIENCE, body, gzip, programs, wait_until};
+use crate::harness::site::{PATH, Site, sink, whole_lines};
+use crate::harness::{PATIENCE, body, gzip, wait_until};
 
 const CONNECTIONS: u32 = 4;
 
@@ -87,17 +87,18 @@ fn kills_while_files_are_moved_away_lose_nothing_and_repeat_nothing() {
 
 #[test]
 fn kills_with_every_kind_of_sink_lose_nothing() {
-    if !programs::are_there(&[&rsyslog::PROBE]) {
+    if !machine::are_there(&rsyslog::NEEDS) {
         return;
     }
-    let port = free_port();
+    let port = ReservedPort::new();
     let more = format!(
         "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\n[sinks.siem]\ntype = \"syslog\"\naddress = \
-         \"tls://localhost:{port}\"\nca = \"ca.pem\"\n"
+         \"tls://localhost:{}\"\nca = \"ca.pem\"\n",
+        port.number()
     );
     let server = OnceLock::new();
     let site = kill_again_and_again(["rotate = { size = \"300KiB\" }\n", &more], |site, _| {
-        server.get_or_init(|| Rsyslog::start(site, port));
+        server.get_or_init(|| Rsyslog::start(site, &port));
     });
     let verified = site.verified();
 
@@ -109,7 +110,7 @@ fn kills_with_every_kind_of_sink_lose_nothing() {
     assert!(rows == verified, "the database has other events than the file, or in another order");
 
     let received = wait_until(PATIENCE, "rsyslog has every event", || {
-        let received = lines(&site.read("received"));
+        let received = whole_lines(&site.read("received"));
         let known: HashSet<&String> = received.iter().collect();
         let missing = verified.iter().filter(|event| !known.contains(event)).count();
         if missing == 0 { Ok(received) } else { Err(format!("{missing} are missing")) }
@@ -141,6 +142,7 @@ fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) ->
         let daemon = Daemon::start(&site);
         let moment = || Duration::from_micros(rand::rng().random_range(0..microseconds));
         std::thread::scope(|scope| {
+            let _killed = daemon.kill_on_drop();
             for _ in 0..CONNECTIONS {
                 scope.spawn(|| stream(&daemon, &next, &record));
             }
@@ -148,11 +150,10 @@ fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) ->
             std::thread::sleep(moment());
             disturb(&site, round);
             std::thread::sleep(moment());
-            daemon.signal("KILL");
         });
         daemon.kill9();
         // A machine on which little happens in that time gets more.
-        if record.lock().unwrap().promised.len() < 2 * (round as usize + 1) {
+        if record.lock().unwrap().promised.len() < 4 * (round as usize + 1) {
             microseconds = (microseconds * 2).min(8_000_000);
         }
     }

@@ -23,6 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::harness::client::{Answer, Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::machine::{self, Need};
 use crate::harness::programs::{self, auditgate, beside};
 use crate::harness::sign::cef;
 use crate::harness::site::{PATH, Site, TOKEN, lines, sink};
@@ -209,6 +210,9 @@ fn of_syslog() {
 fn inject_each(group: &str, steps: &[Step], file: &str) {
     /// They wait for the daemon most of the time.
     const AT_ONCE: usize = 6;
+    if !machine::are_there(&[CC]) {
+        return;
+    }
     let chosen = std::env::var("AUDITGATE_TESTS_FAULTS").unwrap_or_default();
     let cases: Vec<(String, Case<'_>)> = steps
         .iter()
@@ -337,6 +341,9 @@ impl Case<'_> {
         command
     }
 }
+
+/// What [`preloaded`] needs.
+pub(crate) const CC: Need = ("cc is not installed", &["cc", "--version"]);
 
 /// `faults.c`, compiled once.
 pub(crate) fn preloaded() -> PathBuf {

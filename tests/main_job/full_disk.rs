@@ -1,14 +1,15 @@
 //! A disk without space: under the ledger 500 once, then 429 until there is some; under a sink nobody is refused.
 //! Nothing is lost, doubled, torn or remembered wrongly.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::machine;
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::objects;
-use crate::harness::site::{Site, lines, sink};
+use crate::harness::site::{Site, lines, sink, whole_lines};
 use crate::harness::{PATIENCE, body, gzip, wait_until};
 
 /// A site with one sink, which is stuck: nothing but batches is written to the ledger, so that it is a batch
@@ -68,7 +69,7 @@ fn fill_and_recover(daemon: &Daemon<'_>, make_room: impl FnOnce()) {
 
 #[test]
 fn a_file_that_may_not_grow() {
-    if !programs::are_there(&[&["prlimit", "--version"]]) {
+    if !machine::are_there(&[("prlimit is not installed", &["prlimit", "--version"])]) {
         return;
     }
     let site = stuck();
@@ -166,7 +167,7 @@ fn a_sink_s_disk_without_space() {
             daemon = Daemon::start(&site);
         }
         wait_until(PATIENCE, "the other sink has everything", || {
-            match objects(&site.read("large.jsonl")).len() {
+            match whole_lines(&site.read("large.jsonl")).len() {
                 6000 => Ok(()),
                 written => Err(written.to_string()),
             }
@@ -177,7 +178,7 @@ fn a_sink_s_disk_without_space() {
             if answer.status == 503 && said.contains("sink small") { Ok(()) } else { Err(said) }
         });
         // Whole lines only, and the first of them.
-        let written = lines(&site.read("small/verified.log"));
+        let written = lines(&at_rest(&site.path("small/verified.log")));
         assert!(!written.is_empty() && written.len() < events.len() && events.starts_with(&written));
     }
 
@@ -212,7 +213,7 @@ fn a_log_that_makes_room_on_a_full_disk_loses_nothing() {
         });
         let (path, moved) = (site.path("small/verified.log"), site.path("small/verified.log.1"));
         std::fs::rename(&path, &moved).unwrap();
-        let mut written = lines(&std::fs::read(&moved).unwrap());
+        let mut written = lines(&at_rest(&moved));
         if is_removed {
             std::fs::remove_file(&moved).unwrap();
         }
@@ -232,6 +233,14 @@ fn a_log_that_makes_room_on_a_full_disk_loses_nothing() {
     }
 }
 
+/// What a file on a full disk holds while the sink does not try to write: what does not fit is taken back.
+fn at_rest(path: &Path) -> Vec<u8> {
+    wait_until(PATIENCE, "the file holds whole lines", || {
+        let bytes = std::fs::read(path).unwrap();
+        if bytes.ends_with(b"\n") { Ok(bytes) } else { Err(format!("{} bytes", bytes.len())) }
+    })
+}
+
 /// A file system of 2 MiB in memory; only the superuser may make one.
 struct SmallDisk(PathBuf);
 
@@ -243,7 +252,7 @@ impl SmallDisk {
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Self(at));
         }
-        eprintln!("skipped: a small file system cannot be mounted without being root");
+        machine::skip("a tmpfs cannot be mounted, which takes the superuser");
         None
     }
 

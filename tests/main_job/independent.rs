@@ -7,11 +7,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::machine::{self, Need};
 use crate::harness::records::quarantine;
 use crate::harness::site::{PATH, Site, TOKEN};
 use crate::harness::{body, programs, sign};
 
-const PYTHON: &[&str] = &["python3", "-c", "import cryptography"];
+const PYTHON: Need = (
+    "python3 is not installed, or without its module cryptography",
+    &["python3", "-c", "import cryptography"],
+);
 
 /// A site whose keys and lines are Python's.
 fn signed_by_python() -> Site {
@@ -27,7 +31,7 @@ fn lines(bytes: &[u8]) -> Vec<&[u8]> {
 
 #[test]
 fn what_python_signs_and_curl_posts_arrives_byte_for_byte() {
-    if !programs::are_there(&[PYTHON, &["curl", "--version"]]) {
+    if !machine::are_there(&[PYTHON, ("curl is not installed", &["curl", "--version"])]) {
         return;
     }
     let site = signed_by_python();
@@ -56,7 +60,7 @@ fn what_python_signs_and_curl_posts_arrives_byte_for_byte() {
 
 #[test]
 fn no_byte_of_a_signed_line_can_change() {
-    if !programs::are_there(&[PYTHON]) {
+    if !machine::are_there(&[PYTHON]) {
         return;
     }
     let site = signed_by_python();
@@ -110,8 +114,11 @@ fn with_byte(line: &[u8], at: usize, byte: u8) -> Vec<u8> {
 
 #[test]
 fn what_openssl_signs_verifies() {
-    // `-rawin`, which Ed25519 needs, came with OpenSSL 3.
-    if !programs::are_there(&[&["sh", "-c", "openssl pkeyutl -help 2>&1 | grep -q rawin"]]) {
+    const OPENSSL: Need = (
+        "openssl is not installed, or older than 3 and without `-rawin`, which Ed25519 needs",
+        &["sh", "-c", "openssl pkeyutl -help 2>&1 | grep -q rawin"],
+    );
+    if !machine::are_there(&[OPENSSL]) {
         return;
     }
     let site = Site::new();

@@ -8,11 +8,12 @@ use rusqlite::types::Value as Held;
 use serde_json::{Value, json};
 
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::machine::ReservedPort;
 use crate::harness::programs::auditgate;
 use crate::harness::records::{objects, quarantine};
 use crate::harness::sign::{Producer, jwks};
 use crate::harness::site::{PATH, Site, sink, source};
-use crate::harness::syslog::{Framing, SyslogServer, free_port};
+use crate::harness::syslog::{Framing, SyslogServer};
 use crate::harness::{PATIENCE, body, wait_until};
 
 /// The name of the key: whoever serves the key set chooses it.
@@ -254,10 +255,10 @@ fn every_sink(counted: u16, newline: u16) -> String {
 
 #[test]
 fn free_text_forges_nothing_in_any_sink() {
-    let (counted_port, newline_port) = (free_port(), free_port());
-    let counted = SyslogServer::start(counted_port);
-    let newline = SyslogServer::start_with(newline_port, Framing::Newline);
-    let site = Site::new().sinks(&every_sink(counted_port, newline_port));
+    let (counted_port, newline_port) = (ReservedPort::new(), ReservedPort::new());
+    let counted = SyslogServer::start(&counted_port);
+    let newline = SyslogServer::start_with(&newline_port, Framing::Newline);
+    let site = Site::new().sinks(&every_sink(counted_port.number(), newline_port.number()));
     site.write("jwks.json", jwks(&[(KID, &site.producer.public())]));
     let cases = cases(&site.producer);
     let lines: Vec<&str> = cases.iter().map(|case| case.line.as_str()).collect();

@@ -1,18 +1,16 @@
 //! Keys that rotate, servers that fail, and keys of others: no genuine event is held to be forged, and no forged one
 //! to be genuine.
 
-use std::sync::Barrier;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
-use crate::harness::client::Answer;
+use crate::harness::client::{Answer, Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::key_server::{KeyServer, ServerAnswer};
 use crate::harness::records::quarantine;
 use crate::harness::sign::{Producer, jwks};
-use crate::harness::site::{PATH, Site, source};
+use crate::harness::site::{PATH, Site, TOKEN, source};
 use crate::harness::{PATIENCE, body, wait_until};
 
 /// A document that lists these producers' keys.
@@ -48,22 +46,19 @@ impl Events {
     }
 }
 
-/// Posts all batches at the same time.
+/// Posts all batches at the same time: each is there but for its last byte before the first is complete.
 fn burst(daemon: &Daemon<'_>, batches: &[Vec<String>]) -> Vec<Answer> {
-    let together = Barrier::new(batches.len());
-    std::thread::scope(|scope| {
-        let posts: Vec<_> = batches
-            .iter()
-            .map(|batch| {
-                scope.spawn(|| {
-                    let mut client = daemon.connect();
-                    together.wait();
-                    client.post(None, &body(batch))
-                })
-            })
-            .collect();
-        posts.into_iter().map(|post| post.join().unwrap()).collect()
-    })
+    let (mut clients, bodies): (Vec<_>, Vec<_>) =
+        batches.iter().map(|batch| (daemon.connect(), body(batch))).unzip();
+    for (client, body) in clients.iter_mut().zip(&bodies) {
+        let length = body.len().to_string();
+        let headers = [("Authorization", TOKEN), ("Content-Length", &length)];
+        client.send(&request("POST", PATH, &headers, &body[..body.len() - 1]));
+    }
+    for client in &mut clients {
+        client.send(b"\n");
+    }
+    clients.iter_mut().map(Client::answer).collect()
 }
 
 /// How many keys are in use, and how many of them are retired.

@@ -5,7 +5,8 @@ use std::io::Read as _;
 use std::net::TcpListener;
 
 use crate::harness::daemon::Daemon;
-use crate::harness::programs::{self, auditgate};
+use crate::harness::machine;
+use crate::harness::programs::auditgate;
 use crate::harness::site::{Site, sink};
 use crate::harness::{PATIENCE, wait_until};
 
@@ -40,8 +41,11 @@ fn a_position_moves_only_after_the_sync_of_an_interval() {
 }
 
 fn the_order_is_kept(fsync: &str) {
-    let strace = ["strace", "-f", "-o", "/dev/null", "true"];
-    if !programs::are_there(&[&strace]) {
+    const STRACE: machine::Need = (
+        "strace is not installed, or may not trace its own children",
+        &["strace", "-D", "-f", "-o", "/dev/null", "true"],
+    );
+    if !machine::are_there(&[STRACE]) {
         return;
     }
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -57,7 +61,7 @@ fn the_order_is_kept(fsync: &str) {
         sink("all", "json", "[\"verified\", \"quarantine\"]"),
     ));
     let trace = site.path("trace");
-    let mut command = std::process::Command::new("strace");
+    let mut command = machine::command("strace");
     // -D: the child is the daemon itself, strace its grandchild. -xx -s: whole pages of the ledger, in hexadecimal.
     command.args(["-D", "-f", "-yy", "-xx", "-s", "4200", "-o"]).arg(&trace);
     command.args([

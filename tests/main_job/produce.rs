@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 
 use crate::harness::daemon::Daemon;
+use crate::harness::machine::ReservedPort;
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::{objects, quarantine};
 use crate::harness::site::{PATH, Site, TOKEN, sink};
@@ -124,9 +125,10 @@ fn a_batch_that_cannot_be_delivered_is_a_finding() {
 
 #[test]
 fn a_sender_outlives_a_restart_of_the_daemon() {
-    let site = with_own_key();
+    // The sender knows no other port than this one.
+    let port = ReservedPort::new();
+    let site = with_own_key().edit("127.0.0.1:0", &format!("127.0.0.1:{}", port.number()));
     let daemon = Daemon::start(&site);
-    let port = daemon.address.port().to_string();
     let mut sender = send(&daemon)
         .args(["--generate", "20000", "--batch-events", "50", "--quiet", "--key"])
         .arg(site.path("keys/signing-key.pem"))
@@ -137,8 +139,6 @@ fn a_sender_outlives_a_restart_of_the_daemon() {
         _ => Ok(()),
     });
     daemon.kill9();
-    // The same port again: the sender knows no other.
-    let site = site.edit("127.0.0.1:0", &format!("127.0.0.1:{port}"));
     let daemon = Daemon::start(&site);
     let status = sender.wait().unwrap();
     assert_eq!(status.code(), Some(0));

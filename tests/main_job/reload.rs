@@ -1,16 +1,19 @@
 //! Everything that can change while the daemon runs, changed under load: nobody notices, and what is wrong with the
 //! new changes nothing.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::fs::OFlags;
 use rustls::ClientConfig;
 
 use crate::harness::client::{Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::sign::Producer;
 use crate::harness::site::{PATH, Site, TOKEN, certificates, client_with_certificate, source};
-use crate::harness::{PATIENCE, body, wait_until};
+use crate::harness::{PATIENCE, SetOnDrop, body, wait_until};
 
 /// Waits until the log has a line with these words, behind the first `from` lines.
 fn said(daemon: &Daemon<'_>, from: usize, words: &str) -> String {
@@ -185,6 +188,7 @@ fn certificates_are_replaced_under_load() {
         client.try_post(PATH, None, b"").map(|answer| answer.status)
     };
     std::thread::scope(|scope| {
+        let _end = SetOnDrop(&stop);
         for _ in 0..2 {
             // One connection throughout: what it began with goes on.
             let mut client = daemon.connect();
@@ -213,7 +217,6 @@ fn certificates_are_replaced_under_load() {
         let newest = certificates(site.path("").as_path());
         said(&daemon, 0, "the certificate's files have changed and are taken up");
         assert_eq!(handshake(&newest).unwrap(), 200);
-        stop.store(true, Ordering::Relaxed);
     });
     daemon.settle();
     daemon.terminate();
@@ -261,14 +264,14 @@ fn a_reload_that_waits_for_a_file_does_not_keep_the_daemon_from_ending() {
     );
     daemon.signal("HUP");
     // Signals are told apart only while they are not handled: the second one must not overtake the first.
-    wait_until(PATIENCE, "it waits for the file", || {
-        let waits = std::fs::read_dir(format!("/proc/{}/task", daemon.process())).unwrap().any(|thread| {
-            let stack = thread.unwrap().path().join("wchan");
-            std::fs::read_to_string(stack).is_ok_and(|place| place.contains("wait_for_partner"))
-        });
-        if waits { Ok(()) } else { Err("no".to_owned()) }
+    let writer = wait_until(PATIENCE, "it waits for the file", || {
+        // Refused as long as nobody has it open for reading (fifo(7)).
+        let flags = OFlags::NONBLOCK.bits().try_into().unwrap();
+        let opened = File::options().write(true).custom_flags(flags).open(site.path("token"));
+        opened.map_err(|error| error.to_string())
     });
     assert_eq!(daemon.deliver(&site.producer.events(0..1)).accepted, 1);
     daemon.terminate();
+    drop(writer);
     assert_eq!(site.verified(), site.producer.events(0..1));
 }

@@ -11,7 +11,7 @@ use crate::harness::client::{Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::programs::auditgate;
 use crate::harness::site::{PATH, Site, TOKEN};
-use crate::harness::{PATIENCE, body, gzip, wait_until};
+use crate::harness::{PATIENCE, SetOnDrop, body, gzip, wait_until};
 
 /// A site that is to listen on a socket of ours.
 fn site_at(socket: &TcpListener) -> Site {
@@ -81,15 +81,6 @@ impl Load<'_> {
     }
 }
 
-/// Ends the senders, also when the test fails.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 const RESTARTS: usize = 4;
 
 #[test]
@@ -106,7 +97,7 @@ fn a_restart_under_load_costs_no_sender_anything() {
     };
     let mut daemon = start(&site, &socket);
     let last = std::thread::scope(|scope| {
-        let end = End(&load.is_over);
+        let end = SetOnDrop(&load.is_over);
         for is_kept in [true, true, false, false] {
             let load = &load;
             scope.spawn(move || load.send(is_kept));
@@ -166,21 +157,36 @@ fn a_connection_on_which_nothing_is_asked_yet_gets_a_last_answer() {
     assert_eq!(Receipt::of(&answered.post(None, &body(&site.producer.events(0..1)))).accepted, 1);
     let mut greeted = daemon.connect();
     greeted.send(b"");
-    let mut silent = daemon.connect();
+    let silent = daemon.connect();
     wait_until(PATIENCE, "all of them are accepted", || {
         let count = daemon.metrics()["auditgate_http_connections"].clone();
         if count == "3" { Ok(()) } else { Err(count) }
     });
+    let mut clients = [answered, greeted, silent];
+    let requests: Vec<_> = (1..4)
+        .map(|number| {
+            let event = site.producer.event(number);
+            let length = event.len().to_string();
+            request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", &length)], event.as_bytes())
+        })
+        .collect();
     daemon.signal("TERM");
     daemon.says("stopping: ");
-    for (number, client) in (1..).zip([&mut answered, &mut greeted, &mut silent]) {
-        let answer = client.post(None, &body(&site.producer.events(number..number + 1)));
+    // They have not much time left for it.
+    for (client, request) in clients.iter_mut().zip(&requests) {
+        client.send(request);
+    }
+    for client in &mut clients {
+        let answer = client.answer();
         assert_eq!(Receipt::of(&answer).accepted, 1);
         assert_eq!(answer.header("connection"), Some("close"));
         assert_eq!(client.rest(), b"");
     }
     assert_eq!(daemon.ended().code(), Some(0));
-    assert_eq!(site.verified(), site.producer.events(0..4));
+    let (mut found, mut sent) = (site.verified(), site.producer.events(0..4));
+    found.sort();
+    sent.sort();
+    assert_eq!(found, sent);
 }
 
 /// How many connections wait in the queue of a socket that listens (proc(5), `/proc/net/tcp`).

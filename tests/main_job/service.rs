@@ -6,9 +6,10 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::faults::preloaded;
+use crate::faults::{CC, preloaded};
 use crate::harness::daemon::{Daemon, Receipt};
-use crate::harness::programs::{self, auditgate};
+use crate::harness::machine;
+use crate::harness::programs::auditgate;
 use crate::harness::site::Site;
 use crate::harness::{PATIENCE, body, wait_until};
 
@@ -74,7 +75,7 @@ fn a_service_manager_hears_of_readiness_reloads_and_the_end() {
 
 #[test]
 fn a_writer_that_hangs_stops_the_pings_of_the_watchdog() {
-    if !programs::are_there(&[&["cc", "--version"]]) {
+    if !machine::are_there(&[CC]) {
         return;
     }
     const LIMIT: Duration = Duration::from_secs(2);

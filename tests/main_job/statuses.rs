@@ -480,7 +480,7 @@ fn rubbish_cannot_crowd_out_verified_events() {
 
 #[test]
 fn no_answer_to_a_body_that_is_cut_off_or_too_slow() {
-    let site = Site::new().limits("request_timeout = \"1s\"");
+    let site = Site::new().limits("request_timeout = \"3s\"");
     let daemon = Daemon::start(&site);
     let event = site.producer.event(0);
     let half = &event.as_bytes()[..event.len() / 2];

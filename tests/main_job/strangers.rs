@@ -14,9 +14,10 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::harness::client::{Answer, Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
-use crate::harness::programs::{are_there, run};
+use crate::harness::machine;
+use crate::harness::programs::run;
 use crate::harness::site::{PATH, Site, TOKEN};
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::{PATIENCE, SetOnDrop, wait_until};
 
 const HERE: [u8; 4] = [127, 0, 0, 1];
 const ELSEWHERE: [u8; 4] = [127, 0, 0, 2];
@@ -81,13 +82,18 @@ fn an_address_displaces_its_own_strangers_only() {
         is_answered(sender, &site, number);
     }
     // One sender had to displace a stranger; it then left its place to the next.
-    assert_eq!(flood.iter_mut().map(Client::is_open).filter(|is_open| *is_open).count(), 1);
+    wait_until(PATIENCE, "one stranger is left", || {
+        match flood.iter_mut().map(Client::is_open).filter(|is_open| *is_open).count() {
+            1 => Ok(()),
+            left => Err(left.to_string()),
+        }
+    });
     assert_eq!(daemon.metrics()[&closed("evicted")], "0");
 }
 
 #[test]
 fn who_is_too_slow_is_closed_without_an_answer() {
-    let site = Site::new().limits("request_timeout = \"1s\"");
+    let site = Site::new().limits("request_timeout = \"3s\"");
     let daemon = Daemon::start(&site);
     let begun = Instant::now();
     let silent = TcpStream::connect(daemon.address).unwrap();
@@ -127,7 +133,7 @@ fn who_is_too_slow_is_closed_without_an_answer() {
 
 #[test]
 fn who_does_not_read_its_answers_is_closed() {
-    let site = Site::new().plain().limits("request_timeout = \"1s\"");
+    let site = Site::new().plain().limits("request_timeout = \"3s\"");
     let daemon = Daemon::start(&site);
     let mut client = daemon.connect();
     let questions = request("GET", "/nowhere", &[], b"").repeat(1000);
@@ -138,7 +144,7 @@ fn who_does_not_read_its_answers_is_closed() {
 
 #[test]
 fn a_shortage_of_descriptors_is_survived() {
-    if !are_there(&[&["prlimit", "--version"]]) {
+    if !machine::are_there(&[("prlimit is not installed", &["prlimit", "--version"])]) {
         return;
     }
     let site = Site::new();
@@ -148,11 +154,7 @@ fn a_shortage_of_descriptors_is_survived() {
     let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.process())).unwrap().count();
     let limit = |files: usize| {
         let process = daemon.process().to_string();
-        run(std::process::Command::new("prlimit").args([
-            "--pid",
-            &process,
-            &format!("--nofile={files}:20000"),
-        ]));
+        run(std::process::Command::new("prlimit").args(["--pid", &process, &format!("--nofile={files}:")]));
     };
     limit(open + 12);
     let strangers: Vec<TcpStream> =
@@ -166,7 +168,7 @@ fn a_shortage_of_descriptors_is_survived() {
     let said = daemon.log().iter().filter(|line| line.contains("cannot accept connections")).count();
     assert!(said <= 2, "it was said {said} times");
     drop(strangers);
-    limit(10_000);
+    limit(open + 200);
     is_answered(&mut daemon.connect(), &site, 2);
     daemon.settle();
     assert_eq!(site.verified(), site.producer.events(0..3));
@@ -214,7 +216,11 @@ fn what_can_be_read_in_two_ways_is_refused_and_counted() {
         assert!(text.contains("content-type: application/problem+json\r\n"), "{text}");
         assert!(text.contains("connection: close\r\n"), "{text}");
         assert_eq!(text.matches("HTTP/1.1 ").count() - text.matches("no HTTP/1.1 ").count(), 1, "{text}");
-        assert_eq!(count("") + count("us"), number, "{shape:?}");
+        wait_until(PATIENCE, "it is counted", || {
+            let counted = count("") + count("us");
+            assert!(counted <= number, "{shape:?}");
+            if counted == number { Ok(()) } else { Err(counted.to_string()) }
+        });
     }
     // Both lengths: the chunks count, and the connection is closed behind them (RFC 9112, section 6.1).
     for both in [
@@ -246,9 +252,9 @@ struct Latencies(Vec<Duration>);
 
 impl Latencies {
     /// Sends batches, each on a connection of its own, until it is told to stop and has sent at least `least`.
-    fn of(daemon: &Daemon<'_>, first: u64, least: usize, stop: &AtomicBool) -> Self {
+    fn of(daemon: &Daemon<'_>, least: usize, stop: &AtomicBool) -> Self {
         let mut latencies = Vec::new();
-        for number in first.. {
+        for number in 0.. {
             let event = daemon.site.producer.event(number);
             let begun = Instant::now();
             let answer = daemon.connect().try_post(PATH, None, event.as_bytes());
@@ -268,18 +274,22 @@ impl Latencies {
     }
 }
 
-/// Does something while a genuine sender sends, whose batches must all be taken, and not much later than before.
+/// Does something while a genuine sender sends, whose batches must all be taken, and not much later than those of
+/// another sender to another daemon at the same time: what else the machine does slows down both.
 fn undisturbed(daemon: &Daemon<'_>, what: &str, disturb: impl FnOnce()) {
-    let baseline = Latencies::of(daemon, 1_000_000, 50, &AtomicBool::new(true));
+    let other_site = Site::new();
+    let other = Daemon::start(&other_site);
     let stop = AtomicBool::new(false);
-    let disturbed = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| Latencies::of(daemon, 0, 100, &stop));
+    let (disturbed, baseline) = std::thread::scope(|scope| {
+        let senders = [daemon, &other].map(|to| scope.spawn(|| Latencies::of(to, 100, &stop)));
+        let end = SetOnDrop(&stop);
         disturb();
-        stop.store(true, Ordering::Relaxed);
-        sender.join().unwrap()
+        drop(end);
+        let [disturbed, baseline] = senders.map(|sender| sender.join().unwrap());
+        (disturbed, baseline)
     });
     eprintln!(
-        "{what}: {} batches, p99 {:?}, longest {:?}; before: p99 {:?}",
+        "{what}: {} batches, p99 {:?}, longest {:?}; to another daemon: p99 {:?}",
         disturbed.0.len(),
         disturbed.p99(),
         disturbed.0.last().unwrap(),
@@ -332,7 +342,7 @@ fn slow_strangers_do_not_hurt_a_genuine_sender() {
 
 #[test]
 fn slow_bodies_with_a_token_do_not_hurt_a_genuine_sender() {
-    let site = Site::new().limits("request_timeout = \"2s\"");
+    let site = Site::new().limits("request_timeout = \"4s\"");
     let daemon = Daemon::start(&site);
     undisturbed(&daemon, "64 slow bodies with a token", || {
         let mut slow: Vec<Client> = (0..64)

@@ -4,10 +4,11 @@ use rusqlite::Connection;
 use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::machine::ReservedPort;
 use crate::harness::records::objects;
 use crate::harness::sign::cef;
 use crate::harness::site::{PATH, Site, sink, source};
-use crate::harness::syslog::{SyslogServer, free_port};
+use crate::harness::syslog::SyslogServer;
 use crate::harness::{PATIENCE, body, wait_until};
 
 #[test]
@@ -52,11 +53,12 @@ fn json_says_which_lines_are_verified() {
 
 #[test]
 fn the_quarantine_goes_into_a_database_and_to_a_syslog_server() {
-    let port = free_port();
-    let server = SyslogServer::start(port);
+    let port = ReservedPort::new();
+    let server = SyslogServer::start(&port);
     let more = format!(
         "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\nstream = [\"verified\", \"quarantine\"]\n\
-         [sinks.siem]\ntype = \"syslog\"\naddress = \"tcp://127.0.0.1:{port}\"\nstream = \"quarantine\"\n"
+         [sinks.siem]\ntype = \"syslog\"\naddress = \"tcp://127.0.0.1:{}\"\nstream = \"quarantine\"\n",
+        port.number()
     );
     let site = Site::new().sinks(&(sink("quarantine", "json", "\"quarantine\"") + &more));
     let daemon = Daemon::start(&site);

@@ -4,9 +4,13 @@ use std::fs::File;
 use std::process::{Child, Command, Stdio};
 
 use crate::harness::daemon::Daemon;
+use crate::harness::machine::{self, Need};
 use crate::harness::programs;
 use crate::harness::site::{Site, lines, sink};
 use crate::harness::{PATIENCE, wait_until};
+
+/// The interval at which it looks is GNU's.
+const TAIL: Need = ("GNU tail is not installed", &["tail", "--sleep-interval=0.01", "/dev/null"]);
 
 /// A `tail -F` of `verified.log` that writes what it sees to `seen`.
 struct Tail<'s> {
@@ -72,12 +76,18 @@ fn follow(more: &str, disturb: impl Fn(&Site, &Daemon<'_>, u64)) -> Site {
 
 #[test]
 fn our_own_rotation_is_seamless() {
+    if !machine::are_there(&[TAIL]) {
+        return;
+    }
     let site = follow("rotate = { size = \"20KiB\" }\n", |_, _, _| ());
     assert!(site.rotated("verified.log").len() >= 6);
 }
 
 #[test]
 fn a_file_that_is_moved_away_is_made_anew() {
+    if !machine::are_there(&[TAIL]) {
+        return;
+    }
     let site = follow("", |site, _, batch| {
         std::fs::rename(site.path("verified.log"), site.path(format!("verified.log.{batch:04}"))).unwrap();
     });
@@ -86,7 +96,7 @@ fn a_file_that_is_moved_away_is_made_anew() {
 
 #[test]
 fn logrotate_in_its_rename_mode_needs_no_signal_and_may_send_one() {
-    if !programs::are_there(&[&["logrotate", "--version"]]) {
+    if !machine::are_there(&[TAIL, ("logrotate is not installed", &["logrotate", "--version"])]) {
         return;
     }
     for (mode, signals) in [("nocreate", false), ("create 0640", false), ("nocreate", true), ("create", true)]
@@ -98,7 +108,7 @@ fn logrotate_in_its_rename_mode_needs_no_signal_and_may_send_one() {
                 path.display()
             );
             site.write("logrotate.conf", rules);
-            let mut logrotate = Command::new("logrotate");
+            let mut logrotate = machine::command("logrotate");
             logrotate.args(["--force", "--state"]).arg(site.path("logrotate.state"));
             programs::run(logrotate.arg(site.path("logrotate.conf")));
             if signals {

@@ -122,6 +122,9 @@ impl Sink for SyslogSink {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/main_job/harness/machine.rs"]
+mod machine;
+#[cfg(test)]
 mod servers;
 #[cfg(test)]
 mod tests;

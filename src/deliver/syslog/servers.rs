@@ -1,31 +1,31 @@
 //! The syslog sink against the daemons that it will meet: rsyslog and syslog-ng, each over every transport.
 //!
-//! A daemon that is not installed is skipped, and said so; with `AUDITGATE_TESTS_NO_SKIP=1` it is a failure. On
-//! Debian: rsyslog, rsyslog-gnutls and syslog-ng-core. They run in the foreground with files of their own.
+//! Debian has them in the packages rsyslog, rsyslog-gnutls and syslog-ng-core. They run in the foreground with files of
+//! their own.
 
-#![expect(clippy::print_stderr, reason = "a test says what it skips")]
-
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
+use super::machine::{self, RSYSLOG, RSYSLOG_TLS, ReservedPort};
 use super::{Options, SyslogSink};
 use crate::deliver::sink::{Item, Sink as _};
 use crate::ledger::Position;
 use crate::net::{Facility, Framing, Identity, SyslogAddress};
 use crate::wire::event::{Reason, Verdict};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Long enough for a loaded machine.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Where everything of one daemon is.
 struct Place {
     directory: tempfile::TempDir,
-    tcp: u16,
-    newline: u16,
-    tls: u16,
+    tcp: ReservedPort,
+    newline: ReservedPort,
+    tls: ReservedPort,
     udp: u16,
 }
 
@@ -46,8 +46,7 @@ impl Place {
             std::fs::write(directory.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
             std::fs::write(directory.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
         }
-        let sockets = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [tcp, newline, tls] = sockets.each_ref().map(|socket| socket.local_addr().unwrap().port());
+        let [tcp, newline, tls] = [(); 3].map(|()| ReservedPort::new());
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self { directory, tcp, newline, tls, udp }
     }
@@ -59,17 +58,17 @@ impl Place {
     fn fill(&self, template: &str) -> String {
         template
             .replace("@DIR@", &self.directory.path().display().to_string())
-            .replace("@TCP@", &self.tcp.to_string())
-            .replace("@NEWLINE@", &self.newline.to_string())
-            .replace("@TLS@", &self.tls.to_string())
+            .replace("@TCP@", &self.tcp.number().to_string())
+            .replace("@NEWLINE@", &self.newline.number().to_string())
+            .replace("@TLS@", &self.tls.number().to_string())
             .replace("@UDP@", &self.udp.to_string())
     }
 
     fn options(&self, transport: &str) -> Options {
         let (address, framing) = match transport {
-            "tcp" => (format!("tcp://127.0.0.1:{}", self.tcp), Framing::OctetCounting),
-            "newline" => (format!("tcp://127.0.0.1:{}", self.newline), Framing::Newline),
-            "tls" => (format!("tls://localhost:{}", self.tls), Framing::OctetCounting),
+            "tcp" => (format!("tcp://127.0.0.1:{}", self.tcp.number()), Framing::OctetCounting),
+            "newline" => (format!("tcp://127.0.0.1:{}", self.newline.number()), Framing::Newline),
+            "tls" => (format!("tls://localhost:{}", self.tls.number()), Framing::OctetCounting),
             "udp" => (format!("udp://127.0.0.1:{}", self.udp), Framing::OctetCounting),
             unix => (format!("unix://{}", self.path(unix).display()), Framing::Newline),
         };
@@ -102,19 +101,6 @@ impl Drop for Daemon {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Where a program is, or none after telling that its test is skipped.
-fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    let found = places.map(|place| place.join(name)).find(|file| file.is_file());
-    if found.is_none() {
-        let wanted = std::env::var_os("AUDITGATE_TESTS_NO_SKIP").is_some_and(|value| value == "1");
-        assert!(!wanted, "{name} is not installed");
-        eprintln!("SKIPPED: {name} is not installed");
-    }
-    found
 }
 
 fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
@@ -251,12 +237,10 @@ fn outlive(place: &Place, transport: &str, daemon: &mut Option<Daemon>, start: i
     assert!(came <= (CHUNKS + 1) * EVENTS, "{came}: only one chunk may come again");
 }
 
-/// Until every TCP port and the named Unix sockets are there; for UDP a refused message tells.
-fn wait_for(place: &Place, sockets: &[&str]) {
+/// Until the TCP ports and the named Unix sockets are there; for UDP a refused message tells.
+fn wait_for(place: &Place, ports: &[&ReservedPort], sockets: &[&str]) {
     until("the daemon does not listen", || {
-        let tcp = [place.tcp, place.newline, place.tls]
-            .iter()
-            .all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
+        let tcp = ports.iter().all(|port| TcpStream::connect(("127.0.0.1", port.number())).is_ok());
         (tcp && sockets.iter().all(|name| place.path(name).exists())).then_some(())
     });
 }
@@ -271,35 +255,21 @@ fn log(path: &Path) -> Stdio {
     std::fs::File::create(path).unwrap().into()
 }
 
-#[test]
-fn rsyslog_reads_every_part() {
-    const CONFIGURATION: &str = r#"
-        global(workDirectory="@DIR@" maxMessageSize="64k" net.enableDNS="off"
-               defaultNetstreamDriverCAFile="@DIR@/ca.pem"
-               defaultNetstreamDriverCertFile="@DIR@/localhost.pem"
-               defaultNetstreamDriverKeyFile="@DIR@/localhost.key")
-        module(load="imudp")
-        module(load="imtcp")
-        module(load="imuxsock" SysSock.Use="off")
-        input(type="imudp" address="127.0.0.1" port="@UDP@")
-        input(type="imtcp" address="127.0.0.1" port="@TCP@")
-        input(type="imtcp" address="127.0.0.1" port="@NEWLINE@")
-        input(type="imtcp" address="127.0.0.1" port="@TLS@" streamDriver.name="gtls" streamDriver.mode="1"
-              streamDriver.authMode="x509/name" permittedPeer="client.test")
-        input(type="imuxsock" socket="@DIR@/dgram" useSpecialParser="off" parseHostname="on"
-              ignoreTimestamp="off" useSysTimeStamp="off")
+/// How rsyslog writes what it has read, for [`exchange`].
+const RSYSLOG_OUTPUT: &str = r#"
         template(name="parts" type="string"
                  string="%pri%\t%timereported:::date-rfc3339%\t%hostname%\t%app-name%\t%procid%\t%msgid%\t%structured-data%\t%msg%\n")
         action(type="omfile" file="@DIR@/out" template="parts")
     "#;
-    let Some(rsyslogd) = program("rsyslogd") else { return };
-    let place = Place::new();
-    let configuration = write_configuration(&place, CONFIGURATION);
-    let start = || {
+
+/// What starts rsyslog with some inputs.
+fn rsyslog(place: &Place, inputs: &str) -> impl Fn() -> Daemon {
+    let configuration = write_configuration(place, &[inputs, RSYSLOG_OUTPUT].concat());
+    move || {
         // A pid file left by the one before keeps it from starting.
         let _ = std::fs::remove_file(place.path("pid"));
         Daemon::start(
-            Command::new(&rsyslogd)
+            machine::command("rsyslogd")
                 .args(["-n", "-C", "-f"])
                 .arg(&configuration)
                 .arg("-i")
@@ -307,19 +277,59 @@ fn rsyslog_reads_every_part() {
                 .env("TZ", "UTC")
                 .stderr(log(&place.path("errors"))),
         )
-    };
+    }
+}
+
+#[test]
+fn rsyslog_reads_every_part() {
+    const INPUTS: &str = r#"
+        global(workDirectory="@DIR@" maxMessageSize="64k" net.enableDNS="off")
+        module(load="imudp")
+        module(load="imtcp")
+        module(load="imuxsock" SysSock.Use="off")
+        input(type="imudp" address="127.0.0.1" port="@UDP@")
+        input(type="imtcp" address="127.0.0.1" port="@TCP@")
+        input(type="imtcp" address="127.0.0.1" port="@NEWLINE@")
+        input(type="imuxsock" socket="@DIR@/dgram" useSpecialParser="off" parseHostname="on"
+              ignoreTimestamp="off" useSysTimeStamp="off")
+    "#;
+    if !machine::are_there(&[RSYSLOG]) {
+        return;
+    }
+    let place = Place::new();
+    let start = rsyslog(&place, INPUTS);
     let mut daemon = Some(start());
-    wait_for(&place, &["dgram"]);
-    for transport in ["tcp", "newline", "tls", "udp", "dgram"] {
+    wait_for(&place, &[&place.tcp, &place.newline], &["dgram"]);
+    for transport in ["tcp", "newline", "udp", "dgram"] {
         exchange(&place, "rsyslog", transport);
     }
+    outlive(&place, "tcp", &mut daemon, start);
+}
+
+#[test]
+fn rsyslog_reads_every_part_over_tls() {
+    const INPUTS: &str = r#"
+        global(workDirectory="@DIR@" maxMessageSize="64k" net.enableDNS="off"
+               defaultNetstreamDriverCAFile="@DIR@/ca.pem"
+               defaultNetstreamDriverCertFile="@DIR@/localhost.pem"
+               defaultNetstreamDriverKeyFile="@DIR@/localhost.key")
+        module(load="imtcp")
+        input(type="imtcp" address="127.0.0.1" port="@TLS@" streamDriver.name="gtls" streamDriver.mode="1"
+              streamDriver.authMode="x509/name" permittedPeer="client.test")
+    "#;
+    if !machine::are_there(&[RSYSLOG, RSYSLOG_TLS]) {
+        return;
+    }
+    let place = Place::new();
+    let start = rsyslog(&place, INPUTS);
+    let mut daemon = Some(start());
+    wait_for(&place, &[&place.tls], &[]);
+    exchange(&place, "rsyslog", "tls");
     // Of the right authority with another name, which rsyslog looks at after the handshake.
     let stranger = Identity { cert: place.path("localhost.pem"), key: place.path("localhost.key") };
     refuse(&place, Some(stranger));
     refuse(&place, None);
-    for transport in ["tcp", "tls"] {
-        outlive(&place, transport, &mut daemon, start);
-    }
+    outlive(&place, "tls", &mut daemon, start);
 }
 
 #[test]
@@ -338,12 +348,14 @@ fn syslog_ng_reads_every_part() {
         destination d { file("@DIR@/out" template("$PRI\t$ISODATE\t$HOST\t$PROGRAM\t$PID\t$MSGID\t$SDATA\t$MSG\n")); };
         log { source(s); destination(d); };
     "#;
-    let Some(syslog_ng) = program("syslog-ng") else { return };
+    if !machine::are_there(&[("syslog-ng is not installed", &["syslog-ng", "--version"])]) {
+        return;
+    }
     let place = Place::new();
     let configuration = write_configuration(&place, CONFIGURATION);
     let start = || {
         Daemon::start(
-            Command::new(&syslog_ng)
+            machine::command("syslog-ng")
                 .args(["--foreground", "--no-caps", "--stderr", "--cfgfile"])
                 .arg(&configuration)
                 .arg("--persist-file")
@@ -356,7 +368,7 @@ fn syslog_ng_reads_every_part() {
         )
     };
     let mut daemon = Some(start());
-    wait_for(&place, &["dgram", "stream"]);
+    wait_for(&place, &[&place.tcp, &place.newline, &place.tls], &["dgram", "stream"]);
     for transport in ["tcp", "newline", "tls", "udp", "dgram", "stream"] {
         exchange(&place, "syslog-ng", transport);
     }

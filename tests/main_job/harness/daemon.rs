@@ -23,6 +23,15 @@ pub(crate) struct Daemon<'s> {
     reader: Option<JoinHandle<()>>,
 }
 
+/// Kills a daemon when it is dropped.
+pub(crate) struct KillOnDrop<'d>(&'d Daemon<'d>);
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.try_signal("KILL");
+    }
+}
+
 /// What a 200 says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Receipt {
@@ -248,9 +257,19 @@ impl<'s> Daemon<'s> {
 
     /// Sends a signal; the daemon goes on for as long as it likes.
     pub(crate) fn signal(&self, name: &str) {
+        assert!(self.try_signal(name));
+    }
+
+    fn try_signal(&self, name: &str) -> bool {
         // The shell's own `kill`: one process, ours, by its number.
         let script = format!("kill -{name} {}", self.process());
-        assert!(Command::new("sh").arg("-c").arg(script).status().unwrap().success());
+        Command::new("sh").arg("-c").arg(script).status().is_ok_and(|status| status.success())
+    }
+
+    /// SIGKILL when what is returned is dropped: threads that talk to the daemon until it is gone end also where the
+    /// test fails.
+    pub(crate) fn kill_on_drop(&self) -> KillOnDrop<'_> {
+        KillOnDrop(self)
     }
 
     /// SIGTERM: returns when it has ended, which must be in order.

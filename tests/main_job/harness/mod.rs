@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod daemon;
 pub(crate) mod key_server;
+pub(crate) mod machine;
 pub(crate) mod programs;
 pub(crate) mod records;
 pub(crate) mod rsyslog;
@@ -10,6 +11,7 @@ pub(crate) mod sign;
 pub(crate) mod site;
 pub(crate) mod syslog;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; nobody waits for it unless the test fails.
@@ -32,6 +34,15 @@ pub(crate) fn wait_until<T>(
                 (start.elapsed() / 10).clamp(Duration::from_millis(2), Duration::from_millis(50)),
             ),
         }
+    }
+}
+
+/// Sets a flag when it is dropped, so that the threads which look at it end also where the test fails.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,27 +1,7 @@
-//! Programs of others that a test works with.
+//! Programs that a test runs: ours, and those of others.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-/// Whether the programs are there; says so when they are not. With `AUDITGATE_TESTS_NO_SKIP=1` a missing one
-/// fails the test.
-pub(crate) fn are_there(programs: &[&[&str]]) -> bool {
-    for command in programs {
-        let found = Command::new(command[0]).args(&command[1..]).output();
-        if found.is_ok_and(|output| output.status.success()) {
-            continue;
-        }
-        let missing = command.join(" ");
-        assert!(!must_not_skip(), "`{missing}` does not run, and AUDITGATE_TESTS_NO_SKIP is set");
-        eprintln!("skipped: `{missing}` does not run");
-        return false;
-    }
-    true
-}
-
-fn must_not_skip() -> bool {
-    std::env::var_os("AUDITGATE_TESTS_NO_SKIP").is_some_and(|value| value == "1")
-}
 
 /// Runs a command that must succeed.
 pub(crate) fn run(command: &mut Command) -> Output {

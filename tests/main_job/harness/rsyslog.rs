@@ -1,20 +1,20 @@
 //! A real syslog server.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
+use super::machine::{self, Need, RSYSLOG, RSYSLOG_TLS, ReservedPort};
 use super::site::Site;
 
-const RSYSLOGD: &str = "/usr/sbin/rsyslogd";
-
-/// A command that runs where rsyslog is installed.
-pub(crate) const PROBE: [&str; 2] = [RSYSLOGD, "-v"];
+/// What [`Rsyslog`] needs.
+pub(crate) const NEEDS: [Need; 2] = [RSYSLOG, RSYSLOG_TLS];
 
 /// A real syslog server that takes TLS only.
 pub(crate) struct Rsyslog(Child);
 
 impl Rsyslog {
-    /// Starts it for a site, on a port of this machine; what it gets is appended to `received`.
-    pub(crate) fn start(site: &Site, port: u16) -> Self {
+    /// Starts it for a site; what it gets is appended to `received`.
+    pub(crate) fn start(site: &Site, port: &ReservedPort) -> Self {
+        let port = port.number();
         let directory = site.path("").display().to_string();
         let configuration = format!(
             r#"
@@ -30,7 +30,7 @@ impl Rsyslog {
             "#
         );
         site.write("rsyslog.conf", configuration);
-        let mut command = Command::new(RSYSLOGD);
+        let mut command = machine::command("rsyslogd");
         command
             .args(["-n", "-C", "-f"])
             .arg(site.path("rsyslog.conf"))

@@ -178,6 +178,12 @@ pub(crate) fn lines(bytes: &[u8]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// The whole lines of a file that is still being written.
+pub(crate) fn whole_lines(bytes: &[u8]) -> Vec<String> {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    lines(&bytes[..end])
+}
+
 /// A CA (`ca.pem`, `ca-key.pem`), the daemon's certificate from it (`cert.pem`, `key.pem`) and a client's trust in it.
 pub(crate) fn certificates(directory: &Path) -> Arc<ClientConfig> {
     let ca_key = rcgen::KeyPair::generate().unwrap();

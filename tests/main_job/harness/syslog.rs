@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{PATIENCE, wait_until};
+use super::machine::ReservedPort;
 
 /// Where a message ends.
 #[derive(Clone, Copy, Debug)]
@@ -20,22 +20,15 @@ pub(crate) struct SyslogServer {
     received: Arc<Mutex<Vec<String>>>,
 }
 
-/// A port that nobody has at this moment.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 impl SyslogServer {
-    /// Listens on a port, which may have been somebody else's for a moment, and counts octets.
-    pub(crate) fn start(port: u16) -> Self {
+    /// Listens on a port and counts octets.
+    pub(crate) fn start(port: &ReservedPort) -> Self {
         Self::start_with(port, Framing::OctetCounting)
     }
 
     /// Listens on a port, for messages framed that way.
-    pub(crate) fn start_with(port: u16, framing: Framing) -> Self {
-        let listener = wait_until(PATIENCE, "the port is free", || {
-            TcpListener::bind(("127.0.0.1", port)).map_err(|error| error.to_string())
-        });
+    pub(crate) fn start_with(port: &ReservedPort, framing: Framing) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port.number())).unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&received);
         std::thread::spawn(move || {
