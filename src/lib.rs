@@ -16,7 +16,7 @@
 //!
 //! Beside that road: [`send`] is the producer's side, on the same [`wire`]; [`prove`] checks saved lines again, offline; [`config`] turns the operator's file into
 //! checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows what is going on; [`database`] says how SQLite is kept; [`printable`] keeps foreign
-//! text from steering terminals. [`cli`] is the command line, and `cli/serve` the only place where the parts
+//! text from steering terminals; [`log_throttle`] keeps peers and failing sinks from flooding the log. [`cli`] is the command line, and `cli/serve` the only place where the parts
 //! are put together.
 //!
 //! # Directions
@@ -31,6 +31,7 @@ pub mod database;
 pub mod deliver;
 pub mod ingest;
 pub mod ledger;
+pub mod log_throttle;
 pub mod net;
 pub mod observe;
 pub mod printable;

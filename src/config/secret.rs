@@ -37,8 +37,12 @@ impl Secret {
     /// at an end (which HTTP strips).
     pub fn new(bytes: Vec<u8>) -> Result<Self, SecretError> {
         let bytes = Zeroizing::new(bytes);
+        const HEADER_NAME: &[u8] = b"authorization:";
         if bytes.is_empty() {
             Err(SecretError::Empty)
+        } else if bytes.get(..HEADER_NAME.len()).is_some_and(|start| start.eq_ignore_ascii_case(HEADER_NAME))
+        {
+            Err(SecretError::HeaderName)
         } else if bytes.len() > MAX_SECRET {
             Err(SecretError::TooLong)
         } else if bytes.trim_ascii().len() != bytes.len() {
@@ -100,6 +104,9 @@ pub enum SecretError {
     /// There is nothing in it.
     #[error("the secret is empty")]
     Empty,
+    /// The whole header field where its value is wanted.
+    #[error("the secret begins with `Authorization:`, the name of the header")]
+    HeaderName,
     /// Longer than [`MAX_SECRET`].
     #[error("the secret is longer than 8KiB")]
     TooLong,
@@ -150,6 +157,7 @@ impl SecretError {
     pub(super) fn hint(&self) -> String {
         match self {
             Self::Empty => "put the exact value of the sender's Authorization header into it".to_owned(),
+            Self::HeaderName => "leave out `Authorization:` and keep what follows it".to_owned(),
             Self::TooLong | Self::ControlCharacter => {
                 "it must be one line, fit for an HTTP header".to_owned()
             }
@@ -218,7 +226,9 @@ fn read_file(path: &Path) -> Result<Secret, SecretError> {
     if bytes.len() == ROOM {
         return Err(SecretError::TooLong);
     }
-    Secret::new(bytes.trim_ascii().to_vec())
+    // Some editors write a byte order mark in front of text.
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    Secret::new(text.trim_ascii().to_vec())
 }
 
 #[cfg(test)]

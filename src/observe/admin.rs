@@ -6,16 +6,18 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -75,17 +77,21 @@ pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>
     match &socket {
         Socket::Tcp(socket) => {
             let accept = || async move { Ok(socket.accept().await?.0) };
-            serve_accepted(accept, pages, shutdown).await;
+            serve_accepted(accept, pages, true, shutdown).await;
         }
         Socket::Unix(socket) => {
             let accept = || async move { Ok(socket.accept().await?.0) };
-            serve_accepted(accept, pages, shutdown).await;
+            serve_accepted(accept, pages, false, shutdown).await;
         }
     }
 }
 
-async fn serve_accepted<A, F, S>(mut accept: A, pages: Pages, shutdown: watch::Receiver<bool>)
-where
+async fn serve_accepted<A, F, S>(
+    mut accept: A,
+    pages: Pages,
+    is_network: bool,
+    shutdown: watch::Receiver<bool>,
+) where
     A: FnMut() -> F,
     F: Future<Output = io::Result<S>>,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -108,7 +114,7 @@ where
         match accepted {
             Ok(stream) => {
                 failing = false;
-                let connection = converse(stream, Arc::clone(&pages), shutdown.clone());
+                let connection = converse(stream, Arc::clone(&pages), is_network, shutdown.clone());
                 tokio::spawn(async move {
                     connection.await;
                     drop(place);
@@ -143,12 +149,12 @@ async fn until_stopped(shutdown: &mut watch::Receiver<bool>) {
 }
 
 /// One connection, from its first request to its end.
-async fn converse<S>(stream: S, pages: Arc<Pages>, mut shutdown: watch::Receiver<bool>)
+async fn converse<S>(stream: S, pages: Arc<Pages>, is_network: bool, mut shutdown: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(|request| {
-        let response = answer(&request, &pages);
+        let response = answer(&request, &pages, is_network);
         async { Ok::<_, Infallible>(response) }
     });
     let mut connection = pin!(
@@ -176,10 +182,20 @@ where
 }
 
 /// hyper leaves the body out of an answer to HEAD.
-fn answer<B>(request: &Request<B>, pages: &Pages) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const ENDPOINTS: &str = "Not found; there are /metrics, /healthz and /readyz.\n";
 
+    // Without a token, a page in a browser of this machine could read the answers once its own name leads here (DNS
+    // rebinding); it cannot choose the name in `Host`.
+    if is_network && (pages.authorise)(None) && !is_for_this_machine(request) {
+        return response(
+            StatusCode::MISDIRECTED_REQUEST,
+            TEXT,
+            "Without a token the admin endpoint answers to an IP address or localhost in Host only; use one of \
+             these, or set [admin] token.\n",
+        );
+    }
     if !(pages.authorise)(bearer(request.headers())) {
         let mut refusal =
             response(StatusCode::UNAUTHORIZED, TEXT, "Authorization must be Bearer and the admin token.\n");
@@ -210,6 +226,23 @@ fn answer<B>(request: &Request<B>, pages: &Pages) -> Response<Full<Bytes>> {
                 response(StatusCode::SERVICE_UNAVAILABLE, "application/json", not_ready(&problems))
             }
         },
+    }
+}
+
+/// Whether a request names its host by a literal address or as `localhost` (RFC 9110, section 7.2); only HTTP/1.0
+/// names none.
+fn is_for_this_machine<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => request.version() == Version::HTTP_10,
+        (Some(host), None) => {
+            let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+            authority.is_some_and(|authority| {
+                let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+                host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+            })
+        }
+        _ => false,
     }
 }
 
@@ -289,8 +322,9 @@ mod tests {
         /// With further header fields, each with its line end.
         async fn ask_with(&self, method: &str, target: &str, headers: &str) -> String {
             let mut stream = TcpStream::connect(self.address).await.unwrap();
-            let request =
-                format!("{method} {target} HTTP/1.1\r\nHost: a\r\n{headers}Connection: close\r\n\r\n");
+            let request = format!(
+                "{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n"
+            );
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
@@ -314,6 +348,38 @@ mod tests {
             assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "closed early");
         }
         String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_name_of_somebody_else_is_answered_with_a_token_only() {
+        let ask = async |endpoint: &Endpoint, host: &str, more: &str| {
+            let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
+            let request = format!("GET /healthz HTTP/1.1\r\n{host}{more}Connection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer.split(' ').nth(1).unwrap().to_owned()
+        };
+        let endpoint = Endpoint::start().await;
+        for host in ["127.0.0.1:9464", "[::1]:9464", "::1", "localhost", "LOCALHOST:9464", "192.0.2.1"] {
+            let wanted = if host == "::1" { "421" } else { "200" };
+            assert_eq!(ask(&endpoint, &format!("Host: {host}\r\n"), "").await, wanted, "{host}");
+        }
+        for host in [
+            "Host: evil.example\r\n",
+            "Host: 127.0.0.1.evil.example\r\n",
+            "Host: \r\n",
+            "Host: localhost\r\nHost: localhost\r\n",
+            "",
+        ] {
+            assert_eq!(ask(&endpoint, host, "").await, "421", "{host}");
+        }
+        endpoint.stop().await;
+        let endpoint = Endpoint::start_for(Box::new(|shown| shown == Some(b"t"))).await;
+        let token = "Authorization: Bearer t\r\n";
+        assert_eq!(ask(&endpoint, "Host: metrics.example\r\n", token).await, "200");
+        assert_eq!(ask(&endpoint, "Host: metrics.example\r\n", "").await, "401");
+        endpoint.stop().await;
     }
 
     #[tokio::test]
@@ -421,7 +487,10 @@ mod tests {
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(serve(socket, pages, stopped));
         let mut stream = UnixStream::connect(&path).await.unwrap();
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert_eq!(body(&answer), "ok");
@@ -434,14 +503,14 @@ mod tests {
         let endpoint = Endpoint::start().await;
         let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
         for _ in 0..3 {
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
             read_until(&mut stream, "\r\n\r\nok").await;
         }
         let mut garbage = TcpStream::connect(endpoint.address).await.unwrap();
         garbage.write_all(b"\x16\x03\x01\x02\x00\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         garbage.read_to_end(&mut answer).await.unwrap();
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         read_until(&mut stream, "\r\n\r\nok").await;
         endpoint.stop().await;
     }
@@ -450,7 +519,7 @@ mod tests {
     async fn shutdown_closes_idle_connections_and_returns() {
         let endpoint = Endpoint::start().await;
         let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         read_until(&mut stream, "\r\n\r\nok").await;
         endpoint.stop().await;
         assert_eq!(stream.read(&mut [0; 16]).await.unwrap(), 0);
@@ -469,15 +538,15 @@ mod tests {
         let mut idle = Vec::new();
         for _ in 0..MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
             read_until(&mut stream, "\r\n\r\nok").await;
             idle.push(stream);
         }
         let mut waiting = TcpStream::connect(endpoint.address).await.unwrap();
-        waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         // Every other connection is answered once more meanwhile.
         for stream in &mut idle {
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
             read_until(stream, "\r\n\r\nok").await;
         }
         assert_eq!(waiting.try_read(&mut [0; 16]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -509,11 +578,11 @@ mod tests {
                         }
                     }
                 };
-                serve_accepted(accept, pages, stopped).await;
+                serve_accepted(accept, pages, true, stopped).await;
             }
         });
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         read_until(&mut stream, "\r\n\r\nok").await;
         assert!(attempts.load(Ordering::Relaxed) >= 3);
         stop.send(true).unwrap();

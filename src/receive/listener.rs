@@ -25,8 +25,8 @@ use super::answers::{Answers, Owed};
 use super::ending::Ending;
 use super::places::{Displaced, Place, Places};
 use super::request::{Aborted, Service};
-use super::seldom::Seldom;
 use super::tls::Certificates;
+use crate::log_throttle::LogThrottle;
 
 /// What the listener is made of.
 pub struct Listener {
@@ -111,7 +111,7 @@ impl Listener {
     /// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, the
     /// oldest stranger makes room, and if there is none, it waits until somebody leaves.
     async fn accept(&self, socket: &TcpListener) -> (TcpStream, IpAddr) {
-        static LOGGED: Seldom = Seldom::new();
+        static LOGGED: LogThrottle = LogThrottle::new();
         loop {
             let error = match socket.accept().await {
                 Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
@@ -120,7 +120,7 @@ impl Listener {
             if concerns_one_peer(&error) {
                 continue;
             }
-            if let Some(unlogged) = LOGGED.at((self.service.now)()) {
+            if let Some(unlogged) = LOGGED.admit() {
                 tracing::error!(
                     %error,
                     unlogged,

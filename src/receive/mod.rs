@@ -11,5 +11,4 @@ pub mod listener;
 pub mod places;
 pub mod request;
 pub mod response;
-mod seldom;
 pub mod tls;

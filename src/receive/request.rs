@@ -18,9 +18,9 @@ use tokio::time::timeout_at;
 
 use super::places::Place;
 use super::response::{self, Refusal};
-use super::seldom::Seldom;
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
 use crate::ledger::Receipt;
+use crate::log_throttle::LogThrottle;
 use crate::room::{Reservation, Room};
 
 /// A source and who may send to it.
@@ -222,7 +222,10 @@ impl Service {
         let declared_coding = coding(request.headers());
         let read = self.read(request.into_body(), rules.body_limit, rules.pace).await;
         let (body, reservation) = match read.inspect_err(|aborted| {
-            tracing::info!(source = %route.source.name, "{aborted}; the connection is closed");
+            static LOGGED: LogThrottle = LogThrottle::new();
+            if let Some(unlogged) = LOGGED.admit() {
+                tracing::info!(source = %route.source.name, unlogged, "{aborted}; the connection is closed");
+            }
         })? {
             Ok(read) => read,
             Err(refusal) => return Ok(Err(refusal)),
@@ -326,35 +329,48 @@ fn is_bodiless<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// What the operator should know about a refused batch.
+/// What the operator should know about a refused batch. Peers cause all of these as often as they like, so each goes
+/// through a throttle of its own.
 fn log(source: &str, refusal: &Refusal, now: i64) {
+    static UNAUTHORISED: LogThrottle = LogThrottle::new();
+    static FORBIDDEN: LogThrottle = LogThrottle::new();
+    static HEAD: LogThrottle = LogThrottle::new();
+    static UNDECODABLE: LogThrottle = LogThrottle::new();
+    static LOST: LogThrottle = LogThrottle::new();
+    static REFUSED: LogThrottle = LogThrottle::new();
+
+    let throttle = match refusal {
+        // The metrics count them.
+        Refusal::NotFound | Refusal::MethodNotAllowed => return,
+        Refusal::Unauthorized => &UNAUTHORISED,
+        Refusal::Forbidden => &FORBIDDEN,
+        Refusal::Head(_) => &HEAD,
+        Refusal::Rejected(Rejection::Undecodable { .. }) => &UNDECODABLE,
+        refusal if refusal.loses_the_batch() => &LOST,
+        _ => &REFUSED,
+    };
+    let Some(unlogged) = throttle.admit() else { return };
     let (status, reason) = (refusal.status().as_u16(), refusal.detail());
     match refusal {
-        // Anybody can cause these, as often as he likes; the metrics count them.
-        Refusal::NotFound | Refusal::MethodNotAllowed => tracing::debug!(source, status, reason, "refused"),
-        Refusal::Unauthorized => {
-            static LOGGED: Seldom = Seldom::new();
-            if let Some(unlogged) = LOGGED.at(now) {
-                tracing::warn!(source, status, unlogged, "no or wrong Authorization");
-            }
-        }
+        Refusal::NotFound | Refusal::MethodNotAllowed => {}
+        Refusal::Unauthorized => tracing::warn!(source, status, unlogged, "no or wrong Authorization"),
         Refusal::Forbidden => {
-            static LOGGED: Seldom = Seldom::new();
-            if let Some(unlogged) = LOGGED.at(now) {
-                tracing::warn!(
-                    source,
-                    status,
-                    unlogged,
-                    "a request from an address that `allow` does not list"
-                );
-            }
+            tracing::warn!(source, status, unlogged, "a request from an address that `allow` does not list");
         }
-        Refusal::Rejected(Rejection::Undecodable { .. }) => {
-            tracing::error!(source, status, reason, "a body could not be decoded; it is kept in quarantine");
+        Refusal::Head(_) => {
+            tracing::warn!(source, status, unlogged, reason, "a malformed request was refused unread");
         }
+        Refusal::Rejected(Rejection::Undecodable { .. }) => tracing::error!(
+            source,
+            status,
+            unlogged,
+            reason,
+            "a body is no batch of events; it is kept whole in quarantine"
+        ),
         refusal if refusal.loses_the_batch() => tracing::error!(
             source,
             status,
+            unlogged,
             reason,
             received_at = crate::wire::record::time_stamp(now),
             "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and start a \
@@ -362,10 +378,12 @@ fn log(source: &str, refusal: &Refusal, now: i64) {
             if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 "raise the limit"
             } else {
-                "mend the sender"
+                "fix the sender"
             }
         ),
-        _ => tracing::warn!(source, status, reason, "a batch was refused; it may be sent again"),
+        _ => {
+            tracing::warn!(source, status, unlogged, reason, "a batch was refused; it may be sent again");
+        }
     }
 }
 

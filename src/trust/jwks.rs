@@ -145,6 +145,9 @@ pub enum Refusal {
     /// `use` is not `sig`.
     #[error("has use {}, not sig", shown(.0))]
     Use(String),
+    /// `key_ops` does not include `verify` (RFC 7517, section 4.3).
+    #[error("has key_ops without verify")]
+    Operations,
     /// `x` is missing.
     #[error("has no x, the public key")]
     NoPublicKey,
@@ -283,16 +286,32 @@ struct Jwk {
     crv: Option<String>,
     alg: Option<String>,
     r#use: Option<String>,
-    kid: Option<String>,
+    key_ops: Option<Vec<String>>,
+    /// A label, whatever it is: one that is no text costs the key nothing.
+    kid: Option<Kid>,
     x: Option<String>,
     d: Option<IgnoredAny>,
 }
 
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Kid {
+    Text(String),
+    Other(IgnoredAny),
+}
+
 fn entries(document: &[u8]) -> Result<Vec<&RawValue>, JwksError> {
+    // A byte order mark, which some editors and servers write (RFC 8259, section 8.1).
+    let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
     let parsed: Result<Document<'_>, _> = serde_json::from_slice(document);
     match parsed {
         // Only these errors repeat nothing of the document.
-        Err(error) if error.is_syntax() || error.is_eof() => Err(JwksError::NotJson(error.to_string())),
+        Err(error) if error.is_syntax() || error.is_eof() => {
+            Err(JwksError::NotJson(match looks_like(document) {
+                Some(what) => format!("it looks like {what}"),
+                None => error.to_string(),
+            }))
+        }
         Err(_) => Err(JwksError::NotAKeySet),
         // A struct would be read from an array of its members too.
         Ok(_) if document.trim_ascii_start().first() != Some(&b'{') => Err(JwksError::NotAKeySet),
@@ -301,11 +320,30 @@ fn entries(document: &[u8]) -> Result<Vec<&RawValue>, JwksError> {
     }
 }
 
+/// What servers and proxies send in place of JSON.
+fn looks_like(document: &[u8]) -> Option<&'static str> {
+    let start = document.trim_ascii_start();
+    if document.starts_with(b"\x1f\x8b") {
+        Some("gzip, which nobody asked for")
+    } else if start.starts_with(b"<") {
+        Some("an HTML or XML page; is this the address of the key set?")
+    } else if start.starts_with(b"-----BEGIN ") {
+        Some("PEM; give the key set as JSON (RFC 7517)")
+    } else if document.is_empty() {
+        Some("nothing: it is empty")
+    } else {
+        None
+    }
+}
+
 /// The entry's `kid`, and its key or what is wrong with it.
 fn examine(entry: &str) -> (Option<String>, Result<Key, Refusal>) {
     match serde_json::from_str::<Jwk>(entry) {
         Ok(mut jwk) if entry.starts_with('{') => {
-            let kid = jwk.kid.take();
+            let kid = match jwk.kid.take() {
+                Some(Kid::Text(kid)) => Some(kid),
+                Some(Kid::Other(_)) | None => None,
+            };
             let usable = kid.clone().filter(|kid| !kid.is_empty() && kid.len() <= MAX_ID_BYTES);
             let key =
                 public_key(jwk).map(|bytes| Key { id: usable.unwrap_or_else(|| thumbprint(&bytes)), bytes });
@@ -327,6 +365,9 @@ fn public_key(jwk: Jwk) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
     only(Some(jwk.crv.unwrap_or_default()), &["Ed25519"], Refusal::Curve)?;
     only(jwk.alg, &["EdDSA", "Ed25519"], Refusal::Algorithm)?;
     only(jwk.r#use, &["sig"], Refusal::Use)?;
+    if jwk.key_ops.is_some_and(|operations| !operations.iter().any(|operation| operation == "verify")) {
+        return Err(Refusal::Operations);
+    }
     point(&jwk.x.ok_or(Refusal::NoPublicKey)?)
 }
 
@@ -406,6 +447,33 @@ mod tests {
 
     fn ids(parsed: &Parsed) -> Vec<&str> {
         parsed.keys.keys().iter().map(Key::id).collect()
+    }
+
+    #[test]
+    fn a_label_costs_no_key_and_what_is_no_key_set_is_named() {
+        for name in ["jwks-bom.json", "jwks-numeric-kid.json"] {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name);
+            let parsed = parse(&std::fs::read(path).unwrap(), MAX_KEYS).unwrap();
+            assert_eq!(parsed.keys.keys()[0].thumbprint(), RFC_THUMBPRINT, "{name}");
+            assert!(parsed.refused.is_empty());
+        }
+        for (document, what) in [
+            (&b"<!DOCTYPE html><html>"[..], "HTML"),
+            (b"\n <?xml version='1.0'?>", "XML"),
+            (b"\x1f\x8b\x08\x00", "gzip"),
+            (b"-----BEGIN PUBLIC KEY-----", "PEM"),
+            (b"", "empty"),
+        ] {
+            let error = parse(document, MAX_KEYS).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_for_verifying_is_refused() {
+        assert_eq!(refusal(&jwk(r#","key_ops":["sign"]"#, &key(1))), Refusal::Operations);
+        assert_eq!(refusal(&jwk(r#","key_ops":[]"#, &key(1))), Refusal::Operations);
+        assert!(set(&[jwk(r#","key_ops":["sign","verify"]"#, &key(1))]).is_ok());
     }
 
     #[test]

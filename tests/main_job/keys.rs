@@ -251,7 +251,6 @@ fn pinned_and_revoked_keys() {
     let configurations = [
         format!(", pin = [\"{}\"]", thumbprint(&first)),
         format!(", revoked = [\"{}\"]", thumbprint(&second)),
-        ", pin = [\"k0\"]".to_owned(),
     ];
     for more in configurations {
         let site = site(&keys, &more);
@@ -260,6 +259,14 @@ fn pinned_and_revoked_keys() {
         assert_eq!(daemon.deliver(&batch), only_first, "{more}");
         daemon.terminate();
     }
+    // A key whose name is the pinned thumbprint is another key all the same.
+    let pin = thumbprint(&first);
+    keys.serve(&jwks(&[(&pin, &second.public()), ("k", &first.public())]));
+    let pinning = site(&keys, &format!(", pin = [\"{pin}\"]"));
+    let daemon = Daemon::start(&pinning);
+    let batch = [events.next(&first, 1), events.next(&second, 1)].concat();
+    assert_eq!(daemon.deliver(&batch), only_first, "an impostor");
+    daemon.terminate();
     // A key that was in use ends with the next start, also when it is retired.
     let site = site(&keys, "");
     let daemon = Daemon::start(&site);

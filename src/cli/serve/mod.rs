@@ -34,6 +34,7 @@ use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Source};
 use crate::ledger::{self, Backlog, Clock, Failed, Ledger, OpenError, Receipt, Running, Window};
+use crate::log_throttle::LogThrottle;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
@@ -329,7 +330,12 @@ fn start_workers(
             subscription: sinks::subscription(sink),
             sink: sinks::make(sink, ledger)?,
             ledger: ledger.clone(),
-            watcher: Box::new(SinkWatcher { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
+            watcher: Box::new(SinkWatcher {
+                metrics: Arc::clone(metrics),
+                health: Arc::clone(health),
+                truncations: LogThrottle::new(),
+                failures: LogThrottle::new(),
+            }),
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::Builder::new()
@@ -465,6 +471,8 @@ async fn watch_health(health: Arc<Health>, ledger: Ledger, in_force: watch::Rece
 struct SinkWatcher {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    truncations: LogThrottle,
+    failures: LogThrottle,
 }
 
 impl Watcher for SinkWatcher {
@@ -473,12 +481,26 @@ impl Watcher for SinkWatcher {
     }
 
     fn truncated(&self, sink: &str, lines: u64) {
-        tracing::warn!(sink, lines, "lines were longer than the sink's max_size and were cut");
+        if let Some(unlogged) = self.truncations.admit() {
+            tracing::warn!(
+                sink,
+                lines,
+                unlogged,
+                "lines were longer than the sink's max_size and were truncated"
+            );
+        }
         self.metrics.sink_truncated(sink, lines);
     }
 
     fn failed(&self, sink: &str, error: &SinkError) {
-        tracing::error!(sink, %error, "the sink failed; its events wait in the ledger, and it is tried again");
+        if let Some(unlogged) = self.failures.admit() {
+            tracing::error!(
+                sink,
+                %error,
+                unlogged,
+                "the sink failed; its events wait in the ledger, and it is tried again"
+            );
+        }
         self.metrics.sink_error(sink);
         self.health.set(&format!("sink {sink}"), Err(error.to_string()));
     }

@@ -15,6 +15,7 @@ use super::super::{Dedup, DedupBy, Jwks, JwksOrigin, Secret, Secrets, Signatures
 use super::Resolver;
 use crate::net::Endpoint;
 use crate::trust::jwks::{self, KeySet};
+use crate::trust::keyring;
 
 const DEFAULT_REFRESH: Duration = Duration::from_secs(3600);
 /// What Konnect sends again is at most a week old.
@@ -153,10 +154,17 @@ impl Resolver<'_> {
         let at = table.span();
         let mut table = table.into_inner();
         let retired_for = self.time(table.retired_for.as_ref(), "retired_for", DEFAULT_RETIRED_FOR);
-        let revoked: Option<Vec<String>> =
-            table.revoked.take().unwrap_or_default().into_iter().map(|text| self.thumbprint(text)).collect();
-        let pin = self.pins(table.pin.take(), table.keys.is_some());
+        let (revoked, pin, with_keys) = (table.revoked.take(), table.pin.take(), table.keys.is_some());
         let origin = self.jwks_origin(table, &at);
+        let document = match &origin {
+            Some(JwksOrigin::File(path)) => keyring::read_file(path, jwks::MAX_KEPT_KEYS).ok(),
+            _ => None,
+        };
+        let listed = document.as_ref().map(|document| &document.keys);
+        let revoked = revoked.unwrap_or_default().into_iter();
+        let revoked: Vec<_> = revoked.map(|text| self.thumbprint(text, "revoked", listed)).collect();
+        let revoked: Option<Vec<String>> = revoked.into_iter().collect();
+        let pin = self.pins(pin, with_keys, listed);
         Some(Jwks { origin: origin?, pin: pin?, revoked: revoked?, retired_for: retired_for? })
     }
 
@@ -227,32 +235,44 @@ impl Resolver<'_> {
         set.map(JwksOrigin::Keys)
     }
 
-    fn pins(&mut self, texts: Option<Spanned<Vec<Text>>>, with_keys: bool) -> Option<Vec<String>> {
+    fn pins(
+        &mut self,
+        texts: Option<Spanned<Vec<Text>>>,
+        with_keys: bool,
+        listed: Option<&KeySet>,
+    ) -> Option<Vec<String>> {
         let Some(texts) = texts else { return Some(Vec::new()) };
         let at = texts.span();
-        let pins: Vec<String> = texts.into_inner().into_iter().map(Spanned::into_inner).collect();
+        let texts = texts.into_inner();
         if with_keys {
             let hint = "remove `pin`: `keys` are the only ones anyhow";
             self.findings.report(&at, "`pin` with a `jwks` that has `keys`", hint);
             return None;
         }
-        if pins.iter().all(String::is_empty) {
-            let hint = "list thumbprints or kids, or remove `pin` to trust every key that is listed";
+        if texts.is_empty() {
+            let hint = "list thumbprints, or remove `pin` to trust every key that is listed";
             self.findings.report(&at, "`pin` of `jwks` names no key", hint);
             return None;
         }
-        Some(pins)
+        let pins: Vec<_> = texts.into_iter().map(|text| self.thumbprint(text, "pin", listed)).collect();
+        pins.into_iter().collect()
     }
 
-    fn thumbprint(&mut self, text: Text) -> Option<String> {
+    /// `listed` are the keys of the document, where it can be read now.
+    fn thumbprint(&mut self, text: Text, of: &str, listed: Option<&KeySet>) -> Option<String> {
         if jwks::is_thumbprint(text.get_ref()) {
             return Some(text.into_inner());
         }
-        let hint =
-            "write the key's thumbprint (RFC 7638), 43 characters, as the log shows it when keys are loaded";
+        let mut hint =
+            "write the key's thumbprint (RFC 7638), 43 characters, as the log shows it when keys are loaded"
+                .to_owned();
+        if let Some(listed) = listed {
+            let thumbprints: Vec<String> = listed.keys().iter().map(jwks::Key::thumbprint).collect();
+            hint = format!("{hint}; the document lists {}", thumbprints.join(", "));
+        }
         self.findings.report(
             &text.span(),
-            format!("`revoked` of `jwks`: `{}` is no thumbprint", text.get_ref()),
+            format!("`{of}` of `jwks`: `{}` is no thumbprint", text.get_ref()),
             hint,
         );
         None
@@ -443,7 +463,10 @@ mod tests {
             "8: the token of `jwks` contains a space; write the token alone",
         );
         accepted(jwks, "jwks = { url = \"http://localhost:1/\" }");
-        accepted(jwks, &format!("jwks = {{ url = \"https://x/\", pin = [\"k1\"], revoked = [\"{KEY}\"] }}"));
+        accepted(
+            jwks,
+            &format!("jwks = {{ url = \"https://x/\", pin = [\"{KEY}\"], revoked = [\"{KEY}\"] }}"),
+        );
         refused(jwks, "jwks = { url = \"https://x/\", pin = [] }", "8: `pin` of `jwks` names no key");
         refused(
             jwks,

@@ -234,7 +234,11 @@ fn insert<'a>(
         return Ok(false);
     }
     for row in rows {
-        row.insert(&transaction)?;
+        // A trigger could swallow it, and the row would count as delivered.
+        match row.insert(&transaction)? {
+            1 => {}
+            changed => return Err(rusqlite::Error::StatementChangedRows(changed)),
+        }
     }
     transaction.commit()?;
     Ok(true)

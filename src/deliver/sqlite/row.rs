@@ -40,8 +40,8 @@ impl Row {
         size_of::<Self>() + self.source.len() + self.key_id.as_ref().map_or(0, |id| id.len()) + self.raw.len()
     }
 
-    /// Puts it into its table.
-    pub(super) fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
+    /// Puts it into its table; returns how many rows that changed, which must be one.
+    pub(super) fn insert(&self, connection: &Connection) -> rusqlite::Result<usize> {
         let is_verified = match &self.verdict {
             Verdict::Rejected { reason, detail } => return self.quarantine(connection, *reason, detail),
             Verdict::Verified { .. } => true,
@@ -54,7 +54,7 @@ impl Row {
         }
     }
 
-    fn accept(&self, connection: &Connection, line: &Line<'_>, is_verified: bool) -> rusqlite::Result<()> {
+    fn accept(&self, connection: &Connection, line: &Line<'_>, is_verified: bool) -> rusqlite::Result<usize> {
         let event = line.event();
         let (columns, extra) = columns(&event);
         let common: [ToSqlOutput<'_>; COMMON.len()] = [
@@ -67,16 +67,14 @@ impl Row {
             raw(&self.raw),
         ];
         let mut insert = connection.prepare_cached(&INSERT)?;
-        insert.execute(params_from_iter(common.into_iter().chain(columns))).map(|_| ())
+        insert.execute(params_from_iter(common.into_iter().chain(columns)))
     }
 
-    fn quarantine(&self, connection: &Connection, reason: Reason, detail: &str) -> rusqlite::Result<()> {
+    fn quarantine(&self, connection: &Connection, reason: Reason, detail: &str) -> rusqlite::Result<usize> {
         let mut insert = connection.prepare_cached(
             "INSERT INTO quarantine (received_at, source, reason, detail, raw) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?;
-        insert
-            .execute(params![self.received_at, self.source, reason.as_str(), text(detail), raw(&self.raw)])
-            .map(|_| ())
+        insert.execute(params![self.received_at, self.source, reason.as_str(), text(detail), raw(&self.raw)])
     }
 }
 

@@ -3,6 +3,7 @@
 //! `events` holds what came through, verified or not as `verified` says; what was refused is in `quarantine`,
 //! a table of its own, so that no query for events can ever be answered with a line that somebody made up.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -19,7 +20,7 @@ pub(super) const APPLICATION_ID: i32 = 0x6175_6465;
 
 /// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A step that
 /// was released is never changed.
-const STEPS: [&str; 1] = [VERSION_1];
+const STEPS: [&str; 2] = [VERSION_1, VERSION_2];
 
 /// Times are in milliseconds since the Unix epoch. `time` is the event's own, or that of its arrival where
 /// its `rt` cannot be read, so that no query by time misses an event. `extra` holds what has no column as
@@ -84,6 +85,15 @@ const VERSION_1: &str = "
         batch INTEGER NOT NULL,
         line INTEGER NOT NULL
     ) STRICT;
+";
+
+/// Lets `raw` of an event be a BLOB, where no text can hold the line (not UTF-8, or with a NUL character). No content
+/// changes, so the definition is written in place (<https://www.sqlite.org/lang_altertable.html>, section 7): a copy of
+/// a large table would take as long as it is large.
+const VERSION_2: &str = "
+    PRAGMA writable_schema = ON;
+    UPDATE sqlite_schema SET sql = replace(sql, 'raw TEXT NOT NULL', 'raw ANY NOT NULL') WHERE name = 'events';
+    PRAGMA writable_schema = RESET;
 ";
 
 /// How long a write waits for another program that writes.
@@ -198,7 +208,15 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
     })?;
     match usize::try_from(version) {
         Ok(0) if application == 0 && objects == 0 => Ok(0),
-        Ok(known @ 1..=LATEST) if application == i64::from(APPLICATION_ID) => Ok(known),
+        Ok(known @ 1..=LATEST) if application == i64::from(APPLICATION_ID) => {
+            match difference(connection, known).map_err(failed("read", path))? {
+                None => Ok(known),
+                Some(what) => Err(refuse(format!(
+                    "its tables are not as auditgate makes them: {what}; put views, indexes and triggers into a \
+                     database of your own, or give the sink another path"
+                ))),
+            }
+        }
         _ if application == i64::from(APPLICATION_ID) => Err(refuse(format!(
             "it has schema version {version}, and this auditgate knows {LATEST}; use the newer auditgate, or \
              give the sink another path"
@@ -208,6 +226,43 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
 }
 
 const LATEST: usize = STEPS.len();
+
+/// What tells the tables, indexes, views and triggers of a database from those that a sink makes of that version, the
+/// version that the database itself names where there is none; nothing when they are the same. What `ANALYZE` leaves is
+/// no difference.
+pub(super) fn difference(connection: &Connection, version: usize) -> rusqlite::Result<Option<String>> {
+    let mut made = Connection::open_in_memory()?;
+    migrate(&mut made, 0, &STEPS[..version.min(LATEST)])?;
+    let (found, wanted) = (objects(connection)?, objects(&made)?);
+    let describe = |(kind, name): &(String, String), what: &str| Some(format!("the {kind} `{name}` {what}"));
+    for (object, sql) in &wanted {
+        match found.get(object) {
+            None => return Ok(describe(object, "is missing")),
+            Some(other) if other != sql => return Ok(describe(object, "was changed")),
+            Some(_) => {}
+        }
+    }
+    Ok(found
+        .keys()
+        .find(|object| !wanted.contains_key(*object))
+        .and_then(|object| describe(object, "was added")))
+}
+
+/// The type and name of everything in a database, and its definition.
+fn objects(
+    connection: &Connection,
+) -> rusqlite::Result<BTreeMap<(String, String), (String, Option<String>)>> {
+    let mut read = connection.prepare(
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_stat%' ESCAPE '\\'",
+    )?;
+    let objects = read.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?))))?;
+    objects.collect()
+}
+
+/// The version of the tables that a database names.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<usize> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
 
 /// Takes the steps from a version on, all of them or none.
 fn migrate(connection: &mut Connection, version: usize, steps: &[&str]) -> rusqlite::Result<()> {
@@ -236,19 +291,75 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.db");
         let mut open = open(&path).unwrap();
-        assert_eq!(version(&open.connection), 1);
+        assert_eq!(version(&open.connection), 2);
         let insert = "INSERT INTO quarantine VALUES (1, 2, 'us', 'malformed', 'x', 'raw')";
         open.connection.execute(insert, []).unwrap();
-        let steps = [VERSION_1, "ALTER TABLE quarantine ADD COLUMN note TEXT"];
-        migrate(&mut open.connection, 1, &steps).unwrap();
-        assert_eq!(version(&open.connection), 2);
+        let steps = [VERSION_1, VERSION_2, "ALTER TABLE quarantine ADD COLUMN note TEXT"];
+        migrate(&mut open.connection, 2, &steps).unwrap();
+        assert_eq!(version(&open.connection), 3);
         let read = "SELECT raw FROM quarantine WHERE note IS NULL";
         assert_eq!(open.connection.query_row(read, [], |row| row.get::<_, String>(0)).unwrap(), "raw");
 
         // A step that fails leaves everything as it was.
-        let steps = [steps[0], steps[1], "CREATE TABLE new (x) STRICT"];
-        assert!(migrate(&mut open.connection, 2, &steps).is_err());
-        assert_eq!(version(&open.connection), 2);
+        let steps = [steps[0], steps[1], steps[2], "CREATE TABLE new (x) STRICT"];
+        assert!(migrate(&mut open.connection, 3, &steps).is_err());
+        assert_eq!(version(&open.connection), 3);
+    }
+
+    #[test]
+    fn a_database_of_version_1_keeps_its_rows_and_becomes_what_a_new_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.db");
+        let insert = |raw: &str| {
+            format!(
+                "INSERT INTO events (received_at, source, verified, format, raw) VALUES (1, 'us', 1, 'cef', {raw})"
+            )
+        };
+        let mut old = Connection::open(&path).unwrap();
+        migrate(&mut old, 0, &STEPS[..1]).unwrap();
+        old.execute_batch(&insert("'line'")).unwrap();
+        assert!(old.execute_batch(&insert("x'ff'")).is_err());
+        assert_eq!(difference(&old, 1), Ok(None));
+        drop(old);
+        let open = open(&path).unwrap();
+        open.connection.execute_batch(&insert("x'ff'")).unwrap();
+        let types = "SELECT group_concat(typeof(raw)) FROM events";
+        let types: String = open.connection.query_row(types, [], |row| row.get(0)).unwrap();
+        assert_eq!(types, "text,blob");
+        assert_eq!(difference(&open.connection, LATEST), Ok(None));
+        let checked: String =
+            open.connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();
+        assert_eq!(checked, "ok");
+    }
+
+    #[test]
+    fn other_tables_than_ours_are_refused() {
+        for (change, what) in [
+            (
+                "CREATE TRIGGER t BEFORE INSERT ON events BEGIN SELECT RAISE(IGNORE); END",
+                "the trigger `t` was added",
+            ),
+            (
+                "DROP INDEX events_denied; CREATE INDEX events_denied ON events (time) WHERE granted = 2",
+                "the index `events_denied` was changed",
+            ),
+            ("DROP INDEX events_failed", "the index `events_failed` is missing"),
+            ("ALTER TABLE events ADD COLUMN more TEXT", "the table `events` was changed"),
+            ("ALTER TABLE events RENAME TO e; CREATE VIEW events AS SELECT * FROM e", "`events`"),
+            ("CREATE TABLE notes (x)", "the table `notes` was added"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("events.db");
+            open(&path).unwrap().connection.execute_batch(change).unwrap();
+            for error in [open(&path).map(|_| ()).unwrap_err(), check(&path).unwrap_err()] {
+                assert_eq!(error.cause.kind(), io::ErrorKind::InvalidData, "{error}");
+                assert!(error.to_string().contains(what), "{change}: {error}");
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.db");
+        open(&path).unwrap().connection.execute_batch("ANALYZE").unwrap();
+        assert!(open(&path).is_ok());
     }
 
     #[test]
@@ -271,9 +382,9 @@ mod tests {
         refused("other", "it belongs to another program; give");
         drop(open(&dir.path().join("newer")).unwrap());
         let newer = Connection::open(dir.path().join("newer")).unwrap();
-        newer.pragma_update(None, "user_version", 2).unwrap();
+        newer.pragma_update(None, "user_version", 3).unwrap();
         newer.close().unwrap();
-        refused("newer", "it has schema version 2, and this auditgate knows 1; use");
+        refused("newer", "it has schema version 3, and this auditgate knows 2; use");
     }
 
     #[test]

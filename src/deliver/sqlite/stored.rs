@@ -187,7 +187,15 @@ impl Database {
                 "there are rows up to id {last}, but none can be read behind id {behind}"
             )));
         }
-        let said: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        // A database that does not say so is none of a sink's, and is read for its rows alone.
+        let application: i32 =
+            self.connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+        if application == schema::APPLICATION_ID
+            && let Some(what) = schema::difference(&self.connection, schema::version(&self.connection)?)?
+        {
+            return Ok(Some(format!("its tables are not as a SQLite sink makes them: {what}")));
+        }
+        let said: String = self.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
         // It names the database before it says what is wrong.
         let what = said.rsplit('\n').next().unwrap_or(&said);
         Ok((said != "ok").then(|| format!("rows may be missing among those that were read: {what}")))

@@ -24,6 +24,7 @@ use self::history::{Change, History};
 pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, Origin, fetch, read_file};
 use self::origin::{Loaded, Ready};
 use super::jwks::{Key, KeySet, Parsed, RefusedKey};
+use crate::log_throttle::LogThrottle;
 use crate::net::TlsError;
 
 /// How long a refresh may take. At start, where the daemon waits for it, the caller says.
@@ -52,7 +53,7 @@ pub struct Terms {
     pub retired_for: Duration,
     /// Thumbprints of keys that are not trusted any more, whoever lists them.
     pub revoked: Vec<String>,
-    /// Thumbprints or `kid`s of the only keys to trust; all when there is none.
+    /// Thumbprints (RFC 7638) of the only keys to trust; all when there is none.
     pub pinned: Vec<String>,
 }
 
@@ -68,7 +69,8 @@ impl Terms {
     }
 
     fn pins(&self, key: &Key) -> bool {
-        self.pinned.is_empty() || self.pinned.iter().any(|pin| pin == key.id() || *pin == key.thumbprint())
+        // Never by its ID, which whoever writes the document chooses.
+        self.pinned.is_empty() || self.pinned.contains(&key.thumbprint())
     }
 }
 
@@ -249,10 +251,14 @@ impl KeyRing {
                         Ok(true) => Outcome::News,
                         Ok(false) => Outcome::NoNews,
                         Err(error) => {
-                            warn!(
-                                source = self.source,
-                                "a signature fits no known key, and whether there is a new one is not known: {error}"
-                            );
+                            static LOGGED: LogThrottle = LogThrottle::new();
+                            if let Some(unlogged) = LOGGED.admit() {
+                                warn!(
+                                    source = self.source,
+                                    unlogged,
+                                    "a signature fits no known key, and whether there is a new one is not known: {error}"
+                                );
+                            }
                             Outcome::Failed
                         }
                     };

@@ -322,7 +322,8 @@ async fn a_revoked_key_ends_at_once() {
 async fn only_pinned_keys_count() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1, 2, 3]))).await;
-    let pinned = vec!["k2".to_owned(), jwks::thumbprint(&public(3))];
+    // A pin is a thumbprint: the name of a key is whatever its publisher wrote.
+    let pinned = vec!["k1".to_owned(), jwks::thumbprint(&public(2)), jwks::thumbprint(&public(3))];
     let terms = Terms { pinned, ..Terms::default() };
     let watched = Watched::on(terms, from(server.endpoint()), dir.path());
     watched.ring.load_at_start(TIMEOUT).await.unwrap();
@@ -330,6 +331,10 @@ async fn only_pinned_keys_count() {
     server.answer(Answer::ok(&document(&[4])));
     let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string();
     assert!(error.contains("is pinned") && error.contains(&jwks::thumbprint(&public(4))), "{error}");
+    assert_eq!(watched.ids(), ["k2", "k3"]);
+    let impostor = jwks::document(&[(Some(jwks::thumbprint(&public(2))), public(9))]);
+    server.answer(Answer::ok(&impostor));
+    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string().contains("is pinned"));
     assert_eq!(watched.ids(), ["k2", "k3"]);
     let Origin::Pinned(keys) = Origin::Pinned(jwks::parse(document(&[5]).as_bytes(), 1).unwrap().keys) else {
         unreachable!()
@@ -367,12 +372,12 @@ async fn a_document_that_has_not_changed_is_not_sent_again() {
 async fn a_new_ring_asks_for_the_whole_document() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok_with("etag: \"v1\"\r\n", &document(&[1, 2]))).await;
-    let pinning = |pins: &[&str]| {
-        let pinned = pins.iter().map(|pin| (*pin).to_owned()).collect();
+    let pinning = |pins: &[u8]| {
+        let pinned = pins.iter().map(|seed| jwks::thumbprint(&public(*seed))).collect();
         Watched::on(Terms { pinned, ..Terms::default() }, from(server.endpoint()), dir.path())
     };
     for (pins, trusted) in
-        [(&["k1"][..], &["k1"][..]), (&["k1", "k2"], &["k1", "k2"]), (&["k2"], &["k2"]), (&[], &["k1", "k2"])]
+        [(&[1][..], &["k1"][..]), (&[1, 2], &["k1", "k2"]), (&[2], &["k2"]), (&[], &["k1", "k2"])]
     {
         let watched = pinning(pins);
         watched.ring.load_at_start(TIMEOUT).await.unwrap();
