@@ -1,7 +1,7 @@
 //! `auditgate check-config`: what is wrong with a configuration, or what it comes to.
 
 use std::fmt::{self, Display, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::exit::Failure;
@@ -10,7 +10,7 @@ use crate::config::{
     display_size, display_time,
 };
 use crate::net::SyslogAddress;
-use crate::printable::is_hazardous;
+use crate::printable::{is_hazardous, printable};
 
 /// Says what is wrong with a configuration, or prints the effective one.
 ///
@@ -36,6 +36,10 @@ pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
     let secrets = if args.skip_secrets { Secrets::SkipMissing } else { Secrets::Require };
     let config =
         config::load(&args.file, &|name| std::env::var_os(name), secrets).map_err(Failure::config)?;
+    for warning in config.sinks.iter().filter_map(config::Sink::warning) {
+        // What cannot be said does not make the configuration wrong.
+        let _ = writeln!(io::stderr(), "auditgate: warning: {}", printable(&warning));
+    }
     let text = effective(&config).map_err(Failure::bug)?;
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())

@@ -321,6 +321,20 @@ pub struct Sink {
 }
 
 impl Sink {
+    /// Why it can lose what is verified although nothing fails; none when it cannot.
+    pub fn warning(&self) -> Option<String> {
+        let SinkKind::File { rotate: Rotate { keep: Some(keep), .. }, .. } = &self.kind else { return None };
+        let is_mixed = self.streams.contains(&Stream::Verified) && self.streams.len() > 1;
+        is_mixed.then(|| {
+            format!(
+                "sink `{}` keeps {keep} rotated files and takes verified events beside other lines: whoever holds a \
+                 token could rotate verified events away with lines that nobody signed; give these a sink of their \
+                 own, or remove `keep`",
+                self.name
+            )
+        })
+    }
+
     /// Whether what `source` writes to `stream` goes here.
     pub fn takes(&self, source: &str, stream: Stream) -> bool {
         self.streams.contains(&stream)

@@ -191,7 +191,8 @@ fn shown(
             }
         }
     }
-    let Counts { good, .. } = others.counts;
+    let Counts { good, good_in_quarantine, good_unverified, .. } = others.counts;
+    let good = good + good_in_quarantine + good_unverified;
     let count = good + others.counts.findings();
     if count > 0 {
         all.push(format!(

@@ -17,6 +17,7 @@ use crate::deliver::file::rotated_at;
 use crate::deliver::sqlite::stored::{self, Made};
 use crate::trust::jwks::MAX_KEPT_KEYS;
 use crate::trust::keyring;
+use crate::wire::line::Line;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -133,6 +134,15 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
         let why = "a compression that was cut off; the file itself is still there";
         return Ok(whole.is_file().then_some(why));
     }
+    // What the daemon makes in `data_dir`, and the tokens beside its configuration.
+    match name.as_ref() {
+        "lock" if start.is_empty() => return Ok(Some("a lock")),
+        "reserve" | "reserve.probe" if is_zeros(path)? => return Ok(Some("spare space for a full disk")),
+        _ => {}
+    }
+    if path.parent().and_then(Path::file_name) == Some(OsStr::new("tokens")) && is_token(path, &start)? {
+        return Ok(Some("a token"));
+    }
     let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     let is_packed =
         |(names, magic): &(&[&str], &[u8])| names.contains(&extension) && start.starts_with(magic);
@@ -170,6 +180,23 @@ fn beginning(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
     File::open(path)?.take(MOST).read_to_end(&mut start)?;
     Ok(start)
+}
+
+/// More than the daemon keeps, in bytes.
+const MOST_SPARE: u64 = 1 << 20;
+
+/// Whether a file holds nothing but zeros, and some of them.
+fn is_zeros(path: &Path) -> io::Result<bool> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST_SPARE + 1).read_to_end(&mut bytes)?;
+    Ok(bytes.len() as u64 <= MOST_SPARE && !bytes.is_empty() && bytes.iter().all(|byte| *byte == 0))
+}
+
+/// Whether a file is one short line that is no event of any format.
+fn is_token(path: &Path, start: &[u8]) -> io::Result<bool> {
+    let is_whole = path.metadata()?.len() == start.len() as u64;
+    let line = start.trim_ascii();
+    Ok(is_whole && !line.is_empty() && !line.contains(&b'\n') && Line::parse(line).is_err())
 }
 
 fn is_text_with(start: &[u8], words: &str) -> bool {
@@ -277,12 +304,20 @@ mod tests {
             ("v.log.bz2", "BZh91AY".to_owned(), false),
             ("x.toml", "a = 1".to_owned(), false),
             ("x.lock", String::new(), false),
+            ("lock", String::new(), false),
+            ("lock", line.to_owned(), true),
+            ("reserve", "\0".repeat(256 << 10), false),
+            ("reserve", format!("{}{line}", "\0".repeat(4096)), true),
+            ("tokens/us", "Bearer abc\n".to_owned(), false),
+            ("tokens/us", format!("{line}|1.0|c|n|1|rt=1\n"), true),
+            ("token", "Bearer abc\n".to_owned(), true),
             ("jwks.json", key_set, false),
             ("cert.pem", "subject=x\n-----BEGIN CERTIFICATE-----\n".to_owned(), false),
             ("v.log", line.to_owned(), true),
             ("v.log.zst.unfinished", "x".to_owned(), false),
         ] {
             let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, text).unwrap();
             assert_eq!(foreign(&path).unwrap().is_none(), wanted, "{name}");
         }

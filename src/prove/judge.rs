@@ -156,6 +156,10 @@ pub struct Finding {
 pub struct Counts {
     /// A given key made the signature.
     pub good: u64,
+    /// The same, but the line is in a quarantine record: it was refused.
+    pub good_in_quarantine: u64,
+    /// The same, but its record or row says that no key was tried on it.
+    pub good_unverified: u64,
     /// See [`Verdict::Bad`].
     pub bad: u64,
     /// See [`Verdict::Unsigned`].
@@ -191,6 +195,8 @@ impl Counts {
 impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.good += other.good;
+        self.good_in_quarantine += other.good_in_quarantine;
+        self.good_unverified += other.good_unverified;
         self.bad += other.bad;
         self.unsigned += other.unsigned;
         self.malformed += other.malformed;
@@ -214,9 +220,13 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// Counts a good line.
-    fn good(&mut self, key: usize, time: Option<i64>) {
-        self.counts.good += 1;
+    /// Counts a good line by what stands beside it.
+    fn good(&mut self, beside: &Beside<'_>, key: usize, time: Option<i64>) {
+        match beside {
+            Beside::Record(Kind::Quarantined { .. }) => self.counts.good_in_quarantine += 1,
+            beside if was_not_verified(beside) => self.counts.good_unverified += 1,
+            _ => self.counts.good += 1,
+        }
         if let Some(count) = self.by_key.get_mut(key) {
             *count += 1;
         }
@@ -333,7 +343,7 @@ pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut im
                 Some(fit) => match line.and_then(|line| contradiction(&entry.beside, &line, fit.key, keys)) {
                     Some(reason) => (Verdict::Bad, reason),
                     None => {
-                        judged.good(fit.key, time);
+                        judged.good(&entry.beside, fit.key, time);
                         continue;
                     }
                 },
@@ -526,6 +536,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_genuine_line_in_quarantine_is_counted_apart_and_its_reason_is_one_of_ours() {
+        let line = signed(1, r#"{"a":"x","rt":1000}"#);
+        let mut bytes = Vec::new();
+        let record = record::Quarantined {
+            received_at: 0,
+            source: "us",
+            reason: crate::wire::event::Reason::BadSignature,
+            detail: "no key",
+            raw: line.as_bytes(),
+        };
+        record::write_quarantined(&mut bytes, &record);
+        let text = String::from_utf8(bytes).unwrap();
+        let counts = judged(&text, Window::default()).counts;
+        assert_eq!((counts.good, counts.good_in_quarantine, counts.findings()), (0, 1, 0));
+        let altered = judged(&text.replace("bad_signature", "whatever"), Window::default());
+        assert_eq!((altered.counts.bad, altered.counts.good_in_quarantine), (1, 0));
+    }
+
+    #[test]
     fn a_record_must_follow_from_its_line() {
         let raw = signed(1, r#"{"a":"x","rt":1000}"#);
         let text = recorded(&raw, Some("k1"));
@@ -580,7 +609,8 @@ pub(super) mod tests {
     fn a_line_of_a_source_that_checks_no_signatures_counts_by_its_own_signature() {
         let line = r#"{"a":"x","rt":1000}"#;
         let text = |raw: &str| recorded(raw, None);
-        assert_eq!(judged(&text(&signed(1, line)), Window::default()).counts.good, 1);
+        let counts = judged(&text(&signed(1, line)), Window::default()).counts;
+        assert_eq!((counts.good, counts.good_unverified), (0, 1));
         assert_eq!(judged(&text(&signed(3, line)), Window::default()).counts.bad, 1);
         assert_eq!(judged(&text(line), Window::default()).counts.unsigned, 1);
         let good = text(&signed(1, line));

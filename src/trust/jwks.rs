@@ -613,11 +613,12 @@ mod tests {
 
     #[test]
     fn documents_that_are_no_key_set() {
-        for text in ["", "{", "nonsense", "{\"keys\":[]} x", "\u{feff}{}", "<html>"] {
+        for text in ["", "{", "nonsense", "{\"keys\":[]} x", "\u{feff}\u{feff}{}", "<html>"] {
             assert!(matches!(parse(text.as_bytes(), MAX_KEYS), Err(JwksError::NotJson(_))), "{text}");
         }
         for text in [
             "{}",
+            "\u{feff}{}",
             "[]",
             "[[]]",
             "7",

@@ -231,7 +231,11 @@ fn well_shaped(members: Members<'_>) -> Option<Saved<'_>> {
         _ => return None,
     };
     let kind = match (reason, detail, format, verified, event, key_id, ambiguous) {
-        (Some(Text(reason)), _, None, None, None, None, None) => Kind::Quarantined { reason },
+        (Some(Text(reason)), _, None, None, None, None, None)
+            if Reason::ALL.iter().any(|known| known.as_str() == reason) =>
+        {
+            Kind::Quarantined { reason }
+        }
         (None, None, Some(Text(format)), Some(verified), Some(event), key_id, ambiguous)
             if event.get().starts_with('{') =>
         {

@@ -5,10 +5,11 @@ use std::process::Command;
 use rusqlite::Connection;
 use serde_json::Value;
 
+use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::programs::{auditgate, beside};
 use crate::harness::records::{objects, quarantine};
-use crate::harness::site::{Site, TOKEN, sink, source};
+use crate::harness::site::{PATH, Site, TOKEN, sink, source};
 
 fn case(name: &str) -> Vec<u8> {
     std::fs::read(beside("../cases").join(name)).unwrap()
@@ -299,4 +300,34 @@ fn key_sets_are_read_as_servers_write_them() {
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["keys"][0]["thumbprint"], "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
     }
+}
+
+#[test]
+fn refused_requests_do_not_flood_the_log() {
+    const FLOOD: usize = 60;
+    let site = Site::new().plain();
+    let daemon = Daemon::start(&site);
+    let length = [("Content-Length", "0")];
+    let other_type = [("Authorization", TOKEN), ("Content-Type", "application/json"), length[0]];
+    let no_token = [("Authorization", "Bearer x"), length[0]];
+    for _ in 0..FLOOD {
+        for (request, status) in [
+            (case("two-hosts.http"), 400),
+            (request("POST", PATH, &other_type, b""), 415),
+            (request("POST", PATH, &no_token, b""), 401),
+        ] {
+            let mut client = daemon.connect();
+            client.send(&request);
+            assert_eq!(client.answer().status, status);
+        }
+    }
+    daemon.signal("TERM");
+    let log = daemon.log_at_end();
+    let about = |words: &str| log.iter().filter(|line| line.contains(words)).count();
+    for status in ["status=400", "status=415", "status=401"] {
+        // Again every ten seconds.
+        assert!((1..FLOOD / 4).contains(&about(status)), "{status}: {log:#?}");
+    }
+    let heads: Vec<_> = log.iter().filter(|line| line.contains("status=400")).collect();
+    assert!(heads.iter().all(|line| !line.contains("sent again")), "{heads:?}");
 }

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::programs::auditgate;
-use crate::harness::site::{PATH, Site, TOKEN, source};
+use crate::harness::site::{PATH, Site, TOKEN, sink, source};
 use crate::harness::{PATIENCE, body, wait_until};
 
 /// Starts a daemon that must fail; what it said.
@@ -20,6 +20,22 @@ fn refused(site: &Site, code: i32) -> String {
 fn says(stderr: &str, words: &[&str]) {
     for word in words {
         assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+    }
+}
+
+#[test]
+fn a_sink_that_could_be_made_to_forget_verified_events_is_warned_of() {
+    for (streams, is_warned) in [("[\"verified\", \"quarantine\"]", true), ("\"verified\"", false)] {
+        let keep = "rotate = { size = \"1MiB\", keep = 2 }\n";
+        let site = Site::new().sinks(&format!(
+            "{}{keep}{}",
+            sink("all", "json", streams),
+            sink("quarantine", "json", "\"quarantine\"")
+        ));
+        let output = auditgate().arg("check-config").arg(site.path("config.toml")).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said.contains("warning: sink `all` keeps 2 rotated files"), is_warned, "{said}");
     }
 }
 

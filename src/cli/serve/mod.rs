@@ -128,6 +128,9 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         }
     }
 
+    for warning in config.sinks.iter().filter_map(config::Sink::warning) {
+        tracing::warn!("{warning}");
+    }
     let workers = start_workers(&config, &ledger, &metrics, &health)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
     scrape(&metrics, &skips, &ledger, &config);

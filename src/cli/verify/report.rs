@@ -219,10 +219,22 @@ impl<'a> Report<'a> {
             let lead = if self.has_findings { "\n]," } else { "{\"findings\":[]," };
             writeln!(self.out, "{lead}{}", text.strip_prefix('{').unwrap_or(&text))?;
         } else {
-            let Counts { good, bad, unsigned, malformed, torn, damaged, outside } = counts;
+            let Counts {
+                good,
+                good_in_quarantine,
+                good_unverified,
+                bad,
+                unsigned,
+                malformed,
+                torn,
+                damaged,
+                outside,
+            } = counts;
             write!(self.out, "good {good}, bad {bad}, unsigned {unsigned}, malformed {malformed}")?;
             let left_out = self.files_left_out as u64;
             for (name, count) in [
+                ("good in quarantine", good_in_quarantine),
+                ("good unverified", good_unverified),
                 ("torn", torn),
                 ("damaged", damaged),
                 ("outside the time asked for", outside),
