@@ -191,11 +191,14 @@ pub fn decode(
 #[expect(clippy::disallowed_types, reason = "this is the one place that caps what it inflates")]
 type Gunzip<R> = flate2::bufread::MultiGzDecoder<R>;
 
+/// The first inflation, with a bound on what it gives.
+type Inflated<'a> = BufReader<Take<Gunzip<&'a [u8]>>>;
+
 /// A body that is being inflated. What the first inflation gives is never more than a byte over the cap, whatever the
 /// second makes of it.
 enum Inflater<'a> {
-    Once(BufReader<Take<Gunzip<&'a [u8]>>>),
-    Twice(Gunzip<BufReader<Take<Gunzip<&'a [u8]>>>>),
+    Once(Box<Inflated<'a>>),
+    Twice(Box<Gunzip<Inflated<'a>>>),
 }
 
 impl<'a> Inflater<'a> {
@@ -203,8 +206,8 @@ impl<'a> Inflater<'a> {
         let mut once = BufReader::with_capacity(STEP, Gunzip::new(body).take(cap.saturating_add(1) as u64));
         let start = once.fill_buf().map_err(|error| DecodeError::Undecodable(error.to_string()))?;
         Ok(match start.starts_with(&GZIP_MAGIC) {
-            true => Self::Twice(Gunzip::new(once)),
-            false => Self::Once(once),
+            true => Self::Twice(Box::new(Gunzip::new(once))),
+            false => Self::Once(Box::new(once)),
         })
     }
 

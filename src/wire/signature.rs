@@ -66,7 +66,7 @@ pub enum SignatureError {
 
 /// Reads a signature: 86 characters of base64url, or 88 with padding. Non-zero trailing bits are refused,
 /// since they would be a second spelling of the same signature.
-pub fn decode(value: impl AsRef<[u8]>) -> Result<[u8; 64], SignatureError> {
+pub fn decode(value: &(impl AsRef<[u8]> + ?Sized)) -> Result<[u8; 64], SignatureError> {
     let value = value.as_ref();
     let digits = value.strip_suffix(b"==").filter(|digits| digits.len() == 86).unwrap_or(value);
     let bytes = URL_SAFE_NO_PAD.decode(digits).map_err(|_| SignatureError::Encoding)?;

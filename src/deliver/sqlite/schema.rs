@@ -234,7 +234,7 @@ pub(super) fn difference(connection: &Connection, version: usize) -> rusqlite::R
     let mut made = Connection::open_in_memory()?;
     migrate(&mut made, 0, &STEPS[..version.min(LATEST)])?;
     let (found, wanted) = (objects(connection)?, objects(&made)?);
-    let describe = |(kind, name): &(String, String), what: &str| Some(format!("the {kind} `{name}` {what}"));
+    let describe = |(kind, name): &Object, what: &str| Some(format!("the {kind} `{name}` {what}"));
     for (object, sql) in &wanted {
         match found.get(object) {
             None => return Ok(describe(object, "is missing")),
@@ -248,10 +248,14 @@ pub(super) fn difference(connection: &Connection, version: usize) -> rusqlite::R
         .and_then(|object| describe(object, "was added")))
 }
 
-/// The type and name of everything in a database, and its definition.
-fn objects(
-    connection: &Connection,
-) -> rusqlite::Result<BTreeMap<(String, String), (String, Option<String>)>> {
+/// What something in a database is: its type and its name.
+type Object = (String, String);
+
+/// The table that it belongs to, and its definition.
+type Definition = (String, Option<String>);
+
+/// Everything in a database.
+fn objects(connection: &Connection) -> rusqlite::Result<BTreeMap<Object, Definition>> {
     let mut read = connection.prepare(
         "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_stat%' ESCAPE '\\'",
     )?;

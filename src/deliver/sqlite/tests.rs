@@ -268,7 +268,7 @@ fn odd_values_never_fail_and_are_never_lost() {
     let reader = bench.reader();
     let mut read = reader.prepare("SELECT CAST(raw AS BLOB) FROM events ORDER BY id").unwrap();
     let raw: Vec<Vec<u8>> = read.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
-    assert_eq!(raw, lines.each_ref().map(|line| line.as_bytes()));
+    assert_eq!(raw, lines.each_ref().map(String::as_bytes));
     // The first one has a NUL character.
     assert_eq!(texts(&reader, "SELECT typeof(raw) FROM events ORDER BY id"), ["blob", "text", "text"]);
 
