@@ -40,9 +40,14 @@ fn check(declared: Option<&str>, body: &[u8], caps: Caps) {
         // No bytes, no member.
         Coding::Gzip if body.is_empty() => Ok(Vec::new()),
         Coding::Gzip => {
-            let mut plain = Vec::new();
-            let reader = flate2::read::MultiGzDecoder::new(body);
-            reader.take(caps.decoded as u64 + 1).read_to_end(&mut plain).map(|_| plain)
+            let inflate = |bytes: &[u8]| {
+                let mut plain = Vec::new();
+                let reader = flate2::read::MultiGzDecoder::new(bytes);
+                reader.take(caps.decoded as u64 + 1).read_to_end(&mut plain).map(|_| plain)
+            };
+            // What was compressed twice is inflated twice.
+            inflate(body)
+                .and_then(|once| if once.starts_with(b"\x1f\x8b") { inflate(&once) } else { Ok(once) })
         }
     };
     let lines = |plain: &[u8]| -> Vec<Vec<u8>> {
