@@ -190,6 +190,10 @@ fn health_and_readiness() {
         status => Err(status.to_string()),
     });
     assert_eq!(daemon.ask("/other").status, 404);
+    // Readiness does not wait for the sink to make its file.
+    wait_until(PATIENCE, "the sink has made its file", || {
+        site.path("verified.log").is_file().then_some(()).ok_or("not yet".to_owned())
+    });
     drop(daemon);
 
     std::fs::remove_file(site.path("verified.log")).unwrap();
