@@ -119,6 +119,7 @@ fn cef(text: &str) -> Option<Read> {
     let mut end = text.len();
     if let Some(at) = text.rfind(" sig=").filter(|at| *at >= extension) {
         read.signature = Some(bytes_of(&text[at + 5..]));
+        read.fields.insert("sig".to_owned(), Some(text[at + 5..].to_owned()));
         read.messages.push(bytes_of(&text[..at]));
         end = at;
     }
@@ -141,9 +142,6 @@ fn cef(text: &str) -> Option<Read> {
     {
         let escapes = [('=', '='), ('\\', '\\'), ('n', '\n'), ('r', '\r')];
         read.fields.insert(key, Some(unescaped(&value, &escapes)));
-    }
-    if let Some(signature) = &read.signature {
-        read.fields.insert("sig".to_owned(), Some(String::from_utf8_lossy(signature).into_owned()));
     }
     Some(read)
 }
@@ -204,7 +202,7 @@ fn always_there(name: &str, severity: &str) -> Vec<&'static str> {
         return keys;
     }
     let is_of_nobody =
-        (is_login && !name.ends_with("_OUTCOME_SUCCESS")) || (name == "Ingress" && severity == "6");
+        (is_login && name != "AUTHENTICATION_OUTCOME_SUCCESS") || (name == "Ingress" && severity == "6");
     if !is_of_nobody {
         keys.extend(["org_id", "principal_id"]);
     }
