@@ -16,7 +16,7 @@ use time::macros::format_description;
 use crate::deliver::file::rotated_at;
 use crate::deliver::sqlite::stored::{self, Made};
 use crate::trust::jwks::MAX_KEPT_KEYS;
-use crate::trust::keyring;
+use crate::trust::keyring::{self, DOCUMENT_LIMIT_BYTES};
 use crate::wire::line::Line;
 
 /// What was found.
@@ -140,8 +140,12 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
         "reserve" | "reserve.probe" if is_zeros(path)? => return Ok(Some("spare space for a full disk")),
         _ => {}
     }
-    if path.parent().and_then(Path::file_name) == Some(OsStr::new("tokens")) && is_token(path, &start)? {
+    let folder = path.parent().and_then(Path::file_name);
+    if (folder == Some(OsStr::new("tokens")) || name == "token") && is_token(path, &start)? {
         return Ok(Some("a token"));
+    }
+    if folder == Some(OsStr::new("jwks")) && name.ends_with(".json.tmp") && is_cut_key_set(path)? {
+        return Ok(Some("a key set that was not written to its end"));
     }
     let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     let is_packed =
@@ -197,6 +201,16 @@ fn is_token(path: &Path, start: &[u8]) -> io::Result<bool> {
     let is_whole = path.metadata()?.len() == start.len() as u64;
     let line = start.trim_ascii();
     Ok(is_whole && !line.is_empty() && !line.contains(&b'\n') && Line::parse(line).is_err())
+}
+
+/// Whether a file is a beginning, perhaps an empty one, of the JSON that the daemon remembers keys in: laid out in lines
+/// of which none is an event.
+fn is_cut_key_set(path: &Path) -> io::Result<bool> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(DOCUMENT_LIMIT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    let is_json = bytes.is_empty() || bytes.starts_with(b"{\n");
+    let has_event = || bytes.split(|byte| *byte == b'\n').any(|line| Line::parse(line).is_ok());
+    Ok(bytes.len() <= DOCUMENT_LIMIT_BYTES && is_json && !has_event())
 }
 
 fn is_text_with(start: &[u8], words: &str) -> bool {
@@ -310,7 +324,13 @@ mod tests {
             ("reserve", format!("{}{line}", "\0".repeat(4096)), true),
             ("tokens/us", "Bearer abc\n".to_owned(), false),
             ("tokens/us", format!("{line}|1.0|c|n|1|rt=1\n"), true),
-            ("token", "Bearer abc\n".to_owned(), true),
+            ("token", "Bearer abc\n".to_owned(), false),
+            ("token", format!("{line}|1.0|c|n|1|rt=1\n"), true),
+            ("jwks/us.json.tmp", "{\n  \"keys\": [\n    {".to_owned(), false),
+            ("jwks/us.json.tmp", String::new(), false),
+            ("jwks/us.json.tmp", format!("{{\n{line}|1.0|c|n|1|rt=1\n"), true),
+            ("jwks/us.json.tmp", "{\"rt\":1}\n".to_owned(), true),
+            ("us.json.tmp", "{\n".to_owned(), true),
             ("jwks.json", key_set, false),
             ("cert.pem", "subject=x\n-----BEGIN CERTIFICATE-----\n".to_owned(), false),
             ("v.log", line.to_owned(), true),

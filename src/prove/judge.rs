@@ -417,8 +417,11 @@ pub(super) fn contradiction(
             (difference, claims.verified, claims.key_id.as_deref(), "record")
         }
         Beside::Row(row) => {
-            let difference = row.difference(line).map(|column| {
-                format!("the column `{column}` says something else than the row's raw line").into()
+            let difference = row.difference(line).map(|column| match column {
+                "raw" => "the column `raw` is a blob where text holds the line, or text where only a blob does: no \
+                          search finds it"
+                    .into(),
+                _ => format!("the column `{column}` says something else than the row's raw line").into(),
             });
             (difference, row.says_verified(), row.key_id.as_deref(), "row")
         }

@@ -422,6 +422,141 @@ fn a_database_with_a_hole_is_damaged() {
     assert!(report["findings"][0]["reason"].as_str().unwrap().contains("rows may be missing"), "{report}");
 }
 
+/// What makes an index over `granted` find nothing, with its definition as it was: it is filled by another one.
+const EMPTIED: [&str; 3] = [
+    "PRAGMA writable_schema = ON;
+     UPDATE sqlite_schema SET sql = replace(sql, '= 0', '= 7') WHERE name = 'events_denied'",
+    "REINDEX events_denied",
+    "PRAGMA writable_schema = ON;
+     UPDATE sqlite_schema SET sql = replace(sql, '= 7', '= 0') WHERE name = 'events_denied'",
+];
+
+#[test]
+fn a_database_that_was_tampered_with_is_a_finding() {
+    let site = Site::new().sinks(
+        "[sinks.search]\ntype = \"sqlite\"\nstream = [\"verified\", \"quarantine\"]\npath = \"events.db\"\n",
+    );
+    let daemon = Daemon::start(&site);
+    let mut lines = site.producer.events(0..20);
+    lines.push(site.producer.sign_json(r#"{"granted":false,"rt":1684454619000}"#));
+    assert_eq!(daemon.deliver(&lines).accepted, 21);
+    daemon.settle();
+    daemon.terminate();
+    all_good(&verify(&site, &["events.db"]), 21);
+    // Each batch of statements has a connection of its own, so that it reads the tables as the one before left them.
+    let changed = |changes: &[&str]| {
+        std::fs::copy(site.path("events.db"), site.path("changed.db")).unwrap();
+        for change in changes {
+            let connection = rusqlite::Connection::open(site.path("changed.db")).unwrap();
+            connection.execute_batch(change).unwrap();
+            connection.close().unwrap();
+        }
+        report(&site, &["changed.db"])
+    };
+    let whole_file = "damaged";
+    let row = "bad";
+    for (changes, verdict, reason) in [
+        (&EMPTIED[..], whole_file, "events_denied"),
+        (
+            &["DROP INDEX events_denied; CREATE INDEX events_denied ON events (time) WHERE granted = 7"],
+            whole_file,
+            "the index `events_denied` was changed",
+        ),
+        (&["DROP INDEX events_trace_id"], whole_file, "the index `events_trace_id` is missing"),
+        (
+            &["PRAGMA writable_schema = ON;
+               UPDATE sqlite_schema SET sql = replace(sql, 'coalesce(rt, received_at)', '0') WHERE name = 'events'",
+              "REINDEX"],
+            whole_file,
+            "the table `events` was changed",
+        ),
+        (
+            &["ALTER TABLE events RENAME TO hidden; CREATE VIEW events AS SELECT * FROM hidden WHERE id < 5"],
+            whole_file,
+            "was changed",
+        ),
+        (&["ALTER TABLE events ADD COLUMN more TEXT"], whole_file, "the table `events` was changed"),
+        (
+            &["CREATE TRIGGER t BEFORE INSERT ON events BEGIN SELECT RAISE(IGNORE); END"],
+            whole_file,
+            "the trigger `t` was added",
+        ),
+        // A name that SQLite keeps for itself hides nothing.
+        (
+            &["PRAGMA writable_schema = ON;
+               INSERT INTO sqlite_schema VALUES ('trigger', 'sqlite_stat_t', 'events', 0,
+                   'CREATE TRIGGER sqlite_stat_t BEFORE INSERT ON events BEGIN SELECT RAISE(IGNORE); END')"],
+            whole_file,
+            "the trigger `sqlite_stat_t` was added",
+        ),
+        // Nor does a file that says that it is none of ours, or of another version.
+        (
+            &["PRAGMA application_id = 0; DROP INDEX events_trace_id"],
+            whole_file,
+            "the index `events_trace_id` is missing",
+        ),
+        (&["PRAGMA user_version = 1"], whole_file, "the table `events` was changed"),
+        (&["PRAGMA user_version = 0"], whole_file, "schema version 0"),
+        (&["PRAGMA user_version = -1"], whole_file, "schema version -1"),
+        (&["PRAGMA user_version = 9"], whole_file, "schema version 9"),
+        // No LIKE finds a blob.
+        (&["UPDATE events SET raw = CAST(raw AS BLOB) WHERE id = 7"], row, "the column `raw`"),
+    ] {
+        let (code, report) = changed(changes);
+        assert_eq!(code, Some(1), "{changes:?}: {report}");
+        let found: Vec<_> = findings(&report).into_iter().map(|(.., verdict)| verdict).collect();
+        assert!(found.contains(&verdict.to_owned()), "{changes:?}: {report}");
+        assert!(report["findings"].to_string().contains(reason), "{changes:?}: {report}");
+    }
+    // What `ANALYZE` leaves is none.
+    assert_eq!(changed(&["ANALYZE"]).0, Some(0));
+}
+
+#[test]
+fn the_daemon_s_own_files_are_no_findings() {
+    let site = Site::new().sinks(
+        &[
+            sink("verified", "raw", "\"verified\""),
+            sink("quarantine", "json", "\"quarantine\""),
+            "[sinks.search]\ntype = \"sqlite\"\nstream = \"verified\"\npath = \"events.db\"\n".to_owned(),
+        ]
+        .concat(),
+    );
+    std::fs::create_dir(site.path("tokens")).unwrap();
+    site.write("tokens/us", "Bearer abc\n");
+    site.write("token", "Bearer abc\n");
+    let daemon = Daemon::start(&site);
+    assert_eq!(daemon.deliver(&site.producer.events(0..50)).accepted, 50);
+    daemon.settle();
+    // A crash while the remembered keys were written leaves this.
+    std::fs::create_dir_all(site.path("data/jwks")).unwrap();
+    site.write("data/jwks/us.json.tmp", "{\n  \"keys\": [\n    {");
+    let is_clean = || {
+        let (code, report) = report(&site, &["."]);
+        assert_eq!((code, findings(&report)), (Some(0), Vec::new()), "{report}");
+        assert_eq!((&report["good"], &report["unreadable"]), (&100.into(), &Value::Array(Vec::new())));
+        let left_out = report["left_out"].as_array().unwrap();
+        left_out.iter().map(|file| file["file"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // While the daemon runs there are logs of databases too.
+    let left_out = is_clean();
+    for name in ["data/ledger.db", "data/ledger.db-wal", "data/reserve", "tokens/us", "token", "us.json.tmp"]
+    {
+        assert!(left_out.iter().any(|file| file.ends_with(name)), "{name} is not in {left_out:?}");
+    }
+    daemon.terminate();
+    is_clean();
+    // An event does not escape under such a name.
+    let forged = sign::Producer::new(9).event(1);
+    for name in ["token", "tokens/us", "data/jwks/us.json.tmp", "data/reserve"] {
+        let kept = site.read(name);
+        site.write(name, body(&[&forged]));
+        let (code, report) = report(&site, &["."]);
+        assert_eq!((code, &report["bad"]), (Some(1), &1.into()), "{name}: {report}");
+        site.write(name, kept);
+    }
+}
+
 #[test]
 fn a_window_is_of_the_events_own_time() {
     let site = Site::new();

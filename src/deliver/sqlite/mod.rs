@@ -138,6 +138,10 @@ impl SqliteSink {
         match insert(&mut open.connection, &self.ledger, missing, behind) {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.error("write to", "another auditgate took it over; give each its own")),
+            Err(rusqlite::Error::StatementChangedRows(_)) => {
+                let why = "an insert did not add one row; remove the trigger that another program put there";
+                Err(self.error("write to", why))
+            }
             Err(error) => Err(failed("write to", &self.path)(error)),
         }
     }

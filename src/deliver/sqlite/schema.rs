@@ -209,7 +209,7 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
     match usize::try_from(version) {
         Ok(0) if application == 0 && objects == 0 => Ok(0),
         Ok(known @ 1..=LATEST) if application == i64::from(APPLICATION_ID) => {
-            match difference(connection, known).map_err(failed("read", path))? {
+            match difference(connection).map_err(failed("read", path))? {
                 None => Ok(known),
                 Some(what) => Err(refuse(format!(
                     "its tables are not as auditgate makes them: {what}; put views, indexes and triggers into a \
@@ -227,12 +227,19 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
 
 const LATEST: usize = STEPS.len();
 
-/// What tells the tables, indexes, views and triggers of a database from those that a sink makes of that version, the
-/// version that the database itself names where there is none; nothing when they are the same. What `ANALYZE` leaves is
-/// no difference.
-pub(super) fn difference(connection: &Connection, version: usize) -> rusqlite::Result<Option<String>> {
+/// What tells the tables, indexes, views and triggers of a database from those that a sink makes of the version that it
+/// names; nothing when they are the same. What `ANALYZE` leaves is no difference.
+pub(super) fn difference(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let Some(steps) =
+        usize::try_from(version).ok().filter(|version| *version > 0).and_then(|version| STEPS.get(..version))
+    else {
+        return Ok(Some(format!(
+            "schema version {version} is none of 1 to {LATEST}, which this auditgate knows"
+        )));
+    };
     let mut made = Connection::open_in_memory()?;
-    migrate(&mut made, 0, &STEPS[..version.min(LATEST)])?;
+    migrate(&mut made, 0, steps)?;
     let (found, wanted) = (objects(connection)?, objects(&made)?);
     let describe = |(kind, name): &Object, what: &str| Some(format!("the {kind} `{name}` {what}"));
     for (object, sql) in &wanted {
@@ -254,18 +261,15 @@ type Object = (String, String);
 /// The table that it belongs to, and its definition.
 type Definition = (String, Option<String>);
 
-/// Everything in a database.
+/// Everything in a database but the tables of `ANALYZE` (<https://www.sqlite.org/fileformat2.html>, section 2.6). They
+/// are told by their whole name and type: whoever can write the schema can give a trigger a name like theirs.
 fn objects(connection: &Connection) -> rusqlite::Result<BTreeMap<Object, Definition>> {
     let mut read = connection.prepare(
-        "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_stat%' ESCAPE '\\'",
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema \
+         WHERE NOT (type = 'table' AND name IN ('sqlite_stat1', 'sqlite_stat2', 'sqlite_stat3', 'sqlite_stat4'))",
     )?;
     let objects = read.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?))))?;
     objects.collect()
-}
-
-/// The version of the tables that a database names.
-pub(super) fn version(connection: &Connection) -> rusqlite::Result<usize> {
-    connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 /// Takes the steps from a version on, all of them or none.
@@ -284,6 +288,7 @@ fn migrate(connection: &mut Connection, version: usize, steps: &[&str]) -> rusql
 
 #[cfg(test)]
 mod tests {
+    use super::super::stored::Database;
     use super::*;
 
     fn version(connection: &Connection) -> i64 {
@@ -323,14 +328,18 @@ mod tests {
         migrate(&mut old, 0, &STEPS[..1]).unwrap();
         old.execute_batch(&insert("'line'")).unwrap();
         assert!(old.execute_batch(&insert("x'ff'")).is_err());
-        assert_eq!(difference(&old, 1), Ok(None));
-        drop(old);
+        assert_eq!(difference(&old), Ok(None));
+        // Nobody has to migrate it before it can be checked.
+        let mut stored = Database::open(&path).unwrap();
+        assert_eq!(stored.next(9, usize::MAX).unwrap().len(), 1);
+        assert_eq!(stored.damage(), Ok(None));
+        drop((stored, old));
         let open = open(&path).unwrap();
         open.connection.execute_batch(&insert("x'ff'")).unwrap();
         let types = "SELECT group_concat(typeof(raw)) FROM events";
         let types: String = open.connection.query_row(types, [], |row| row.get(0)).unwrap();
         assert_eq!(types, "text,blob");
-        assert_eq!(difference(&open.connection, LATEST), Ok(None));
+        assert_eq!(difference(&open.connection), Ok(None));
         let checked: String =
             open.connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();
         assert_eq!(checked, "ok");

@@ -7,7 +7,7 @@ use std::path::Path;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 
-use super::row::{FIELDS, columns};
+use super::row::{self, FIELDS, columns};
 use super::schema;
 use crate::wire::line::Line;
 
@@ -66,6 +66,8 @@ pub struct Stored {
     pub raw: Vec<u8>,
     /// The key that the row says verified it.
     pub key_id: Option<String>,
+    /// `raw` is text, and no blob.
+    is_text: bool,
     verified: Value,
     format: Value,
     extra: Value,
@@ -85,7 +87,10 @@ impl Stored {
         let (fields, extra) = columns(&event);
         let extra = extra.map_or(Value::Null, Value::Text);
         let format = Value::Text(line.format().as_str().to_owned());
+        // No LIKE finds a blob, and none finds what follows a NUL character in text.
+        let must_be_text = matches!(row::raw(&self.raw), ToSqlOutput::Borrowed(ValueRef::Text(_)));
         let common = [
+            ("raw", self.is_text == must_be_text),
             ("verified", matches!(self.verified, Value::Integer(0 | 1))),
             ("format", self.format == format),
             ("extra", self.extra == extra),
@@ -187,12 +192,8 @@ impl Database {
                 "there are rows up to id {last}, but none can be read behind id {behind}"
             )));
         }
-        // A database that does not say so is none of a sink's, and is read for its rows alone.
-        let application: i32 =
-            self.connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-        if application == schema::APPLICATION_ID
-            && let Some(what) = schema::difference(&self.connection, schema::version(&self.connection)?)?
-        {
+        // Whatever the file says of itself: who changes its tables can change that too.
+        if let Some(what) = schema::difference(&self.connection)? {
             return Ok(Some(format!("its tables are not as a SQLite sink makes them: {what}")));
         }
         let said: String = self.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
@@ -250,7 +251,9 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
 }
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
-    let raw = match row.get_ref("raw")? {
+    let value = row.get_ref("raw")?;
+    let is_text = matches!(value, ValueRef::Text(_));
+    let raw = match value {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.to_vec(),
         // A table that somebody else made; such a line is malformed.
         _ => Vec::new(),
@@ -264,6 +267,7 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
         id: row.get("id")?,
         raw,
         key_id,
+        is_text,
         verified: value("verified")?,
         format: value("format")?,
         extra: value("extra")?,
@@ -379,6 +383,7 @@ mod tests {
         assert_eq!(difference(), None);
         let writer = Connection::open(&path).unwrap();
         for (column, wrong) in [
+            ("raw", "CAST(raw AS BLOB)"),
             ("verified", "2"),
             ("format", "'cef'"),
             ("extra", "NULL"),
