@@ -349,7 +349,8 @@ fn inflate(
     let decoded = match decode(&delivery.body, coding, limits.caps, &mut grow) {
         Ok(decoded) => decoded,
         Err(DecodeError::Undecodable(detail)) => {
-            return Ok(Inflated::Whole(undecodable(delivery, identifier, detail)));
+            let packing = Packing::Whole(Coding::Identity);
+            return Ok(Inflated::Whole(whole_body(delivery, packing, None, identifier, detail)));
         }
         Err(DecodeError::NoRoom) => return Err(refused.unwrap_or(Rejection::NoRoom)),
         Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
@@ -382,9 +383,8 @@ fn judge(
     grow(&mut delivery.reservation, decoded.line_count().saturating_mul(room::LINE), runtime)?;
     let bench = Bench { source: &delivery.source, keys, identifier, longest: limits.line };
     let verdicts = bench.judge_all(decoded.lines(), decoded.line_count());
-    let is_no_batch = verdicts.malformed > 0 && verdicts.malformed == decoded.line_count();
     let decoded = decoded.into_bytes();
-    if is_no_batch {
+    if verdicts.has_no_event() {
         // Its lines alone would say nothing to anybody: it is kept as it is.
         let detail = format!("no line of the body is an event: {}", looks_like(&decoded));
         return Ok(whole_body(delivery, Packing::Whole(coding), Some(decoded), identifier, detail));
@@ -402,7 +402,7 @@ fn judge(
     Ok(verdicts.about(batch, packing, delivery.reservation))
 }
 
-/// What a body is that holds no event, for whoever has to find its sender.
+/// Describes a body that holds no event, which helps to find its sender.
 fn looks_like(body: &[u8]) -> &'static str {
     let mut json = serde_json::Deserializer::from_slice(body).into_iter::<serde::de::IgnoredAny>();
     if matches!(body.trim_ascii_start(), [b'{' | b'[', ..]) && json.all(|value| value.is_ok()) {
@@ -437,11 +437,6 @@ fn judge_again(
 
 fn key_ids(keys: Option<&KeySet>) -> Arc<[String]> {
     keys.map_or_else(Vec::new, |keys| keys.keys().iter().map(|key| key.id().to_owned()).collect()).into()
-}
-
-/// A body that cannot be inflated.
-fn undecodable(delivery: Delivery, identifier: &Identifier, detail: String) -> Judged {
-    whole_body(delivery, Packing::Whole(Coding::Identity), None, identifier, detail)
 }
 
 /// A body that is kept in one piece, with what it inflates to where that is something else.
@@ -501,13 +496,18 @@ struct Verdicts {
     times: Vec<i64>,
     known: usize,
     unknown: usize,
-    /// Lines that are no event.
-    malformed: usize,
 }
 
 impl Verdicts {
+    /// Whether there are lines, and none of them is an event.
+    fn has_no_event(&self) -> bool {
+        let is_malformed =
+            |entry: &Entry| matches!(entry.verdict, Verdict::Rejected { reason: Reason::Malformed, .. });
+        !self.entries.is_empty() && self.entries.iter().all(is_malformed)
+    }
+
     fn about(self, mut batch: Batch, packing: Packing, reservation: Reservation) -> Judged {
-        let Self { entries, times, known, unknown, .. } = self;
+        let Self { entries, times, known, unknown } = self;
         let is_rejected = |entry: &&Entry| matches!(entry.verdict, Verdict::Rejected { .. });
         let rejects = entries.iter().filter(is_rejected).count();
         batch.entries = entries;
@@ -593,8 +593,6 @@ impl Bench<'_> {
                 }
                 _ => self.identifier.reject(&self.source.name, bytes),
             };
-            let is_malformed = matches!(verdict, Verdict::Rejected { reason: Reason::Malformed, .. });
-            verdicts.malformed += usize::from(is_malformed);
             verdicts.entries.push(Entry { verdict, identity });
         }
     }

@@ -327,9 +327,9 @@ impl Sink {
         let is_mixed = self.streams.contains(&Stream::Verified) && self.streams.len() > 1;
         is_mixed.then(|| {
             format!(
-                "sink `{}` keeps {keep} rotated files and takes verified events beside other lines: whoever holds a \
-                 token could rotate verified events away with lines that nobody signed; give these a sink of their \
-                 own, or remove `keep`",
+                "sink `{}` keeps {keep} rotated files and takes verified events beside other lines: a token holder \
+                 could rotate verified events away with unsigned lines; give these a sink of their own, or remove \
+                 `keep`",
                 self.name
             )
         })

@@ -329,60 +329,72 @@ fn is_bodiless<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// What the operator should know about a refused batch. Peers cause all of these as often as they like, so each goes
-/// through a throttle of its own.
+/// Logs what the operator should know about a refused batch. Peers can cause each of these as often as they like, so
+/// each message has its throttle.
 fn log(source: &str, refusal: &Refusal, now: i64) {
-    static UNAUTHORISED: LogThrottle = LogThrottle::new();
-    static FORBIDDEN: LogThrottle = LogThrottle::new();
-    static HEAD: LogThrottle = LogThrottle::new();
-    static UNDECODABLE: LogThrottle = LogThrottle::new();
-    static LOST: LogThrottle = LogThrottle::new();
-    static REFUSED: LogThrottle = LogThrottle::new();
-
-    let throttle = match refusal {
-        // The metrics count them.
-        Refusal::NotFound | Refusal::MethodNotAllowed => return,
-        Refusal::Unauthorized => &UNAUTHORISED,
-        Refusal::Forbidden => &FORBIDDEN,
-        Refusal::Head(_) => &HEAD,
-        Refusal::Rejected(Rejection::Undecodable { .. }) => &UNDECODABLE,
-        refusal if refusal.loses_the_batch() => &LOST,
-        _ => &REFUSED,
-    };
-    let Some(unlogged) = throttle.admit() else { return };
     let (status, reason) = (refusal.status().as_u16(), refusal.detail());
     match refusal {
-        Refusal::NotFound | Refusal::MethodNotAllowed => {}
-        Refusal::Unauthorized => tracing::warn!(source, status, unlogged, "no or wrong Authorization"),
+        // The metrics count them.
+        Refusal::NotFound | Refusal::MethodNotAllowed => tracing::debug!(source, status, reason, "refused"),
+        Refusal::Unauthorized => {
+            static LOGGED: LogThrottle = LogThrottle::new();
+            if let Some(unlogged) = LOGGED.admit() {
+                tracing::warn!(source, status, unlogged, "no or wrong Authorization");
+            }
+        }
         Refusal::Forbidden => {
-            tracing::warn!(source, status, unlogged, "a request from an address that `allow` does not list");
+            static LOGGED: LogThrottle = LogThrottle::new();
+            if let Some(unlogged) = LOGGED.admit() {
+                tracing::warn!(
+                    source,
+                    status,
+                    unlogged,
+                    "a request from an address that `allow` does not list"
+                );
+            }
         }
         Refusal::Head(_) => {
-            tracing::warn!(source, status, unlogged, reason, "a malformed request was refused unread");
-        }
-        Refusal::Rejected(Rejection::Undecodable { .. }) => tracing::error!(
-            source,
-            status,
-            unlogged,
-            reason,
-            "a body is no batch of events; it is kept whole in quarantine"
-        ),
-        refusal if refusal.loses_the_batch() => tracing::error!(
-            source,
-            status,
-            unlogged,
-            reason,
-            received_at = crate::wire::record::time_stamp(now),
-            "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and start a \
-             replay job for the minutes before this time",
-            if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                "raise the limit"
-            } else {
-                "fix the sender"
+            static LOGGED: LogThrottle = LogThrottle::new();
+            if let Some(unlogged) = LOGGED.admit() {
+                tracing::warn!(source, status, unlogged, reason, "a malformed request was refused unread");
             }
-        ),
+        }
+        Refusal::Rejected(Rejection::Undecodable { .. }) => {
+            static LOGGED: LogThrottle = LogThrottle::new();
+            if let Some(unlogged) = LOGGED.admit() {
+                tracing::error!(
+                    source,
+                    status,
+                    unlogged,
+                    reason,
+                    "a body is no batch of events; it is kept whole in quarantine"
+                );
+            }
+        }
+        refusal if refusal.loses_the_batch() => {
+            static LOGGED: LogThrottle = LogThrottle::new();
+            if let Some(unlogged) = LOGGED.admit() {
+                tracing::error!(
+                    source,
+                    status,
+                    unlogged,
+                    reason,
+                    received_at = crate::wire::record::time_stamp(now),
+                    "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and \
+                     start a replay job for the minutes before this time",
+                    if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                        "raise the limit"
+                    } else {
+                        "fix the sender"
+                    }
+                );
+            }
+        }
         _ => {
-            tracing::warn!(source, status, unlogged, reason, "a batch was refused; it may be sent again");
+            static LOGGED: LogThrottle = LogThrottle::new();
+            if let Some(unlogged) = LOGGED.admit() {
+                tracing::warn!(source, status, unlogged, reason, "a batch was refused; it may be sent again");
+            }
         }
     }
 }

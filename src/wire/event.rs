@@ -262,36 +262,38 @@ pub mod schema {
     /// Values that a caller of Konnect's API controls: they can hold anything, ` key=value` included.
     pub const FREE_TEXT: [&str; 4] = ["principal_name", "query", "request", "user_agent"];
 
+    /// The fields that Konnect documents, sorted.
+    pub(in crate::wire) const KNOWN: [&str; 26] = [
+        "act",
+        "action",
+        "actor_id",
+        "cef_version",
+        "event_class_id",
+        "event_product",
+        "event_ts",
+        "event_vendor",
+        "event_version",
+        "granted",
+        "kong_initiated",
+        "name",
+        "org_id",
+        "portal_id",
+        "principal_id",
+        "principal_name",
+        "query",
+        "request",
+        "rt",
+        "severity",
+        "sig",
+        "src",
+        "status",
+        "success",
+        "trace_id",
+        "user_agent",
+    ];
+
     /// The name for `Cow::Borrowed`, so that known fields cost no allocation.
     pub fn interned(name: &str) -> Cow<'static, str> {
-        const KNOWN: [&str; 26] = [
-            "act",
-            "action",
-            "actor_id",
-            "cef_version",
-            "event_class_id",
-            "event_product",
-            "event_ts",
-            "event_vendor",
-            "event_version",
-            "granted",
-            "kong_initiated",
-            "name",
-            "org_id",
-            "portal_id",
-            "principal_id",
-            "principal_name",
-            "query",
-            "request",
-            "rt",
-            "severity",
-            "sig",
-            "src",
-            "status",
-            "success",
-            "trace_id",
-            "user_agent",
-        ];
         KNOWN
             .iter()
             .find(|known| **known == name)

@@ -156,15 +156,8 @@ impl Resolver<'_> {
         let retired_for = self.time(table.retired_for.as_ref(), "retired_for", DEFAULT_RETIRED_FOR);
         let (revoked, pin, with_keys) = (table.revoked.take(), table.pin.take(), table.keys.is_some());
         let origin = self.jwks_origin(table, &at);
-        let document = match &origin {
-            Some(JwksOrigin::File(path)) => keyring::read_file(path, jwks::MAX_KEPT_KEYS).ok(),
-            _ => None,
-        };
-        let listed = document.as_ref().map(|document| &document.keys);
-        let revoked = revoked.unwrap_or_default().into_iter();
-        let revoked: Vec<_> = revoked.map(|text| self.thumbprint(text, "revoked", listed)).collect();
-        let revoked: Option<Vec<String>> = revoked.into_iter().collect();
-        let pin = self.pins(pin, with_keys, listed);
+        let revoked = self.thumbprints(revoked.unwrap_or_default(), "revoked", origin.as_ref());
+        let pin = self.pins(pin, with_keys, origin.as_ref());
         Some(Jwks { origin: origin?, pin: pin?, revoked: revoked?, retired_for: retired_for? })
     }
 
@@ -239,7 +232,7 @@ impl Resolver<'_> {
         &mut self,
         texts: Option<Spanned<Vec<Text>>>,
         with_keys: bool,
-        listed: Option<&KeySet>,
+        origin: Option<&JwksOrigin>,
     ) -> Option<Vec<String>> {
         let Some(texts) = texts else { return Some(Vec::new()) };
         let at = texts.span();
@@ -254,20 +247,31 @@ impl Resolver<'_> {
             self.findings.report(&at, "`pin` of `jwks` names no key", hint);
             return None;
         }
-        let pins: Vec<_> = texts.into_iter().map(|text| self.thumbprint(text, "pin", listed)).collect();
-        pins.into_iter().collect()
+        self.thumbprints(texts, "pin", origin)
     }
 
-    /// `listed` are the keys of the document, where it can be read now.
-    fn thumbprint(&mut self, text: Text, of: &str, listed: Option<&KeySet>) -> Option<String> {
+    /// Reports each text that is no thumbprint.
+    fn thumbprints(
+        &mut self,
+        texts: Vec<Text>,
+        of: &str,
+        origin: Option<&JwksOrigin>,
+    ) -> Option<Vec<String>> {
+        let thumbprints: Vec<_> = texts.into_iter().map(|text| self.thumbprint(text, of, origin)).collect();
+        thumbprints.into_iter().collect()
+    }
+
+    fn thumbprint(&mut self, text: Text, of: &str, origin: Option<&JwksOrigin>) -> Option<String> {
         if jwks::is_thumbprint(text.get_ref()) {
             return Some(text.into_inner());
         }
         let mut hint =
             "write the key's thumbprint (RFC 7638), 43 characters, as the log shows it when keys are loaded"
                 .to_owned();
-        if let Some(listed) = listed {
-            let thumbprints: Vec<String> = listed.keys().iter().map(jwks::Key::thumbprint).collect();
+        if let Some(JwksOrigin::File(path)) = origin
+            && let Ok(document) = keyring::read_file(path, jwks::MAX_KEPT_KEYS)
+        {
+            let thumbprints: Vec<String> = document.keys.keys().iter().map(jwks::Key::thumbprint).collect();
             hint = format!("{hint}; the document lists {}", thumbprints.join(", "));
         }
         self.findings.report(

@@ -88,8 +88,8 @@ const VERSION_1: &str = "
 ";
 
 /// Lets `raw` of an event be a BLOB, where no text can hold the line (not UTF-8, or with a NUL character). No content
-/// changes, so the definition is written in place (<https://www.sqlite.org/lang_altertable.html>, section 7): a copy of
-/// a large table would take as long as it is large.
+/// changes, so the definition is written in place (<https://www.sqlite.org/lang_altertable.html>, section 7): copying a
+/// large table would keep the sink from starting for minutes.
 const VERSION_2: &str = "
     PRAGMA writable_schema = ON;
     UPDATE sqlite_schema SET sql = replace(sql, 'raw TEXT NOT NULL', 'raw ANY NOT NULL') WHERE name = 'events';
@@ -262,7 +262,7 @@ type Object = (String, String);
 type Definition = (String, Option<String>);
 
 /// Everything in a database but the tables of `ANALYZE` (<https://www.sqlite.org/fileformat2.html>, section 2.6). They
-/// are told by their whole name and type: whoever can write the schema can give a trigger a name like theirs.
+/// are told by their whole name and type, since anyone who can write the schema can give a trigger a similar name.
 fn objects(connection: &Connection) -> rusqlite::Result<BTreeMap<Object, Definition>> {
     let mut read = connection.prepare(
         "SELECT type, name, tbl_name, sql FROM sqlite_schema \

@@ -211,8 +211,8 @@ const EXTENSIONS: [(&str, &str, &str); 9] = [
 
 /// Text without an escape, which would be undone, that often looks like pairs of the line.
 fn hostile_text() -> impl Strategy<Value = String> {
-    let pair =
-        (prop::sample::select(&KNOWN[..]), "[a-z0-9.]{0,3}").prop_map(|(key, text)| format!(" {key}={text}"));
+    let pair = (prop::sample::select(&schema::KNOWN[..]), "[a-z0-9.]{0,3}")
+        .prop_map(|(key, text)| format!(" {key}={text}"));
     let piece =
         prop_oneof![3 => pair, 1 => text(), 1 => Just(" sig=x".to_owned()), 1 => Just(" ".to_owned())];
     prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat().replace(['\\', '\n', '\r'], ""))
@@ -361,37 +361,9 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-const KNOWN: [&str; 25] = [
-    "act",
-    "action",
-    "actor_id",
-    "cef_version",
-    "event_class_id",
-    "event_product",
-    "event_ts",
-    "event_vendor",
-    "event_version",
-    "granted",
-    "kong_initiated",
-    "name",
-    "org_id",
-    "portal_id",
-    "principal_id",
-    "principal_name",
-    "query",
-    "request",
-    "rt",
-    "severity",
-    "src",
-    "status",
-    "success",
-    "trace_id",
-    "user_agent",
-];
-
 /// Any event without a signature.
 pub(in crate::wire) fn any_event() -> impl Strategy<Value = Event> {
-    let known = prop::collection::vec((prop::sample::select(&KNOWN[..]), value()), 0..12);
+    let known = prop::collection::vec((prop::sample::select(&schema::KNOWN[..]), value()), 0..12);
     let unknown = prop::collection::vec((prop_oneof![text(), Just("event".to_owned())], value()), 0..4);
     (known, unknown).prop_map(|(known, unknown)| {
         let mut event = Event::new();
