@@ -1,42 +1,43 @@
 //! A log message that a peer or a failing sink can cause is written at once, then at most every 10 s, with how often
 //! it was left out: a leaf.
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// When one such message was written last.
+/// When one such message was written last, for each that it is about.
 #[derive(Debug)]
 pub struct LogThrottle {
-    last: AtomicI64,
-    unlogged: AtomicU64,
+    written: Mutex<BTreeMap<Box<str>, (Instant, u64)>>,
 }
 
-/// Milliseconds between two messages.
-const INTERVAL: i64 = 10_000;
-
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// The time between two messages.
+const INTERVAL: Duration = Duration::from_secs(10);
 
 impl LogThrottle {
     /// Of a message that was never written yet.
     pub const fn new() -> Self {
-        Self { last: AtomicI64::new(i64::MIN), unlogged: AtomicU64::new(0) }
+        Self { written: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Returns, when the message may be written now, how often it was left out since the last time.
-    pub fn admit(&self) -> Option<u64> {
-        self.admit_at(i64::try_from(START.elapsed().as_millis()).unwrap_or(i64::MAX))
+    /// Returns, when the message about `subject` (a source, a sink) may be written now, how often it was left out
+    /// since the last time. Subjects are names of the configuration, so that there are few.
+    pub fn admit(&self, subject: &str) -> Option<u64> {
+        self.admit_at(subject, Instant::now())
     }
 
-    /// `now` is in milliseconds of a clock that is never set back.
-    fn admit_at(&self, now: i64) -> Option<u64> {
-        let last = self.last.load(Ordering::Relaxed);
-        let is_due = now.saturating_sub(last) >= INTERVAL;
-        if is_due && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            return Some(self.unlogged.swap(0, Ordering::Relaxed));
+    fn admit_at(&self, subject: &str, now: Instant) -> Option<u64> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((last, unlogged)) = written.get_mut(subject) else {
+            written.insert(subject.into(), (now, 0));
+            return Some(0);
+        };
+        if now.duration_since(*last) < INTERVAL {
+            *unlogged += 1;
+            return None;
         }
-        self.unlogged.fetch_add(1, Ordering::Relaxed);
-        None
+        *last = now;
+        Some(std::mem::take(unlogged))
     }
 }
 
@@ -46,6 +47,18 @@ impl Default for LogThrottle {
     }
 }
 
+/// Writes a message as [`tracing`] does, with a throttle of its own: `log_seldom!(level, subject, fields, message)`.
+/// See [`LogThrottle`].
+macro_rules! log_seldom {
+    ($level:ident, $subject:expr, $($message:tt)+) => {{
+        static LOGGED: $crate::log_throttle::LogThrottle = $crate::log_throttle::LogThrottle::new();
+        if let Some(unlogged) = LOGGED.admit($subject) {
+            tracing::$level!(unlogged, $($message)+);
+        }
+    }};
+}
+pub(crate) use log_seldom;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,9 +66,12 @@ mod tests {
     #[test]
     fn a_flood_is_logged_seldom_and_counted() {
         let throttle = LogThrottle::new();
-        assert_eq!(throttle.admit_at(1_000), Some(0));
-        assert_eq!([2_000, 3_000, 10_999].map(|now| throttle.admit_at(now)), [None; 3]);
-        assert_eq!(throttle.admit_at(11_000), Some(3));
-        assert_eq!(throttle.admit(), None, "the process has not run for so long");
+        let start = Instant::now();
+        let admit =
+            |subject, milliseconds| throttle.admit_at(subject, start + Duration::from_millis(milliseconds));
+        assert_eq!(admit("us", 1_000), Some(0));
+        assert_eq!([2_000, 3_000, 10_999].map(|now| admit("us", now)), [None; 3]);
+        assert_eq!([admit("eu", 3_000), admit("eu", 4_000)], [Some(0), None]);
+        assert_eq!([admit("us", 11_000), admit("eu", 11_000)], [Some(3), None]);
     }
 }

@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use rand::CryptoRng;
 use serde::Serialize;
 
-use crate::deliver::sqlite::stored::Stored;
+use crate::deliver::sqlite::stored::{Refused, Stored};
 use crate::ingest::{Judgeable, UNSIGNED, open};
 use crate::trust::jwks::{KeySet, undistinguished};
 use crate::trust::verify::{Claim, verify_in_batches};
@@ -91,6 +91,8 @@ pub enum Block {
     },
     /// Rows of a database, whose `id` is their number.
     Rows(Vec<Stored>),
+    /// Rows of a database's table `quarantine`. That they prove nothing is why they are there, and no finding.
+    Refused(Vec<Refused>),
 }
 
 /// A stretch of time, by the events' own clock, in milliseconds since the Unix epoch.
@@ -223,7 +225,9 @@ impl Judged {
     /// Counts a good line by what stands beside it.
     fn good(&mut self, beside: &Beside<'_>, key: usize, time: Option<i64>) {
         match beside {
-            Beside::Record(Kind::Quarantined { .. }) => self.counts.good_in_quarantine += 1,
+            Beside::Record(Kind::Quarantined { .. }) | Beside::Refused(_) => {
+                self.counts.good_in_quarantine += 1;
+            }
             beside if was_not_verified(beside) => self.counts.good_unverified += 1,
             _ => self.counts.good += 1,
         }
@@ -269,6 +273,8 @@ pub enum Beside<'a> {
     Record(Kind<'a>),
     /// The columns of a row.
     Row(&'a Stored),
+    /// The columns of a row of the table `quarantine`.
+    Refused(&'a Refused),
 }
 
 impl Block {
@@ -298,6 +304,15 @@ impl Block {
                     number: row.id.unsigned_abs(),
                     raw: Cow::Borrowed(&row.raw),
                     beside: Beside::Row(row),
+                    unterminated: false,
+                })
+                .collect(),
+            Self::Refused(rows) => rows
+                .iter()
+                .map(|row| Entry {
+                    number: row.id.unsigned_abs(),
+                    raw: Cow::Borrowed(&row.raw),
+                    beside: Beside::Refused(row),
                     unterminated: false,
                 })
                 .collect(),
@@ -349,6 +364,9 @@ pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut im
                 },
             },
         };
+        if matches!(entry.beside, Beside::Refused(row) if row.has_known_reason) {
+            continue;
+        }
         judged.finding(match entry.unterminated {
             true => Finding {
                 line: entry.number,
@@ -366,6 +384,10 @@ fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'
     let is_outside = |line: &Line<'_>| !window.has(line.time());
     if let Beside::Record(Kind::Misshapen) = entry.beside {
         return Opened::Decided(Verdict::Bad, MISSHAPEN.into());
+    }
+    if matches!(entry.beside, Beside::Refused(row) if !row.has_known_reason) {
+        let reason = "the row of the table `quarantine` has a reason that auditgate does not give";
+        return Opened::Decided(Verdict::Bad, reason.into());
     }
     if has_too_many_fields(&entry.raw) {
         return Opened::Decided(Verdict::Malformed, "it may have more than a million fields".into());
@@ -409,7 +431,7 @@ pub(super) fn contradiction(
 ) -> Option<Cow<'static, str>> {
     let (difference, verified, key_id, whole) = match beside {
         // No record of a quarantined line says anything of its event.
-        Beside::Nothing | Beside::Record(Kind::Quarantined { .. }) => return None,
+        Beside::Nothing | Beside::Record(Kind::Quarantined { .. }) | Beside::Refused(_) => return None,
         Beside::Record(Kind::Misshapen) => return Some(MISSHAPEN.into()),
         Beside::Record(Kind::Accepted(claims)) => {
             let difference =
@@ -442,7 +464,7 @@ pub(super) fn was_not_verified(beside: &Beside<'_>) -> bool {
     match beside {
         Beside::Record(Kind::Accepted(claims)) => !claims.verified,
         Beside::Row(row) => !row.says_verified(),
-        Beside::Nothing | Beside::Record(_) => false,
+        Beside::Nothing | Beside::Record(_) | Beside::Refused(_) => false,
     }
 }
 

@@ -136,7 +136,7 @@ impl Blocks {
         self.kind
     }
 
-    /// How many quarantined lines a database holds, which are not among its blocks.
+    /// How many quarantined lines a database holds beside its events.
     pub fn quarantined(&self) -> u64 {
         self.quarantined
     }
@@ -148,22 +148,33 @@ impl Blocks {
     pub fn block(&mut self) -> Result<Option<Block>, Fault> {
         match &mut self.source {
             Source::Lines(lines) => lines.next(),
-            Source::Rows(database) => match database.next(TOGETHER, BLOCK_BYTES) {
-                Ok(rows) if !rows.is_empty() => Ok(Some(Block::Rows(rows))),
-                end => {
-                    let line = database.reached().unsigned_abs() + 1;
-                    match end.and_then(|_| database.damage()) {
+            Source::Rows(database) => {
+                let rows = rows(database);
+                let line = database.reached().unsigned_abs() + 1;
+                match rows {
+                    Ok(Some(block)) => Ok(Some(block)),
+                    end => match end.and_then(|_| database.damage()) {
                         Ok(None) => Ok(None),
                         Ok(Some(damage)) => {
                             let reason = format!("the database is damaged: {damage}").into();
                             Err(Fault::Finding(Finding { line, verdict: Verdict::Damaged, reason }))
                         }
                         Err(error) => Err(fault(&error, line)),
-                    }
+                    },
                 }
-            },
+            }
         }
     }
+}
+
+/// The events, and then what was refused.
+fn rows(database: &mut Database) -> rusqlite::Result<Option<Block>> {
+    let rows = database.next(TOGETHER, BLOCK_BYTES)?;
+    if !rows.is_empty() {
+        return Ok(Some(Block::Rows(rows)));
+    }
+    let refused = database.next_refused(TOGETHER, BLOCK_BYTES)?;
+    Ok((!refused.is_empty()).then_some(Block::Refused(refused)))
 }
 
 /// How a file is compressed, by its first bytes.

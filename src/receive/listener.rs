@@ -26,7 +26,7 @@ use super::ending::Ending;
 use super::places::{Displaced, Place, Places};
 use super::request::{Aborted, Service};
 use super::tls::Certificates;
-use crate::log_throttle::LogThrottle;
+use crate::log_throttle::log_seldom;
 
 /// What the listener is made of.
 pub struct Listener {
@@ -111,7 +111,6 @@ impl Listener {
     /// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, the
     /// oldest stranger makes room, and if there is none, it waits until somebody leaves.
     async fn accept(&self, socket: &TcpListener) -> (TcpStream, IpAddr) {
-        static LOGGED: LogThrottle = LogThrottle::new();
         loop {
             let error = match socket.accept().await {
                 Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
@@ -120,14 +119,13 @@ impl Listener {
             if concerns_one_peer(&error) {
                 continue;
             }
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::error!(
-                    %error,
-                    unlogged,
-                    "cannot accept connections; trying again: raise the limit of open files (LimitNOFILE), or lower \
-                     limits.connections"
-                );
-            }
+            log_seldom!(
+                error,
+                "",
+                %error,
+                "cannot accept connections; trying again: raise the limit of open files (LimitNOFILE), or lower \
+                 limits.connections"
+            );
             let _ = timeout(SHORTAGE, self.places.make_room()).await;
             tokio::time::sleep(SHORTAGE).await;
         }

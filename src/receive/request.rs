@@ -20,7 +20,7 @@ use super::places::Place;
 use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
 use crate::ledger::Receipt;
-use crate::log_throttle::LogThrottle;
+use crate::log_throttle::log_seldom;
 use crate::room::{Reservation, Room};
 
 /// A source and who may send to it.
@@ -222,10 +222,7 @@ impl Service {
         let declared_coding = coding(request.headers());
         let read = self.read(request.into_body(), rules.body_limit, rules.pace).await;
         let (body, reservation) = match read.inspect_err(|aborted| {
-            static LOGGED: LogThrottle = LogThrottle::new();
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::info!(source = %route.source.name, unlogged, "{aborted}; the connection is closed");
-            }
+            log_seldom!(info, &route.source.name, source = %route.source.name, "{aborted}; the connection is closed");
         })? {
             Ok(read) => read,
             Err(refusal) => return Ok(Err(refusal)),
@@ -337,64 +334,43 @@ fn log(source: &str, refusal: &Refusal, now: i64) {
         // The metrics count them.
         Refusal::NotFound | Refusal::MethodNotAllowed => tracing::debug!(source, status, reason, "refused"),
         Refusal::Unauthorized => {
-            static LOGGED: LogThrottle = LogThrottle::new();
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::warn!(source, status, unlogged, "no or wrong Authorization");
-            }
+            log_seldom!(warn, source, source, status, "no or wrong Authorization");
         }
         Refusal::Forbidden => {
-            static LOGGED: LogThrottle = LogThrottle::new();
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::warn!(
-                    source,
-                    status,
-                    unlogged,
-                    "a request from an address that `allow` does not list"
-                );
-            }
+            log_seldom!(warn, source, source, status, "a request from an address that `allow` does not list");
         }
         Refusal::Head(_) => {
-            static LOGGED: LogThrottle = LogThrottle::new();
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::warn!(source, status, unlogged, reason, "a malformed request was refused unread");
-            }
+            log_seldom!(warn, source, source, status, reason, "a malformed request was refused unread");
         }
         Refusal::Rejected(Rejection::Undecodable { .. }) => {
-            static LOGGED: LogThrottle = LogThrottle::new();
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::error!(
-                    source,
-                    status,
-                    unlogged,
-                    reason,
-                    "a body is no batch of events; it is kept whole in quarantine"
-                );
-            }
+            log_seldom!(
+                error,
+                source,
+                source,
+                status,
+                reason,
+                "a body is no batch of events; it is kept whole in quarantine"
+            );
         }
         refusal if refusal.loses_the_batch() => {
-            static LOGGED: LogThrottle = LogThrottle::new();
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::error!(
-                    source,
-                    status,
-                    unlogged,
-                    reason,
-                    received_at = crate::wire::record::time_stamp(now),
-                    "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and \
-                     start a replay job for the minutes before this time",
-                    if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                        "raise the limit"
-                    } else {
-                        "fix the sender"
-                    }
-                );
-            }
+            log_seldom!(
+                error,
+                source,
+                source,
+                status,
+                reason,
+                received_at = crate::wire::record::time_stamp(now),
+                "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and \
+                 start a replay job for the minutes before this time",
+                if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                    "raise the limit"
+                } else {
+                    "fix the sender"
+                }
+            );
         }
         _ => {
-            static LOGGED: LogThrottle = LogThrottle::new();
-            if let Some(unlogged) = LOGGED.admit() {
-                tracing::warn!(source, status, unlogged, reason, "a batch was refused; it may be sent again");
-            }
+            log_seldom!(warn, source, source, status, reason, "a batch was refused; it may be sent again");
         }
     }
 }

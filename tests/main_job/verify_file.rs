@@ -335,6 +335,19 @@ fn a_database_is_checked_while_the_daemon_writes_it() {
     all_good(&verify(&site, &["events.db"]), 301);
     daemon.terminate();
 
+    // A denial that was moved out of sight.
+    let database = rusqlite::Connection::open(site.path("events.db")).unwrap();
+    let genuine = "INSERT INTO quarantine (received_at, source, reason, detail, raw) \
+                   SELECT received_at, source, 'bad_signature', '', raw FROM events WHERE id = 1";
+    database.execute(genuine, []).unwrap();
+    let (code, found) = report(&site, &["events.db"]);
+    assert_eq!((code, &found["good_in_quarantine"], &found["good"]), (Some(0), &1.into(), &301.into()));
+    database.execute("UPDATE quarantine SET reason = 'none' WHERE id = 2", []).unwrap();
+    let (code, found) = report(&site, &["events.db"]);
+    assert_eq!((code, &found["findings"][0]["line"]), (Some(1), &2.into()));
+    database.execute("DELETE FROM quarantine WHERE id = 2", []).unwrap();
+    drop(database);
+
     let (own, other) = (site.producer.public(), sign::Producer::new(2).public());
     site.write("jwks.json", sign::jwks(&[("key-1", &own), ("key-2", &other)]));
     for (change, id, reason) in [

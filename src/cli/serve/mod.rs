@@ -34,7 +34,7 @@ use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Source};
 use crate::ledger::{self, Backlog, Clock, Failed, Ledger, OpenError, Receipt, Running, Window};
-use crate::log_throttle::LogThrottle;
+use crate::log_throttle::log_seldom;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
@@ -333,12 +333,7 @@ fn start_workers(
             subscription: sinks::subscription(sink),
             sink: sinks::make(sink, ledger)?,
             ledger: ledger.clone(),
-            watcher: Box::new(SinkWatcher {
-                metrics: Arc::clone(metrics),
-                health: Arc::clone(health),
-                truncations: LogThrottle::new(),
-                failures: LogThrottle::new(),
-            }),
+            watcher: Box::new(SinkWatcher { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::Builder::new()
@@ -474,8 +469,6 @@ async fn watch_health(health: Arc<Health>, ledger: Ledger, in_force: watch::Rece
 struct SinkWatcher {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    truncations: LogThrottle,
-    failures: LogThrottle,
 }
 
 impl Watcher for SinkWatcher {
@@ -484,32 +477,24 @@ impl Watcher for SinkWatcher {
     }
 
     fn truncated(&self, sink: &str, lines: u64) {
-        if let Some(unlogged) = self.truncations.admit() {
-            tracing::warn!(
-                sink,
-                lines,
-                unlogged,
-                "lines were longer than the sink's max_size and were truncated"
-            );
-        }
+        log_seldom!(warn, sink, sink, lines, "lines were longer than the sink's max_size and were truncated");
         self.metrics.sink_truncated(sink, lines);
     }
 
     fn failed(&self, sink: &str, error: &SinkError) {
-        if let Some(unlogged) = self.failures.admit() {
-            tracing::error!(
-                sink,
-                %error,
-                unlogged,
-                "the sink failed; its events wait in the ledger, and it is tried again"
-            );
-        }
+        log_seldom!(
+            error,
+            sink,
+            sink,
+            %error,
+            "the sink failed; its events wait in the ledger, and it is tried again"
+        );
         self.metrics.sink_error(sink);
         self.health.set(&format!("sink {sink}"), Err(error.to_string()));
     }
 
     fn recovered(&self, sink: &str) {
-        tracing::info!(sink, "the sink works again");
+        log_seldom!(info, sink, sink, "the sink works again");
         self.health.clear(&format!("sink {sink}"));
     }
 }

@@ -56,6 +56,7 @@ pub use rotation::{Compression, Period, Rotation, rotated_at};
 
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
+use crate::log_throttle::log_seldom;
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,7 +319,9 @@ impl Sink for FileSink {
                 // The last write to it was cut off; it is finished there first.
                 open = moved;
             } else if !is_new {
-                tracing::warn!(
+                log_seldom!(
+                    warn,
+                    &self.options.path.to_string_lossy(),
                     path = %self.options.path.display(),
                     "another file is at the path than before; going on at its end"
                 );
@@ -375,7 +378,13 @@ impl Sink for FileSink {
             }
             None if length < written => warn_cut(&self.options.path, written - length),
             None => {
-                tracing::warn!(%path, at_byte = written, "somebody else wrote into the file; going on behind it");
+                log_seldom!(
+                    warn,
+                    &path.to_string(),
+                    %path,
+                    at_byte = written,
+                    "somebody else wrote into the file; going on behind it"
+                );
             }
             Some(Leave::Moved) => tracing::info!(%path, "the file was moved; going on in a new one"),
             Some(Leave::Rotate) => {}
@@ -560,7 +569,9 @@ impl Open {
 }
 
 fn warn_cut(path: &Path, missing_bytes: u64) {
-    tracing::warn!(
+    log_seldom!(
+        warn,
+        &path.to_string_lossy(),
         path = %path.display(),
         missing_bytes,
         "somebody else cut the file; what was cut is gone from it"

@@ -24,6 +24,7 @@ use self::schema::{Open, failed};
 use super::sink::{Item, Sink, SinkError};
 use crate::database;
 use crate::ledger::{Clock, Position, Resume};
+use crate::log_throttle::log_seldom;
 
 /// A database that events are inserted into.
 pub struct SqliteSink {
@@ -99,7 +100,9 @@ impl SqliteSink {
         let reached = match stored {
             Some((ledger, position)) if ledger == self.ledger => position.max(self.reached),
             Some(_) => {
-                tracing::warn!(
+                log_seldom!(
+                    warn,
+                    &self.path.to_string_lossy(),
                     path = %self.path.display(),
                     "the events in the database came from another ledger, or the ledger was made anew; going \
                      on from the ledger's position"
@@ -122,7 +125,9 @@ impl SqliteSink {
         if let Some(open) = &self.open
             && !open.is_at(&self.path)
         {
-            tracing::warn!(
+            log_seldom!(
+                warn,
+                &self.path.to_string_lossy(),
                 path = %self.path.display(),
                 "the database was moved or deleted by somebody else; going on in a new one"
             );
@@ -137,7 +142,11 @@ impl SqliteSink {
         let missing = self.collected.iter().filter(|row| row.behind > self.reached);
         match insert(&mut open.connection, &self.ledger, missing, behind) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(self.error("write to", "another auditgate took it over; give each its own")),
+            Ok(false) => {
+                let why = "another auditgate took it over (give each its own), or a trigger of another program keeps \
+                           its table `delivered` as it is";
+                Err(self.error("write to", why))
+            }
             Err(rusqlite::Error::StatementChangedRows(_)) => {
                 let why = "an insert did not add one row; remove the trigger that another program put there";
                 Err(self.error("write to", why))
@@ -151,7 +160,13 @@ impl SqliteSink {
     fn keep_house(&mut self, steps: usize) {
         let Some((open, retention)) = self.open.as_ref().zip(self.retention.as_mut()) else { return };
         let expired = |error| {
-            tracing::warn!(path = %self.path.display(), %error, "expired events could not be deleted");
+            log_seldom!(
+                warn,
+                &self.path.to_string_lossy(),
+                path = %self.path.display(),
+                %error,
+                "expired events could not be deleted"
+            );
         };
         let cutoff = match retention.cutoff(&open.connection, &self.path) {
             Ok(cutoff) => cutoff,

@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 
 use super::row::{self, FIELDS, columns};
 use super::schema;
+use crate::wire::event::Reason;
 use crate::wire::line::Line;
 
 /// The first bytes of a SQLite database (<https://www.sqlite.org/fileformat2.html>, section 1.3).
@@ -49,9 +50,9 @@ pub enum OpenError {
          it ({0}); copy both files to a directory that you can write to, and check the copy"
     )]
     NoIndex(rusqlite::Error),
-    /// Its table `events` is not as a sink makes it.
-    #[error("its table `events` is not as a SQLite sink makes it: {0}")]
-    OtherColumns(String),
+    /// A table of it is not as a sink makes it.
+    #[error("its table `{0}` is not as a SQLite sink makes it: {1}")]
+    OtherColumns(&'static str, String),
     /// What SQLite says.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
@@ -103,16 +104,69 @@ impl Stored {
     }
 }
 
+/// A row of the table `quarantine`.
+#[derive(Debug)]
+pub struct Refused {
+    /// Its `id`.
+    pub id: i64,
+    /// The line as it was received.
+    pub raw: Vec<u8>,
+    /// Its reason is one of [`Reason`].
+    pub has_known_reason: bool,
+}
+
 /// A database of a sink, opened for reading, with the rows that it had then.
 pub struct Database {
     connection: Connection,
+    events: Cursor,
+    quarantine: Option<Cursor>,
+    /// How many quarantined lines it holds beside its events.
+    pub quarantined: u64,
+}
+
+/// How far the rows of a table were read.
+struct Cursor {
+    /// Rows between two `id`s, in their order.
     select: String,
     /// The `id` of the last row that was read.
     behind: Option<i64>,
     /// The greatest `id`, when there is a row.
     last: Option<i64>,
-    /// How many quarantined lines it holds beside its events.
-    pub quarantined: u64,
+}
+
+impl Cursor {
+    fn new(connection: &Connection, table: &str, columns: &str) -> rusqlite::Result<Self> {
+        let select =
+            format!("SELECT id, raw, {columns} FROM {table} WHERE id >= ?1 AND id <= ?2 ORDER BY id");
+        connection.prepare(&select)?;
+        let last = connection.query_row(&format!("SELECT max(id) FROM {table}"), [], |row| row.get(0))?;
+        Ok(Self { select, behind: None, last })
+    }
+
+    /// The next rows: at most `rows`, and not many more than `bytes` of raw lines.
+    fn next<T>(
+        &mut self,
+        connection: &Connection,
+        (rows, bytes): (usize, usize),
+        make: impl Fn(i64, Vec<u8>, &Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        let mut read = Vec::new();
+        let first = self.behind.map_or(Some(i64::MIN), |behind| behind.checked_add(1));
+        let (Some(first), Some(last)) = (first, self.last) else { return Ok(read) };
+        let mut select = connection.prepare_cached(&self.select)?;
+        let mut found = select.query(params![first, last])?;
+        let mut size = 0;
+        while read.len() < rows
+            && size < bytes
+            && let Some(row) = found.next()?
+        {
+            let (id, raw) = (row.get("id")?, raw(row)?);
+            size += raw.len();
+            read.push(make(id, raw, row)?);
+            self.behind = Some(id);
+        }
+        Ok(read)
+    }
 }
 
 impl Database {
@@ -134,21 +188,22 @@ impl Database {
         if examine(&connection)? != Made::Events {
             return Err(OpenError::NoEvents);
         }
-        let names: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
-        let select = format!(
-            "SELECT id, raw, key_id, verified, format, extra, {} FROM events WHERE id >= ?1 AND id <= ?2 ORDER BY id",
-            names.join(", ")
-        );
-        connection.prepare(&select).map_err(|error| match error {
-            rusqlite::Error::SqlInputError { msg, .. } => OpenError::OtherColumns(msg),
-            other => other.into(),
-        })?;
-        let last = connection.query_row("SELECT max(id) FROM events", [], |row| row.get(0))?;
-        let quarantined = match has_table(&connection, "quarantine")? {
-            true => connection.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0))?,
-            false => 0,
+        let other_columns = |table| {
+            move |error| match error {
+                rusqlite::Error::SqlInputError { msg, .. } => OpenError::OtherColumns(table, msg),
+                other => other.into(),
+            }
         };
-        Ok(Self { connection, select, behind: None, last, quarantined })
+        let names: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
+        let columns = format!("key_id, verified, format, extra, {}", names.join(", "));
+        let events = Cursor::new(&connection, "events", &columns).map_err(other_columns("events"))?;
+        let (mut quarantine, mut quarantined) = (None, 0);
+        if has_table(&connection, "quarantine")? {
+            let cursor = Cursor::new(&connection, "quarantine", "reason");
+            quarantine = Some(cursor.map_err(other_columns("quarantine"))?);
+            quarantined = connection.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0))?;
+        }
+        Ok(Self { connection, events, quarantine, quarantined })
     }
 
     /// The next rows in the order of their `id`: at most `rows`, and not many more than `bytes` of raw lines. There
@@ -157,22 +212,21 @@ impl Database {
     /// # Errors
     /// When the database cannot be read; see [`is_damage`].
     pub fn next(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<Stored>> {
-        let mut read = Vec::new();
-        let first = self.behind.map_or(Some(i64::MIN), |behind| behind.checked_add(1));
-        let (Some(first), Some(last)) = (first, self.last) else { return Ok(read) };
-        let mut select = self.connection.prepare_cached(&self.select)?;
-        let mut found = select.query(params![first, last])?;
-        let mut size = 0;
-        while read.len() < rows
-            && size < bytes
-            && let Some(row) = found.next()?
-        {
-            let stored = stored(row)?;
-            self.behind = Some(stored.id);
-            size += stored.raw.len();
-            read.push(stored);
-        }
-        Ok(read)
+        self.events.next(&self.connection, (rows, bytes), stored)
+    }
+
+    /// The next rows of the table `quarantine`; bounded, and failing, like [`Self::next`].
+    ///
+    /// # Errors
+    /// When the database cannot be read; see [`is_damage`].
+    pub fn next_refused(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<Refused>> {
+        let Some(quarantine) = &mut self.quarantine else { return Ok(Vec::new()) };
+        quarantine.next(&self.connection, (rows, bytes), |id, raw, row| {
+            let reason = row.get_ref("reason")?;
+            let has_known_reason =
+                Reason::ALL.iter().any(|known| reason == ValueRef::Text(known.as_str().as_bytes()));
+            Ok(Refused { id, raw, has_known_reason })
+        })
     }
 
     /// What shows, once all rows are read, that rows may be missing among or behind them: SQLite reads over some
@@ -183,10 +237,12 @@ impl Database {
     /// When the database cannot be read; see [`is_damage`].
     pub fn damage(&self) -> rusqlite::Result<Option<String>> {
         // A row may also have been deleted since, by `retain`; then none is there to be reached.
-        let last: Option<i64> =
-            self.connection
-                .query_row("SELECT max(id) FROM events WHERE id <= ?1", [self.last], |row| row.get(0))?;
-        if last > self.behind {
+        let last: Option<i64> = self.connection.query_row(
+            "SELECT max(id) FROM events WHERE id <= ?1",
+            [self.events.last],
+            |row| row.get(0),
+        )?;
+        if last > self.events.behind {
             let (last, behind) = (last.unwrap_or_default(), self.reached());
             return Ok(Some(format!(
                 "there are rows up to id {last}, but none can be read behind id {behind}"
@@ -204,7 +260,7 @@ impl Database {
 
     /// The `id` of the last row that was read; 0 before the first.
     pub fn reached(&self) -> i64 {
-        self.behind.unwrap_or_default().max(0)
+        self.events.behind.unwrap_or_default().max(0)
     }
 }
 
@@ -250,21 +306,23 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
-fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
-    let value = row.get_ref("raw")?;
-    let is_text = matches!(value, ValueRef::Text(_));
-    let raw = match value {
+fn raw(row: &Row<'_>) -> rusqlite::Result<Vec<u8>> {
+    Ok(match row.get_ref("raw")? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.to_vec(),
         // A table that somebody else made; such a line is malformed.
         _ => Vec::new(),
-    };
+    })
+}
+
+fn stored(id: i64, raw: Vec<u8>, row: &Row<'_>) -> rusqlite::Result<Stored> {
+    let is_text = matches!(row.get_ref("raw")?, ValueRef::Text(_));
     let key_id = match row.get_ref("key_id")? {
         ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
         _ => None,
     };
     let value = |name: &str| row.get_ref(name).map(owned);
     Ok(Stored {
-        id: row.get("id")?,
+        id,
         raw,
         key_id,
         is_text,

@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, SignatureScheme, StreamOwned};
 
+use crate::log_throttle::log_seldom;
 use crate::net::{Framing, HostPort, Identity, SyslogAddress, TlsError, client_tls_as};
 
 /// How long a refusal may take that is on its way already. Paid at most a few times a connection: see
@@ -409,7 +410,9 @@ impl Connection {
             connection.check()
         };
         attempt().map_err(|error| connection.explain(error))?;
-        tracing::warn!(
+        log_seldom!(
+            warn,
+            &peer.to_string(),
             %peer,
             "the syslog server closed its side of the connection and goes on reading; what was on its way then was \
              sent again, and its end will only show when something is sent"

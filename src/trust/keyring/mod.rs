@@ -24,7 +24,7 @@ use self::history::{Change, History};
 pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, Origin, fetch, read_file};
 use self::origin::{Loaded, Ready};
 use super::jwks::{Key, KeySet, Parsed, RefusedKey};
-use crate::log_throttle::LogThrottle;
+use crate::log_throttle::log_seldom;
 use crate::net::TlsError;
 
 /// How long a refresh may take. At start, where the daemon waits for it, the caller says.
@@ -251,14 +251,12 @@ impl KeyRing {
                         Ok(true) => Outcome::News,
                         Ok(false) => Outcome::NoNews,
                         Err(error) => {
-                            static LOGGED: LogThrottle = LogThrottle::new();
-                            if let Some(unlogged) = LOGGED.admit() {
-                                warn!(
-                                    source = self.source,
-                                    unlogged,
-                                    "a signature fits no known key, and whether there is a new one is not known: {error}"
-                                );
-                            }
+                            log_seldom!(
+                                warn,
+                                &self.source,
+                                source = self.source,
+                                "a signature fits no known key, and whether there is a new one is not known: {error}"
+                            );
                             Outcome::Failed
                         }
                     };
