@@ -5,7 +5,7 @@
 //!
 //! 1. A connection comes in at [`receive::listener`], which bounds how many there are and how slow they may be.
 //!    [`receive::request`] routes the request by its path, compares its `Authorization`, and only then reads the
-//!    body, reserving memory in [`room`] as it arrives.
+//!    body, acquiring memory of [`memory_budget`] as it arrives.
 //! 2. [`ingest`] runs the recipe, apart from the connection: [`wire::batch`] inflates the body under caps and
 //!    splits it; [`wire::line`] recognises each line as CEF, JSON or CPS, and [`wire::signature`] cuts out which of its bytes
 //!    are signed; [`trust::verify`] judges many lines at once by the keys that [`trust::keyring`] keeps.
@@ -32,12 +32,12 @@ pub mod deliver;
 pub mod ingest;
 pub mod ledger;
 pub mod log_throttle;
+pub mod memory_budget;
 pub mod net;
 pub mod observe;
 pub mod printable;
 pub mod prove;
 pub mod receive;
-pub mod room;
 pub mod send;
 pub mod trust;
 pub mod wire;

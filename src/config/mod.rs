@@ -144,7 +144,7 @@ impl LogFormat {
 }
 
 /// What a sender may use up. `line <= decoded` holds, and the largest batch fits into `in_flight`
-/// ([`crate::room::needed`]). Every size is at least 1 byte and at most 1 PiB, every count at least 1 and at most
+/// ([`crate::memory_budget::needed`]). Every size is at least 1 byte and at most 1 PiB, every count at least 1 and at most
 /// `u32::MAX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

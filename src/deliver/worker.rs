@@ -321,13 +321,11 @@ fn unpack(batch: &Stored) -> Result<(Packing, Arc<Vec<u8>>), SinkError> {
         let what = format!("cannot read batch {} from the ledger", batch.position);
         SinkError::new(what, std::io::Error::other(why.to_owned()))
     };
-    let packing = |code| Packing::from_code(code).ok_or_else(|| damaged("an unknown packing"));
     match &batch.body {
-        Body::Decoded { packing: code, bytes } => Ok((packing(*code)?, Arc::clone(bytes))),
-        Body::Packed { packing: code, bytes } => {
-            let packing = packing(*code)?;
+        Body::Decoded { packing, bytes } => Ok((*packing, Arc::clone(bytes))),
+        Body::Packed { packing, bytes } => {
             let inflated = packing.unpack(bytes).map_err(|error| damaged(&error.to_string()))?;
-            Ok((packing, Arc::new(inflated)))
+            Ok((*packing, Arc::new(inflated)))
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A million generated lines (20 000 unless `AUDITGATE_TESTS_LINES` says how many), one in a hundred damaged, are
 //! judged three times:
-//! - as the daemon judges a batch of 1000, through [`Bench::judge_all`];
+//! - as the daemon judges a batch of 1000, through [`Judge::judge_all`];
 //! - one by one, each as a batch of one, through the same;
 //! - by a [`Witness`] that shares nothing with them: it splits, reads and cuts lines in its own way, by the format's
 //!   description, and has signatures checked by aws-lc-rs, whose curve arithmetic and accept rule (RFC 8032 without
@@ -27,6 +27,7 @@ use crate::send::{self, sample::Samples};
 use crate::trust::jwks;
 use crate::wire::batch;
 use crate::wire::event::Format;
+use crate::wire::signature;
 
 /// What can be said of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,17 +136,17 @@ impl Tally {
         let witness = Witness::new();
 
         let source =
-            Source { name: "us".into(), policy: Policy::Require, sameness: Sameness::Event, keys: None };
+            Source { name: "us".into(), policy: Policy::Require, dedup_by: DedupKey::Event, keys: None };
         let keys = made.keys();
         let identifier = Identifier::new([7; 32]);
-        let bench =
-            Bench { source: &source, keys: Some(&keys), identifier: &identifier, longest: usize::MAX };
-        let classes = |verdicts: Verdicts| -> Vec<Class> {
-            verdicts.entries.iter().map(|entry| Class::from(&entry.verdict)).collect()
+        let judge = Judge::new(&source, Some(&keys), &identifier, usize::MAX);
+        let classes = |lines: &mut dyn Iterator<Item = &[u8]>| -> Vec<Class> {
+            let entries = judge.judge_all(lines, 0, &mut |_| ()).entries;
+            entries.into_iter().flatten().map(|entry| Class::from(&entry.verdict)).collect()
         };
-        let together = classes(bench.judge_all(batch::lines(&body), 0));
+        let together = classes(&mut batch::lines(&body));
         let alone: Vec<Class> =
-            batch::lines(&body).flat_map(|line| classes(bench.judge_all(std::iter::once(line), 1))).collect();
+            batch::lines(&body).flat_map(|line| classes(&mut std::iter::once(line))).collect();
         let lines = Witness::lines(&body);
         let independent: Vec<Class> = lines.iter().map(|line| witness.judge(line)).collect();
         assert_eq!((together.len(), alone.len()), (lines.len(), lines.len()));

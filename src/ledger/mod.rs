@@ -39,6 +39,7 @@ pub use outbox::{Body, Next, Outbox, Stored};
 use place::Place;
 pub use seen::{Identifier, Identity};
 
+use crate::wire::batch::Packing;
 use crate::wire::event::{Reason, Stream, Verdict};
 
 /// The two clocks that expiry needs: the wall clock in milliseconds since the Unix epoch, and one that only
@@ -137,20 +138,20 @@ pub struct Batch {
     pub source: Arc<str>,
     /// When it arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
-    /// The body as it came; what delivery makes of it is told by `packing`.
-    pub body: Vec<u8>,
-    /// How to take the body apart again: opaque here.
-    pub packing: u8,
-    /// The inflated body, so that sinks need not inflate it again. None where they get it as it came.
-    pub decoded: Option<Arc<Vec<u8>>>,
+    /// The body as it came.
+    pub body: Arc<Vec<u8>>,
+    /// How to take the body apart again.
+    pub packing: Packing,
+    /// The inflated body, so that sinks need not inflate it again.
+    pub decoded: Arc<Vec<u8>>,
     /// The key IDs that verdicts point at.
     pub key_ids: Arc<[String]>,
-    /// One entry a line, in the order of the lines.
-    pub entries: Vec<Entry>,
+    /// One entry a line, in the order of the lines; none for a line that another batch has.
+    pub entries: Vec<Option<Entry>>,
 }
 
 /// The proof that every line of a batch is durably committed. Only the writer makes one, after the fsync.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
     accepted: u64,
     duplicates: u64,
@@ -158,6 +159,24 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// Counts a line.
+    fn count(&mut self, verdict: &Verdict, is_new: bool) {
+        match verdict {
+            _ if !is_new => self.duplicates += 1,
+            Verdict::Verified { .. } | Verdict::Unverified => self.accepted += 1,
+            Verdict::Rejected { reason, .. } => self.rejected[*reason as usize] += 1,
+        }
+    }
+
+    /// Adds rejected lines that a single record holds, which has this receipt.
+    pub fn add_record(&mut self, record: &Self, lines: [u64; Reason::ALL.len()]) {
+        if record.duplicates > 0 {
+            self.duplicates += lines.iter().sum::<u64>();
+        } else {
+            self.rejected = lines;
+        }
+    }
+
     /// Lines that are new and were let through.
     pub fn accepted(&self) -> u64 {
         self.accepted

@@ -15,6 +15,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::claims::{Claim, Claims};
 use super::interest::{Interest, Remembered};
 use super::{Backlog, Batch, Forgetting, OpenError, Pending, Position, Resume, Subscription, schema};
+use crate::wire::batch::Packing;
 use crate::wire::event::{Reason, Stream, Verdict};
 
 /// A committed batch as sinks get it.
@@ -56,15 +57,15 @@ impl Stored {
 pub enum Body {
     /// Inflated, from memory.
     Decoded {
-        /// How to take it apart, as it was given to the commit.
-        packing: u8,
+        /// How to take it apart.
+        packing: Packing,
         /// The bytes.
         bytes: Arc<Vec<u8>>,
     },
     /// As it came, from the table.
     Packed {
-        /// How to take it apart, as it was given to the commit.
-        packing: u8,
+        /// How to take it apart.
+        packing: Packing,
         /// The bytes.
         bytes: Vec<u8>,
     },
@@ -285,6 +286,9 @@ fn read_one(connection: &Connection, position: i64) -> rusqlite::Result<Option<S
         let key_ids: String = row.get(4)?;
         let verdicts = row.get_ref(5)?.as_blob()?;
         let body: Vec<u8> = row.get(6)?;
+        let code: u8 = row.get(3)?;
+        let packing =
+            Packing::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(3, i64::from(code)))?;
         let weight = Weight { bytes: (body.len() + verdicts.len()) as u64, quarantine_bytes: row.get(7)? };
         Ok(Stored {
             position: row.get(0)?,
@@ -292,7 +296,7 @@ fn read_one(connection: &Connection, position: i64) -> rusqlite::Result<Option<S
             received_at: row.get(2)?,
             key_ids: serde_json::from_str::<Vec<String>>(&key_ids).unwrap_or_default().into(),
             verdicts: read_verdicts(verdicts),
-            body: Body::Packed { packing: row.get(3)?, bytes: body },
+            body: Body::Packed { packing, bytes: body },
             weight,
         })
     })
@@ -345,7 +349,7 @@ pub(super) fn append(
     insert.execute(params![
         batch.source,
         batch.received_at,
-        batch.packing,
+        batch.packing.code(),
         count(Stream::Verified),
         count(Stream::Unverified),
         count(Stream::Quarantine),
@@ -353,7 +357,7 @@ pub(super) fn append(
         bytes,
         key_ids,
         written,
-        batch.body,
+        *batch.body,
     ])?;
     Ok((connection.last_insert_rowid(), Weight { bytes, quarantine_bytes }))
 }

@@ -6,14 +6,16 @@
 //! cannot suppress the genuine one).
 //!
 //! The index is partitioned by the event's own day, and within a day ordered by its time: what arrives
-//! together lies together, and a replay of a time window touches few pages. Lines without a usable time of
-//! their own go by the time of their arrival, into generations of an eighth of the window, all of which are
-//! asked. A partition goes when its last insert is older than the window.
+//! together lies together, and a replay of a time window touches few pages. Lines without a usable time, and those
+//! whose day is further from now than the window and a day, go by the time of their arrival: into generations of an
+//! eighth of the window, all of which are looked up. So the number of partitions is bounded, whatever times events
+//! claim. A partition is deleted when its last insert is older than the window.
 //!
-//! Of the lines in quarantine a source's newest [`REJECTS`] are remembered, or a quarter less: whoever has a token can
-//! send as many different ones as he likes. When there are more, the oldest generation is dropped: from then on it
-//! is not asked, and each transaction deletes as much of it as it adds. What is lost is only that the same bad line
-//! is a duplicate when it comes again.
+//! A day that was in reach when an event came may be out of reach when it is sent again, and the other way round.
+//! Therefore an event is looked up in its day's partition, as long as there is one, and in the generations.
+//!
+//! Of rejected lines a source's newest are remembered: at most [`REJECTS`] of each of [`REJECT_GROUPS`] groups, into which
+//! their hashes divide them. What is lost then is only that the same bad line is a duplicate when it comes again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,12 +31,12 @@ pub struct Identity {
     kind: Kind,
     /// The day for [`Kind::Dated`], otherwise 0.
     day: i64,
-    /// Milliseconds within that day, otherwise 0.
+    /// Milliseconds within that day; the group for [`Kind::Reject`]; otherwise 0.
     moment: u32,
     hash: [u8; 16],
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     /// An event whose own time can be read.
     Dated = 0,
@@ -89,7 +91,9 @@ impl Identifier {
 
     /// A line in quarantine, by its bytes.
     pub fn reject(&self, source: &str, line: &[u8]) -> Identity {
-        Identity { kind: Kind::Reject, day: 0, moment: 0, hash: self.hash(b'r', source, &[line]) }
+        let hash = self.hash(b'r', source, &[line]);
+        let group = u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]) % REJECT_GROUPS;
+        Identity { kind: Kind::Reject, day: 0, moment: group, hash }
     }
 
     fn hash(&self, domain: u8, source: &str, parts: &[&[u8]]) -> [u8; 16] {
@@ -111,44 +115,28 @@ impl Identifier {
 pub(super) struct Seen {
     windows: BTreeMap<String, Window>,
     clock: Clock,
-    partitions: HashMap<(String, i64), Partition>,
-    /// The partition of the last event: most follow each other within a day.
-    recent: Option<(String, i64, Partition)>,
-    /// The partitions of kinds without a day, newest last.
-    generations: HashMap<(String, Kind), Vec<Generation>>,
-    /// There are partitions that were dropped, as far as is known.
-    has_dropped: bool,
-    /// Rejected lines that were added since some of what was dropped was deleted.
-    added: usize,
+    partitions: HashMap<String, Partitions>,
     last_look: (i64, Duration),
     /// When the wall clock last jumped, by its new time, in seconds: nothing expires for a window from then.
     jumped_at: Option<i64>,
     noted_jump: Option<i64>,
 }
 
+/// The partitions of a source, by kind, and by day or start.
+type Partitions = BTreeMap<(Kind, i64), Partition>;
+
 #[derive(Clone, Copy, Debug)]
 struct Partition {
     id: u32,
-    /// 0 when it was dropped.
     last_insert: i64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Generation {
-    /// Its bucket: about when it was begun.
-    started: i64,
-    partition: Partition,
-    /// Lines in it; counted for [`Kind::Reject`] only.
-    lines: usize,
-}
+/// Number of groups of a source's rejected lines, and of lines in each at most. A line takes about 50 bytes of the
+/// database.
+const REJECT_GROUPS: u32 = 1 << 13;
+const REJECTS: u32 = 32;
 
-/// So many lines in quarantine are remembered of one source. Each takes about 50 bytes of the database.
-const REJECTS: usize = 400_000;
-
-/// A generation of these; so many are dropped at once.
-const REJECTS_IN_GENERATION: usize = REJECTS / 4;
-
-/// So many are deleted at least when some are.
+/// Maximum number of expired lines that are deleted in one step.
 const STEP: usize = 4096;
 
 /// The wall clock may be this much off what the steady one says before that is called a jump.
@@ -167,18 +155,7 @@ impl Seen {
             .query_row("SELECT value FROM meta WHERE name = 'clock_jumped_at'", [], |row| row.get(0))
             .optional()?;
         let last_look = ((clock.wall)() / 1000, (clock.steady)());
-        Ok(Self {
-            windows,
-            clock,
-            partitions: HashMap::new(),
-            recent: None,
-            generations: HashMap::new(),
-            has_dropped: true,
-            added: 0,
-            last_look,
-            jumped_at,
-            noted_jump: jumped_at,
-        })
+        Ok(Self { windows, clock, partitions: HashMap::new(), last_look, jumped_at, noted_jump: jumped_at })
     }
 
     /// From the next transaction on, these windows count.
@@ -212,25 +189,22 @@ impl Seen {
         Ok(wall)
     }
 
-    /// Notes the identities of a batch; tells of each whether it is new, which it is not when it was noted within its
-    /// window before. Counts `progress` up on the way.
+    /// Notes the identities of a batch. Returns of each entry whether it is new, which it is not when it was noted within
+    /// its window before. Counts `progress` up on the way.
     pub(super) fn insert_all(
         &mut self,
         connection: &Connection,
         source: &str,
-        entries: &[Entry],
+        entries: &[Option<Entry>],
         now: i64,
         progress: &AtomicU64,
     ) -> rusqlite::Result<Vec<bool>> {
-        let mut is_new = vec![false; entries.len()];
-        let identity = |index: usize| &entries[index].identity;
-        let (mut rejects, events): (Vec<usize>, Vec<usize>) =
-            (0..entries.len()).partition(|index| identity(*index).kind == Kind::Reject);
-        // They have no time by which they would lie together: in this order neighbours do. Of equals the first one is
-        // new.
-        rejects.sort_unstable_by_key(|index| (identity(*index).hash, *index));
-        for index in events.into_iter().chain(rejects) {
-            is_new[index] = self.insert(connection, source, identity(index), now)?;
+        let mut is_new = Vec::with_capacity(entries.len());
+        for entry in entries {
+            is_new.push(match entry {
+                Some(entry) => self.insert(connection, source, &entry.identity, now)?,
+                None => false,
+            });
             progress.fetch_add(1, Ordering::Relaxed);
         }
         Ok(is_new)
@@ -246,50 +220,56 @@ impl Seen {
     ) -> rusqlite::Result<bool> {
         let window = self.window(source, identity.kind);
         let expired = self.expired_before(now, window);
-        let partition = if identity.kind == Kind::Dated {
-            self.partition(connection, source, identity.day, now, window)?
-        } else {
-            let live = self.generations(connection, source, identity.kind, now, window)?;
-            let (current, earlier) = live.split_last().unwrap_or((&0, &[]));
-            for generation in earlier {
-                let mut find = connection.prepare_cached("SELECT accepted_at FROM seen WHERE key = ?1")?;
-                let found: Option<i64> =
-                    find.query_row([key(*generation, identity)], |row| row.get(0)).optional()?;
-                if found.is_some_and(|accepted_at| accepted_at >= expired) {
-                    return Ok(false);
-                }
+        let known = match self.partitions.get_mut(source) {
+            Some(known) => known,
+            None => self.partitions.entry(source.to_owned()).or_insert(read_partitions(connection, source)?),
+        };
+        let (kind, bucket) = match identity.kind {
+            Kind::Reject => (Kind::Reject, 0),
+            Kind::Dated
+                if is_near(identity.day, now, window) || known.contains_key(&(Kind::Dated, identity.day)) =>
+            {
+                (Kind::Dated, identity.day)
             }
-            *current
+            Kind::Dated | Kind::Undated => (Kind::Undated, generation(known, Kind::Undated, now, window)),
+            Kind::Trace => (Kind::Trace, generation(known, Kind::Trace, now, window)),
+        };
+        // A rejected line has no generations besides its only partition.
+        let others = if kind == Kind::Dated { Kind::Undated } else { kind };
+        for (at, partition) in known.range((others, i64::MIN)..=(others, i64::MAX)) {
+            if *at == (kind, bucket) {
+                continue;
+            }
+            let mut find = connection.prepare_cached("SELECT accepted_at FROM seen WHERE key = ?1")?;
+            let found: Option<i64> =
+                find.query_row([key(partition.id, identity)], |row| row.get(0)).optional()?;
+            if found.is_some_and(|accepted_at| accepted_at >= expired) {
+                return Ok(false);
+            }
+        }
+        let partition = match known.get(&(kind, bucket)) {
+            Some(partition) if partition.last_insert >= now => *partition,
+            _ => {
+                let partition = touch(connection, source, kind, bucket, now, window)?;
+                known.insert((kind, bucket), partition);
+                partition
+            }
         };
         let mut insert = connection.prepare_cached(
             "INSERT INTO seen VALUES (?1, ?2) \
              ON CONFLICT (key) DO UPDATE SET accepted_at = excluded.accepted_at WHERE accepted_at < ?3",
         )?;
-        let is_new = insert.execute(params![key(partition, identity), now, expired])? > 0;
-        if is_new && identity.kind == Kind::Reject {
-            self.added += 1;
-            let known = self.generations.get_mut(&(source.to_owned(), identity.kind));
-            if let Some(current) = known.and_then(|known| known.last_mut()) {
-                current.lines += 1;
-            }
+        let is_new = insert.execute(params![key(partition.id, identity), now, expired])? > 0;
+        if is_new && kind == Kind::Reject {
+            let mut trim = connection.prepare_cached(
+                "DELETE FROM seen WHERE key IN (SELECT key FROM seen WHERE key >= ?1 AND key < ?2 \
+                 ORDER BY accepted_at DESC LIMIT -1 OFFSET ?3)",
+            )?;
+            let (first, end) =
+                (group(partition.id, identity.moment), group(partition.id, identity.moment + 1));
+            trim.execute(params![first, end, REJECTS])?;
         }
         Ok(is_new)
-    }
-
-    /// Deletes some of what was dropped: as much as was added since, so that there is never much of it.
-    pub(super) fn delete_some_dropped(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let added = std::mem::take(&mut self.added);
-        if added == 0 || !self.has_dropped {
-            return Ok(());
-        }
-        let mut find =
-            connection.prepare_cached("SELECT id FROM seen_partition WHERE last_insert = 0 LIMIT 1")?;
-        let dropped = find.query_row([], |row| row.get(0)).optional()?;
-        self.has_dropped = dropped.is_some();
-        match dropped {
-            Some(id) => delete_some(connection, id, added + STEP).map(|_| ()),
-            None => Ok(()),
-        }
     }
 
     /// Deletes a little of what has expired; true when there is more to do.
@@ -311,10 +291,6 @@ impl Seen {
     /// Drops what is remembered of the tables outside of them.
     pub(super) fn forget_cached(&mut self) {
         self.partitions.clear();
-        self.recent = None;
-        self.generations.clear();
-        self.has_dropped = true;
-        self.added = 0;
         self.noted_jump = None;
     }
 
@@ -333,105 +309,34 @@ impl Seen {
             _ => now - window,
         }
     }
-
-    /// The partition of a day, made when it is missing, with its last insert brought up to date.
-    fn partition(
-        &mut self,
-        connection: &Connection,
-        source: &str,
-        day: i64,
-        now: i64,
-        window: i64,
-    ) -> rusqlite::Result<u32> {
-        if let Some((recent_source, recent_day, partition)) = &self.recent
-            && recent_source == source
-            && *recent_day == day
-            && partition.last_insert >= now
-        {
-            return Ok(partition.id);
-        }
-        let name = (source.to_owned(), day);
-        let partition = match self.partitions.get(&name) {
-            Some(partition) if partition.last_insert >= now => *partition,
-            _ => touch(connection, source, Kind::Dated, day, now, window)?,
-        };
-        self.recent = Some((source.to_owned(), day, partition));
-        self.partitions.insert(name, partition);
-        Ok(partition.id)
-    }
-
-    /// The live generations, the current one last and brought up to date.
-    fn generations(
-        &mut self,
-        connection: &Connection,
-        source: &str,
-        kind: Kind,
-        now: i64,
-        window: i64,
-    ) -> rusqlite::Result<Vec<u32>> {
-        let name = (source.to_owned(), kind);
-        if !self.generations.contains_key(&name) {
-            self.generations.insert(name.clone(), read_generations(connection, source, kind)?);
-        }
-        let known = self.generations.entry(name).or_default();
-        // Of rejects more than one may be begun in a second: then the newest is ahead of the clock.
-        let is_bounded = kind == Kind::Reject;
-        let is_current = |generation: &Generation| {
-            (is_bounded || generation.started <= now)
-                && now - generation.started <= (window / 8).max(1)
-                && generation.lines < REJECTS_IN_GENERATION
-        };
-        match known.last_mut() {
-            Some(current) if is_current(current) => {
-                if current.partition.last_insert < now {
-                    current.partition = touch(connection, source, kind, current.started, now, window)?;
-                }
-            }
-            last => {
-                let started = match last {
-                    Some(last) if is_bounded => now.max(last.started + 1),
-                    _ => now,
-                };
-                let partition = touch(connection, source, kind, started, now, window)?;
-                known.push(Generation { started, partition, lines: 0 });
-                let mut lines: usize = known.iter().map(|generation| generation.lines).sum();
-                while lines > REJECTS - REJECTS_IN_GENERATION {
-                    let oldest = known.remove(0);
-                    lines -= oldest.lines;
-                    let mut drop = connection.prepare_cached(
-                        "UPDATE seen_partition SET last_insert = 0, window = 0 WHERE id = ?1",
-                    )?;
-                    drop.execute([oldest.partition.id])?;
-                    self.has_dropped = true;
-                }
-            }
-        }
-        Ok(known.iter().map(|generation| generation.partition.id).collect())
-    }
 }
 
-/// The generations of a kind that were not dropped, the newest last.
-fn read_generations(connection: &Connection, source: &str, kind: Kind) -> rusqlite::Result<Vec<Generation>> {
-    let mut find = connection.prepare_cached(
-        "SELECT bucket, id, last_insert FROM seen_partition \
-         WHERE source = ?1 AND kind = ?2 AND last_insert > 0 ORDER BY bucket",
-    )?;
-    let found = find.query_map(params![source, kind as u8], |row| {
-        let partition = Partition { id: row.get(1)?, last_insert: row.get(2)? };
-        Ok(Generation { started: row.get(0)?, partition, lines: 0 })
+/// Whether a day is within the window and a day of now, which is in seconds.
+fn is_near(day: i64, now: i64, window: i64) -> bool {
+    const DAY: i64 = 86_400;
+    let today = now.div_euclid(DAY);
+    (today - window / DAY - 2..=today + 1).contains(&day)
+}
+
+/// The start of the generation that takes what comes now.
+fn generation(known: &Partitions, kind: Kind, now: i64, window: i64) -> i64 {
+    let last = known.range((kind, i64::MIN)..=(kind, now)).next_back().map(|((_, started), _)| *started);
+    last.filter(|started| now - started <= (window / 8).max(1)).unwrap_or(now)
+}
+
+fn read_partitions(connection: &Connection, source: &str) -> rusqlite::Result<Partitions> {
+    let mut find = connection
+        .prepare_cached("SELECT kind, bucket, id, last_insert FROM seen_partition WHERE source = ?1")?;
+    let found = find.query_map([source], |row| {
+        let kind = match row.get(0)? {
+            0 => Kind::Dated,
+            1 => Kind::Undated,
+            2 => Kind::Trace,
+            _ => Kind::Reject,
+        };
+        Ok(((kind, row.get(1)?), Partition { id: row.get(2)?, last_insert: row.get(3)? }))
     })?;
-    let mut found = found.collect::<rusqlite::Result<Vec<_>>>()?;
-    if kind == Kind::Reject {
-        // More need not be counted: such a one goes anyhow.
-        let mut count = connection.prepare_cached(
-            "SELECT count(*) FROM (SELECT 1 FROM seen WHERE key >= ?1 AND key < ?2 LIMIT ?3)",
-        )?;
-        for generation in &mut found {
-            let (first, end) = keys(generation.partition.id);
-            generation.lines = count.query_row(params![first, end, REJECTS + 1], |row| row.get(0))?;
-        }
-    }
-    Ok(found)
+    found.collect()
 }
 
 /// Deletes at most `step` lines of a partition, and in the end the partition itself: then true.
@@ -473,8 +378,12 @@ fn touch(
 
 fn key(partition: u32, identity: &Identity) -> [u8; 24] {
     let mut key = [0; 24];
-    key[..4].copy_from_slice(&partition.to_be_bytes());
-    key[4..8].copy_from_slice(&identity.moment.to_be_bytes());
+    key[..8].copy_from_slice(&group(partition, identity.moment));
     key[8..].copy_from_slice(&identity.hash);
     key
+}
+
+/// What the keys of a partition begin with that have this moment.
+fn group(partition: u32, moment: u32) -> [u8; 8] {
+    ((u64::from(partition) << 32) | u64::from(moment)).to_be_bytes()
 }

@@ -150,7 +150,7 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => Some(Message::Close),
             };
             let waiting = self.gather(first, &mut closing);
-            let commits = self.queue.group(Instant::now());
+            let commits = self.queue.group();
             let mut result = self.transact(commits, waiting);
             if closing && self.queue.is_empty() && result.is_ok() {
                 self.parts.feed.close();
@@ -169,11 +169,11 @@ impl Writer {
 
     /// Takes everything that waits now. After [`Message::Close`] nothing is taken any more.
     fn gather(&mut self, first: Option<Message>, closing: &mut bool) -> Vec<Answer<()>> {
-        let (mut waiting, now) = (Vec::new(), Instant::now());
+        let mut waiting = Vec::new();
         let mut next = first;
         while let Some(message) = next.filter(|_| !*closing) {
             match message {
-                Message::Commit(batch, reply) => self.queue.push((*batch, reply), now),
+                Message::Commit(batch, reply) => self.queue.push((*batch, reply)),
                 Message::Advance { sink, position, mark, delivered, reply } => {
                     match delivered {
                         Some(delivered) => self.parts.gauges.delivered(&sink, delivered),
@@ -289,10 +289,15 @@ impl Writer {
         for (batch, _) in commits.iter_mut() {
             let progress = &self.parts.gauges.progress;
             let is_new = self.seen.insert_all(connection, &batch.source, &batch.entries, now, progress)?;
+            let mut receipt = Receipt::default();
             let verdicts: Vec<Option<Verdict>> = std::mem::take(&mut batch.entries)
                 .into_iter()
                 .zip(is_new)
-                .map(|(entry, is_new)| is_new.then_some(entry.verdict))
+                .map(|(entry, is_new)| {
+                    let verdict = entry?.verdict;
+                    receipt.count(&verdict, is_new);
+                    is_new.then_some(verdict)
+                })
                 .collect();
             // Nothing new, nothing to deliver: no row.
             let row = if verdicts.iter().any(Option::is_some) {
@@ -303,9 +308,8 @@ impl Writer {
             } else {
                 None
             };
-            written.batches.push((verdicts, row));
+            written.batches.push((receipt, verdicts, row));
         }
-        self.seen.delete_some_dropped(connection)?;
         if !self.advances.is_empty() {
             for (sink, (position, mark)) in &self.advances {
                 outbox::record(connection, sink, *position, mark)?;
@@ -342,8 +346,7 @@ impl Writer {
         // All at once, so that nobody is refused for what is going anyhow.
         let mut added = Weight::default();
         let mut replies = Vec::with_capacity(commits.len());
-        for ((batch, reply), (verdicts, row)) in commits.into_iter().zip(written.batches) {
-            let receipt = receipt(&verdicts);
+        for ((batch, reply), (receipt, verdicts, row)) in commits.into_iter().zip(written.batches) {
             if let Some((position, weight)) = row {
                 added += weight;
                 let stored = Stored {
@@ -352,10 +355,7 @@ impl Writer {
                     received_at: batch.received_at,
                     key_ids: batch.key_ids,
                     verdicts,
-                    body: match batch.decoded {
-                        Some(bytes) => Body::Decoded { packing: batch.packing, bytes },
-                        None => Body::Packed { packing: batch.packing, bytes: batch.body },
-                    },
+                    body: Body::Decoded { packing: batch.packing, bytes: batch.decoded },
                     weight,
                 };
                 gauges.committed(&self.parts.interests, &stored);
@@ -470,20 +470,8 @@ struct Written<'a> {
     given_up: Option<GivenUp<'a>>,
 }
 
-/// A batch's verdicts, none for a duplicate, and its row, if it needed one.
-type WrittenBatch = (Vec<Option<Verdict>>, Option<(i64, Weight)>);
-
-fn receipt(verdicts: &[Option<Verdict>]) -> Receipt {
-    let mut receipt = Receipt { accepted: 0, duplicates: 0, rejected: Default::default() };
-    for verdict in verdicts {
-        match verdict {
-            None => receipt.duplicates += 1,
-            Some(Verdict::Verified { .. } | Verdict::Unverified) => receipt.accepted += 1,
-            Some(Verdict::Rejected { reason, .. }) => receipt.rejected[*reason as usize] += 1,
-        }
-    }
-    receipt
-}
+/// A batch's receipt, its verdicts, none for what is not delivered with it, and its row, if it needed one.
+type WrittenBatch = (Receipt, Vec<Option<Verdict>>, Option<(i64, Weight)>);
 
 /// The quarantined part of a batch's bytes: of its body by its share of the lines, and what is wrong with each.
 fn quarantine_bytes(batch: &Batch, verdicts: &[Option<Verdict>]) -> u64 {

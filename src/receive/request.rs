@@ -21,7 +21,7 @@ use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
 use crate::ledger::Receipt;
 use crate::log_throttle::log_seldom;
-use crate::room::{Reservation, Room};
+use crate::memory_budget::{MemoryBudget, MemoryPermit};
 
 /// A source and who may send to it.
 pub struct Route {
@@ -54,6 +54,8 @@ pub struct Rules {
     pub routes: HashMap<String, Route>,
     /// The recipe.
     pub ingest: Ingest,
+    /// The memory of all bodies in work.
+    pub memory: MemoryBudget,
     /// Bytes of one body, as received.
     pub body_limit: usize,
     /// How slowly a body may arrive.
@@ -114,8 +116,6 @@ impl Rules {
 pub struct Service {
     /// What is in force.
     pub rules: RwLock<Arc<Rules>>,
-    /// The memory of all bodies in work.
-    pub room: Room,
     /// The wall clock, in milliseconds since the Unix epoch.
     pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
     /// Who hears about it.
@@ -220,8 +220,8 @@ impl Service {
             }
         };
         let declared_coding = coding(request.headers());
-        let read = self.read(request.into_body(), rules.body_limit, rules.pace).await;
-        let (body, reservation) = match read.inspect_err(|aborted| {
+        let read = read(request.into_body(), rules).await;
+        let (body, memory) = match read.inspect_err(|aborted| {
             log_seldom!(info, &route.source.name, source = %route.source.name, "{aborted}; the connection is closed");
         })? {
             Ok(read) => read,
@@ -233,41 +233,9 @@ impl Service {
             received_at: (self.now)(),
             declared_coding,
             body,
-            reservation,
+            memory,
         };
         Ok(self.ingest(&rules.ingest, delivery).await)
-    }
-
-    /// Reads a body within its limit, reserving room for what has arrived.
-    async fn read(
-        &self,
-        mut body: Incoming,
-        limit: usize,
-        pace: Pace,
-    ) -> Result<Result<(Vec<u8>, Reservation), Refusal>, Aborted> {
-        let mut reservation = self.room.reservation();
-        let mut bytes = Vec::new();
-        let mut begun = Instant::now();
-        loop {
-            let deadline = pace.deadline(begun, bytes.len());
-            let Ok(frame) = timeout_at(deadline.into(), body.frame()).await else {
-                return Err(Aborted::TooSlow);
-            };
-            let Some(frame) = frame else { return Ok(Ok((bytes, reservation))) };
-            let Ok(frame) = frame.map_err(|_| Aborted::CutOff)?.into_data() else {
-                continue;
-            };
-            if bytes.len() + frame.len() > limit {
-                return Ok(Err(Refusal::BodyTooLarge(limit)));
-            }
-            let asked = Instant::now();
-            if !reservation.grow(frame.len()).await {
-                return Ok(Err(Refusal::Rejected(Rejection::NoRoom)));
-            }
-            // The sender is not to blame for it.
-            begun += asked.elapsed();
-            bytes.extend_from_slice(&frame);
-        }
     }
 
     /// Runs the recipe apart from the connection: when the sender hangs up, the commit goes on.
@@ -292,6 +260,37 @@ impl Service {
                 Err(Refusal::Rejected(rejection))
             }
         }
+    }
+}
+
+/// Reads a body within its limit, acquiring memory for what has arrived.
+async fn read(
+    mut body: Incoming,
+    rules: &Rules,
+) -> Result<Result<(Vec<u8>, MemoryPermit), Refusal>, Aborted> {
+    let (limit, pace) = (rules.body_limit, rules.pace);
+    let mut memory = rules.memory.permit();
+    let mut bytes = Vec::new();
+    let mut begun = Instant::now();
+    loop {
+        let deadline = pace.deadline(begun, bytes.len());
+        let Ok(frame) = timeout_at(deadline.into(), body.frame()).await else {
+            return Err(Aborted::TooSlow);
+        };
+        let Some(frame) = frame else { return Ok(Ok((bytes, memory))) };
+        let Ok(frame) = frame.map_err(|_| Aborted::CutOff)?.into_data() else {
+            continue;
+        };
+        if bytes.len() + frame.len() > limit {
+            return Ok(Err(Refusal::BodyTooLarge(limit)));
+        }
+        let asked = Instant::now();
+        if !memory.grow(frame.len()).await {
+            return Ok(Err(Refusal::Rejected(Rejection::NoMemory)));
+        }
+        // The sender is not to blame for it.
+        begun += asked.elapsed();
+        bytes.extend_from_slice(&frame);
     }
 }
 

@@ -57,12 +57,12 @@ impl Refusal {
             Self::UnsupportedMediaType | Self::Rejected(Rejection::UnknownCoding) => {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
             }
-            Self::BodyTooLarge(_) | Self::Rejected(Rejection::TooLarge(_) | Rejection::NeverRoom) => {
+            Self::BodyTooLarge(_) | Self::Rejected(Rejection::TooLarge(_) | Rejection::NeverEnoughMemory) => {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
             Self::Rejected(Rejection::Undecodable { .. }) => StatusCode::BAD_REQUEST,
             Self::Rejected(
-                Rejection::NoRoom | Rejection::BacklogFull | Rejection::NoKeys | Rejection::UnknownKeys,
+                Rejection::NoMemory | Rejection::BacklogFull | Rejection::NoKeys | Rejection::UnknownKeys,
             ) => StatusCode::TOO_MANY_REQUESTS,
             Self::Rejected(Rejection::Unwritable) => StatusCode::TOO_MANY_REQUESTS,
             Self::Rejected(Rejection::Commit(CommitError::Storage(_) | CommitError::Closed))
@@ -80,7 +80,9 @@ impl Refusal {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             // Jittered, so that the senders of a busy moment do not come back together.
-            Self::Rejected(Rejection::NoRoom) => Some(Duration::from_secs(rand::rng().random_range(5..=10))),
+            Self::Rejected(Rejection::NoMemory) => {
+                Some(Duration::from_secs(rand::rng().random_range(5..=10)))
+            }
             Self::Rejected(
                 Rejection::BacklogFull | Rejection::NoKeys | Rejection::UnknownKeys | Rejection::Unwritable,
             ) => Some(Duration::from_secs(30)),
@@ -104,9 +106,11 @@ impl Refusal {
             Self::BodyTooLarge(limit) => format!("the body has more than {limit} bytes"),
             Self::Rejected(Rejection::UnknownCoding) => "the body is neither gzip nor uncoded".to_owned(),
             Self::Rejected(Rejection::TooLarge(error)) => error.to_string(),
-            Self::Rejected(Rejection::NeverRoom) => "the batch needs more memory than there is".to_owned(),
+            Self::Rejected(Rejection::NeverEnoughMemory) => {
+                "the batch needs more memory than there is".to_owned()
+            }
             Self::Rejected(Rejection::Undecodable { detail, .. }) => detail.clone(),
-            Self::Rejected(Rejection::NoRoom) => "too much at once; send it again later".to_owned(),
+            Self::Rejected(Rejection::NoMemory) => "too much at once; send it again later".to_owned(),
             Self::Rejected(Rejection::BacklogFull) => {
                 "undelivered events fill the backlog; send it again later".to_owned()
             }

@@ -31,10 +31,10 @@ pub struct Fit {
     pub second: bool,
 }
 
-/// As many signatures are verified together: beyond a few hundred the gain is small, and a bad line costs more.
-const TOGETHER: usize = 1024;
+/// Verification batch size. Larger batches gain little and make a bad line more expensive.
+pub const TOGETHER: usize = 1024;
 
-/// Tells for each claim which of the keys made it; none when no key did.
+/// Returns for each claim which of the keys made it; none when no key did.
 ///
 /// `random` weighs the signatures of a batch against each other: who could guess it could make bad
 /// signatures that cancel out.
@@ -50,15 +50,30 @@ pub fn verify_in_batches(
     together: usize,
     random: &mut impl CryptoRng,
 ) -> Vec<Option<Fit>> {
+    verify_in_steps(claims, keys, together, random, &mut |_, _| true)
+}
+
+/// As [`verify_in_batches`]. `before` is called before each batch: with the number of its signatures, and whether these were tried before, with
+/// another key or another message. When it returns false, those that fit nothing yet are tried no more.
+pub fn verify_in_steps(
+    claims: &[Claim<'_>],
+    keys: &[[u8; 32]],
+    together: usize,
+    random: &mut impl CryptoRng,
+    before: &mut dyn FnMut(usize, bool) -> bool,
+) -> Vec<Option<Fit>> {
     let mut fits = vec![None; claims.len()];
     let mut open: Vec<usize> = (0..claims.len()).collect();
-    for attempt in attempts(claims, keys, random) {
+    for (number, attempt) in attempts(claims, keys, random).into_iter().enumerate() {
         let (tried, mut rest): (Vec<usize>, Vec<usize>) =
             open.into_iter().partition(|index| message(&claims[*index], attempt.second).is_some());
         let key = VerificationKeyBytes::from(keys[attempt.key]);
         // Batches of one size: a small last one would be dear.
         let batches = tried.len().div_ceil(together.max(1)).max(1);
         for chunk in tried.chunks(tried.len().div_ceil(batches).max(1)) {
+            if !before(chunk.len(), number > 0) {
+                return fits;
+            }
             let items: Vec<Item> =
                 chunk.iter().filter_map(|index| item(&claims[*index], attempt.second, key)).collect();
             let mut good = vec![false; chunk.len()];

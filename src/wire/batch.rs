@@ -85,7 +85,7 @@ impl Packing {
     /// The lines of an inflated body, in the order of their verdicts.
     pub fn lines(self, inflated: &[u8]) -> impl Iterator<Item = &[u8]> {
         let (whole, split) = match self {
-            Self::Lines(_) => (None, Some(lines(inflated))),
+            Self::Lines(_) => (None, Some(lines(without_byte_order_mark(inflated)))),
             Self::Whole(_) => (Some(inflated), None),
         };
         whole.into_iter().chain(split.into_iter().flatten())
@@ -119,8 +119,8 @@ pub enum DecodeError {
     #[error("the body is no valid gzip: {0}")]
     Undecodable(String),
     /// The memory for it could not be had.
-    #[error("no room for the inflated body")]
-    NoRoom,
+    #[error("no memory for the inflated body")]
+    NoMemory,
 }
 
 /// A body's bytes after inflation, known to be within the caps.
@@ -153,7 +153,7 @@ pub fn decode(
             }
             lines.add(body, caps.lines)?;
             if !reserve(body.len()) {
-                return Err(DecodeError::NoRoom);
+                return Err(DecodeError::NoMemory);
             }
             bytes.extend_from_slice(body);
         }
@@ -168,7 +168,7 @@ pub fn decode(
                     let target = (start + start / 2 + STEP).min(caps.decoded.saturating_add(STEP));
                     let more = target.max(start + STEP) - bytes.capacity();
                     if !reserve(more) {
-                        return Err(DecodeError::NoRoom);
+                        return Err(DecodeError::NoMemory);
                     }
                     bytes.reserve_exact(target.max(start + STEP) - start);
                 }
@@ -237,9 +237,15 @@ pub fn encode(lines: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 impl Decoded {
-    /// The lines in their order, without terminator (`\n` or `\r\n`) and without blank ones.
+    /// The lines in their order, without terminator (`\n` or `\r\n`) and without blank ones; a byte order mark in front
+    /// of the first belongs to none.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        lines(&self.bytes)
+        lines(without_byte_order_mark(&self.bytes))
+    }
+
+    /// Whether there is a byte order mark in front.
+    pub fn has_byte_order_mark(&self) -> bool {
+        self.bytes.starts_with(BYTE_ORDER_MARK)
     }
 
     /// How many lines there are.
@@ -266,6 +272,13 @@ pub fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         Some(line.strip_suffix(b"\r").unwrap_or(line))
     })
     .filter(|line| !is_blank(line))
+}
+
+/// What some editors and languages write in front of UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
 fn is_blank(line: &[u8]) -> bool {
@@ -340,6 +353,16 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_belongs_to_no_line() {
+        let decoded = decode(b"\xef\xbb\xbf{}\n\xef\xbb\xbf", Coding::Identity, CAPS, &mut |_| true).unwrap();
+        assert!(decoded.has_byte_order_mark());
+        assert_eq!(decoded.lines().collect::<Vec<_>>(), [&b"{}"[..], b"\xef\xbb\xbf"]);
+        let bytes = decoded.into_bytes();
+        assert_eq!(Packing::Lines(Coding::Identity).lines(&bytes).next(), Some(&b"{}"[..]));
+        assert_eq!(Packing::Whole(Coding::Identity).lines(&bytes).next(), Some(&bytes[..]));
+    }
+
+    #[test]
     fn members_follow_each_other_even_within_a_line() {
         let body = [encode(b"one\ntw").unwrap(), encode(b"o\nthree").unwrap(), encode(b"").unwrap()].concat();
         assert_eq!(inflate(&body, CAPS).unwrap(), [&b"one"[..], b"two", b"three"]);
@@ -411,6 +434,6 @@ mod tests {
         let result = decode(&body, Coding::Gzip, CAPS, &mut |more| {
             left.checked_sub(more).inspect(|rest| left = *rest).is_some()
         });
-        assert_eq!(result.unwrap_err(), DecodeError::NoRoom);
+        assert_eq!(result.unwrap_err(), DecodeError::NoMemory);
     }
 }

@@ -35,6 +35,7 @@ use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Source};
 use crate::ledger::{self, Backlog, Clock, Failed, Ledger, OpenError, Receipt, Running, Window};
 use crate::log_throttle::log_seldom;
+use crate::memory_budget::MemoryBudget;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
@@ -42,7 +43,6 @@ use crate::receive::listener::Listener;
 use crate::receive::places::Places;
 use crate::receive::request::{self, IN_WORK, Pace, Rules, Service};
 use crate::receive::tls::Certificates;
-use crate::room::{self, Room};
 use crate::wire::batch::Caps;
 use crate::wire::event::Reason;
 
@@ -58,7 +58,7 @@ pub struct Args {
 const REJECT_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// How long a batch waits for memory before it is told to come back.
-const ROOM_PATIENCE: Duration = Duration::from_secs(2);
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the certificate's files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
@@ -146,7 +146,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     tokio::spawn(Arc::clone(&skips).keep_reporting());
 
     let ingest = Ingest::new(ledger.clone(), limits(&config));
-    let service = Arc::new(service(&config, rules(&config, &sources, &ingest), &metrics));
+    let service = Arc::new(service(rules(&config, &sources, &ingest, memory_budget(&config)), &metrics));
     let places = Places::new(config.limits.connections, config.limits.connections_per_peer);
     let data_dir = config.data_dir.clone();
     let reload = Reload {
@@ -360,20 +360,24 @@ fn certificates(tls: &Tls) -> Result<Option<Arc<Certificates>>, Failure> {
 }
 
 /// What requests are answered by.
-fn rules(config: &Config, sources: &Sources, ingest: &Ingest) -> Rules {
+fn rules(config: &Config, sources: &Sources, ingest: &Ingest, memory: MemoryBudget) -> Rules {
     Rules {
         routes: sources.routes(),
         ingest: ingest.with_limits(limits(config)),
+        memory,
         body_limit: config.limits.body,
         pace: Pace { grace: BODY_GRACE, rate: BODY_RATE, total: config.limits.request_timeout },
         deadline: SHORT_DEADLINE.min(config.limits.request_timeout),
     }
 }
 
-fn service(config: &Config, rules: Rules, metrics: &Arc<Metrics>) -> Service {
+fn memory_budget(config: &Config) -> MemoryBudget {
+    MemoryBudget::new(config.limits.in_flight, MEMORY_TIMEOUT)
+}
+
+fn service(rules: Rules, metrics: &Arc<Metrics>) -> Service {
     Service {
         rules: RwLock::new(Arc::new(rules)),
-        room: Room::new(room::share(config.limits.in_flight), ROOM_PATIENCE),
         now: Clock::system().wall,
         observer: Box::new(RequestWatcher { metrics: Arc::clone(metrics) }),
         in_work: Arc::new(Semaphore::new(IN_WORK)),
@@ -387,10 +391,10 @@ fn listener(
     metrics: &Arc<Metrics>,
 ) -> Listener {
     let (connections, ends) = (Arc::clone(metrics), Arc::clone(metrics));
-    let (seen, room) = (places.clone(), service.room.clone());
+    let (seen, served) = (places.clone(), Arc::clone(&service));
     metrics.before_render(Box::new(move |metrics| {
         metrics.authorized_connections(seen.taken().1 as u64);
-        metrics.in_flight_bytes(room.used() as u64);
+        metrics.in_flight_bytes(served.in_force().memory.used() as u64);
     }));
     Listener {
         scheme: if certificates.is_some() { "https" } else { "http" },

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 
 use super::sources::Sources;
-use super::{InForce, backlog, limits, rules, windows};
+use super::{InForce, backlog, limits, memory_budget, rules, windows};
 use crate::config::{self, Config, Secret, Secrets, Tls};
 use crate::ingest::Ingest;
 use crate::ledger::{Clock, Ledger};
@@ -15,7 +15,6 @@ use crate::observe::metrics::Metrics;
 use crate::receive::places::Places;
 use crate::receive::request::Service;
 use crate::receive::tls::{Certificates, Files};
-use crate::room;
 
 /// Everything that a reload changes.
 pub(super) struct Reload {
@@ -73,9 +72,13 @@ impl Reload {
         }
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
-        self.service.room.resize(room::share(new.limits.in_flight));
         self.places.resize(new.limits.connections, new.limits.connections_per_peer);
-        self.service.replace(rules(&new, &sources, &self.ingest));
+        // Batches in work keep what they hold of the former budget.
+        let memory = match new.limits.in_flight == self.config.limits.in_flight {
+            true => self.service.in_force().memory.clone(),
+            false => memory_budget(&new),
+        };
+        self.service.replace(rules(&new, &sources, &self.ingest, memory));
         *self.admin_token.write().unwrap_or_else(PoisonError::into_inner) = new.admin.token.clone();
         let _ = self.in_force.send_replace(Arc::new(InForce::of(&new, &sources)));
         (self.config, self.sources) = (new, sources);

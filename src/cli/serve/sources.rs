@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::{self, Config, DedupBy, Jwks, JwksOrigin, Signatures};
-use crate::ingest::{Policy, Sameness, Source};
+use crate::ingest::{DedupKey, Policy, Source};
 use crate::net;
 use crate::observe::metrics::Metrics;
 use crate::receive::request::Route;
@@ -128,9 +128,9 @@ fn source(configured: &config::Source, keys: Option<Arc<KeyRing>>) -> Arc<Source
             Signatures::AcceptUnsigned => Policy::AcceptUnsigned,
             Signatures::Off => Policy::Off,
         },
-        sameness: match configured.dedup.by {
-            DedupBy::Event => Sameness::Event,
-            DedupBy::TraceId => Sameness::TraceId,
+        dedup_by: match configured.dedup.by {
+            DedupBy::Event => DedupKey::Event,
+            DedupBy::TraceId => DedupKey::TraceId,
         },
         keys,
     })

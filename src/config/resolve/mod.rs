@@ -16,8 +16,8 @@ use super::{
     Admin, AdminAddress, Config, Environment, LONGEST_SOCKET_PATH, Limits, Listen, Log, LogFormat, Secrets,
     Sink, Source, Tls, quantity,
 };
+use crate::memory_budget;
 use crate::observe::logging;
-use crate::room;
 
 #[cfg(test)]
 mod bench;
@@ -262,7 +262,7 @@ impl Resolver<'_> {
             ("decoded", decoded, written(&table.decoded)),
             "no line could ever be that long",
         );
-        self.roomy(body, decoded, lines, in_flight, table);
+        self.fits_memory(body, decoded, lines, in_flight, table);
         Some(Limits {
             body: body?,
             decoded: decoded?,
@@ -277,7 +277,7 @@ impl Resolver<'_> {
     }
 
     /// A batch that is as large as it may be fits into `in_flight`; a limit that did not resolve is in order.
-    fn roomy(
+    fn fits_memory(
         &mut self,
         body: Option<usize>,
         decoded: Option<usize>,
@@ -289,7 +289,7 @@ impl Resolver<'_> {
         else {
             return;
         };
-        let needed = room::needed(body, decoded, lines);
+        let needed = memory_budget::needed(body, decoded, lines);
         let least = needed.saturating_add(needed / 7 + 1);
         let written = |size: &Option<Spanned<Size>>| size.as_ref().map(Spanned::span);
         let at = written(&table.in_flight)
@@ -297,7 +297,7 @@ impl Resolver<'_> {
             .or_else(|| written(&table.body))
             .or_else(|| table.lines.as_ref().map(Spanned::span));
         // The defaults are in order, so that at least one was written.
-        if let Some(at) = at.filter(|_| needed > room::share(in_flight)) {
+        if let Some(at) = at.filter(|_| needed > memory_budget::largest(in_flight)) {
             self.findings.report(
                 &at,
                 format!(
@@ -306,7 +306,7 @@ impl Resolver<'_> {
                     size(in_flight),
                     size(body),
                     size(decoded),
-                    room::LINE,
+                    memory_budget::LINE,
                 ),
                 format!(
                     "raise `in_flight` to {} or more, or lower one of the others in [limits]",

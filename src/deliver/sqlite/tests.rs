@@ -655,21 +655,23 @@ fn commit(bench: &Bench, data_dir: &str, batches: std::ops::Range<usize>, delive
     for batch in batches {
         let lines: Vec<String> =
             (0..40).map(|line| format!(r#"{{"query":"{}"}}"#, batch * 40 + line)).collect();
-        let entry = |(index, line): (usize, &String)| Entry {
-            verdict: match index % 4 {
-                0 => Verdict::Unverified,
-                1 => Verdict::Rejected { reason: Reason::Unsigned, detail: "x".into() },
-                _ => Verdict::Verified { key: 0 },
-            },
-            identity: ledger.identifier().event("us", true, (line.as_bytes(), b""), None),
+        let entry = |(index, line): (usize, &String)| {
+            Some(Entry {
+                verdict: match index % 4 {
+                    0 => Verdict::Unverified,
+                    1 => Verdict::Rejected { reason: Reason::Unsigned, detail: "x".into() },
+                    _ => Verdict::Verified { key: 0 },
+                },
+                identity: ledger.identifier().event("us", true, (line.as_bytes(), b""), None),
+            })
         };
-        let body = lines.join("\n").into_bytes();
+        let body = Arc::new(lines.join("\n").into_bytes());
         let batch = Batch {
             source: "us".into(),
             received_at: NOW,
-            decoded: Some(Arc::new(body.clone())),
+            decoded: Arc::clone(&body),
             body,
-            packing: Packing::Lines(Coding::Identity).code(),
+            packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::from(["k1".to_owned()]),
             entries: lines.iter().enumerate().map(entry).collect(),
         };

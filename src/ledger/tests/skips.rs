@@ -71,7 +71,7 @@ impl Full {
             })
         });
         let mut batch = Bench::batch(source, entries.collect());
-        batch.body = vec![b'x'; size];
+        batch.body = Arc::new(vec![b'x'; size]);
         batch.received_at = NOON + number;
         self.ledger().send_commit(batch).blocking_recv().unwrap()
     }

@@ -1,0 +1,295 @@
+//! Lines become verdicts: what each is, whether a key made its signature, and by what it is known again.
+
+use std::borrow::Cow;
+
+use super::{DedupKey, Policy, Source};
+use crate::ledger::{Entry, Identifier};
+use crate::trust::jwks::KeySet;
+use crate::trust::verify::{self, Claim, Fit};
+use crate::wire::event::{Malformed, Reason, Verdict};
+use crate::wire::line::Line;
+use crate::wire::signature::{self, Reading, SignatureError, Signed};
+
+/// Lines are worked on in chunks of so many, or of so many bytes: what one step costs at most.
+const CHUNK_LINES: usize = verify::TOGETHER;
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Maximum number of checks of a body's signatures with another than the likeliest key. What fits none by then is
+/// rejected like what fits no key at all: only a body made for that needs more, and it would hold its memory for
+/// minutes.
+const MOST_REPEATS: usize = 250_000;
+
+/// Maximum length of what is said of a malformed line, in bytes.
+const LONGEST_DETAIL: usize = 120;
+
+/// Judges the lines of one body.
+pub(super) struct Judge<'a> {
+    source: &'a Source,
+    keys: Vec<[u8; 32]>,
+    identifier: &'a Identifier,
+    /// Bytes of a line.
+    longest: usize,
+}
+
+/// A line before its signature was checked.
+enum Opened<'a> {
+    /// It is decided already.
+    Decided(Option<Line<'a>>, Verdict),
+    /// The next claim decides.
+    Claimed(Line<'a>),
+}
+
+/// What was found out about the lines of a body.
+#[derive(Default)]
+pub(super) struct Judgement {
+    /// One for each line, in their order.
+    pub(super) entries: Vec<Option<Entry>>,
+    /// The own times of those that were let through, in milliseconds since the Unix epoch.
+    pub(super) times: Vec<i64>,
+    /// How many a known key signed.
+    pub(super) verified: u64,
+    /// How many carry a signature that fits no known key.
+    pub(super) unknown: u64,
+    /// How many go to quarantine, by reason.
+    pub(super) rejects: [u64; Reason::ALL.len()],
+    /// How often signatures were checked with another than the likeliest key.
+    repeats: usize,
+}
+
+impl Judgement {
+    /// Of a body that is kept in one piece.
+    pub(super) fn of_no_line() -> Self {
+        let mut rejects = [0; Reason::ALL.len()];
+        rejects[Reason::UndecodableBody as usize] = 1;
+        Self { rejects, ..Self::default() }
+    }
+
+    /// Whether there are lines, and none of them is an event.
+    pub(super) fn has_no_event(&self) -> bool {
+        let malformed = self.rejects[Reason::Malformed as usize];
+        malformed > 0 && malformed == self.entries.len() as u64
+    }
+
+    fn add(&mut self, entry: Entry) {
+        match &entry.verdict {
+            Verdict::Verified { .. } => self.verified += 1,
+            Verdict::Rejected { reason, .. } => self.rejects[*reason as usize] += 1,
+            Verdict::Unverified => {}
+        }
+        self.entries.push(Some(entry));
+    }
+}
+
+impl<'a> Judge<'a> {
+    pub(super) fn new(
+        source: &'a Source,
+        keys: Option<&KeySet>,
+        identifier: &'a Identifier,
+        longest: usize,
+    ) -> Self {
+        let keys = keys.iter().flat_map(|keys| keys.keys()).map(|key| *key.bytes()).collect();
+        Self { source, keys, identifier, longest }
+    }
+
+    /// Judges that many lines in chunks. `step` is called before each step with its cost, in checks of a signature.
+    pub(super) fn judge_all<'l>(
+        &self,
+        lines: impl Iterator<Item = &'l [u8]>,
+        count: usize,
+        step: &mut dyn FnMut(u64),
+    ) -> Judgement {
+        // As much as was reserved for, and never twice as much for a moment.
+        let mut judgement = Judgement {
+            entries: Vec::with_capacity(count),
+            times: Vec::with_capacity(count),
+            ..Judgement::default()
+        };
+        let mut chunk = Vec::with_capacity(CHUNK_LINES);
+        let mut bytes = 0;
+        for line in lines {
+            bytes += line.len();
+            chunk.push(line);
+            if chunk.len() >= CHUNK_LINES || bytes >= CHUNK_BYTES {
+                self.judge(&chunk, &mut judgement, step);
+                chunk.clear();
+                bytes = 0;
+            }
+        }
+        self.judge(&chunk, &mut judgement, step);
+        judgement
+    }
+
+    /// Judges some lines, in their order.
+    fn judge(&self, lines: &[&[u8]], judgement: &mut Judgement, step: &mut dyn FnMut(u64)) {
+        // Taking a line apart costs a few microseconds.
+        step(lines.len() as u64 / 16);
+        let mut claims = Vec::with_capacity(lines.len());
+        let opened: Vec<Opened<'_>> = lines.iter().map(|line| self.open(line, &mut claims)).collect();
+        let mut before = |count: usize, is_repeat| {
+            if is_repeat {
+                judgement.repeats += count;
+            }
+            step(count as u64);
+            judgement.repeats <= MOST_REPEATS
+        };
+        let mut random = rand::rng();
+        let fits = verify::verify_in_steps(&claims, &self.keys, CHUNK_LINES, &mut random, &mut before);
+        let mut fits = fits.into_iter();
+        for (bytes, opened) in lines.iter().zip(opened) {
+            let (line, verdict, content) = match opened {
+                Opened::Decided(line, verdict) => {
+                    let content = line.as_ref().map(Line::content);
+                    (line, verdict, content)
+                }
+                Opened::Claimed(line) => {
+                    let fit = fits.next().flatten();
+                    let content = signed_bytes(&line, fit);
+                    let verdict = match fit {
+                        Some(fit) => Verdict::Verified { key: fit.key },
+                        None => {
+                            judgement.unknown += 1;
+                            rejected(Reason::BadSignature, "no trusted key made this signature")
+                        }
+                    };
+                    (Some(line), verdict, content)
+                }
+            };
+            let identity = match (&verdict, line, content) {
+                (Verdict::Verified { .. } | Verdict::Unverified, Some(line), Some(content)) => {
+                    let time = line.time();
+                    judgement.times.extend(time);
+                    let verified = matches!(verdict, Verdict::Verified { .. });
+                    let trace = (self.source.dedup_by == DedupKey::TraceId).then(|| line.trace()).flatten();
+                    let source = &self.source.name;
+                    match trace {
+                        Some((organisation, trace)) => self.identifier.trace(source, &organisation, &trace),
+                        None => {
+                            self.identifier.event(source, verified, (content.before, content.after), time)
+                        }
+                    }
+                }
+                _ => self.identifier.reject(&self.source.name, bytes),
+            };
+            judgement.add(Entry { verdict, identity });
+        }
+    }
+
+    /// Takes a line apart as far as it goes without a key.
+    fn open<'l>(&self, bytes: &'l [u8], claims: &mut Vec<Claim<'l>>) -> Opened<'l> {
+        if bytes.len() > self.longest {
+            let detail = format!("{} bytes, and `limits.line` is {}", bytes.len(), self.longest);
+            let reason = Reason::LineTooLong;
+            return Opened::Decided(None, Verdict::Rejected { reason, detail: detail.into() });
+        }
+        match open(bytes) {
+            Judgeable::Malformed(Malformed(detail)) => Opened::Decided(
+                None,
+                Verdict::Rejected { reason: Reason::Malformed, detail: shortened(detail) },
+            ),
+            Judgeable::Unsigned(line) if self.source.policy == Policy::Require => {
+                Opened::Decided(Some(line), rejected(Reason::Unsigned, UNSIGNED))
+            }
+            Judgeable::Unsigned(line) => Opened::Decided(Some(line), Verdict::Unverified),
+            Judgeable::BadlySigned(line, _) | Judgeable::Signed(line, _)
+                if self.source.policy == Policy::Off =>
+            {
+                Opened::Decided(Some(line), Verdict::Unverified)
+            }
+            Judgeable::BadlySigned(line, error) => {
+                let verdict =
+                    Verdict::Rejected { reason: Reason::BadSignature, detail: error.to_string().into() };
+                Opened::Decided(Some(line), verdict)
+            }
+            Judgeable::Signed(line, claim) => {
+                claims.push(claim);
+                Opened::Claimed(line)
+            }
+        }
+    }
+}
+
+/// A line as far as it can be judged without a key.
+#[derive(Debug)]
+pub enum Judgeable<'a> {
+    /// It is no event.
+    Malformed(Malformed),
+    /// It carries no signature.
+    Unsigned(Line<'a>),
+    /// What stands in the signature's place is none.
+    BadlySigned(Line<'a>, SignatureError),
+    /// The keys decide.
+    Signed(Line<'a>, Claim<'a>),
+}
+
+/// What is said of a line without a signature.
+pub const UNSIGNED: &str = "the line has no signature";
+
+/// Takes a line without its terminator apart, as far as that goes without a key.
+pub fn open(bytes: &[u8]) -> Judgeable<'_> {
+    let line = match Line::parse(bytes) {
+        Ok(line) => line,
+        Err(malformed) => return Judgeable::Malformed(malformed),
+    };
+    let Some(signed) = line.signed() else { return Judgeable::Unsigned(line) };
+    match claim(signed) {
+        Ok(claim) => Judgeable::Signed(line, claim),
+        Err(error) => Judgeable::BadlySigned(line, error),
+    }
+}
+
+/// What a line's signature claims: that one of its readings was signed.
+///
+/// # Errors
+/// When the signature's text is no signature.
+fn claim<'a>(signed: &Signed<'a>) -> Result<Claim<'a>, SignatureError> {
+    let parts = |reading: Reading<'a>| (reading.before, reading.after);
+    let signature = signature::decode(signed.value)?;
+    Ok(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) })
+}
+
+/// The bytes that the fitting signature was made over.
+fn signed_bytes<'a>(line: &Line<'a>, fit: Option<Fit>) -> Option<Reading<'a>> {
+    let signed = line.signed()?;
+    if fit?.second { signed.second } else { Some(signed.first) }
+}
+
+/// A detail that takes no more memory than was reserved for: it may hold what the sender wrote.
+fn shortened(detail: Cow<'static, str>) -> Cow<'static, str> {
+    match detail {
+        Cow::Owned(detail) if detail.capacity() > LONGEST_DETAIL => {
+            let mut end = detail.len().min(LONGEST_DETAIL);
+            while !detail.is_char_boundary(end) {
+                end -= 1;
+            }
+            Cow::Owned(detail[..end].to_owned())
+        }
+        short => short,
+    }
+}
+
+fn rejected(reason: Reason, detail: &'static str) -> Verdict {
+    Verdict::Rejected { reason, detail: detail.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory_budget;
+
+    #[test]
+    fn a_line_takes_what_is_reserved_for_it() {
+        // What allocating a detail costs besides, and what the ledger makes of an entry in the end.
+        let detail = LONGEST_DETAIL + 2 * size_of::<usize>();
+        let verdict = size_of::<Option<Verdict>>();
+        assert!(size_of::<Option<Entry>>() + verdict + size_of::<i64>() + detail <= memory_budget::LINE);
+    }
+
+    #[test]
+    fn a_detail_is_no_longer_than_its_memory() {
+        let long = |letter: &str| Cow::Owned(letter.repeat(100_000));
+        assert_eq!(shortened(long("a")).into_owned(), "a".repeat(LONGEST_DETAIL));
+        let shortened = shortened(long("€")).into_owned();
+        assert_eq!(shortened, "€".repeat(LONGEST_DETAIL / 3));
+        assert!(shortened.capacity() <= LONGEST_DETAIL);
+    }
+}

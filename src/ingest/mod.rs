@@ -1,0 +1,448 @@
+//! The recipe: decode, parse, verify, commit. The only file that knows the order.
+//!
+//! The work on the bytes happens on a blocking thread, in steps for which it gets a core by turns. Nothing here
+//! answers anybody: a [`Receipt`] or a [`Rejection`] comes back, and the caller decides what to say.
+
+mod cores;
+mod judge;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use self::cores::{Cores, Turn};
+use self::judge::{Judge, Judgement};
+pub use self::judge::{Judgeable, UNSIGNED, open};
+use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
+use crate::memory_budget::{self, MemoryPermit};
+use crate::trust::jwks::KeySet;
+use crate::trust::keyring::{KeyRing, Outlook};
+use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
+use crate::wire::event::{Reason, Verdict};
+
+/// What a source's signatures are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Every line must be signed.
+    Require,
+    /// A line without a signature passes as unverified; one with a signature must prove it.
+    AcceptUnsigned,
+    /// No signature is looked at.
+    Off,
+}
+
+/// What makes two lines the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DedupKey {
+    /// The same signed bytes.
+    Event,
+    /// The same trace ID within an organisation, or the same signed bytes where there is none.
+    TraceId,
+}
+
+/// A configured source, as far as its lines are concerned.
+pub struct Source {
+    /// The configured name.
+    pub name: Arc<str>,
+    /// What its signatures are for.
+    pub policy: Policy,
+    /// What is a duplicate.
+    pub dedup_by: DedupKey,
+    /// The keys we believe; none only where no signature is looked at.
+    pub keys: Option<Arc<KeyRing>>,
+}
+
+/// One whole body on its way in.
+pub struct Delivery {
+    /// Where it came from.
+    pub source: Arc<Source>,
+    /// When it had arrived, in milliseconds since the Unix epoch.
+    pub received_at: i64,
+    /// The name of its coding as the sender gave it.
+    pub declared_coding: Option<String>,
+    /// The bytes.
+    pub body: Vec<u8>,
+    /// The memory of the bytes; inflating them and judging the lines take more.
+    pub memory: MemoryPermit,
+}
+
+/// What a batch may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of the whole body.
+    pub caps: Caps,
+    /// Bytes of one line.
+    pub line: usize,
+    /// Committed and undelivered bytes, over all batches.
+    pub backlog: u64,
+}
+
+impl Limits {
+    /// What quarantined lines may take of the backlog, so that rejected lines cannot crowd out verified events.
+    pub fn quarantine_share(&self) -> u64 {
+        self.backlog / 4
+    }
+}
+
+/// A batch that was committed.
+#[derive(Debug)]
+pub struct Ingested {
+    /// The proof.
+    pub receipt: Receipt,
+    /// The own times of the lines that were let through, in milliseconds since the Unix epoch.
+    pub times: Vec<i64>,
+    /// How long the commit took, the wait for its turn included.
+    pub commit: Duration,
+    /// There was a byte order mark in front of the body, which was dropped.
+    pub had_byte_order_mark: bool,
+}
+
+/// Why a batch was not committed as lines.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    /// The sender's fault: a coding that we do not know.
+    #[error("unknown content coding")]
+    UnknownCoding,
+    /// The sender's fault, or a limit that is too small.
+    #[error("{0}")]
+    TooLarge(DecodeError),
+    /// The sender's fault. The body is in quarantine: the proof is here.
+    #[error("{detail}")]
+    Undecodable {
+        /// What is wrong with it.
+        detail: String,
+        /// The proof that it was kept.
+        receipt: Receipt,
+    },
+    /// Nobody's fault: too much at once.
+    #[error("no memory for the batch")]
+    NoMemory,
+    /// The operator's: a limit that is too small for the batch, even if it were alone.
+    #[error("the batch needs more memory than `limits.in_flight`")]
+    NeverEnoughMemory,
+    /// The operator's: sinks do not keep up.
+    #[error("the backlog is full")]
+    BacklogFull,
+    /// The operator's: no key has been loaded yet.
+    #[error("no key has been loaded yet")]
+    NoKeys,
+    /// The operator's: no line fits a known key, and whether there are new keys cannot be found out.
+    #[error("the signatures fit no known key, and no fresh key set can be had")]
+    UnknownKeys,
+    /// The machine's: the last write failed, and none has succeeded since.
+    #[error("the ledger cannot be written")]
+    Unwritable,
+    /// Ours or the machine's.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Ours.
+    #[error("a bug: the work on the batch ended early")]
+    Bug,
+}
+
+/// The recipe with its tools.
+#[derive(Clone)]
+pub struct Ingest {
+    ledger: Ledger,
+    limits: Limits,
+    cores: Arc<Cores>,
+    inflating: Arc<Mutex<()>>,
+}
+
+/// Maximum number of rejected lines of a body that are a record each. Of a body with more the whole is one record, so
+/// that rejected lines never make up most of a transaction, of the dedup index or of the memory.
+const MOST_REJECTS: u64 = 1000;
+
+impl Ingest {
+    /// The recipe over a ledger.
+    pub fn new(ledger: Ledger, limits: Limits) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { ledger, limits, cores: Arc::new(Cores::new(cores)), inflating: Arc::default() }
+    }
+
+    /// The same recipe with other limits, on the same cores.
+    pub fn with_limits(&self, limits: Limits) -> Self {
+        Self { limits, ..self.clone() }
+    }
+
+    /// Whether a batch of a source could be taken now: asked before its body is read.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn may_take(&self, source: &Source) -> Result<(), Rejection> {
+        if self.ledger.is_unwritable() {
+            return Err(Rejection::Unwritable);
+        }
+        if self.ledger.backlog().0 >= self.limits.backlog {
+            return Err(Rejection::BacklogFull);
+        }
+        source.keys_in_force().map(|_| ())
+    }
+
+    /// Takes a body in. Dropping the future does not undo a commit; run it detached from the connection.
+    ///
+    /// # Errors
+    /// See [`Rejection`].
+    pub async fn take(&self, delivery: Delivery) -> Result<Ingested, Rejection> {
+        let arrived = Instant::now();
+        let source = Arc::clone(&delivery.source);
+        let keys = source.keys_in_force()?;
+        let by = keys.clone();
+        let mut judged =
+            self.work(delivery.body.len(), move |work| work.decode_and_judge(delivery, by)).await??;
+        if judged.judgement.unknown > 0
+            && let Some(ring) = &source.keys
+        {
+            // Nothing is held against an event before the keys were looked for that are listed by now.
+            let outlook = ring.look_again(arrived).await;
+            let fresh = ring.current();
+            if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
+                let size = judged.body.bytes.len();
+                judged = self.work(size, move |work| work.judge(judged.body, Some(fresh))).await?;
+            }
+            let Judgement { unknown, verified, .. } = judged.judgement;
+            if outlook == Outlook::Unavailable && unknown > 0 && verified == 0 {
+                return Err(Rejection::UnknownKeys);
+            }
+        }
+        let rejects = judged.judgement.rejects;
+        if rejects.iter().any(|count| *count > 0) && self.ledger.backlog().1 >= self.limits.quarantine_share()
+        {
+            return Err(Rejection::BacklogFull);
+        }
+        let start = Instant::now();
+        let had_byte_order_mark = judged.body.had_byte_order_mark;
+        let Batches { record, lines, undecodable, times, _memory } = judged.into_batches(&self.ledger);
+        // Each is durable by itself, and known again when the sender repeats the body: they need no transaction
+        // in common.
+        let record = match record {
+            Some(record) => Some(self.ledger.commit(record).await?),
+            None => None,
+        };
+        let mut receipt = match lines {
+            Some(lines) => self.ledger.commit(lines).await?,
+            None => Receipt::default(),
+        };
+        if let Some(record) = record {
+            receipt.add_record(&record, rejects);
+        }
+        match undecodable {
+            Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
+            None => Ok(Ingested { receipt, times, commit: start.elapsed(), had_byte_order_mark }),
+        }
+    }
+
+    /// Works on the bytes of a body, of which so many are known at first.
+    async fn work<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(Work) -> T + Send + 'static,
+    ) -> Result<T, Rejection> {
+        let (cores, runtime, limits) = (Arc::clone(&self.cores), Handle::current(), self.limits);
+        let (identifier, inflating) = (self.ledger.identifier().clone(), Arc::clone(&self.inflating));
+        let work = move || {
+            // Going over 16 KiB costs about as much as a check of a signature.
+            let turn = cores.begin(bytes as u64 >> 14);
+            work(Work { turn, runtime, limits, identifier, inflating })
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| Rejection::Bug)
+    }
+}
+
+impl Source {
+    /// The keys that judge its lines; none where no signature is looked at.
+    fn keys_in_force(&self) -> Result<Option<Arc<KeySet>>, Rejection> {
+        match (self.policy, &self.keys) {
+            (Policy::Off, _) => Ok(None),
+            (_, Some(ring)) => ring.current().map(Some).ok_or(Rejection::NoKeys),
+            (_, None) => Err(Rejection::NoKeys),
+        }
+    }
+}
+
+/// Work on a body, on a blocking thread.
+struct Work {
+    turn: Turn,
+    runtime: Handle,
+    limits: Limits,
+    identifier: Identifier,
+    /// Held while a large body is inflated, so that no two wait for the memory that the other holds.
+    inflating: Arc<Mutex<()>>,
+}
+
+/// A body, inflated where that is possible.
+struct Body {
+    source: Arc<Source>,
+    received_at: i64,
+    packed: Arc<Vec<u8>>,
+    packing: Packing,
+    bytes: Arc<Vec<u8>>,
+    lines: usize,
+    had_byte_order_mark: bool,
+    /// Until the batch is committed.
+    memory: MemoryPermit,
+}
+
+/// A body whose every line has its verdict.
+struct JudgedBody {
+    body: Body,
+    keys: Option<Arc<KeySet>>,
+    judgement: Judgement,
+    /// What is wrong with the body as a whole.
+    undecodable: Option<String>,
+}
+
+/// What is committed of a body.
+struct Batches {
+    /// The body in one piece.
+    record: Option<Batch>,
+    lines: Option<Batch>,
+    undecodable: Option<String>,
+    times: Vec<i64>,
+    _memory: MemoryPermit,
+}
+
+impl Work {
+    fn decode_and_judge(
+        mut self,
+        delivery: Delivery,
+        keys: Option<Arc<KeySet>>,
+    ) -> Result<JudgedBody, Rejection> {
+        let Delivery { source, received_at, declared_coding, body, mut memory } = delivery;
+        let coding = Coding::of(declared_coding.as_deref(), &body).map_err(|_| Rejection::UnknownCoding)?;
+        let (mut refused, caps) = (None, self.limits.caps);
+        let (inflating, mut alone) = (Arc::clone(&self.inflating), None);
+        let mut grow = |memory: &mut MemoryPermit, bytes| {
+            if alone.is_none() && memory.would_be_large(bytes) {
+                alone = Some(self.turn.aside(|| inflating.lock().unwrap_or_else(PoisonError::into_inner)));
+            }
+            self.grow(memory, bytes)
+        };
+        let decoded = decode(&body, coding, caps, &mut |bytes| {
+            refused = grow(&mut memory, bytes).err();
+            refused.is_none()
+        });
+        let packed = Arc::new(body);
+        let whole = |bytes, packing, lines, had_byte_order_mark| {
+            let packed = Arc::clone(&packed);
+            Body { source, received_at, packed, packing, bytes, lines, had_byte_order_mark, memory }
+        };
+        match decoded {
+            Ok(decoded) => {
+                let had_byte_order_mark = decoded.has_byte_order_mark();
+                let lines = decoded.line_count();
+                let bytes = Arc::new(decoded.into_bytes());
+                let mut body = whole(bytes, Packing::Lines(coding), lines, had_byte_order_mark);
+                grow(&mut body.memory, lines.saturating_mul(memory_budget::LINE))?;
+                drop(alone);
+                Ok(self.judge(body, keys))
+            }
+            Err(DecodeError::Undecodable(detail)) => {
+                let body = whole(Arc::clone(&packed), Packing::Whole(Coding::Identity), 1, false);
+                Ok(JudgedBody { body, keys, judgement: Judgement::of_no_line(), undecodable: Some(detail) })
+            }
+            Err(DecodeError::NoMemory) => Err(refused.unwrap_or(Rejection::NoMemory)),
+            Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
+                Err(Rejection::TooLarge(error))
+            }
+        }
+    }
+
+    /// Acquires memory, and lets others have the core while it waits.
+    fn grow(&mut self, memory: &mut MemoryPermit, bytes: usize) -> Result<(), Rejection> {
+        if !memory.could_grow(bytes) {
+            return Err(Rejection::NeverEnoughMemory);
+        }
+        let is_grown =
+            memory.try_grow(bytes) || self.turn.aside(|| self.runtime.block_on(memory.grow(bytes)));
+        if is_grown { Ok(()) } else { Err(Rejection::NoMemory) }
+    }
+
+    fn judge(mut self, mut body: Body, keys: Option<Arc<KeySet>>) -> JudgedBody {
+        let judge = Judge::new(&body.source, keys.as_deref(), &self.identifier, self.limits.line);
+        let turn = &mut self.turn;
+        let judgement =
+            judge.judge_all(body.packing.lines(&body.bytes), body.lines, &mut |cost| turn.step(cost));
+        let mut undecodable = None;
+        if judgement.has_no_event() {
+            // Its lines alone would say nothing to anybody: it is kept as it is.
+            let (Packing::Lines(coding) | Packing::Whole(coding)) = body.packing;
+            body.packing = Packing::Whole(coding);
+            undecodable = Some(format!("no line of the body is an event: {}", looks_like(&body.bytes)));
+        }
+        let judgement = if undecodable.is_some() { Judgement::of_no_line() } else { judgement };
+        JudgedBody { body, keys, judgement, undecodable }
+    }
+}
+
+impl JudgedBody {
+    fn into_batches(self, ledger: &Ledger) -> Batches {
+        let Self { body, keys, judgement, undecodable } = self;
+        let Judgement { mut entries, times, rejects, .. } = judgement;
+        let batch = |packing, key_ids, entries| Batch {
+            source: Arc::clone(&body.source.name),
+            received_at: body.received_at,
+            body: Arc::clone(&body.packed),
+            packing,
+            decoded: Arc::clone(&body.bytes),
+            key_ids,
+            entries,
+        };
+        let record = |packing, reason, detail: String| {
+            let verdict = Verdict::Rejected { reason, detail: detail.into() };
+            let identity = ledger.identifier().reject(&body.source.name, &body.bytes);
+            batch(packing, Arc::new([]) as Arc<[String]>, vec![Some(Entry { verdict, identity })])
+        };
+        let (mut whole, mut lines) = (None, None);
+        if let Some(detail) = &undecodable {
+            whole = Some(record(body.packing, Reason::UndecodableBody, detail.clone()));
+        } else {
+            let count: u64 = rejects.iter().sum();
+            if count > MOST_REJECTS {
+                let is_rejected = |entry: &Entry| matches!(entry.verdict, Verdict::Rejected { .. });
+                entries.iter_mut().for_each(|entry| drop(entry.take_if(|entry| is_rejected(entry))));
+                let by_reason = || Reason::ALL.into_iter().zip(rejects).filter(|(_, count)| *count > 0);
+                let reason = by_reason().max_by_key(|(_, count)| *count);
+                let reason = reason.map_or(Reason::Malformed, |(reason, _)| reason);
+                let counts: Vec<String> =
+                    by_reason().map(|(reason, count)| format!("{reason} {count}")).collect();
+                let detail = format!("{count} lines of the body are rejected: {}", counts.join(", "));
+                let (Packing::Lines(coding) | Packing::Whole(coding)) = body.packing;
+                whole = Some(record(Packing::Whole(coding), reason, detail));
+            }
+            let keys = keys.iter().flat_map(|keys| keys.keys());
+            let key_ids = keys.map(|key| key.id().to_owned()).collect();
+            lines = Some(batch(body.packing, key_ids, entries));
+        }
+        Batches { record: whole, lines, undecodable, times, _memory: body.memory }
+    }
+}
+
+/// Describes a body that holds no event, which helps to find its sender.
+fn looks_like(body: &[u8]) -> &'static str {
+    /// As much of it is looked at.
+    const START: usize = 1 << 20;
+    let start = &body[..body.len().min(START)];
+    let mut json = serde_json::Deserializer::from_slice(start).into_iter::<serde::de::IgnoredAny>();
+    let is_json = |value: Result<_, serde_json::Error>| match value {
+        Ok(_) => true,
+        Err(error) => error.is_eof() && start.len() < body.len(),
+    };
+    if matches!(body.trim_ascii_start(), [b'{' | b'[', ..]) && json.all(is_json) {
+        "it looks like JSON spread over lines or in an array; send one object a line"
+    } else if start.contains(&0) || std::str::from_utf8(start).is_err_and(|error| error.error_len().is_some())
+    {
+        "it looks like binary data"
+    } else if body.trim_ascii_start().starts_with(b"<") {
+        "it looks like HTML or XML"
+    } else {
+        "it looks like other text; check what this sender sends here"
+    }
+}
+
+#[cfg(test)]
+mod accept_rule;
+
+#[cfg(test)]
+mod agreement;

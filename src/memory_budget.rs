@@ -1,0 +1,237 @@
+//! The memory that all batches in work may take together (of `limits.in_flight`).
+//!
+//! A batch acquires as its bytes arrive and as they inflate, never what a peer claims, and releases everything
+//! when it is done. Who finds none waits for a short time, then is refused: of those that wait for each other the one
+//! that began first gives up first, and the next has what it held.
+//!
+//! Beyond a [`SMALL`]th of the budget a batch needs a permit of a second semaphore, which leaves some memory to small
+//! batches: large ones cannot keep them out, however many there are and however long they take.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::timeout;
+
+/// The whole budget. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MemoryBudget {
+    shared: Arc<Shared>,
+}
+
+/// The semaphores count KiB.
+#[derive(Debug)]
+struct Shared {
+    all: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    /// Of `all` and of `large`, in bytes.
+    capacity: (usize, usize),
+    /// Bytes of a small batch.
+    small: usize,
+    wait: Duration,
+}
+
+/// What one batch holds of the budget.
+#[derive(Debug)]
+pub struct MemoryPermit {
+    budget: MemoryBudget,
+    /// What was asked for, in bytes.
+    bytes: usize,
+    all: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
+}
+
+/// Memory of each line of a batch besides its bytes, in bytes: its identity, its verdict, and a short text about what
+/// is wrong with it.
+pub const LINE: usize = 256;
+
+/// What inflating takes at a time beyond what has been inflated, and what is lost to the accounting, in bytes.
+const STEP: usize = 128 << 10;
+
+/// A batch that takes no more than this part of `limits.in_flight` is small.
+const SMALL: usize = 256;
+
+/// What all large batches may take of `limits.in_flight`, and a single one, in bytes: a sixteenth is left for small
+/// batches, and another for the batch that the ledger writes and for those that sinks read.
+pub fn largest(in_flight: usize) -> usize {
+    in_flight - in_flight / 8
+}
+
+/// Memory of a batch of so many received bytes, inflated bytes and lines, in bytes: all three are held together. Where
+/// it is more than [`largest`], such a batch can never be taken.
+pub fn needed(body: usize, decoded: usize, lines: usize) -> usize {
+    body.saturating_add(decoded).saturating_add(lines.saturating_mul(LINE)).saturating_add(STEP)
+}
+
+impl MemoryBudget {
+    /// The budget of that `limits.in_flight`, in bytes, in which a batch that finds none waits for each step for as
+    /// long as `wait`.
+    pub fn new(in_flight: usize, wait: Duration) -> Self {
+        let capacity = (in_flight - in_flight / 16, largest(in_flight));
+        let semaphore = |bytes| Arc::new(Semaphore::new(kib(bytes).min(Semaphore::MAX_PERMITS)));
+        let (all, large) = (semaphore(capacity.0), semaphore(capacity.1));
+        let small = in_flight / SMALL;
+        Self { shared: Arc::new(Shared { all, large, capacity, small, wait }) }
+    }
+
+    /// A permit that holds nothing yet.
+    pub fn permit(&self) -> MemoryPermit {
+        MemoryPermit { budget: self.clone(), bytes: 0, all: None, large: None }
+    }
+
+    /// Bytes that are taken.
+    pub fn used(&self) -> usize {
+        self.shared.capacity.0.saturating_sub(self.shared.all.available_permits() * 1024)
+    }
+}
+
+impl MemoryPermit {
+    /// Acquires more bytes; false when there were none in time. What it held before it keeps.
+    pub async fn grow(&mut self, bytes: usize) -> bool {
+        if self.try_grow(bytes) {
+            return true;
+        }
+        let (all, large) = self.missing(bytes);
+        let budget = Arc::clone(&self.budget.shared);
+        let acquired = timeout(budget.wait, async {
+            merge(&mut self.large, Arc::clone(&budget.large).acquire_many_owned(large).await.ok());
+            merge(&mut self.all, Arc::clone(&budget.all).acquire_many_owned(all).await.ok());
+        });
+        let is_acquired = acquired.await.is_ok();
+        if is_acquired {
+            self.bytes += bytes;
+        }
+        is_acquired
+    }
+
+    /// As [`Self::grow`], without waiting.
+    pub fn try_grow(&mut self, bytes: usize) -> bool {
+        let (all, large) = self.missing(bytes);
+        let budget = &self.budget.shared;
+        let permits = Arc::clone(&budget.large).try_acquire_many_owned(large).and_then(|large| {
+            Ok::<_, TryAcquireError>((Arc::clone(&budget.all).try_acquire_many_owned(all)?, large))
+        });
+        let Ok((all, large)) = permits else { return false };
+        merge(&mut self.all, Some(all));
+        merge(&mut self.large, Some(large));
+        self.bytes += bytes;
+        true
+    }
+
+    /// Whether the batch would not be small any more with so many more bytes.
+    pub fn would_be_large(&self, bytes: usize) -> bool {
+        self.bytes.saturating_add(bytes) > self.budget.shared.small
+    }
+
+    /// Whether there would be memory for so many more bytes if the batch were alone. Otherwise waiting is of no use.
+    pub fn could_grow(&self, bytes: usize) -> bool {
+        self.bytes.saturating_add(bytes) <= self.budget.shared.capacity.1
+    }
+
+    /// KiB that are missing of each semaphore for so many bytes more.
+    fn missing(&self, bytes: usize) -> (u32, u32) {
+        let wanted = self.bytes.saturating_add(bytes);
+        let missing = |permit: &Option<OwnedSemaphorePermit>| {
+            let held = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            u32::try_from(kib(wanted).saturating_sub(held)).unwrap_or(u32::MAX)
+        };
+        (missing(&self.all), if self.would_be_large(bytes) { missing(&self.large) } else { 0 })
+    }
+}
+
+fn kib(bytes: usize) -> usize {
+    bytes.div_ceil(1024)
+}
+
+fn merge(held: &mut Option<OwnedSemaphorePermit>, more: Option<OwnedSemaphorePermit>) {
+    match (held.as_mut(), more) {
+        (Some(held), Some(more)) => held.merge(more),
+        (None, more) => *held = more,
+        (Some(_), None) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    /// In parts: 15 for all batches, 14 for large ones.
+    const IN_FLIGHT: usize = 16 * PART;
+    const PART: usize = 1 << 20;
+
+    fn budget() -> MemoryBudget {
+        MemoryBudget::new(IN_FLIGHT, SECOND)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_is_released() {
+        let budget = budget();
+        let mut first = budget.permit();
+        assert!(first.grow(1).await && first.grow(PART - 1).await && first.grow(9 * PART).await);
+        assert_eq!(budget.used(), 10 * PART);
+        let mut second = budget.permit();
+        let begun = tokio::time::Instant::now();
+        assert!(second.grow(4 * PART).await && !second.grow(1024).await);
+        assert_eq!(begun.elapsed(), SECOND);
+        assert!(second.could_grow(10 * PART) && !second.could_grow(10 * PART + 1));
+        assert!(!budget.permit().grow(usize::MAX).await);
+        drop(first);
+        assert!(second.grow(10 * PART).await);
+        drop(second);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_batches_leave_memory_to_small_ones() {
+        let budget = budget();
+        let mut large = budget.permit();
+        assert!(large.grow(14 * PART).await);
+        let mut small: Vec<_> = (0..4).map(|_| budget.permit()).collect();
+        for permit in &mut small {
+            assert!(permit.try_grow(IN_FLIGHT / SMALL));
+        }
+        assert!(!small[0].grow(1).await, "it is small no more");
+        drop(large);
+        assert!(small[0].grow(1).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_what_is_released() {
+        let budget = budget();
+        let (mut first, mut second) = (budget.permit(), budget.permit());
+        assert!(first.grow(10 * PART).await);
+        let (grown, ()) = tokio::join!(second.grow(10 * PART), async {
+            tokio::time::sleep(SECOND / 2).await;
+            drop(first);
+        });
+        assert!(grown);
+        assert_eq!(budget.used(), 10 * PART);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_that_do_not_fit_together_some_come_through() {
+        let budget = budget();
+        let through = Arc::new(AtomicUsize::new(0));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let (budget, through) = (budget.clone(), Arc::clone(&through));
+            tasks.spawn(async move {
+                let mut permit = budget.permit();
+                for _ in 0..40 {
+                    if !permit.grow(PART / 4).await {
+                        return;
+                    }
+                    assert!(budget.used() <= 14 * PART);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                through.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        assert!(through.load(Ordering::Relaxed) > 0);
+        assert_eq!(budget.used(), 0);
+    }
+}
