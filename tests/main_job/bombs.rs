@@ -11,7 +11,8 @@ use flate2::write::GzEncoder;
 use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::records::{objects, quarantine};
-use crate::harness::site::{PATH, Site};
+use crate::harness::sign;
+use crate::harness::site::{PATH, Site, source};
 use crate::harness::{SetOnDrop, body, gzip};
 
 const MIB: usize = 1 << 20;
@@ -168,34 +169,38 @@ fn short_lines(number: usize) -> Vec<u8> {
     gzip(&lines)
 }
 
-/// Posts bodies at once; how many got each status. Beside it a genuine sender posts one event after the other: the
-/// longest time that one of them took, and what each was answered.
-fn post_beside_a_genuine_sender(daemon: &Daemon<'_>, bodies: &[Vec<u8>]) -> (Vec<u16>, Duration, Vec<u16>) {
+/// Posts bodies at once; returns what each was answered. Beside it a genuine sender posts one event after the other:
+/// returns the times that they took, shortest first, and what each was answered.
+fn post_beside_a_genuine_sender(
+    daemon: &Daemon<'_>,
+    (path, bodies): (&str, &[Vec<u8>]),
+) -> (Vec<u16>, Vec<Duration>, Vec<u16>) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (begun, has_begun) = mpsc::channel();
         let genuine = scope.spawn({
             let done = &done;
             move || {
-                let (mut longest, mut statuses) = (Duration::ZERO, Vec::new());
+                let (mut times, mut statuses) = (Vec::new(), Vec::new());
                 while !done.load(Ordering::Relaxed) {
                     let start = Instant::now();
                     let event = daemon.site.producer.event(statuses.len() as u64);
                     statuses.push(daemon.post(None, event.as_bytes()).status);
-                    longest = longest.max(start.elapsed());
+                    times.push(start.elapsed());
                     let _ = begun.send(());
                 }
-                (longest, statuses)
+                times.sort();
+                (times, statuses)
             }
         });
         let end = SetOnDrop(&done);
         has_begun.recv().unwrap();
-        let posting: Vec<_> =
-            bodies.iter().map(|body| scope.spawn(|| daemon.post(Some("gzip"), body).status)).collect();
+        let post = |body| move || daemon.post_to(path, Some("gzip"), body).status;
+        let posting: Vec<_> = bodies.iter().map(|body| scope.spawn(post(body))).collect();
         let statuses = posting.into_iter().map(|posting| posting.join().unwrap()).collect();
         drop(end);
-        let (longest, genuine) = genuine.join().unwrap();
-        (statuses, longest, genuine)
+        let (times, genuine) = genuine.join().unwrap();
+        (statuses, times, genuine)
     })
 }
 
@@ -219,8 +224,8 @@ fn short_lines_cost_no_more_memory_than_the_room_and_hold_up_nobody() {
     bodies.resize(80, tiny);
 
     let start = Instant::now();
-    let (statuses, longest, genuine) = post_beside_a_genuine_sender(&daemon, &bodies);
-    let all_of_it = start.elapsed();
+    let (statuses, times, genuine) = post_beside_a_genuine_sender(&daemon, (PATH, &bodies));
+    let (all_of_it, longest) = (start.elapsed(), times[times.len() - 1]);
     let grown = daemon.memory("VmHWM:") - before;
     let taken = count(&statuses, 200);
     eprintln!(
@@ -238,6 +243,65 @@ fn short_lines_cost_no_more_memory_than_the_room_and_hold_up_nobody() {
     assert!(longest < allowed, "a genuine batch took {longest:?} of {all_of_it:?}");
     daemon.settle();
     assert_eq!(site.verified().len(), 10 + count(&genuine, 200));
+}
+
+/// Posts bodies at once beside a genuine sender, all of which must be taken. No genuine event may wait for a good part of
+/// the time that the bodies take.
+#[expect(clippy::print_stderr, reason = "the numbers are the test's report")]
+fn hold_up_nobody(what: &str, daemon: &Daemon<'_>, path: &str, bodies: &[Vec<u8>]) {
+    let start = Instant::now();
+    let (statuses, times, genuine) = post_beside_a_genuine_sender(daemon, (path, bodies));
+    let all_of_it = start.elapsed();
+    let (median, late, longest) =
+        (times[times.len() / 2], times[times.len() * 99 / 100], times[times.len() - 1]);
+    eprintln!(
+        "{what}: {} genuine batches in {all_of_it:.1?}, median {median:.1?}, p99 {late:.1?}, slowest {longest:.1?}",
+        genuine.len()
+    );
+    assert!(statuses.iter().chain(&genuine).all(|status| *status == 200), "{statuses:?} {genuine:?}");
+    assert!(longest < all_of_it / 4, "{what}: a genuine batch took {longest:?} of {all_of_it:?}");
+}
+
+/// How many lines each body has that makes much work; 99,000 is as many as there may be.
+fn lines_of_much_work(default: u64) -> u64 {
+    std::env::var("AUDITGATE_TESTS_WORK").map_or(default, |lines| lines.parse().unwrap())
+}
+
+#[test]
+fn foreign_signatures_hold_up_nobody() {
+    let foreign = sign::Producer::new(200);
+    for (keys, lines) in [(1, 20_000), (4, 5000), (128, 300)] {
+        let lines = lines_of_much_work(lines);
+        let body = |number: u64| gzip(&body(&foreign.events(number * lines..(number + 1) * lines)));
+        let site = Site::new();
+        let daemon = Daemon::start(&site);
+        // A key set lists 64 at most: those of the first are retired then.
+        for first in (1..=keys).step_by(64) {
+            let listed: Vec<_> =
+                (first..=keys.min(first + 63)).map(|number| sign::Producer::new(number).public()).collect();
+            let listed: Vec<_> = listed.iter().map(|key| ("key", key)).collect();
+            site.write("jwks.json", sign::jwks(&listed));
+            daemon.signal("HUP");
+            daemon.counted("auditgate_jwks_keys{source=\"us\"}", u64::from(keys.min(first + 63)));
+        }
+        let bodies: Vec<_> = (0..4).map(body).collect();
+        hold_up_nobody(&format!("4 foreign bodies, {keys} keys"), &daemon, PATH, &bodies);
+        daemon.settle();
+        assert!(quarantine(&site.read("quarantine.jsonl")).len() >= 4);
+    }
+}
+
+#[test]
+fn malformed_lines_and_another_source_hold_up_nobody() {
+    let lines = lines_of_much_work(20_000);
+    let site = Site::new().sources(&(source("us", PATH, "") + &source("other", "/other", "")));
+    let daemon = Daemon::start(&site);
+    let bodies: Vec<_> = (0..64).map(short_lines).collect();
+    hold_up_nobody("64 bodies of malformed lines", &daemon, PATH, &bodies);
+    let genuine =
+        |number: u64| gzip(&body(&site.producer.events((number + 10) * lines..(number + 11) * lines)));
+    let bodies: Vec<_> = (0..4).map(genuine).collect();
+    hold_up_nobody("4 genuine bodies of another source", &daemon, "/other", &bodies);
 }
 
 #[test]
@@ -268,7 +332,7 @@ fn bodies_that_cannot_be_decoded_are_held_once() {
             body
         })
         .collect();
-    let (statuses, _, genuine) = post_beside_a_genuine_sender(&daemon, &bodies);
+    let (statuses, _, genuine) = post_beside_a_genuine_sender(&daemon, (PATH, &bodies));
     let grown = daemon.memory("VmHWM:") - before;
     eprintln!("{} of {BODIES} bodies taken, memory grew by {grown} KiB", count(&statuses, 400));
     assert!(grown < (IN_FLIGHT + 64) << 10, "memory grew by {grown} KiB");

@@ -63,7 +63,8 @@ impl Client {
     /// Speaks over a connection that is there already.
     pub(crate) fn over(socket: TcpStream, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        // An answer may come late by design.
+        socket.set_read_timeout(Some(4 * PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         let stream = match tls {
             None => Stream::Plain(socket),
