@@ -4,10 +4,11 @@
 
 use std::cell::LazyCell;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use auditgate::trust::jwks::{MAX_KEPT_KEYS, document};
-use auditgate::trust::keyring::{KeyRing, Origin, Terms};
+use auditgate::trust::keyring::{Fetcher, KeyRing, Origin, TrustPolicy};
 use auditgate_fuzz::{directory, key_set};
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::Runtime;
@@ -37,23 +38,23 @@ impl Stage {
         Self { runtime, directory, jwks, memory }
     }
 
-    fn ring(&self) -> KeyRing {
+    fn ring(&self) -> (Arc<KeyRing>, Fetcher) {
         let origin = Origin::File(self.jwks.clone());
-        KeyRing::new("us", origin, Terms::default(), &self.directory, |_| ()).expect("a ring")
+        KeyRing::new("us", origin, TrustPolicy::default(), &self.directory, |_| ()).expect("a ring")
     }
 }
 
 fuzz_target!(|bytes: &[u8]| {
     STAGE.with(|stage| {
         std::fs::write(&stage.memory, bytes).expect("the memory");
-        let load = |ring: &KeyRing| {
+        let load = |(ring, mut fetcher): (Arc<KeyRing>, Fetcher)| {
             stage
                 .runtime
-                .block_on(ring.load_at_start(Duration::from_secs(60)))
+                .block_on(fetcher.load_at_start(Duration::from_secs(60)))
                 .expect("the key file is good");
             ring.current().expect("keys")
         };
-        let first = load(&stage.ring());
+        let first = load(stage.ring());
         let listed = key_set();
         assert!(
             first.keys().iter().any(|key| key.bytes() == listed.keys()[0].bytes()),
@@ -61,7 +62,7 @@ fuzz_target!(|bytes: &[u8]| {
         );
         assert!(first.keys().len() <= MAX_KEPT_KEYS, "{}", first.keys().len());
         // What was written down meanwhile says the same.
-        let second = load(&stage.ring());
+        let second = load(stage.ring());
         assert_eq!(
             first.keys().iter().map(|key| key.bytes()).collect::<Vec<_>>(),
             second.keys().iter().map(|key| key.bytes()).collect::<Vec<_>>()

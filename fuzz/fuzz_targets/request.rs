@@ -7,13 +7,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock, RwLock};
 use std::time::Duration;
 
-use auditgate::ingest::{Ingest, Ingested, Limits, Policy, Sameness, Source};
+use auditgate::ingest::{Ingest, Ingested, Limits, Policy, DedupKey, Source};
 use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
 use auditgate::receive::answers::{Answers, Owed};
 use auditgate::receive::places::Places;
 use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
-use auditgate::room::Room;
-use auditgate::trust::keyring::{KeyRing, Origin, Terms};
+use auditgate::memory_budget::MemoryBudget;
+use auditgate::trust::keyring::{KeyRing, Origin, TrustPolicy};
 use auditgate::wire::batch::Caps;
 use auditgate_fuzz::{directory, key_set, oracle};
 use hyper::server::conn::http1;
@@ -47,22 +47,21 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
     let (ledger, _running) = Ledger::open(options).expect("a ledger");
     let caps = Caps { decoded: 1 << 20, lines: 100 };
     let limits = Limits { caps, line: 2048, backlog: backlog.bytes };
-    let ring =
-        KeyRing::new("us", Origin::Pinned(key_set()), Terms::default(), &directory, |_| ()).expect("a ring");
-    runtime.block_on(ring.load_at_start(MINUTE)).expect("keys");
-    let ring = Arc::new(ring);
+    let ring = KeyRing::new("us", Origin::Pinned(key_set()), TrustPolicy::default(), &directory, |_| ());
+    let (ring, mut fetcher) = ring.expect("a ring");
+    runtime.block_on(fetcher.load_at_start(MINUTE)).expect("keys");
     let routes = [
-        ("us", "/us", Policy::Require, Sameness::Event, ""),
-        ("trace", "/trace", Policy::Require, Sameness::TraceId, ""),
-        ("open", "/open", Policy::AcceptUnsigned, Sameness::Event, ""),
-        ("off", "/off", Policy::Off, Sameness::Event, ""),
-        ("closed", "/closed", Policy::Off, Sameness::Event, "10.0.0.0/8"),
+        ("us", "/us", Policy::Require, DedupKey::Event, ""),
+        ("trace", "/trace", Policy::Require, DedupKey::TraceId, ""),
+        ("open", "/open", Policy::AcceptUnsigned, DedupKey::Event, ""),
+        ("off", "/off", Policy::Off, DedupKey::Event, ""),
+        ("closed", "/closed", Policy::Off, DedupKey::Event, "10.0.0.0/8"),
     ];
     let routes: HashMap<String, Route> = routes
         .into_iter()
-        .map(|(name, path, policy, sameness, allow)| {
+        .map(|(name, path, policy, dedup_by, allow)| {
             let source =
-                Arc::new(Source { name: name.into(), policy, sameness, keys: Some(Arc::clone(&ring)) });
+                Arc::new(Source { name: name.into(), policy, dedup_by, keys: Some(Arc::clone(&ring)) });
             let authorises = Box::new(|presented: &[u8]| presented == b"Bearer abc");
             let allow = allow.parse().into_iter().collect();
             (path.to_owned(), Route { source, authorises, allow })
@@ -72,11 +71,11 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
         rules: RwLock::new(Arc::new(Rules {
             routes,
             ingest: Ingest::new(ledger, limits),
+            memory: MemoryBudget::new(64 << 20, MINUTE),
             body_limit: 16 << 10,
             pace: Pace { grace: MINUTE, rate: 1, total: MINUTE },
             deadline: MINUTE,
         })),
-        room: Room::new(64 << 20, MINUTE),
         now: Arc::new(|| 1_767_323_045_678),
         observer: Box::new(Nobody),
         in_work: Arc::new(Semaphore::new(IN_WORK)),

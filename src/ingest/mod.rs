@@ -17,7 +17,7 @@ pub use self::judge::{Judgeable, UNSIGNED, open};
 use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
 use crate::memory_budget::{self, MemoryPermit};
 use crate::trust::jwks::KeySet;
-use crate::trust::keyring::{KeyRing, Outlook};
+use crate::trust::keyring::{KeyRing, RefreshOutcome};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
 use crate::wire::event::{Reason, Verdict};
 
@@ -195,14 +195,14 @@ impl Ingest {
             && let Some(ring) = &source.keys
         {
             // Nothing is held against an event before the keys were looked for that are listed by now.
-            let outlook = ring.look_again(arrived).await;
+            let outcome = ring.look_again(arrived, judged.judgement.verified > 0).await;
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let size = judged.body.bytes.len();
                 judged = self.work(size, move |work| work.judge(judged.body, Some(fresh))).await?;
             }
             let Judgement { unknown, verified, .. } = judged.judgement;
-            if outlook == Outlook::Unavailable && unknown > 0 && verified == 0 {
+            if outcome == RefreshOutcome::Unavailable && unknown > 0 && verified == 0 {
                 return Err(Rejection::UnknownKeys);
             }
         }

@@ -182,7 +182,7 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
 }
 
 #[test]
-fn a_key_that_comes_right_after_rubbish_is_found() {
+fn a_key_that_comes_right_after_foreign_signatures_is_found() {
     let [first, second, stranger] = [1, 2, 3].map(Producer::new);
     let mut events = Events(0);
     let keys = KeyServer::start();
@@ -196,12 +196,21 @@ fn a_key_that_comes_right_after_rubbish_is_found() {
     }
     // The daemon has asked a moment ago, and again and again; it must not take that for the last word.
     keys.serve(&document(&[&first, &second]));
-    let mut mixed = events.next(&first, 2);
-    mixed.extend(events.next(&second, 2));
-    mixed.extend(events.next(&stranger, 1));
-    assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 4, duplicates: 0, quarantined: 1 });
+    let mut by_second = events.next(&second, 2);
+    by_second.extend(events.next(&stranger, 1));
+    assert_eq!(daemon.deliver(&by_second), Receipt { accepted: 2, duplicates: 0, quarantined: 1 });
     daemon.settle();
-    assert_eq!(site.verified(), mixed[..4]);
+    assert_eq!(site.verified(), by_second[..2]);
+    // A batch of which some lines fit a known key is judged by a moment-old answer; the rest can be sent in again.
+    let third = Producer::new(4);
+    assert_eq!(daemon.deliver(&events.next(&stranger, 1)), quarantined);
+    keys.serve(&document(&[&first, &second, &third]));
+    let mut mixed = events.next(&first, 2);
+    mixed.extend(events.next(&third, 2));
+    assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 2, duplicates: 0, quarantined: 2 });
+    look_now(&daemon, &keys);
+    daemon.counted("auditgate_jwks_keys{source=\"us\"}", 3);
+    assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 2, duplicates: 2, quarantined: 0 });
 }
 
 #[test]
@@ -221,6 +230,24 @@ fn a_batch_of_which_some_is_known_is_not_held_up_by_a_dead_key_server() {
     assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 1, duplicates: 2, quarantined: 0 });
     daemon.settle();
     assert_eq!(site.verified(), mixed);
+}
+
+#[test]
+fn one_bad_line_in_every_batch_does_not_slow_a_source() {
+    let (known, foreign) = (Producer::new(1), Producer::new(9));
+    let keys = KeyServer::start();
+    keys.serve(&document(&[&known]));
+    let site = site(&keys, "");
+    let daemon = Daemon::start(&site);
+    let mut events = Events(0);
+    for _ in 0..20 {
+        let mut batch = events.next(&known, 24);
+        batch.extend(events.next(&foreign, 1));
+        let receipt = daemon.deliver(&batch);
+        assert_eq!(receipt, Receipt { accepted: 24, quarantined: 1, ..Receipt::default() });
+    }
+    // Each further one would have been waited for five seconds for.
+    assert!(keys.requests() <= 4, "{}", keys.requests());
 }
 
 #[test]

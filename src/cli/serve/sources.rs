@@ -12,7 +12,7 @@ use crate::ingest::{DedupKey, Policy, Source};
 use crate::net;
 use crate::observe::metrics::Metrics;
 use crate::receive::request::Route;
-use crate::trust::keyring::{KeyRing, Origin, Refresh, Terms};
+use crate::trust::keyring::{Fetcher, KeyRing, Origin, Refresh, TrustPolicy};
 
 /// How long the first fetch of keys may hold up a start or a reload.
 const FIRST_FETCH: Duration = Duration::from_secs(3);
@@ -67,9 +67,9 @@ impl Sources {
                 (Some(live), _) => (live.source.keys.clone(), live.freshening.clone()),
                 (None, None) => (None, None),
                 (None, Some(jwks)) => {
-                    let ring = ring(config, configured, jwks, metrics)
+                    let (ring, fetcher) = ring(config, configured, jwks, metrics)
                         .map_err(|error| format!("source `{}`: {error}", configured.name))?;
-                    fresh.push((configured.name.clone(), Arc::clone(&ring)));
+                    fresh.push((all.len(), fetcher));
                     (Some(ring), None)
                 }
             };
@@ -77,20 +77,18 @@ impl Sources {
         }
         // All at once: a key server that does not answer holds nobody up longer than one.
         let mut loading = JoinSet::new();
-        for (name, ring) in fresh {
-            loading.spawn(async move {
-                let loaded = ring.load_at_start(FIRST_FETCH).await;
-                loaded.map_err(|error| format!("source `{name}`: {error}"))
-            });
+        for (at, mut fetcher) in fresh {
+            loading.spawn(async move { (at, fetcher.load_at_start(FIRST_FETCH).await, fetcher) });
         }
-        while let Some(loaded) = loading.join_next().await {
-            loaded.map_err(|error| error.to_string())??;
+        let mut loaded = Vec::new();
+        while let Some(joined) = loading.join_next().await {
+            let (at, outcome, fetcher) = joined.map_err(|error| error.to_string())?;
+            outcome.map_err(|error| format!("source `{}`: {error}", all[at].configured.name))?;
+            loaded.push((at, fetcher));
         }
-        for live in &mut all {
-            if let (Some(ring), None) = (&live.source.keys, &live.freshening) {
-                let task = tokio::spawn(Arc::clone(ring).keep_fresh(self.stopped.clone()));
-                live.freshening = Some(Arc::new(Freshening(task.abort_handle())));
-            }
+        for (at, fetcher) in loaded {
+            let task = tokio::spawn(fetcher.run(self.stopped.clone()));
+            all[at].freshening = Some(Arc::new(Freshening(task.abort_handle())));
         }
         Ok(Self { all, stopped: self.stopped.clone() })
     }
@@ -141,7 +139,7 @@ fn ring(
     source: &config::Source,
     jwks: &Jwks,
     metrics: &Arc<Metrics>,
-) -> Result<Arc<KeyRing>, Box<dyn std::error::Error>> {
+) -> Result<(Arc<KeyRing>, Fetcher), Box<dyn std::error::Error>> {
     let origin = match &jwks.origin {
         JwksOrigin::Keys(keys) => Origin::Pinned(keys.clone()),
         JwksOrigin::File(path) => Origin::File(path.clone()),
@@ -153,8 +151,11 @@ fn ring(
         },
     };
     let (metrics, name) = (Arc::clone(metrics), source.name.clone());
-    let terms =
-        Terms { retired_for: jwks.retired_for, revoked: jwks.revoked.clone(), pinned: jwks.pin.clone() };
+    let policy = TrustPolicy {
+        retired_for: jwks.retired_for,
+        revoked: jwks.revoked.clone(),
+        pinned: jwks.pin.clone(),
+    };
     let observer = move |refresh| match refresh {
         Refresh::Loaded { keys, retired, changed, unix_seconds } => {
             metrics.jwks_keys(&name, keys as u64, retired as u64);
@@ -165,5 +166,5 @@ fn ring(
         }
         Refresh::Failed => metrics.jwks_refresh_error(&name),
     };
-    Ok(Arc::new(KeyRing::new(&source.name, origin, terms, &config.data_dir, observer)?))
+    Ok(KeyRing::new(&source.name, origin, policy, &config.data_dir, observer)?)
 }

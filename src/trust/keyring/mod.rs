@@ -2,41 +2,42 @@
 //!
 //! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file or the memory
 //! on disk, the keys that were last good stay in use, and only a whole, well-formed document with at least one
-//! usable key replaces them. A key that such a document lists no more stays trusted for [`Terms::retired_for`].
+//! usable key replaces them. A key that such a document lists no more stays trusted for [`TrustPolicy::retired_for`].
 //!
-//! A signature that fits no known key makes the ring ask its origin ([`KeyRing::look_again`]) before anything is
-//! held against the event.
+//! One task, the [`Fetcher`], asks the origin: on time, and when a batch has a signature that fits no known key
+//! ([`KeyRing::look_again`]). Everybody else reads what it published last.
 
-mod demand;
 mod history;
 mod origin;
 mod store;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::watch;
+use tokio::time::{sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
-use self::demand::{Demand, GATHERING, LONGEST_GAP, Outcome, Turn};
 use self::history::{Change, History};
 pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, Origin, fetch, read_file};
 use self::origin::{Loaded, Ready};
 use super::jwks::{Key, KeySet, Parsed, RefusedKey};
-use crate::log_throttle::log_seldom;
 use crate::net::TlsError;
 
 /// How long a refresh may take. At start, where the daemon waits for it, the caller says.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same for one that a batch waits for.
+/// The same for one that batches wait for.
 const DEMAND_TIMEOUT: Duration = Duration::from_secs(5);
-/// And so much of that it has at least, however long the batch had to wait for its turn.
-const SHORTEST_DEMAND_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a batch waits for its turn and for the fetches of others, with a second for what is not the network. Only
-/// a refresh that takes longer than any of these can make it wait in vain.
+/// How long a burst of batches with unknown signatures may gather before its fetch.
+const GATHERING: Duration = Duration::from_millis(200);
+/// Time between two fetches for unknown signatures, unless the first brought something new: unknown signatures that keep
+/// coming must not flood the key server. A genuine event by a new key waits for that long at most.
+const DEMAND_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a batch waits: for the interval, for the fetch, and a second for what is not the network. Only a refresh
+/// under way that takes longer can make it wait in vain.
 const LONGEST_LOOK: Duration =
-    LONGEST_GAP.saturating_add(DEMAND_TIMEOUT).saturating_add(Duration::from_secs(1));
+    DEMAND_INTERVAL.saturating_add(DEMAND_TIMEOUT).saturating_add(Duration::from_secs(1));
 /// How often a key file is read again; local and small, so more often than a URL.
 const FILE_REFRESH: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -48,7 +49,7 @@ const SHORTEST_MAX_AGE: Duration = Duration::from_secs(60);
 
 /// Which of an origin's keys are trusted, and for how long.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct TrustPolicy {
     /// How long a key is trusted after it was found to be no longer listed.
     pub retired_for: Duration,
     /// Thumbprints of keys that are not trusted any more, whoever lists them.
@@ -57,13 +58,13 @@ pub struct Terms {
     pub pinned: Vec<String>,
 }
 
-impl Default for Terms {
+impl Default for TrustPolicy {
     fn default() -> Self {
         Self { retired_for: Duration::from_secs(8 * 86_400), revoked: Vec::new(), pinned: Vec::new() }
     }
 }
 
-impl Terms {
+impl TrustPolicy {
     fn revokes(&self, thumbprint: &str) -> bool {
         self.revoked.iter().any(|revoked| revoked == thumbprint)
     }
@@ -74,7 +75,7 @@ impl Terms {
     }
 }
 
-/// What happened to the keys, for whoever counts.
+/// What happened to the keys, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     /// The origin gave a good document, changed or not.
@@ -108,233 +109,291 @@ pub enum Refresh {
 
 /// What became of the question for a key that is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outlook {
+pub enum RefreshOutcome {
     /// What the ring has now is what there is: judge by [`KeyRing::current`].
     Known,
     /// The origin could not be asked.
     Unavailable,
 }
 
-/// The keys of one source. Verification reads [`KeyRing::current`] for every batch; one task runs
-/// [`KeyRing::keep_fresh`].
+/// The keys of one source. Verification reads [`KeyRing::current`] for every batch.
 pub struct KeyRing {
+    /// The origin never lists anything else.
+    is_fixed: bool,
+    published: watch::Sender<Published>,
+    /// The arrival of the newest event whose signature fits no key.
+    wanted: watch::Sender<Option<Instant>>,
+}
+
+/// What the fetcher knows.
+#[derive(Default)]
+struct Published {
+    trusted: Option<Arc<KeySet>>,
+    last: Option<Fetch>,
+}
+
+#[derive(Clone, Copy)]
+struct Fetch {
+    began: Instant,
+    found: Found,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    News,
+    NoNews,
+    /// The origin gave no good document.
+    Nothing,
+}
+
+/// Keeps a [`KeyRing`] fresh.
+pub struct Fetcher {
+    ring: Arc<KeyRing>,
     source: String,
     origin: Ready,
-    terms: Terms,
+    policy: TrustPolicy,
     memory: PathBuf,
     observer: Box<dyn Fn(Refresh) + Send + Sync>,
     now: Box<dyn Fn() -> u64 + Send + Sync>,
-    trusted: RwLock<Option<Arc<KeySet>>>,
-    /// Held for the whole of a refresh, so that an older document never replaces a newer one.
-    progress: Mutex<Progress>,
-    /// Somebody wants a refresh now.
-    wanted: Notify,
-}
-
-#[derive(Default)]
-struct Progress {
     /// In a row, up to now.
     failures: u32,
+    /// What was said of the last failure; an outage of hours is one line, not one a minute.
+    last_failure: Option<String>,
     /// What the last good document had besides its keys; said again only when it changes.
     refused: Vec<String>,
     history: History,
     /// The version of the last good document. Not remembered on disk: the memory has only the keys that passed the
-    /// terms of its time, and under other terms the same version may hold more.
+    /// policy of its time, and under another the same version may hold more.
     etag: Option<String>,
     max_age: Option<Duration>,
-    demand: Demand,
 }
 
 impl KeyRing {
-    /// A ring without keys for the source called `source`. Its memory is `data_dir/jwks/SOURCE.json`.
-    /// `observer` is called after every attempt, on the task that made it, and must not block. Reads
-    /// the certificate authorities, so it blocks on the file system.
+    /// A ring without keys for the source called `source`, and what keeps it fresh. Its memory is
+    /// `data_dir/jwks/SOURCE.json`. `observer` is called after every attempt and must not block. Reads the certificate
+    /// authorities, so it blocks on the file system.
     ///
     /// # Errors
     /// When the TLS client cannot be set up.
     pub fn new(
         source: &str,
         origin: Origin,
-        terms: Terms,
+        policy: TrustPolicy,
         data_dir: &Path,
         observer: impl Fn(Refresh) + Send + Sync + 'static,
-    ) -> Result<KeyRing, TlsError> {
-        Ok(KeyRing {
+    ) -> Result<(Arc<KeyRing>, Fetcher), TlsError> {
+        let origin = Ready::new(origin)?;
+        let ring = Arc::new(KeyRing {
+            is_fixed: matches!(origin, Ready::Pinned(_)),
+            published: watch::Sender::default(),
+            wanted: watch::Sender::default(),
+        });
+        let fetcher = Fetcher {
+            ring: Arc::clone(&ring),
             source: source.to_owned(),
-            origin: Ready::new(origin)?,
-            terms,
+            origin,
+            policy,
             memory: store::path(data_dir, source),
             observer: Box::new(observer),
             now: Box::new(unix_seconds),
-            trusted: RwLock::default(),
-            progress: Mutex::default(),
-            wanted: Notify::new(),
-        })
+            failures: 0,
+            last_failure: None,
+            refused: Vec::new(),
+            history: History::default(),
+            etag: None,
+            max_age: None,
+        };
+        Ok((ring, fetcher))
     }
 
     /// The keys to verify with, or `None` as long as none were ever loaded: then nothing can be
     /// verified and the sender has to be told to come back.
     pub fn current(&self) -> Option<Arc<KeySet>> {
-        self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.published.borrow().trusted.clone()
     }
 
+    /// Lets the fetcher refresh soon: it asks for what is listed from now on.
+    pub fn refresh_soon(&self) {
+        self.want(Instant::now());
+    }
+
+    fn want(&self, since: Instant) {
+        self.wanted.send_if_modified(|wanted| {
+            let is_newer = wanted.is_none_or(|wanted| wanted < since);
+            if is_newer {
+                *wanted = Some(since);
+            }
+            is_newer
+        });
+    }
+
+    /// For a signature that fits no key in use, of an event that had arrived at `since`: waits until the origin was
+    /// asked for what it lists by now; an answer to a question from before `since` does not count. Batches that wait
+    /// share the fetch. One of which other lines fit a key (`knows_some`) takes a fetch of the last five seconds that
+    /// brought nothing new for an answer. Returns within about ten seconds, also while a refresh hangs.
+    pub async fn look_again(&self, since: Instant, knows_some: bool) -> RefreshOutcome {
+        let end = Instant::now() + LONGEST_LOOK;
+        let mut published = self.published.subscribe();
+        while !self.is_fixed {
+            let last = published.borrow_and_update().last;
+            match last {
+                Some(last) if last.began >= since && last.found == Found::Nothing => {
+                    return RefreshOutcome::Unavailable;
+                }
+                Some(last) if last.began >= since => break,
+                Some(last) if knows_some && last.is_recent_without_news() => break,
+                _ => self.want(since),
+            }
+            if timeout_at(end.into(), published.changed()).await.is_err() {
+                return RefreshOutcome::Unavailable;
+            }
+        }
+        RefreshOutcome::Known
+    }
+}
+
+impl Fetch {
+    fn is_recent_without_news(&self) -> bool {
+        self.found == Found::NoNews && self.began.elapsed() < DEMAND_INTERVAL
+    }
+}
+
+impl Fetcher {
     /// Loads the keys for the first time: what is remembered, and what the origin lists. A file must
     /// give keys within `timeout`. A URL is waited for only where nothing is remembered; if it gives
-    /// none, the ring stays empty until [`KeyRing::keep_fresh`] succeeds.
+    /// none, the ring stays empty until [`Fetcher::run`] succeeds.
     ///
     /// # Errors
     /// For a file only: it cannot be read, or none of its keys is usable.
-    pub async fn load_at_start(&self, timeout: Duration) -> Result<(), KeyRingError> {
+    pub async fn load_at_start(&mut self, timeout: Duration) -> Result<(), KeyRingError> {
         self.remember().await;
         if let Ready::Url { .. } = &self.origin {
-            if self.current().is_some() {
-                self.refresh_soon();
-            } else if let Err(error) = self.refresh_once(timeout).await {
-                self.warn_of_no_keys(&error.to_string());
+            if self.ring.current().is_some() {
+                self.ring.refresh_soon();
+            } else if let Err(error) = self.refresh(timeout).await {
+                self.log_failure(&error);
             }
             return Ok(());
         }
-        self.refresh_once(timeout).await.map(|_| ())
-    }
-
-    /// Loads the origin once, within `timeout`, and puts its keys to use; says whether a set that was
-    /// known changed. Refreshes run one at a time, and the future may be dropped at any point.
-    ///
-    /// # Errors
-    /// See [`KeyRingError`]; the keys in use are then as before. The error is counted, but logged
-    /// by the caller.
-    pub async fn refresh_once(&self, timeout: Duration) -> Result<bool, KeyRingError> {
-        let mut progress = self.progress.lock().await;
-        self.refresh(&mut progress, timeout).await
-    }
-
-    /// Lets [`KeyRing::keep_fresh`] refresh now.
-    pub fn refresh_soon(&self) {
-        self.wanted.notify_one();
-    }
-
-    /// For a signature that fits no key in use, of an event that had arrived at `since`: asks the origin
-    /// for what it lists by now; an answer to a question from before `since` does not count. Whoever waits
-    /// shares the fetch, and there is at most one every five seconds while they bring nothing new. Returns
-    /// within about ten seconds, also while a refresh hangs.
-    pub async fn look_again(&self, since: Instant) -> Outlook {
-        let gathering = match &self.origin {
-            Ready::Pinned(_) => return Outlook::Known,
-            Ready::File(_) => Duration::ZERO,
-            Ready::Url { .. } => GATHERING,
-        };
-        let end = Instant::now() + LONGEST_LOOK;
-        tokio::time::sleep(gathering).await;
-        loop {
-            let Ok(mut progress) = tokio::time::timeout_at(end.into(), self.progress.lock()).await else {
-                // Whoever holds it says why; here it would be a line for every batch.
-                debug!(
-                    source = self.source,
-                    "a signature fits no known key, and a refresh under way takes too long to ask for a new one"
-                );
-                return Outlook::Unavailable;
-            };
-            match progress.demand.turn(since, Instant::now()) {
-                Turn::Confirmed => return Outlook::Known,
-                Turn::Unavailable => return Outlook::Unavailable,
-                // A file of this machine costs nothing.
-                Turn::Wait(wait) if !gathering.is_zero() => {
-                    drop(progress);
-                    tokio::time::sleep(wait).await;
-                }
-                Turn::Wait(_) | Turn::Ask => {
-                    let start = Instant::now();
-                    // Whole seconds, since messages say them.
-                    let left = Duration::from_secs(end.saturating_duration_since(start).as_secs());
-                    let timeout = left.clamp(SHORTEST_DEMAND_TIMEOUT, DEMAND_TIMEOUT);
-                    let outcome = match self.refresh(&mut progress, timeout).await {
-                        Ok(true) => Outcome::News,
-                        Ok(false) => Outcome::NoNews,
-                        Err(error) => {
-                            log_seldom!(
-                                warn,
-                                &self.source,
-                                source = self.source,
-                                "a signature fits no known key, and whether there is a new one is not known: {error}"
-                            );
-                            Outcome::Failed
-                        }
-                    };
-                    progress.demand.asked(start, outcome);
-                }
-            }
-        }
+        self.refresh(timeout).await.map(|_| ())
     }
 
     /// Refreshes until `shutdown` turns true or its sender is gone: every `refresh` give or take a tenth, sooner
-    /// where the server says how long its answer is fresh (but at most once a minute), and after a failure after
-    /// 1 s, doubling up to 60 s but never slower than `refresh`. Call [`KeyRing::load_at_start`] first.
-    pub async fn keep_fresh(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
+    /// where the server says how long its answer is fresh (but at most once a minute), when a batch wants it, and after
+    /// a failure after 1 s, doubling up to 60 s but never slower than `refresh`. Call [`Fetcher::load_at_start`] first.
+    pub async fn run(self, shutdown: watch::Receiver<bool>) {
         let refresh = match &self.origin {
             Ready::Pinned(_) => LONGEST_REFRESH,
             Ready::File(_) => FILE_REFRESH,
             Ready::Url { refresh, .. } => *refresh,
         };
-        self.keep_pace(shutdown, |failures, max_age| {
+        self.run_with(shutdown, |failures, max_age| {
             let refresh = max_age.map_or(refresh, |age| age.max(SHORTEST_MAX_AGE).min(refresh));
             pause(refresh, failures, rand::random())
         })
         .await;
     }
 
-    /// [`KeyRing::keep_fresh`] with the pause before the next attempt, given the failures so far and what the
-    /// server said, as an argument.
-    async fn keep_pace(
-        &self,
+    /// [`Fetcher::run`] with the pause before the next attempt, given the failures so far and what the server said, as
+    /// an argument.
+    async fn run_with(
+        mut self,
         mut shutdown: watch::Receiver<bool>,
         pause: impl Fn(u32, Option<Duration>) -> Duration,
     ) {
-        let mut last_failure: Option<String> = None;
-        let mut due = None;
+        let ring = Arc::clone(&self.ring);
+        let mut wanted = ring.wanted.subscribe();
+        // A file of this machine costs nothing.
+        let is_free = !matches!(self.origin, Ready::Url { .. });
+        let mut last_on_demand: Option<Fetch> = None;
+        let mut due = Instant::now() + pause(self.failures, self.max_age);
         loop {
-            let (pause, end) = {
-                let progress = self.progress.lock().await;
-                let end = progress.history.until_next_end((self.now)(), self.terms.retired_for);
-                (pause(progress.failures, progress.max_age), end)
-            };
-            let due_at = *due.get_or_insert_with(|| Instant::now() + pause);
-            let refresh_due = tokio::time::sleep_until(due_at.into());
+            let began = ring.published.borrow().last.map(|last| last.began);
             // A little later, since time is counted in whole seconds.
-            let key_ends = tokio::time::sleep(end.unwrap_or(LONGEST_REFRESH) + Duration::from_secs(1));
-            tokio::select! {
+            let end = self.history.until_next_end((self.now)(), self.policy.retired_for);
+            let key_ends = Instant::now() + end.unwrap_or(LONGEST_REFRESH) + Duration::from_secs(1);
+            let is_wanted = tokio::select! {
                 () = stopped(&mut shutdown) => return,
-                () = key_ends => {
-                    self.expire().await;
+                () = sleep_until(key_ends.into()) => {
+                    self.expire();
                     continue;
                 }
-                () = refresh_due => {}
-                () = self.wanted.notified() => {}
+                () = sleep_until(due.into()) => false,
+                _ = wanted.wait_for(|wanted| wanted.is_some_and(|wanted| began.is_none_or(|began| began < wanted))) => true,
+            };
+            if is_wanted && !is_free {
+                let next = last_on_demand.filter(|last| last.found != Found::News);
+                let next = next.map(|last| last.began + DEMAND_INTERVAL);
+                let gathered = Instant::now() + GATHERING;
+                tokio::select! {
+                    () = stopped(&mut shutdown) => return,
+                    () = sleep_until(next.unwrap_or(gathered).max(gathered).into()) => {}
+                }
             }
-            due = None;
             let outcome = tokio::select! {
                 () = stopped(&mut shutdown) => return,
-                outcome = self.refresh_once(REFRESH_TIMEOUT) => outcome,
+                outcome = self.refresh(if is_wanted { DEMAND_TIMEOUT } else { REFRESH_TIMEOUT }) => outcome,
             };
             match outcome {
-                Ok(_) if last_failure.take().is_some() => info!(source = self.source, "keys are fresh again"),
+                Ok(_) if self.last_failure.take().is_some() => {
+                    info!(source = self.source, "keys are fresh again");
+                }
                 Ok(_) => debug!(source = self.source, "keys are fresh"),
-                // An outage of hours is one line, not one a minute; the counter has them all.
-                Err(error) if last_failure.as_ref() == Some(&error.to_string()) => {
-                    debug!(source = self.source, "{error}");
-                }
-                Err(error) => {
-                    match self.current() {
-                        Some(_) => warn!(source = self.source, "{error}; the keys loaded before stay in use"),
-                        None => self.warn_of_no_keys(&error.to_string()),
-                    }
-                    last_failure = Some(error.to_string());
-                }
+                Err(error) => self.log_failure(&error),
+            }
+            due = Instant::now() + pause(self.failures, self.max_age);
+            if is_wanted {
+                last_on_demand = ring.published.borrow().last;
             }
         }
     }
 
+    /// Loads the origin once, within `timeout`, and puts its keys to use; says whether a set that was known changed.
+    ///
+    /// # Errors
+    /// See [`KeyRingError`]; the keys in use are then as before. The error is counted, but logged by the caller.
+    async fn refresh(&mut self, timeout: Duration) -> Result<bool, KeyRingError> {
+        let began = Instant::now();
+        let refreshed = self.load(timeout).await;
+        let found = match &refreshed {
+            Ok(true) => Found::News,
+            Ok(false) => Found::NoNews,
+            Err(_) => {
+                self.failures = self.failures.saturating_add(1);
+                (self.observer)(Refresh::Failed);
+                Found::Nothing
+            }
+        };
+        self.ring.published.send_modify(|published| published.last = Some(Fetch { began, found }));
+        refreshed
+    }
+
+    async fn load(&mut self, timeout: Duration) -> Result<bool, KeyRingError> {
+        // Without a key that is listed, "not modified" would say nothing.
+        let knows_listed = self.history.keys().iter().any(|known| known.retired_at.is_none());
+        let etag = self.etag.as_deref().filter(|_| knows_listed);
+        let loaded = self.origin.load(etag, timeout).await?;
+        let listed = self.admit(loaded)?;
+        self.failures = 0;
+        let now = (self.now)();
+        let is_first = self.history.keys().is_empty();
+        let change = match listed {
+            Some(listed) => self.history.observe(&listed, now),
+            None => {
+                self.history.confirm(now);
+                Change::default()
+            }
+        };
+        let (keys, retired) = self.apply();
+        let changed = !change.is_none() && !is_first;
+        self.log_change(&change, is_first);
+        (self.observer)(Refresh::Loaded { keys, retired, changed, unix_seconds: now });
+        self.write_down().await;
+        Ok(!change.is_none())
+    }
+
     /// Takes up what an earlier process knew.
-    async fn remember(&self) {
+    async fn remember(&mut self) {
         if let Ready::Pinned(_) = &self.origin {
             return;
         }
@@ -345,10 +404,9 @@ impl KeyRing {
         match read {
             Ok(None) => {}
             Ok(Some(stored)) => {
-                let mut progress = self.progress.lock().await;
-                let kept = stored.into_iter().filter(|known| self.terms.pins(&known.key)).collect();
-                progress.history = History::new(kept, |thumbprint| self.terms.revokes(thumbprint));
-                let (keys, retired) = self.apply(&progress.history);
+                let kept = stored.into_iter().filter(|known| self.policy.pins(&known.key)).collect();
+                self.history = History::new(kept, |thumbprint| self.policy.revokes(thumbprint));
+                let (keys, retired) = self.apply();
                 if keys > 0 {
                     info!(source = self.source, keys, retired, "keys remembered from {shown}");
                     (self.observer)(Refresh::Remembered { keys, retired });
@@ -358,86 +416,57 @@ impl KeyRing {
         }
     }
 
-    async fn refresh(&self, progress: &mut Progress, timeout: Duration) -> Result<bool, KeyRingError> {
-        // Without a key that is listed, "not modified" would say nothing.
-        let knows_listed = progress.history.keys().iter().any(|known| known.retired_at.is_none());
-        let etag = progress.etag.as_deref().filter(|_| knows_listed);
-        let loaded = self.origin.load(etag, timeout).await;
-        let listed = loaded.and_then(|loaded| self.admit(loaded, progress)).inspect_err(|_| {
-            progress.failures = progress.failures.saturating_add(1);
-            (self.observer)(Refresh::Failed);
-        })?;
-        progress.failures = 0;
-        let now = (self.now)();
-        let is_first = progress.history.keys().is_empty();
-        let change = match listed {
-            Some(listed) => progress.history.observe(&listed, now),
-            None => {
-                progress.history.confirm(now);
-                Change::default()
-            }
-        };
-        let (keys, retired) = self.apply(&progress.history);
-        let changed = !change.is_none() && !is_first;
-        self.log_change(&change, is_first);
-        (self.observer)(Refresh::Loaded { keys, retired, changed, unix_seconds: now });
-        self.write_down(progress).await;
-        Ok(!change.is_none())
-    }
-
     /// Which keys of a document count; none when it is the one that we know.
-    fn admit(&self, loaded: Loaded, progress: &mut Progress) -> Result<Option<Vec<Key>>, KeyRingError> {
+    fn admit(&mut self, loaded: Loaded) -> Result<Option<Vec<Key>>, KeyRingError> {
         let Parsed { keys, refused } = match loaded {
             Loaded::NotModified { max_age } => {
-                progress.max_age = max_age;
+                self.max_age = max_age;
                 return Ok(None);
             }
             Loaded::Document { parsed, etag, max_age } => {
-                (progress.etag, progress.max_age) = (etag, max_age);
+                (self.etag, self.max_age) = (etag, max_age);
                 parsed
             }
         };
         let (pinned, foreign): (Vec<Key>, Vec<Key>) =
-            keys.keys().iter().cloned().partition(|key| self.terms.pins(key));
+            keys.keys().iter().cloned().partition(|key| self.policy.pins(key));
         if pinned.is_empty() {
             // It may be another one next time.
-            progress.etag = None;
+            self.etag = None;
             let listed = thumbprints(keys.keys().iter());
             return Err(KeyRingError::NotPinned { from: self.origin.name(), listed });
         }
         let (revoked, listed): (Vec<Key>, Vec<Key>) =
-            pinned.into_iter().partition(|key| self.terms.revokes(&key.thumbprint()));
+            pinned.into_iter().partition(|key| self.policy.revokes(&key.thumbprint()));
         let mut passed_over: Vec<String> = refused.iter().map(RefusedKey::to_string).collect();
         passed_over.extend(foreign.iter().map(|key| format!("key {} is not pinned", key.thumbprint())));
         passed_over.extend(revoked.iter().map(|key| format!("key {} is revoked", key.thumbprint())));
-        if progress.refused != passed_over {
+        if self.refused != passed_over {
             for key in &passed_over {
                 warn!(source = self.source, "the JWKS document's {key}; it is not used");
             }
-            progress.refused = passed_over;
+            self.refused = passed_over;
         }
         Ok(Some(listed))
     }
 
     /// Puts to use what is trusted now; returns how many keys that are, and how many of them are retired.
-    fn apply(&self, history: &History) -> (usize, usize) {
+    fn apply(&self) -> (usize, usize) {
         let now = (self.now)();
-        let trusted = history.trusted(now, self.terms.retired_for);
+        let trusted = self.history.trusted(now, self.policy.retired_for);
         let keys = trusted.as_ref().map_or(0, |set| set.keys().len());
-        let mut current = self.trusted.write().unwrap_or_else(PoisonError::into_inner);
-        // Who compares by the pointer need not compare the keys.
-        if current.as_deref() != trusted.as_ref() {
-            *current = trusted.map(Arc::new);
+        // What is compared by the pointer need not be compared by its keys.
+        if self.ring.current().as_deref() != trusted.as_ref() {
+            self.ring.published.send_modify(|published| published.trusted = trusted.map(Arc::new));
         }
-        (keys, history.retired(now, self.terms.retired_for))
+        (keys, self.history.retired(now, self.policy.retired_for))
     }
 
     /// Lets go of retired keys whose time is over.
-    async fn expire(&self) {
-        let progress = self.progress.lock().await;
-        let before = self.current();
-        let (keys, retired) = self.apply(&progress.history);
-        let after = self.current();
+    fn expire(&self) {
+        let before = self.ring.current();
+        let (keys, retired) = self.apply();
+        let after = self.ring.current();
         if before != after {
             let gone = before.iter().flat_map(|set| set.keys()).filter(|key| {
                 !after.iter().any(|set| set.keys().iter().any(|other| other.bytes() == key.bytes()))
@@ -451,12 +480,12 @@ impl KeyRing {
         }
     }
 
-    async fn write_down(&self, progress: &Progress) {
+    async fn write_down(&self) {
         if let Ready::Pinned(_) = &self.origin {
             return;
         }
         let (path, origin) = (self.memory.clone(), self.origin.name());
-        let keys = progress.history.keys().to_vec();
+        let keys = self.history.keys().to_vec();
         let writing = tokio::task::spawn_blocking(move || store::write(&path, &origin, &keys));
         if let Err(cause) = writing.await.unwrap_or_else(|join| Err(std::io::Error::other(join))) {
             warn!(
@@ -469,7 +498,7 @@ impl KeyRing {
     }
 
     fn log_change(&self, change: &Change, is_first: bool) {
-        let now = self.current();
+        let now = self.ring.current();
         let now = thumbprints(now.iter().flat_map(|set| set.keys()));
         if is_first {
             info!(source = self.source, keys = now, "keys loaded");
@@ -478,18 +507,24 @@ impl KeyRing {
                 source = self.source,
                 added = change.added.join(" "),
                 retired = change.retired.join(" "),
-                retired_for = %humantime::format_duration(self.terms.retired_for),
+                retired_for = %humantime::format_duration(self.policy.retired_for),
                 now,
                 "the set of trusted keys changed"
             );
         }
     }
 
-    fn warn_of_no_keys(&self, why: &str) {
-        warn!(
-            source = self.source,
-            "nothing is accepted until a fetch succeeds, because no key is known: {why}"
-        );
+    fn log_failure(&mut self, error: &KeyRingError) {
+        let said = error.to_string();
+        let source = &self.source;
+        if self.last_failure.as_ref() == Some(&said) {
+            debug!(source, "{said}");
+        } else if self.ring.current().is_some() {
+            warn!(source, "{said}; the keys loaded before stay in use");
+        } else {
+            warn!(source, "nothing is accepted until a fetch succeeds, because no key is known: {said}");
+        }
+        self.last_failure = Some(said);
     }
 }
 

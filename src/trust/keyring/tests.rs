@@ -30,24 +30,25 @@ fn from(endpoint: Endpoint) -> Origin {
 /// A ring, everything its observer was told, and its clock.
 struct Watched {
     ring: Arc<KeyRing>,
+    fetcher: Fetcher,
     seen: Arc<StdMutex<Vec<Refresh>>>,
     now: Arc<AtomicU64>,
 }
 
 impl Watched {
     fn new(origin: Origin, data_dir: &Path) -> Watched {
-        Watched::on(Terms::default(), origin, data_dir)
+        Watched::on(TrustPolicy::default(), origin, data_dir)
     }
 
-    fn on(terms: Terms, origin: Origin, data_dir: &Path) -> Watched {
+    fn on(terms: TrustPolicy, origin: Origin, data_dir: &Path) -> Watched {
         let seen = Arc::new(StdMutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let ring = KeyRing::new("us", origin, terms, data_dir, move |event| sink.lock().unwrap().push(event));
-        let mut ring = ring.unwrap();
+        let (ring, mut fetcher) = ring.unwrap();
         let now = Arc::new(AtomicU64::new(1_800_000_000));
         let clock = Arc::clone(&now);
-        ring.now = Box::new(move || clock.load(Ordering::SeqCst));
-        Watched { ring: Arc::new(ring), seen, now }
+        fetcher.now = Box::new(move || clock.load(Ordering::SeqCst));
+        Watched { ring, fetcher, seen, now }
     }
 
     fn url(endpoint: Endpoint, data_dir: &Path) -> Watched {
@@ -70,9 +71,9 @@ impl Watched {
 async fn keys_are_fetched_and_cached_for_our_eyes_only() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1, 2]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
+    let mut watched = Watched::url(server.endpoint(), dir.path());
     assert!(watched.ring.current().is_none());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k1", "k2"]);
     assert!(
         matches!(watched.last_event(), Refresh::Loaded { keys: 2, retired: 0, changed: false, unix_seconds } if unix_seconds > 0)
@@ -99,7 +100,7 @@ async fn the_token_is_sent() {
         token: Some(bearer(b"kpat_secret").unwrap()),
     };
     assert!(!format!("{origin:?}").contains("secret"));
-    Watched::new(origin, dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+    Watched::new(origin, dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(server.last_request().contains("authorization: Bearer kpat_secret\r\n"));
 }
 
@@ -107,16 +108,16 @@ async fn the_token_is_sent() {
 async fn the_cache_steps_in_when_the_server_is_down() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    Watched::url(server.endpoint(), dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
+    Watched::url(server.endpoint(), dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
 
     server.answer(Answer::status(503));
-    let restarted = Watched::url(server.endpoint(), dir.path());
-    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut restarted = Watched::url(server.endpoint(), dir.path());
+    restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(restarted.ids(), ["k1"]);
     assert_eq!(*restarted.seen.lock().unwrap(), [Refresh::Remembered { keys: 1, retired: 0 }]);
 
     server.answer(Answer::ok(&document(&[1, 3])));
-    assert!(restarted.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert!(restarted.fetcher.refresh(TIMEOUT).await.unwrap());
     assert_eq!(restarted.ids(), ["k1", "k3"]);
 }
 
@@ -124,9 +125,9 @@ async fn the_cache_steps_in_when_the_server_is_down() {
 async fn another_urls_cache_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    Watched::url(server.endpoint(), dir.path()).ring.load_at_start(TIMEOUT).await.unwrap();
-    let moved = Watched::url(Server::nobody_listens().await, dir.path());
-    moved.ring.load_at_start(TIMEOUT).await.unwrap();
+    Watched::url(server.endpoint(), dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
+    let mut moved = Watched::url(Server::nobody_listens().await, dir.path());
+    moved.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(moved.ring.current().is_none());
 }
 
@@ -134,12 +135,12 @@ async fn another_urls_cache_is_not_believed() {
 async fn without_server_and_cache_the_ring_stays_empty_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::status(500)).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(watched.ring.current().is_none());
     assert_eq!(*watched.seen.lock().unwrap(), [Refresh::Failed]);
     server.answer(Answer::ok(&document(&[1])));
-    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert_eq!(watched.ids(), ["k1"]);
 }
 
@@ -152,11 +153,11 @@ async fn a_corrupt_cache_is_ignored_and_replaced() {
     for corrupt in ["", "{\"keys\":[", "\0\0\0", &document(&[1]), &huge] {
         fs::write(&cache, corrupt).unwrap();
         let server = Server::start(Answer::status(500)).await;
-        let watched = Watched::url(server.endpoint(), dir.path());
-        watched.ring.load_at_start(TIMEOUT).await.unwrap();
+        let mut watched = Watched::url(server.endpoint(), dir.path());
+        watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
         assert!(watched.ring.current().is_none());
         server.answer(Answer::ok(&document(&[1])));
-        watched.ring.refresh_once(TIMEOUT).await.unwrap();
+        watched.fetcher.refresh(TIMEOUT).await.unwrap();
         assert!(jwks::parse(&fs::read(&cache).unwrap(), 1).is_ok());
     }
 }
@@ -166,8 +167,8 @@ async fn a_cache_that_cannot_be_written_is_not_fatal() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("jwks"), "a file where the folder should be").unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k1"]);
 }
 
@@ -175,8 +176,8 @@ async fn a_cache_that_cannot_be_written_is_not_fatal() {
 async fn no_bad_answer_costs_a_known_key() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     let cached = fs::read(dir.path().join("jwks/us.json")).unwrap();
     let bad = [
         (Answer::status(500), "status 500"),
@@ -195,13 +196,13 @@ async fn no_bad_answer_costs_a_known_key() {
     let count = bad.len();
     for (answer, said) in bad {
         server.answer(answer);
-        let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string();
+        let error = watched.fetcher.refresh(TIMEOUT).await.unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
         assert!(error.contains(&server.endpoint().to_string()), "{error}");
     }
     for silent in [Answer::Silence, Answer::Stalled] {
         server.answer(silent);
-        let error = watched.ring.refresh_once(Duration::from_millis(30)).await.unwrap_err();
+        let error = watched.fetcher.refresh(Duration::from_millis(30)).await.unwrap_err();
         assert!(error.to_string().contains("did not answer within"), "{error}");
     }
     assert_eq!(watched.ids(), ["k1"]);
@@ -215,8 +216,8 @@ async fn a_published_private_key_is_neither_used_nor_stored() {
     let dir = tempfile::tempdir().unwrap();
     let leaked = document(&[1, 2]).replacen("\"kty\"", "\"d\":\"c2VjcmV0\",\"kty\"", 1);
     let server = Server::start(Answer::ok(&leaked)).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k2"]);
     assert!(!fs::read_to_string(dir.path().join("jwks/us.json")).unwrap().contains("c2VjcmV0"));
 }
@@ -225,9 +226,9 @@ async fn a_published_private_key_is_neither_used_nor_stored() {
 async fn an_unchanged_document_is_no_change() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
-    assert!(!watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
+    assert!(!watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert_eq!(watched.seen.lock().unwrap().len(), 2);
 }
 
@@ -235,29 +236,29 @@ async fn an_unchanged_document_is_no_change() {
 async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("jwks.json");
-    let watched = Watched::new(Origin::File(path.clone()), dir.path());
-    let error = watched.ring.load_at_start(TIMEOUT).await.unwrap_err();
+    let mut watched = Watched::new(Origin::File(path.clone()), dir.path());
+    let error = watched.fetcher.load_at_start(TIMEOUT).await.unwrap_err();
     assert!(error.to_string().contains("jwks.json"), "{error}");
     fs::write(&path, "{}").unwrap();
-    let error = watched.ring.load_at_start(TIMEOUT).await.unwrap_err();
+    let error = watched.fetcher.load_at_start(TIMEOUT).await.unwrap_err();
     assert!(matches!(error, KeyRingError::FileDocument { .. }), "{error}");
     assert!(error.to_string().contains("jwks.json"), "{error}");
 
     fs::write(&path, document(&[1])).unwrap();
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k1"]);
     for bad in [String::new(), document(&[]), " ".repeat(DOCUMENT_LIMIT_BYTES + 1)] {
         fs::write(&path, bad).unwrap();
-        assert!(watched.ring.refresh_once(TIMEOUT).await.is_err());
+        assert!(watched.fetcher.refresh(TIMEOUT).await.is_err());
     }
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err();
+    let error = watched.fetcher.refresh(TIMEOUT).await.unwrap_err();
     assert!(error.to_string().contains("not a regular file"), "{error}");
     assert_eq!(watched.ids(), ["k1"]);
     fs::remove_dir(&path).unwrap();
     fs::write(&path, document(&[2])).unwrap();
-    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert_eq!(watched.ids(), ["k2", "k1"], "a key that was taken out of a file is retired");
 }
 
@@ -265,23 +266,23 @@ async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
 async fn a_rotation_costs_no_key_and_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     for (listed, trusted, retired) in
         [(&[1, 2][..], &["k1", "k2"][..], 0), (&[2], &["k2", "k1"], 1), (&[3], &["k3", "k2", "k1"], 2)]
     {
         server.answer(Answer::ok(&document(listed)));
         watched.now.fetch_add(60, Ordering::SeqCst);
-        assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap());
+        assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
         assert_eq!(watched.ids(), trusted);
         let unix_seconds = watched.now.load(Ordering::SeqCst);
         let loaded = Refresh::Loaded { keys: trusted.len(), retired, changed: true, unix_seconds };
         assert_eq!(watched.last_event(), loaded);
     }
-    let restarted = Watched::url(server.endpoint(), dir.path());
+    let mut restarted = Watched::url(server.endpoint(), dir.path());
     server.answer(Answer::status(500));
     restarted.now.store(1_800_000_100, Ordering::SeqCst);
-    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+    restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(restarted.ids(), ["k3", "k2", "k1"]);
     let remembered = dir.path().join("jwks/us.json");
     assert_eq!(read_file(&remembered, MAX_KEPT_KEYS).unwrap().keys, *restarted.ring.current().unwrap());
@@ -290,7 +291,7 @@ async fn a_rotation_costs_no_key_and_survives_a_restart() {
     let end = 1_800_000_120 + 8 * 86_400;
     for (now, trusted) in [(end - 1, &["k3", "k2", "k1"][..]), (end, &["k3", "k2"]), (end + 60, &["k3"])] {
         restarted.now.store(now, Ordering::SeqCst);
-        restarted.ring.expire().await;
+        restarted.fetcher.expire();
         assert_eq!(restarted.ids(), trusted);
     }
     assert_eq!(restarted.last_event(), Refresh::Expired { keys: 1, retired: 0 });
@@ -301,20 +302,20 @@ async fn a_rotation_costs_no_key_and_survives_a_restart() {
 async fn a_revoked_key_ends_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     server.answer(Answer::ok(&document(&[2, 3])));
-    watched.ring.refresh_once(TIMEOUT).await.unwrap();
+    watched.fetcher.refresh(TIMEOUT).await.unwrap();
     let revoked = vec![jwks::thumbprint(&public(1)), jwks::thumbprint(&public(3))];
-    let terms = Terms { revoked, ..Terms::default() };
-    let restarted = Watched::on(terms.clone(), from(server.endpoint()), dir.path());
-    restarted.ring.load_at_start(TIMEOUT).await.unwrap();
+    let terms = TrustPolicy { revoked, ..TrustPolicy::default() };
+    let mut restarted = Watched::on(terms.clone(), from(server.endpoint()), dir.path());
+    restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(restarted.ids(), ["k2"], "neither the retired nor the listed one");
-    assert!(restarted.ring.refresh_once(TIMEOUT).await.is_ok());
+    assert!(restarted.fetcher.refresh(TIMEOUT).await.is_ok());
     assert_eq!(restarted.ids(), ["k2"]);
     server.answer(Answer::ok(&document(&[3])));
-    let another = Watched::on(terms, from(server.endpoint()), &dir.path().join("another"));
-    another.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut another = Watched::on(terms, from(server.endpoint()), &dir.path().join("another"));
+    another.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(another.ring.current().is_none());
 }
 
@@ -324,25 +325,25 @@ async fn only_pinned_keys_count() {
     let server = Server::start(Answer::ok(&document(&[1, 2, 3]))).await;
     // A pin is a thumbprint: the name of a key is whatever its publisher wrote.
     let pinned = vec!["k1".to_owned(), jwks::thumbprint(&public(2)), jwks::thumbprint(&public(3))];
-    let terms = Terms { pinned, ..Terms::default() };
-    let watched = Watched::on(terms, from(server.endpoint()), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let terms = TrustPolicy { pinned, ..TrustPolicy::default() };
+    let mut watched = Watched::on(terms, from(server.endpoint()), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k2", "k3"]);
     server.answer(Answer::ok(&document(&[4])));
-    let error = watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string();
+    let error = watched.fetcher.refresh(TIMEOUT).await.unwrap_err().to_string();
     assert!(error.contains("is pinned") && error.contains(&jwks::thumbprint(&public(4))), "{error}");
     assert_eq!(watched.ids(), ["k2", "k3"]);
     let impostor = jwks::document(&[(Some(jwks::thumbprint(&public(2))), public(9))]);
     server.answer(Answer::ok(&impostor));
-    assert!(watched.ring.refresh_once(TIMEOUT).await.unwrap_err().to_string().contains("is pinned"));
+    assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap_err().to_string().contains("is pinned"));
     assert_eq!(watched.ids(), ["k2", "k3"]);
     let Origin::Pinned(keys) = Origin::Pinned(jwks::parse(document(&[5]).as_bytes(), 1).unwrap().keys) else {
         unreachable!()
     };
-    let fixed = Watched::new(Origin::Pinned(keys), &dir.path().join("fixed"));
-    fixed.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut fixed = Watched::new(Origin::Pinned(keys), &dir.path().join("fixed"));
+    fixed.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(fixed.ids(), ["k5"]);
-    assert_eq!(fixed.ring.look_again(Instant::now()).await, Outlook::Known);
+    assert_eq!(fixed.ring.look_again(Instant::now(), false).await, RefreshOutcome::Known);
     assert!(!dir.path().join("fixed").exists());
 }
 
@@ -352,18 +353,18 @@ async fn a_document_that_has_not_changed_is_not_sent_again() {
     let tagged =
         |seeds: &[u8]| Answer::ok_with("etag: \"v1\"\r\ncache-control: max-age=90\r\n", &document(seeds));
     let server = Server::start(tagged(&[1])).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(!server.last_request().contains("if-none-match"));
-    assert_eq!(watched.ring.progress.lock().await.max_age, Some(Duration::from_secs(90)));
+    assert_eq!(watched.fetcher.max_age, Some(Duration::from_secs(90)));
     server.answer(Answer::status(304));
     watched.now.fetch_add(60, Ordering::SeqCst);
-    assert!(!watched.ring.refresh_once(TIMEOUT).await.unwrap());
+    assert!(!watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert!(server.last_request().contains("if-none-match: \"v1\"\r\n"), "{}", server.last_request());
-    assert_eq!(watched.ring.progress.lock().await.history.keys()[0].last_seen, 1_800_000_060);
+    assert_eq!(watched.fetcher.history.keys()[0].last_seen, 1_800_000_060);
     // Where there is nothing that could be the same, it is not asked for.
-    let another = Watched::url(server.endpoint(), &dir.path().join("another"));
-    another.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut another = Watched::url(server.endpoint(), &dir.path().join("another"));
+    another.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(another.ring.current().is_none());
     assert!(!server.last_request().contains("if-none-match"));
 }
@@ -374,19 +375,19 @@ async fn a_new_ring_asks_for_the_whole_document() {
     let server = Server::start(Answer::ok_with("etag: \"v1\"\r\n", &document(&[1, 2]))).await;
     let pinning = |pins: &[u8]| {
         let pinned = pins.iter().map(|seed| jwks::thumbprint(&public(*seed))).collect();
-        Watched::on(Terms { pinned, ..Terms::default() }, from(server.endpoint()), dir.path())
+        Watched::on(TrustPolicy { pinned, ..TrustPolicy::default() }, from(server.endpoint()), dir.path())
     };
     for (pins, trusted) in
         [(&[1][..], &["k1"][..]), (&[1, 2], &["k1", "k2"]), (&[2], &["k2"]), (&[], &["k1", "k2"])]
     {
-        let watched = pinning(pins);
-        watched.ring.load_at_start(TIMEOUT).await.unwrap();
-        watched.ring.refresh_once(TIMEOUT).await.unwrap();
+        let mut watched = pinning(pins);
+        watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
+        watched.fetcher.refresh(TIMEOUT).await.unwrap();
         assert_eq!(watched.ids(), trusted);
         // The same document may hold keys that the ring before did not want.
-        let restarted = pinning(pins);
-        restarted.ring.load_at_start(TIMEOUT).await.unwrap();
-        restarted.ring.refresh_once(TIMEOUT).await.unwrap();
+        let mut restarted = pinning(pins);
+        restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
+        restarted.fetcher.refresh(TIMEOUT).await.unwrap();
         assert!(!server.last_request().contains("if-none-match"), "{}", server.last_request());
     }
     // A memory that an earlier release wrote has the version's name.
@@ -394,11 +395,25 @@ async fn a_new_ring_asks_for_the_whole_document() {
     let mut remembered: serde_json::Value = serde_json::from_slice(&fs::read(&memory).unwrap()).unwrap();
     remembered["etag"] = "\"v1\"".into();
     fs::write(&memory, remembered.to_string()).unwrap();
-    let updated = pinning(&[]);
-    updated.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut updated = pinning(&[]);
+    updated.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(updated.ids(), ["k1", "k2"]);
-    updated.ring.refresh_once(TIMEOUT).await.unwrap();
+    updated.fetcher.refresh(TIMEOUT).await.unwrap();
     assert!(!server.last_request().contains("if-none-match"), "{}", server.last_request());
+}
+
+impl Watched {
+    /// Loads the keys and keeps them fresh; returns the ring, and what ends that when it is dropped.
+    async fn run(mut self) -> (Arc<KeyRing>, watch::Sender<bool>) {
+        self.fetcher.load_at_start(TIMEOUT).await.unwrap();
+        let (stop, shutdown) = watch::channel(false);
+        tokio::spawn(self.fetcher.run(shutdown));
+        (self.ring, stop)
+    }
+}
+
+fn ids(ring: &KeyRing) -> Vec<String> {
+    ring.current().unwrap().keys().iter().map(|key| key.id().to_owned()).collect()
 }
 
 /// Twenty batches that arrive together ask for a key, and each finds out about it.
@@ -406,10 +421,10 @@ async fn twenty_learn_of_it(ring: &Arc<KeyRing>) {
     let since = Instant::now();
     let asking = (0..20).map(|_| {
         let ring = Arc::clone(ring);
-        tokio::spawn(async move { ring.look_again(since).await })
+        tokio::spawn(async move { ring.look_again(since, false).await })
     });
     for asked in asking.collect::<Vec<_>>() {
-        assert_eq!(asked.await.unwrap(), Outlook::Known);
+        assert_eq!(asked.await.unwrap(), RefreshOutcome::Known);
     }
 }
 
@@ -417,82 +432,88 @@ async fn twenty_learn_of_it(ring: &Arc<KeyRing>) {
 async fn who_waits_for_a_new_key_shares_one_fetch() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
     server.answer(Answer::ok(&document(&[1, 2])));
-    twenty_learn_of_it(&watched.ring).await;
+    twenty_learn_of_it(&ring).await;
     assert_eq!(server.requests(), 2);
-    assert_eq!(watched.ids(), ["k1", "k2"]);
+    assert_eq!(ids(&ring), ["k1", "k2"]);
     // It found something new, so that the next one need not wait.
     server.answer(Answer::status(500));
-    assert_eq!(watched.ring.look_again(Instant::now()).await, Outlook::Unavailable);
+    let begun = Instant::now();
+    assert_eq!(ring.look_again(begun, false).await, RefreshOutcome::Unavailable);
+    assert!(begun.elapsed() < DEMAND_INTERVAL);
     assert_eq!(server.requests(), 3);
-    assert_eq!(watched.ids(), ["k1", "k2"]);
+    assert_eq!(ids(&ring), ["k1", "k2"]);
 }
 
 #[tokio::test]
 async fn an_answer_from_before_the_batch_is_never_the_last_word() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
-    // Rubbish has kept coming, so that fetches are as rare as they get, and the next one is due soon.
-    let now = Instant::now();
-    for seconds in (0..8).rev() {
-        let ago = Duration::from_secs(seconds * 5) + LONGEST_GAP - GATHERING;
-        watched.ring.progress.lock().await.demand.asked(now.checked_sub(ago).unwrap(), Outcome::NoNews);
-    }
+    let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
+    // Unknown signatures keep coming.
+    assert_eq!(ring.look_again(Instant::now(), false).await, RefreshOutcome::Known);
+    let requests = server.requests();
     server.answer(Answer::ok(&document(&[1, 2])));
-    twenty_learn_of_it(&watched.ring).await;
-    assert_eq!(server.requests(), 2, "one for all who waited");
-    assert_eq!(watched.ids(), ["k1", "k2"]);
+    twenty_learn_of_it(&ring).await;
+    assert_eq!(server.requests(), requests + 1, "one for all that waited");
+    assert_eq!(ids(&ring), ["k1", "k2"]);
+}
+
+#[tokio::test]
+async fn a_batch_that_fits_in_part_takes_a_recent_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
+    let begun = Instant::now();
+    // The keys that were loaded at start count as news.
+    for _ in 0..20 {
+        assert_eq!(ring.look_again(Instant::now(), true).await, RefreshOutcome::Known);
+    }
+    assert!(begun.elapsed() < DEMAND_INTERVAL);
+    assert_eq!(server.requests(), 2);
+    // What fits nothing needs an answer of its own.
+    let since = Instant::now();
+    assert_eq!(ring.look_again(since, false).await, RefreshOutcome::Known);
+    assert_eq!(server.requests(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_refresh_does_not_hold_up_a_batch_for_long() {
     let dir = tempfile::tempdir().unwrap();
+    // Without its fetcher the ring hears nothing.
     let watched = Watched::url(Server::nobody_listens().await, dir.path());
-    let refresh_under_way = watched.ring.progress.lock().await;
-    let looking = watched.ring.look_again(Instant::now());
-    assert_eq!(tokio::time::timeout(LONGEST_LOOK + DEMAND_TIMEOUT, looking).await, Ok(Outlook::Unavailable));
-    drop(refresh_under_way);
+    let looking = watched.ring.look_again(Instant::now(), false);
+    assert_eq!(tokio::time::timeout(LONGEST_LOOK * 2, looking).await, Ok(RefreshOutcome::Unavailable));
 }
 
 #[tokio::test]
 async fn a_refresh_can_be_wanted_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document(&[1]))).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
-    let (stop, shutdown) = watch::channel(false);
-    let task = tokio::spawn(Arc::clone(&watched.ring).keep_fresh(shutdown));
+    let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
     server.answer(Answer::ok(&document(&[2])));
-    watched.ring.refresh_soon();
+    ring.refresh_soon();
     server.has_received(2).await;
-    drop(stop);
-    task.await.unwrap();
 }
 
 #[tokio::test]
 async fn keeping_fresh_survives_failures_and_ends_at_shutdown() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::status(500)).await;
-    let watched = Watched::url(server.endpoint(), dir.path());
-    watched.ring.load_at_start(TIMEOUT).await.unwrap();
+    let mut watched = Watched::url(server.endpoint(), dir.path());
+    watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     let (stop, shutdown) = watch::channel(false);
-    let ring = Arc::clone(&watched.ring);
     let asked = Arc::new(StdMutex::new(Vec::new()));
     let noted = Arc::clone(&asked);
-    let task = tokio::spawn(async move {
-        ring.keep_pace(shutdown, |failures, _| {
-            noted.lock().unwrap().push(failures);
-            Duration::ZERO
-        })
-        .await;
-    });
+    let Watched { ring, fetcher, .. } = watched;
+    let task = tokio::spawn(fetcher.run_with(shutdown, move |failures, _| {
+        noted.lock().unwrap().push(failures);
+        Duration::ZERO
+    }));
     server.has_received(4).await;
     server.answer(Answer::ok(&document(&[1])));
-    while watched.ring.current().is_none() {
+    while ring.current().is_none() {
         tokio::task::yield_now().await;
     }
     // The server answers no more: the fetch under way is given up.
@@ -500,7 +521,7 @@ async fn keeping_fresh_survives_failures_and_ends_at_shutdown() {
     server.has_received(server.requests() + 1).await;
     stop.send(true).unwrap();
     task.await.unwrap();
-    assert_eq!(watched.ids(), ["k1"]);
+    assert_eq!(ids(&ring), ["k1"]);
     assert_eq!(asked.lock().unwrap()[..3], [1, 2, 3]);
 }
 
@@ -509,7 +530,7 @@ async fn keeping_fresh_ends_when_nobody_can_stop_it_any_more() {
     let dir = tempfile::tempdir().unwrap();
     let watched = Watched::url(Server::nobody_listens().await, dir.path());
     let (stop, shutdown) = watch::channel(false);
-    let task = tokio::spawn(Arc::clone(&watched.ring).keep_fresh(shutdown));
+    let task = tokio::spawn(watched.fetcher.run(shutdown));
     drop(stop);
     task.await.unwrap();
 }
