@@ -134,6 +134,7 @@ struct SourceFamilies {
     events: IntCounterVec,
     delay: HistogramVec,
     last_event: IntGaugeVec,
+    byte_order_marks: IntCounterVec,
     jwks_keys: IntGaugeVec,
     jwks_retired_keys: IntGaugeVec,
     jwks_changes: IntCounterVec,
@@ -148,6 +149,7 @@ impl SourceFamilies {
             events: Outcome::ALL.map(|outcome| self.events.with_label_values(&[name, outcome.as_str()])),
             delay: self.delay.with_label_values(&[name]),
             last_event: self.last_event.with_label_values(&[name]),
+            byte_order_marks: self.byte_order_marks.with_label_values(&[name]),
             jwks_keys: self.jwks_keys.with_label_values(&[name]),
             jwks_retired_keys: self.jwks_retired_keys.with_label_values(&[name]),
             jwks_changes: self.jwks_changes.with_label_values(&[name]),
@@ -162,6 +164,7 @@ struct SourceSeries {
     events: [IntCounter; Outcome::ALL.len()],
     delay: Histogram,
     last_event: IntGauge,
+    byte_order_marks: IntCounter,
     jwks_keys: IntGauge,
     jwks_retired_keys: IntGauge,
     jwks_changes: IntCounter,
@@ -228,6 +231,12 @@ impl Metrics {
         let last_event = declare.gauges(
             "auditgate_last_event_timestamp_seconds",
             "Unix time at which the last event was accepted; 0 before the first.",
+            &["source"],
+        )?;
+
+        let byte_order_marks = declare.counters(
+            "auditgate_byte_order_marks_total",
+            "Bodies with a byte order mark in front, which was dropped.",
             &["source"],
         )?;
 
@@ -325,6 +334,7 @@ impl Metrics {
                 events,
                 delay,
                 last_event,
+                byte_order_marks,
                 jwks_keys,
                 jwks_retired_keys,
                 jwks_changes,
@@ -418,6 +428,13 @@ impl Metrics {
                 local.observe(delay);
             }
             local.flush();
+        }
+    }
+
+    /// Counts a body with a byte order mark in front.
+    pub fn byte_order_mark(&self, source: &str) {
+        if let Some(series) = self.source(source) {
+            series.byte_order_marks.inc();
         }
     }
 
@@ -676,6 +693,7 @@ mod tests {
             "auditgate_events_total counter",
             "auditgate_event_delay_seconds histogram",
             "auditgate_last_event_timestamp_seconds gauge",
+            "auditgate_byte_order_marks_total counter",
             "auditgate_commit_duration_seconds histogram",
             "auditgate_ledger_bytes gauge",
             "auditgate_sink_events_total counter",

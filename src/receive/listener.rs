@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use super::answers::{Answers, Owed};
 use super::ending::Ending;
 use super::places::{Displaced, Place, Places};
-use super::request::{Aborted, Service};
+use super::request::{Aborted, HEAD_BYTES, HEAD_FIELDS, Service};
 use super::tls::Certificates;
 use crate::log_throttle::log_seldom;
 
@@ -43,10 +43,6 @@ pub struct Listener {
     /// Called at the end of each connection.
     pub ended: Box<dyn Fn(Ending) + Send + Sync>,
 }
-
-/// A header block that does not fit is answered 431.
-const HEADER_BYTES: usize = 16 * 1024;
-const HEADERS: usize = 64;
 
 /// How long, and for how many bytes, a peer that got an early answer may go on sending before it is cut off.
 const LINGER: Duration = Duration::from_secs(2);
@@ -235,8 +231,8 @@ impl Listener {
             // Who has said everything may say so, and still wants his answer (RFC 9112, section 9.6).
             .half_close(true)
             .header_read_timeout(deadline)
-            .max_headers(HEADERS)
-            .max_buf_size(HEADER_BYTES)
+            .max_headers(2 * HEAD_FIELDS)
+            .max_buf_size(2 * HEAD_BYTES)
             .serve_connection(TokioIo::new(answers), service);
         let mut last_call = pin!(last_call(shutdown.clone()));
         let mut draining = false;

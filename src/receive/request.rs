@@ -50,7 +50,7 @@ pub trait Observer: Send + Sync {
 /// What the operator can change while requests are answered. A request is answered by what was in force when it
 /// began.
 pub struct Rules {
-    /// Sources by path.
+    /// Sources by path, without a slash at its end.
     pub routes: HashMap<String, Route>,
     /// The recipe.
     pub ingest: Ingest,
@@ -64,7 +64,29 @@ pub struct Rules {
     pub deadline: Duration,
 }
 
+/// Maximum size of a request's head, in bytes of its fields, and their maximum number. hyper reads twice that, so that
+/// what is refused can be told by its token.
+pub const HEAD_BYTES: usize = 16 * 1024;
+/// See [`HEAD_BYTES`].
+pub const HEAD_FIELDS: usize = 64;
+
+impl Route {
+    /// Whether the request has exactly one `Authorization`, and it is one of those configured.
+    fn authorises(&self, headers: &HeaderMap) -> bool {
+        let mut presented = headers.get_all(AUTHORIZATION).iter();
+        match (presented.next(), presented.next()) {
+            (Some(value), None) => (self.authorises)(value.as_bytes()),
+            _ => false,
+        }
+    }
+}
+
 impl Rules {
+    /// The source of a path. One slash at its end makes no other path.
+    fn route(&self, path: &str) -> Option<&Route> {
+        self.routes.get(path.strip_suffix('/').unwrap_or(path))
+    }
+
     /// Everything that is decided before the body.
     fn admit<'a>(
         &self,
@@ -72,6 +94,11 @@ impl Rules {
         request: &Request<Incoming>,
         place: &Place,
     ) -> Result<&'a Route, Refusal> {
+        let fields = request.headers();
+        let size: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        if size > HEAD_BYTES || fields.len() > HEAD_FIELDS {
+            return Err(Refusal::Head(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+        }
         // RFC 9112, section 3.2. None at all harms nobody here, where no host has a meaning.
         if request.headers().get_all(HOST).iter().nth(1).is_some() {
             return Err(Refusal::Head(StatusCode::BAD_REQUEST));
@@ -83,12 +110,7 @@ impl Rules {
         if !route.allow.is_empty() && !route.allow.iter().any(|network| network.contains(&place.peer())) {
             return Err(Refusal::Forbidden);
         }
-        let mut presented = request.headers().get_all(AUTHORIZATION).iter();
-        let authorised = match (presented.next(), presented.next()) {
-            (Some(value), None) => (route.authorises)(value.as_bytes()),
-            _ => false,
-        };
-        if !authorised {
+        if !route.authorises(request.headers()) {
             return Err(Refusal::Unauthorized);
         }
         place.prove();
@@ -172,14 +194,18 @@ impl Service {
     ) -> Result<Response<Full<Bytes>>, Aborted> {
         let start = Instant::now();
         let rules = self.in_force();
-        let route = rules.routes.get(request.uri().path());
-        let source = route.map(|route| Arc::clone(&route.source.name));
+        let route = rules.route(request.uri().path());
+        let path = request.uri().path().to_owned();
+        // A sender that has a token but not the path, the method or the measure loses all it sends.
+        let sender = rules.routes.values().find(|route| route.authorises(request.headers()));
+        let is_sender = sender.is_some();
+        let source = route.or(sender).map(|route| Arc::clone(&route.source.name));
         let mut body_was_read = false;
         let response = match self.take(&rules, route, request, place, &mut body_was_read).await? {
             Ok(receipt) => response::receipt(&receipt),
             Err(refusal) => {
                 if let Some(source) = &source {
-                    log(source, &refusal, (self.now)());
+                    log(source, is_sender.then_some(&path), &refusal, (self.now)());
                 }
                 response::refusal(&refusal, !body_was_read)
             }
@@ -327,9 +353,27 @@ fn is_bodiless<B>(request: &Request<B>) -> bool {
 
 /// Logs what the operator should know about a refused batch. Peers can cause each of these as often as they like, so
 /// each message has its throttle.
-fn log(source: &str, refusal: &Refusal, now: i64) {
+fn log(source: &str, path_of_a_sender: Option<&String>, refusal: &Refusal, now: i64) {
     let (status, reason) = (refusal.status().as_u16(), refusal.detail());
+    let is_lost_in_silence = matches!(
+        refusal,
+        Refusal::NotFound
+            | Refusal::MethodNotAllowed
+            | Refusal::Head(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+    );
     match refusal {
+        _ if is_lost_in_silence && let Some(path) = path_of_a_sender => {
+            log_seldom!(
+                error,
+                source,
+                source,
+                status,
+                reason,
+                path,
+                "a request with a valid token was refused for good; set the sender's endpoint right, and start a \
+                 replay job"
+            );
+        }
         // The metrics count them.
         Refusal::NotFound | Refusal::MethodNotAllowed => tracing::debug!(source, status, reason, "refused"),
         Refusal::Unauthorized => {

@@ -238,7 +238,7 @@ fn a_401_needs_no_body() {
 fn a_404_and_a_405_come_before_the_token() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    for path in ["/", "/konnect", "/konnect/us/", "/konnect/us2", "/KONNECT/US", "/metrics"] {
+    for path in ["/", "/konnect", "/konnect/us//", "/konnect/us2", "/KONNECT/US", "/metrics"] {
         problem(&head_only(&daemon, "POST", path, &[("Content-Length", "5")]).1, 404);
         problem(&head_only(&daemon, "GET", path, &[]).1, 404);
     }
@@ -247,6 +247,43 @@ fn a_404_and_a_405_come_before_the_token() {
         problem(&answer, 405);
         assert_eq!(answer.header("allow"), Some("POST"));
     }
+}
+
+#[test]
+fn a_sender_that_misses_its_path_is_told_apart_from_strangers() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    // One slash at the end makes no other path.
+    let event = site.producer.event(0);
+    assert_eq!(daemon.post_to("/konnect/us/", None, event.as_bytes()).status, 200);
+    let huge = "x".repeat(20 << 10);
+    for (method, path, more, status) in
+        [("POST", "/konnect/eu", "x", 404), ("GET", PATH, "x", 405), ("POST", PATH, &huge, 431)]
+    {
+        let headers = [("Authorization", TOKEN), ("Content-Length", "0"), ("X-More", more)];
+        problem(&head_only(&daemon, method, path, &headers).1, status);
+        daemon.counted(&format!("auditgate_http_requests_total{{code=\"{status}\",source=\"us\"}}"), 1);
+    }
+    daemon.says("path=\"/konnect/eu\"");
+    // Nobody without a token can say that it was one.
+    problem(&head_only(&daemon, "POST", "/konnect/eu", &[("Content-Length", "0")]).1, 404);
+    daemon.counted("auditgate_http_requests_total{code=\"404\",source=\"\"}", 1);
+    let refused = "a request with a valid token was refused for good";
+    assert_eq!(daemon.log().iter().filter(|line| line.contains(refused)).count(), 1);
+}
+
+#[test]
+fn a_byte_order_mark_in_front_of_a_body_is_dropped_and_counted() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let events = site.producer.events(0..3);
+    let body = [b"\xef\xbb\xbf".to_vec(), body(&events)].concat();
+    for (coding, body) in [(None, body.clone()), (Some("gzip"), gzip(&body))] {
+        assert_eq!(daemon.post(coding, &body).status, 200);
+    }
+    daemon.settle();
+    assert_eq!(site.verified(), events);
+    daemon.counted("auditgate_byte_order_marks_total{source=\"us\"}", 2);
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn what_can_be_read_in_two_ways_is_refused_and_counted() {
     let huge = format!("{start}X: {}\r\n\r\n", "x".repeat(20_000));
     let text = String::from_utf8_lossy(&exchange(&daemon, huge.as_bytes())).into_owned();
     assert!(text.starts_with("HTTP/1.1 431 ") && text.contains("application/problem+json"), "{text}");
-    daemon.counted("auditgate_http_requests_total{code=\"431\",source=\"\"}", 1);
+    daemon.counted("auditgate_http_requests_total{code=\"431\",source=\"us\"}", 1);
     daemon.settle();
     assert_eq!((site.read("verified.log"), site.read("quarantine.jsonl")), (vec![], vec![]));
     is_answered(&mut daemon.connect(), &site, 0);

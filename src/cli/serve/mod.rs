@@ -532,6 +532,9 @@ impl request::Observer for RequestWatcher {
     fn committed(&self, source: &str, batch: &Ingested, received_at: i64) {
         self.count(source, &batch.receipt);
         self.metrics.commit(batch.commit);
+        if batch.had_byte_order_mark {
+            self.metrics.byte_order_mark(source);
+        }
         let delays: Vec<f64> =
             batch.times.iter().map(|time| seconds(received_at.saturating_sub(*time))).collect();
         self.metrics.event_delays(source, &delays);

@@ -112,7 +112,8 @@ impl Sources {
             };
             let source = Arc::clone(&live.source);
             let allow = live.configured.allow.clone();
-            (live.configured.path.clone(), Route { source, authorises: Box::new(authorises), allow })
+            let path = live.configured.path.strip_suffix('/').unwrap_or(&live.configured.path).to_owned();
+            (path, Route { source, authorises: Box::new(authorises), allow })
         };
         self.all.iter().map(route).collect()
     }

@@ -335,7 +335,9 @@ impl Resolver<'_> {
     pub(super) fn unique_paths(&mut self, sources: &[(Range<usize>, Source)]) {
         let mut seen: HashMap<&str, &Source> = HashMap::new();
         for (at, source) in sources {
-            if let Some(first) = seen.insert(&source.path, source) {
+            // One slash at the end makes no other path.
+            let path = source.path.strip_suffix('/').unwrap_or(&source.path);
+            if let Some(first) = seen.insert(path, source) {
                 self.findings.report(
                     at,
                     format!(

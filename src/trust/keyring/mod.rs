@@ -232,23 +232,26 @@ impl KeyRing {
     /// share the fetch. One of which other lines fit a key (`knows_some`) takes a fetch of the last five seconds that
     /// brought nothing new for an answer. Returns within about ten seconds, also while a refresh hangs.
     pub async fn look_again(&self, since: Instant, knows_some: bool) -> RefreshOutcome {
+        if self.is_fixed {
+            return RefreshOutcome::Known;
+        }
         let end = Instant::now() + LONGEST_LOOK;
         let mut published = self.published.subscribe();
-        while !self.is_fixed {
+        loop {
             let last = published.borrow_and_update().last;
             match last {
                 Some(last) if last.began >= since && last.found == Found::Nothing => {
                     return RefreshOutcome::Unavailable;
                 }
-                Some(last) if last.began >= since => break,
-                Some(last) if knows_some && last.is_recent_without_news() => break,
+                Some(last) if last.began >= since || (knows_some && last.is_recent_without_news()) => {
+                    return RefreshOutcome::Known;
+                }
                 _ => self.want(since),
             }
             if timeout_at(end.into(), published.changed()).await.is_err() {
                 return RefreshOutcome::Unavailable;
             }
         }
-        RefreshOutcome::Known
     }
 }
 
