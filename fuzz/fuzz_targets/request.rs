@@ -75,6 +75,8 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             body_limit: 16 << 10,
             pace: Pace { grace: MINUTE, rate: 1, total: MINUTE },
             deadline: MINUTE,
+            idle_timeout: MINUTE,
+            proxies: Vec::new(),
         })),
         now: Arc::new(|| 1_767_323_045_678),
         observer: Box::new(Nobody),

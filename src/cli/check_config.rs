@@ -70,6 +70,10 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
         }
     }
 
+    if !listen.proxy_protocol.is_empty() {
+        writeln!(out, "proxy_protocol = [{}]", list(listen.proxy_protocol.iter().map(quoted)))?;
+    }
+
     writeln!(out, "\n[admin]\naddress = {}", quoted(&admin.address))?;
     if let Some(token) = &admin.token {
         writeln!(out, "token = {}", secret(token))?;
@@ -85,6 +89,7 @@ fn effective(config: &Config) -> Result<String, fmt::Error> {
     writeln!(out, "connections = {}", limits.connections)?;
     writeln!(out, "connections_per_peer = {}", limits.connections_per_peer)?;
     writeln!(out, "request_timeout = {}", quoted(display_time(limits.request_timeout)))?;
+    writeln!(out, "idle_timeout = {}", quoted(display_time(limits.idle_timeout)))?;
     writeln!(out, "in_flight = {}", size(limits.in_flight))?;
     writeln!(out, "backlog = {}", quoted(display_size(limits.backlog)))?;
 

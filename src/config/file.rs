@@ -35,6 +35,7 @@ pub(super) struct File {
 pub(super) struct Listen {
     pub(super) address: Option<Text>,
     pub(super) tls: Option<Spanned<Tls>>,
+    pub(super) proxy_protocol: Option<Spanned<Vec<Text>>>,
 }
 
 pub(super) enum Tls {
@@ -75,6 +76,7 @@ pub(super) struct Limits {
     pub(super) connections: Option<Spanned<i64>>,
     pub(super) connections_per_peer: Option<Spanned<i64>>,
     pub(super) request_timeout: Option<Text>,
+    pub(super) idle_timeout: Option<Text>,
     pub(super) in_flight: Option<Spanned<Size>>,
     pub(super) backlog: Option<Spanned<Size>>,
 }

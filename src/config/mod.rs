@@ -58,6 +58,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Required.
     pub tls: Tls,
+    /// The networks of the proxies whose connections begin with a PROXY header; none by default.
+    pub proxy_protocol: Vec<IpNet>,
 }
 
 /// How the connection of a sender is protected.
@@ -162,6 +164,9 @@ pub struct Limits {
     pub connections_per_peer: usize,
     /// From the first byte of a request to the last of its body: 1 ms to 3650 d. Default 30 s.
     pub request_timeout: Duration,
+    /// How long a connection may wait for its next request: 1 ms to 3650 d. Default 75 s, above the 60 s of common
+    /// balancers.
+    pub idle_timeout: Duration,
     /// Bytes of all batches in work together. Default 256 MiB.
     pub in_flight: usize,
     /// Bytes committed to the ledger but not yet delivered. Default 4 GiB.
@@ -178,6 +183,7 @@ impl Default for Limits {
             connections: 512,
             connections_per_peer: 128,
             request_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
             in_flight: 256 << 20,
             backlog: 4 << 30,
         }

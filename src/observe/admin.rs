@@ -186,6 +186,12 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
     const TEXT: &str = "text/plain; charset=utf-8";
     const ENDPOINTS: &str = "Not found; there are /metrics, /healthz and /readyz.\n";
 
+    let path = request.uri().path();
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    // A balancer has no token, and there is nothing to learn from it.
+    if path == "/healthz" && is_read {
+        return response(StatusCode::OK, TEXT, "ok");
+    }
     // Without a token, a page in a browser of this machine could read the answers once its own name leads here (DNS
     // rebinding); it cannot choose the name in `Host`.
     if is_network && (pages.authorise)(None) && !is_for_this_machine(request) {
@@ -202,11 +208,10 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
         refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         return refusal;
     }
-    let path = request.uri().path();
     if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
         return response(StatusCode::NOT_FOUND, TEXT, ENDPOINTS);
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    if !is_read {
         let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Only GET and HEAD are allowed.\n");
         refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return refusal;
@@ -219,7 +224,6 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
                 response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
             }
         },
-        "/healthz" => response(StatusCode::OK, TEXT, "ok"),
         _ => match pages.health.ready() {
             Ok(()) => response(StatusCode::OK, TEXT, "ready"),
             Err(problems) => {
@@ -354,7 +358,7 @@ mod tests {
     async fn a_name_of_somebody_else_is_answered_with_a_token_only() {
         let ask = async |endpoint: &Endpoint, host: &str, more: &str| {
             let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
-            let request = format!("GET /healthz HTTP/1.1\r\n{host}{more}Connection: close\r\n\r\n");
+            let request = format!("GET /metrics HTTP/1.1\r\n{host}{more}Connection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
@@ -464,15 +468,18 @@ mod tests {
             "Authorization: Basic let me see\r\n",
             "Authorization: Bearer let me see\r\nAuthorization: Bearer let me see\r\n",
         ] {
-            for target in ["/metrics", "/healthz", "/readyz", "/other"] {
+            for target in ["/metrics", "/readyz", "/other"] {
                 let answer = endpoint.ask_with("GET", target, headers).await;
                 assert!(answer.starts_with("HTTP/1.1 401 "), "{headers}{target}: {answer}");
                 assert!(answer.contains("www-authenticate: Bearer\r\n"), "{answer}");
             }
         }
+        // A balancer has no token.
+        assert_eq!(body(&endpoint.ask_with("GET", "/healthz", "").await), "ok");
         for scheme in ["Bearer", "bearer", "BEARER "] {
             let headers = format!("Authorization: {scheme} let me see\r\n");
-            assert_eq!(body(&endpoint.ask_with("GET", "/healthz", &headers).await), "ok");
+            let answer = endpoint.ask_with("GET", "/metrics", &headers).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         }
         endpoint.stop().await;
     }

@@ -9,6 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::header::{CONNECTION, HeaderValue};
@@ -20,11 +21,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::answers::{Answers, Owed};
 use super::ending::Ending;
 use super::places::{Displaced, Place, Places};
+use super::proxy_header;
 use super::request::{Aborted, HEAD_BYTES, HEAD_FIELDS, Service};
+use super::response::Refusal;
 use super::tls::Certificates;
 use crate::log_throttle::log_seldom;
 
@@ -81,7 +85,7 @@ impl Listener {
                 _ = shutdown.wait_for(|stop| *stop) => break None,
             };
             let place = tokio::select! {
-                place = this.places.admit(peer) => place,
+                place = this.admit(peer) => place,
                 _ = shutdown.wait_for(|stop| *stop) => break Some((stream, peer)),
             };
             begin(stream, place);
@@ -91,7 +95,7 @@ impl Listener {
         drop(socket);
         // Taken from the queue, so nobody else can serve him.
         if let Some((stream, peer)) = waiting
-            && let Ok(place) = timeout(LAST_CALL, this.places.admit(peer)).await
+            && let Ok(place) = timeout(LAST_CALL, this.admit(peer)).await
         {
             begin(stream, place);
         }
@@ -127,6 +131,14 @@ impl Listener {
         }
     }
 
+    async fn admit(&self, peer: IpAddr) -> Place {
+        self.places.admit(peer, self.is_proxy(peer)).await
+    }
+
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.service.in_force().proxies.iter().any(|network| network.contains(&peer))
+    }
+
     async fn connection(
         &self,
         stream: TcpStream,
@@ -155,25 +167,22 @@ impl Listener {
         shutdown: watch::Receiver<bool>,
         lingering: &Semaphore,
     ) -> Ending {
-        let (ending, answered) = match &self.tls {
-            None => self.requests(stream, place, shutdown).await,
-            Some(tls) => {
-                let deadline = self.service.in_force().deadline;
-                let handshake = TlsAcceptor::from(tls.config()).accept(stream);
-                let shaken = tokio::select! {
-                    shaken = timeout(deadline, handshake) => shaken,
-                    // Nothing has been asked yet, so nobody is owed an answer.
-                    () = last_call(shutdown.clone()) => return Ending::Done,
-                };
-                let encrypted = match shaken {
-                    Ok(Ok(encrypted)) => encrypted,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%error, "a TLS handshake failed");
-                        return Ending::HandshakeFailed;
-                    }
-                    Err(_) => return Ending::HandshakeTimeout,
-                };
-                let (ending, answered) = self.requests(encrypted, place, shutdown).await;
+        let deadline = self.service.in_force().deadline;
+        let opened = tokio::select! {
+            opened = timeout(deadline, self.open(stream, place)) => opened,
+            // Nothing has been asked yet, so nobody is owed an answer.
+            () = last_call(shutdown.clone()) => return Ending::Done,
+        };
+        let (ending, answered) = match opened {
+            Err(_) => return Ending::HandshakeTimeout,
+            Ok(Err(ending)) => return ending,
+            Ok(Ok(Opened::Plain(stream))) => self.requests(stream, place, shutdown).await,
+            Ok(Ok(Opened::HttpWithoutTls(mut stream))) => {
+                let refused = stream.write_all(&self.service.refuse(&Refusal::NoTls)).await;
+                (Ending::Malformed, refused.is_ok().then_some(stream))
+            }
+            Ok(Ok(Opened::Tls(encrypted))) => {
+                let (ending, answered) = self.requests(*encrypted, place, shutdown).await;
                 let answered = match answered {
                     Some(mut encrypted) => {
                         // Says goodbye in TLS; what still comes is thrown away undecrypted.
@@ -194,6 +203,32 @@ impl Listener {
         ending
     }
 
+    /// What comes before the first request: whose connection it is, and the TLS handshake.
+    async fn open(&self, mut stream: TcpStream, place: &Place) -> Result<Opened, Ending> {
+        if self.is_proxy(place.peer()) {
+            match proxy_header::read(&mut stream).await {
+                Ok(Some(client)) => place.is_for(client.to_canonical()),
+                Ok(None) => {}
+                Err(error) => {
+                    let proxy = place.peer().to_string();
+                    log_seldom!(warn, &proxy, proxy, %error, "a connection from a proxy has no good PROXY header");
+                    return Err(Ending::Malformed);
+                }
+            }
+        }
+        let Some(tls) = &self.tls else { return Ok(Opened::Plain(stream)) };
+        // HTTP begins with a letter, a TLS handshake does not (RFC 8446, section 5.1).
+        let mut first = [0];
+        if matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase() {
+            return Ok(Opened::HttpWithoutTls(stream));
+        }
+        let encrypted = TlsAcceptor::from(tls.config()).accept(stream).await.map_err(|error| {
+            tracing::debug!(%error, "a TLS handshake failed");
+            Ending::HandshakeFailed
+        })?;
+        Ok(Opened::Tls(Box::new(encrypted)))
+    }
+
     /// Serves a connection's requests. Gives the stream back when the last thing that was said is an answer, which
     /// the peer should be able to read.
     async fn requests<S>(
@@ -205,10 +240,12 @@ impl Listener {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let owed = Owed::default();
+        let (owed, is_asked) = (Owed::default(), Arc::new(AtomicBool::new(false)));
+        let asked = Arc::clone(&is_asked);
         let service = service_fn(|request| {
             let (service, place, owed) = (Arc::clone(&self.service), Arc::clone(place), owed.clone());
             let shutdown = shutdown.clone();
+            asked.store(true, Ordering::Relaxed);
             Box::pin(async move {
                 place.idle(false);
                 let mut answer = service.answer(request, &place).await;
@@ -222,25 +259,33 @@ impl Listener {
                 answer
             })
         });
-        let refuse = |status| self.service.refuse(status);
+        let refuse = |status| self.service.refuse(&Refusal::Head(status));
         let taken = || place.idle(true);
-        let deadline = self.service.in_force().deadline;
+        let rules = self.service.in_force();
+        let deadline = rules.deadline;
         let answers = Answers::new(stream, deadline, owed.clone(), refuse, taken);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // Who has said everything may say so, and still wants his answer (RFC 9112, section 9.6).
             .half_close(true)
-            .header_read_timeout(deadline)
+            .header_read_timeout(rules.idle_timeout)
             .max_headers(2 * HEAD_FIELDS)
             .max_buf_size(2 * HEAD_BYTES)
             .serve_connection(TokioIo::new(answers), service);
         let mut last_call = pin!(last_call(shutdown.clone()));
-        let mut draining = false;
+        let mut first_request = pin!(tokio::time::sleep(deadline));
+        let (mut draining, mut is_late) = (false, false);
         let ended = loop {
             tokio::select! {
                 // First, so that a request that has just come is not cut off.
                 biased;
                 ended = poll_fn(|context| connection.poll_without_shutdown(context)) => break ended,
+                () = &mut first_request, if !is_late => {
+                    is_late = true;
+                    if !is_asked.load(Ordering::Relaxed) {
+                        return (Ending::HeaderTimeout, None);
+                    }
+                }
                 () = &mut last_call, if !draining => {
                     draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
@@ -256,6 +301,13 @@ impl Listener {
         let _ = timeout(deadline, answers.flush()).await;
         (ending, Some(answers.into_inner()))
     }
+}
+
+/// A connection on which requests may come.
+enum Opened {
+    Plain(TcpStream),
+    HttpWithoutTls(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Returns when connections are closed on which nothing is being asked.

@@ -9,6 +9,7 @@ pub mod answers;
 pub mod ending;
 pub mod listener;
 pub mod places;
+mod proxy_header;
 pub mod request;
 pub mod response;
 pub mod tls;

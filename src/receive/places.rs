@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -90,6 +90,8 @@ pub enum Displaced {
 pub struct Place {
     shared: Arc<Shared>,
     peer: IpAddr,
+    /// Who is behind the peer, if that is a proxy.
+    client: OnceLock<IpAddr>,
     number: u64,
     told: Arc<Notify>,
 }
@@ -118,11 +120,13 @@ impl Places {
 
     /// A place for a newcomer, whose address is in its canonical form, as soon as somebody has made room for him. One
     /// caller at a time.
-    pub async fn admit(&self, peer: IpAddr) -> Place {
+    ///
+    /// Of a proxy there may be any number: whose share its connections take is said later, see [`Place::is_for`].
+    pub async fn admit(&self, peer: IpAddr, is_proxy: bool) -> Place {
         loop {
             let changed = self.shared.changed.notified();
             let before = self.shared.state().hurried;
-            if let Some(place) = self.try_admit(peer) {
+            if let Some(place) = self.try_admit(peer, is_proxy) {
                 return place;
             }
             let hurried = self.shared.state().hurried;
@@ -134,12 +138,12 @@ impl Places {
     }
 
     /// A place if there is one; else somebody is told to leave.
-    fn try_admit(&self, address: IpAddr) -> Option<Place> {
+    fn try_admit(&self, address: IpAddr, is_proxy: bool) -> Option<Place> {
         let peer = network(address);
         let mut state = self.shared.state();
         let bounds = state.bounds;
         let of_peer = state.by_peer.get(&peer).copied().unwrap_or(0);
-        if of_peer >= bounds.per_peer {
+        if !is_proxy && of_peer >= bounds.per_peer {
             let victim = state.oldest_stranger_of(peer);
             state.displace(victim, Displaced::PerPeer);
             return None;
@@ -154,7 +158,7 @@ impl Places {
         state.strangers.insert(number, Stranger { peer, since: Instant::now(), told: Arc::clone(&told) });
         *state.by_peer.entry(peer).or_default() += 1;
         drop(state);
-        Some(Place { shared: Arc::clone(&self.shared), peer: address, number, told })
+        Some(Place { shared: Arc::clone(&self.shared), peer: address, client: OnceLock::new(), number, told })
     }
 
     /// Tells somebody to leave, because the system is short of descriptors, and waits until anybody has.
@@ -190,9 +194,25 @@ impl Places {
 }
 
 impl Place {
-    /// The peer's address, as it was given.
+    /// The peer's address, as it was given, or that of the client behind it.
     pub fn peer(&self) -> IpAddr {
-        self.peer
+        *self.client.get().unwrap_or(&self.peer)
+    }
+
+    /// The peer is a proxy, and the connection is this client's. Where the client has too many, its oldest goes.
+    pub fn is_for(&self, client: IpAddr) {
+        let _ = self.client.set(client);
+        let client = network(client);
+        let mut state = self.shared.state();
+        let Some(stranger) = state.strangers.get_mut(&self.number) else { return };
+        let proxy = std::mem::replace(&mut stranger.peer, client);
+        state.forget_stranger_of(proxy);
+        let of_client = state.by_peer.entry(client).or_default();
+        *of_client += 1;
+        if *of_client > state.bounds.per_peer {
+            let victim = state.oldest_stranger_of(client);
+            state.displace(victim, Displaced::PerPeer);
+        }
     }
 
     /// The connection has shown a valid token, and is at work.
@@ -342,7 +362,7 @@ mod tests {
 
     /// Lets a newcomer in, who displaces the connection `victim`.
     async fn displace(places: &Places, newcomer: IpAddr, from: &mut Vec<Place>, victim: usize) -> Displaced {
-        let admission = places.admit(newcomer);
+        let admission = places.admit(newcomer, false);
         tokio::pin!(admission);
         assert!(timeout(SOON, &mut admission).await.is_err(), "there was a place");
         let mut why = None;
@@ -361,7 +381,7 @@ mod tests {
         let places = Places::new(8, 100);
         let mut held = Vec::new();
         for _ in 0..4 {
-            held.push(places.admit(peer(1)).await);
+            held.push(places.admit(peer(1), false).await);
         }
         // Half of the places are for strangers.
         assert_eq!(displace(&places, peer(1), &mut held, 0).await, Displaced::Crowded);
@@ -374,26 +394,49 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_displaces_itself() {
         let places = Places::new(20, 3);
-        let mut held = vec![places.admit(peer(2)).await];
+        let mut held = vec![places.admit(peer(2), false).await];
         for _ in 0..3 {
-            held.push(places.admit(peer(1)).await);
+            held.push(places.admit(peer(1), false).await);
         }
         assert_eq!(displace(&places, peer(1), &mut held, 1).await, Displaced::PerPeer);
         // Those who have shown a token do not count.
         held.iter().for_each(Place::prove);
         for _ in 0..3 {
-            held.push(places.admit(peer(1)).await);
+            held.push(places.admit(peer(1), false).await);
         }
         assert_eq!(displace(&places, peer(1), &mut held, 4).await, Displaced::PerPeer);
         assert_eq!(places.taken(), (7, 4));
         // The flood of one address does not displace others.
         for _ in 0..3 {
-            held.push(places.admit(peer(3)).await);
+            held.push(places.admit(peer(3), false).await);
         }
         for number in 4..8 {
-            held.push(places.admit(peer(number)).await);
+            held.push(places.admit(peer(number), false).await);
         }
         assert_eq!(displace(&places, peer(8), &mut held, 4).await, Displaced::Crowded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clients_of_a_proxy_have_their_own_shares() {
+        let places = Places::new(100, 2);
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(
+                timeout(SOON, places.admit(peer(1), true)).await.expect("of a proxy there may be more"),
+            );
+        }
+        for (place, client) in held.iter().zip([7, 8, 7, 8]) {
+            place.is_for(peer(client));
+            assert_eq!(place.peer(), peer(client));
+        }
+        for place in &held {
+            assert!(timeout(SOON, place.displaced()).await.is_err());
+        }
+        held.push(places.admit(peer(1), true).await);
+        held[4].is_for(peer(7));
+        assert_eq!(timeout(SOON, held[0].displaced()).await, Ok(Displaced::PerPeer));
+        drop(held);
+        assert!(places.shared.state().by_peer.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -401,26 +444,26 @@ mod tests {
         let places = Places::new(4, 100);
         let mut held = Vec::new();
         for _ in 0..4 {
-            let place = places.admit(peer(1)).await;
+            let place = places.admit(peer(1), false).await;
             place.prove();
             held.push(place);
         }
         assert_eq!(places.taken(), (4, 4));
-        assert!(timeout(SOON, places.admit(peer(1))).await.is_err(), "all are at work");
+        assert!(timeout(SOON, places.admit(peer(1), false)).await.is_err(), "all are at work");
         held[2].idle(true);
         held[1].idle(true);
         assert_eq!(displace(&places, peer(1), &mut held, 2).await, Displaced::Crowded);
         // A stranger goes before any of them.
         held[0].idle(true);
-        assert!(timeout(SOON, places.admit(peer(1))).await.is_err());
+        assert!(timeout(SOON, places.admit(peer(1), false)).await.is_err());
         assert!(timeout(SOON, held[3].displaced()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_shows_a_token_just_in_time_stays() {
         let places = Places::new(4, 100);
-        let (first, second) = (places.admit(peer(1)).await, places.admit(peer(1)).await);
-        let admission = places.admit(peer(1));
+        let (first, second) = (places.admit(peer(1), false).await, places.admit(peer(1), false).await);
+        let admission = places.admit(peer(1), false);
         tokio::pin!(admission);
         assert!(timeout(SOON, &mut admission).await.is_err());
         first.prove();
@@ -438,31 +481,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_gets_his_next_request_just_in_time_stays() {
         let places = Places::new(1, 1);
-        let only = places.admit(peer(1)).await;
+        let only = places.admit(peer(1), false).await;
         only.prove();
         only.idle(true);
-        assert!(timeout(SOON, places.admit(peer(2))).await.is_err());
+        assert!(timeout(SOON, places.admit(peer(2), false)).await.is_err());
         only.idle(false);
         assert!(timeout(SOON, only.displaced()).await.is_err());
         only.idle(true);
-        assert!(timeout(SOON, places.admit(peer(2))).await.is_err());
+        assert!(timeout(SOON, places.admit(peer(2), false)).await.is_err());
         assert_eq!(timeout(SOON, only.displaced()).await, Ok(Displaced::Crowded));
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_place_is_enough() {
         let places = Places::new(1, 1);
-        let mut held = vec![places.admit(peer(1)).await];
+        let mut held = vec![places.admit(peer(1), false).await];
         assert_eq!(displace(&places, peer(2), &mut held, 0).await, Displaced::Crowded);
         held[0].prove();
-        assert!(timeout(SOON, places.admit(peer(1))).await.is_err());
+        assert!(timeout(SOON, places.admit(peer(1), false)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn places_can_become_more_and_fewer() {
         let places = Places::new(4, 100);
-        let mut held = vec![places.admit(peer(1)).await, places.admit(peer(1)).await];
-        let admission = places.admit(peer(2));
+        let mut held = vec![places.admit(peer(1), false).await, places.admit(peer(1), false).await];
+        let admission = places.admit(peer(2), false);
         tokio::pin!(admission);
         assert!(timeout(SOON, &mut admission).await.is_err());
         places.resize(8, 100);
@@ -470,14 +513,14 @@ mod tests {
         // Who was told to leave then is gone before anybody else is told.
         assert!(timeout(SOON, held[0].displaced()).await.is_ok());
         drop(held.remove(0));
-        held.push(places.admit(peer(2)).await);
+        held.push(places.admit(peer(2), false).await);
 
         // Three are there, and one stranger may be: nobody goes before a newcomer comes, then as many as have to.
         places.resize(2, 100);
         for place in &held {
             assert!(timeout(SOON, place.displaced()).await.is_err());
         }
-        let admission = places.admit(peer(3));
+        let admission = places.admit(peer(3), false);
         tokio::pin!(admission);
         while !held.is_empty() {
             assert!(timeout(SOON, &mut admission).await.is_err(), "{} are there", held.len());
@@ -492,10 +535,10 @@ mod tests {
 
         // One address's share, too.
         places.resize(100, 2);
-        let _held = [places.admit(peer(1)).await, places.admit(peer(1)).await];
-        assert!(timeout(SOON, places.admit(peer(1))).await.is_err());
+        let _held = [places.admit(peer(1), false).await, places.admit(peer(1), false).await];
+        assert!(timeout(SOON, places.admit(peer(1), false)).await.is_err());
         places.resize(100, 3);
-        assert!(timeout(SOON, places.admit(peer(1))).await.is_ok());
+        assert!(timeout(SOON, places.admit(peer(1), false)).await.is_ok());
     }
 
     #[test]

@@ -60,8 +60,12 @@ pub struct Rules {
     pub body_limit: usize,
     /// How slowly a body may arrive.
     pub pace: Pace,
-    /// For the TLS handshake, for a request's head, and for taking an answer; an idle connection is closed after it.
+    /// For a PROXY header, for the TLS handshake, for the head of a connection's first request, and for taking an answer.
     pub deadline: Duration,
+    /// How long a connection may wait for the head of its next request.
+    pub idle_timeout: Duration,
+    /// The networks of the proxies whose connections begin with a PROXY header.
+    pub proxies: Vec<IpNet>,
 }
 
 /// Maximum size of a request's head, in bytes of its fields, and their maximum number. hyper reads twice that, so that
@@ -195,6 +199,9 @@ impl Service {
         let start = Instant::now();
         let rules = self.in_force();
         let route = rules.route(request.uri().path());
+        if route.is_none() && request.method() == Method::GET && request.uri().path() == "/healthz" {
+            return Ok(Response::new(Full::new(Bytes::from_static(b"ok"))));
+        }
         let path = request.uri().path().to_owned();
         // A sender that has a token but not the path, the method or the measure loses all it sends.
         let sender = rules.routes.values().find(|route| route.authorises(request.headers()));
@@ -215,9 +222,9 @@ impl Service {
     }
 
     /// The whole answer, head and body, to what is no request, or one with too large a head; the connection ends.
-    pub fn refuse(&self, status: StatusCode) -> Vec<u8> {
-        self.observer.answered(None, status.as_u16(), Duration::ZERO);
-        response::whole(&Refusal::Head(status))
+    pub fn refuse(&self, refusal: &Refusal) -> Vec<u8> {
+        self.observer.answered(None, refusal.status().as_u16(), Duration::ZERO);
+        response::whole(refusal)
     }
 
     /// What a request that begins now, or a connection, is treated by.

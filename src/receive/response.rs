@@ -25,6 +25,8 @@ const NOT_GUESSED: HeaderValue = HeaderValue::from_static("nosniff");
 pub enum Refusal {
     /// No request, one that is not unambiguous, or one whose head is too large: 400 or 431.
     Head(StatusCode),
+    /// HTTP where TLS is spoken.
+    NoTls,
     /// Not a source's path.
     NotFound,
     /// Not `POST`.
@@ -48,6 +50,7 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Head(status) => *status,
+            Self::NoTls => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden => StatusCode::FORBIDDEN,
@@ -98,6 +101,7 @@ impl Refusal {
             }
             Self::Head(_) => "this is no HTTP/1.1 request".to_owned(),
             Self::LengthRequired => "a body over HTTP/1.0 needs a Content-Length".to_owned(),
+            Self::NoTls => "this port speaks HTTPS; begin the URL with https://".to_owned(),
             Self::NotFound => "no source has this path".to_owned(),
             Self::MethodNotAllowed => "batches are posted".to_owned(),
             Self::Forbidden => "this address may not send here".to_owned(),

@@ -28,6 +28,7 @@ mod lag;
 mod operate;
 mod order;
 mod produce;
+mod proxies;
 mod reload;
 mod restart;
 mod service;

@@ -103,7 +103,7 @@ fn who_is_too_slow_is_closed_without_an_answer() {
     drop((silent, half_a_hello));
 
     let mut rubbish = TcpStream::connect(daemon.address).unwrap();
-    rubbish.write_all(b"POST / HTTP/1.1\r\n\r\n").unwrap();
+    rubbish.write_all(b"neither TLS nor HTTP\r\n").unwrap();
     daemon.counted(&closed("handshake_failed"), 1);
 
     // The whole header has one deadline, however steadily it trickles.

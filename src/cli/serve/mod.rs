@@ -63,7 +63,7 @@ const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
 
-/// For a handshake, a header and an answer each, and for idle connections; unless `limits.request_timeout` is shorter.
+/// For a handshake, a header and an answer each, unless `limits.request_timeout` is shorter.
 const SHORT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A body must come at so many bytes per second on the average, after a while without this condition.
@@ -368,6 +368,8 @@ fn rules(config: &Config, sources: &Sources, ingest: &Ingest, memory: MemoryBudg
         body_limit: config.limits.body,
         pace: Pace { grace: BODY_GRACE, rate: BODY_RATE, total: config.limits.request_timeout },
         deadline: SHORT_DEADLINE.min(config.limits.request_timeout),
+        idle_timeout: config.limits.idle_timeout,
+        proxies: config.listen.proxy_protocol.clone(),
     }
 }
 

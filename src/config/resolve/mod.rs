@@ -120,7 +120,7 @@ impl Resolver<'_> {
 
     fn listen(&mut self, table: Spanned<file::Listen>) -> Option<Listen> {
         let at = table.span();
-        let file::Listen { address, tls } = table.into_inner();
+        let file::Listen { address, tls, proxy_protocol } = table.into_inner();
         let address_at = address.as_ref().map(Spanned::span);
         let address = self
             .required(address, &at, "address", "[listen]", "such as address = \"0.0.0.0:8443\"")
@@ -133,7 +133,9 @@ impl Resolver<'_> {
             "such as tls = { cert = \"cert.pem\", key = \"key.pem\" }",
         );
         let tls = tls.and_then(|tls| self.tls(tls, address.as_ref(), address_at.as_ref()));
-        Some(Listen { address: address?, tls: tls? })
+        let hint = "remove it, or name your proxies' networks";
+        let proxies = self.networks(proxy_protocol, "proxy_protocol", "names no proxy", hint);
+        Some(Listen { address: address?, tls: tls?, proxy_protocol: proxies? })
     }
 
     fn tls(
@@ -253,6 +255,7 @@ impl Resolver<'_> {
         );
         let request_timeout =
             self.time(table.request_timeout.as_ref(), "request_timeout", default.request_timeout);
+        let idle_timeout = self.time(table.idle_timeout.as_ref(), "idle_timeout", default.idle_timeout);
         let in_flight = self.bytes(table.in_flight.as_ref(), "in_flight", default.in_flight);
         let backlog = self.size(table.backlog.as_ref(), "backlog", default.backlog);
 
@@ -271,6 +274,7 @@ impl Resolver<'_> {
             connections: connections?,
             connections_per_peer: connections_per_peer?,
             request_timeout: request_timeout?,
+            idle_timeout: idle_timeout?,
             in_flight: in_flight?,
             backlog: backlog?,
         })

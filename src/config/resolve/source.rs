@@ -36,7 +36,8 @@ impl Resolver<'_> {
         let authorization = self
             .required(table.authorization, &at, "authorization", &within, &hint)
             .and_then(|one_or_many| self.authorization(one_or_many));
-        let allow = self.allow(table.allow);
+        let hint = "remove it to let anybody send who has the token";
+        let allow = self.networks(table.allow, "allow", "lets nobody send", hint);
         let signatures_at = table.signatures.as_ref().map(Spanned::span);
         let signatures = table.signatures.map_or(Some(Signatures::default()), |text| {
             self.word(&text, "signatures", &Signatures::ALL, Signatures::name)
@@ -77,13 +78,19 @@ impl Resolver<'_> {
         secrets.into_iter().collect()
     }
 
-    fn allow(&mut self, networks: Option<Spanned<Vec<Text>>>) -> Option<Vec<IpNet>> {
+    /// Networks, none when there is no list. An empty list is refused, which `emptily` says and `hint` how to avoid.
+    pub(super) fn networks(
+        &mut self,
+        networks: Option<Spanned<Vec<Text>>>,
+        key: &str,
+        emptily: &str,
+        hint: &str,
+    ) -> Option<Vec<IpNet>> {
         let Some(networks) = networks else { return Some(Vec::new()) };
         let at = networks.span();
         let networks = networks.into_inner();
         if networks.is_empty() {
-            let hint = "remove it to let anybody send who has the token";
-            self.findings.report(&at, "`allow` is an empty array, so that nobody could send", hint);
+            self.findings.report(&at, format!("`{key}` is an empty array: it {emptily}"), hint);
             return None;
         }
         let network = |text: &Text| {
@@ -96,7 +103,7 @@ impl Resolver<'_> {
         let mut allowed = Vec::with_capacity(networks.len());
         for text in &networks {
             let Some(network) = network(text) else {
-                let message = format!("`{}` in `allow` is no network", text.get_ref());
+                let message = format!("`{}` in `{key}` is no network", text.get_ref());
                 let hint = "write an address, or a network such as 192.0.2.0/24 or 2001:db8::/32";
                 self.findings.report(&text.span(), message, hint);
                 return None;
@@ -377,7 +384,7 @@ mod tests {
             config.sources[0].allow,
             ["192.0.2.7/32", "192.0.2.0/24"].map(|text| text.parse().unwrap())
         );
-        refused(path, &with("[]"), "7: `allow` is an empty array, so that nobody could send; remove it");
+        refused(path, &with("[]"), "7: `allow` is an empty array: it lets nobody send; remove it");
         for wrong in ["192.0.2.1/24", "192.0.2", "example.com", "192.0.2.0/33", ""] {
             let text = with(&format!("[\"{wrong}\"]"));
             refused(path, &text, &format!("7: `{wrong}` in `allow` is no network; write an address"));
