@@ -11,8 +11,10 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::proxy::Connector;
 use super::{Endpoint, TlsError, client_tls, tls};
 
 /// How long [`Client::for_endpoint`] lets one TCP connection attempt take.
@@ -21,12 +23,13 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("auditgate/", env!("CARGO_PKG_VERSION")));
 
 /// An HTTP/1.1 client for HTTPS and, on loopback, HTTP. Connections are kept for a minute and used
-/// again. Redirects are not followed and no proxy is used. Clones share the connections.
+/// again. Redirects are not followed; of proxies those of the environment (`HTTPS_PROXY`, `ALL_PROXY`,
+/// `NO_PROXY`) are used, for HTTPS to other machines. Clones share the connections.
 ///
 /// Its futures need a tokio runtime with time and I/O enabled, and may be dropped at any point.
 #[derive(Clone, Debug)]
 pub struct Client {
-    inner: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    inner: legacy::Client<HttpsConnector<Connector>, Full<Bytes>>,
 }
 
 /// A whole answer, whatever its status.
@@ -126,7 +129,11 @@ pub fn bearer(secret: &[u8]) -> Result<HeaderValue, InvalidToken> {
 impl Client {
     /// A client with this TLS configuration. `connect_timeout` bounds the TCP connection (all
     /// addresses of the host together); the handshake counts against the request's own timeout.
-    pub fn new(mut tls: rustls::ClientConfig, connect_timeout: Duration) -> Client {
+    pub fn new(tls: rustls::ClientConfig, connect_timeout: Duration) -> Client {
+        Client::with_proxies(tls, connect_timeout, Matcher::from_env())
+    }
+
+    fn with_proxies(mut tls: rustls::ClientConfig, connect_timeout: Duration, proxies: Matcher) -> Client {
         // The connector sets it from the HTTP versions it speaks, and insists on finding none.
         tls.alpn_protocols.clear();
         let mut tcp = HttpConnector::new();
@@ -137,7 +144,7 @@ impl Client {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(tcp);
+            .wrap_connector(Connector::new(tcp, proxies));
         let inner = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -281,10 +288,12 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsAcceptor;
 
     use super::super::loopback::{Answer, Server};
@@ -460,6 +469,68 @@ mod tests {
         let https = Endpoint::parse(&format!("https://{}/", plain.endpoint().authority())).unwrap();
         let error = client.get(&https, &[], 10, TIMEOUT).await.unwrap_err();
         assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
+    }
+
+    /// A proxy that leads every tunnel to one server; it gives its own address and what it was asked.
+    async fn proxy_to(server: std::net::SocketAddr, answer: &'static str) -> (String, Arc<Mutex<String>>) {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://user:pass@{}", socket.local_addr().unwrap());
+        let asked = Arc::<Mutex<String>>::default();
+        let noted = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = socket.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                *noted.lock().unwrap() = String::from_utf8(head).unwrap();
+                client.write_all(format!("HTTP/1.1 {answer}\r\n\r\n").as_bytes()).await.unwrap();
+                let mut server = TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            }
+        });
+        (url, asked)
+    }
+
+    #[tokio::test]
+    async fn https_goes_through_the_proxy_of_the_environment() {
+        let (ca_pem, acceptor) = issue("keys.example");
+        let server = Server::start_tls(Answer::ok("hello"), acceptor).await;
+        let dir = tempfile::tempdir().unwrap();
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, ca_pem).unwrap();
+        let client = |proxies| Client::with_proxies(client_tls(Some(&ca)).unwrap(), TIMEOUT, proxies);
+        let endpoint = Endpoint::parse("https://keys.example/jwks").unwrap();
+        let address = server.endpoint().authority().parse().unwrap();
+
+        let (url, asked) = proxy_to(address, "200 OK").await;
+        let proxies = || Matcher::builder().https(url.clone());
+        let fetched = client(proxies().build()).get(&endpoint, &[], 10, TIMEOUT).await.unwrap();
+        assert_eq!(fetched.body.as_ref(), b"hello");
+        let head = asked.lock().unwrap().to_ascii_lowercase();
+        assert!(head.starts_with("connect keys.example:443 http/1.1\r\n"), "{head}");
+        assert!(head.contains("proxy-authorization: basic dxnlcjpwyxnz\r\n"), "{head}");
+
+        // Of this machine, and of what NO_PROXY names, it is not asked.
+        asked.lock().unwrap().clear();
+        let error = client(proxies().build()).get(&server.endpoint(), &[], 10, TIMEOUT).await.unwrap_err();
+        assert!(matches!(error, ClientError::Certificate { .. }), "{error:?}");
+        let away = Endpoint::parse("https://keys.invalid/").unwrap();
+        let direct = client(proxies().no("keys.invalid").build());
+        assert!(direct.get(&away, &[], 10, TIMEOUT).await.is_err());
+        assert_eq!(*asked.lock().unwrap(), "");
+
+        let (refusing, _) = proxy_to(address, "407 Proxy Authentication Required").await;
+        for (url, why) in [
+            (refusing.as_str(), "proxy authorization required"),
+            ("https://proxy.example:3128", "only proxies with an http:// URL can be used"),
+            ("socks5://proxy.example:1080", "only proxies with an http:// URL can be used"),
+        ] {
+            let client = client(Matcher::builder().https(url.to_owned()).build());
+            let error = client.get(&endpoint, &[], 10, TIMEOUT).await.unwrap_err().to_string();
+            assert!(error.contains("through the proxy ") && error.contains(why), "{error}");
+            assert!(!error.contains("pass"), "{error}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod client;
 mod endpoint;
 #[cfg(test)]
 pub(crate) mod loopback;
+mod proxy;
 mod syslog;
 mod tls;
 
