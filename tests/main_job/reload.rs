@@ -223,6 +223,39 @@ fn certificates_are_replaced_under_load() {
 }
 
 #[test]
+fn a_certificate_that_has_expired_or_stands_alone_is_told() {
+    const ALONE: &str = "the certificate stands alone in its file";
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    daemon.says(ALONE);
+    daemon.terminate();
+
+    // It is its own issuer, and its time is over.
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    parameters.not_after = rcgen::date_time_ymd(2024, 2, 3);
+    site.write("cert.pem", parameters.self_signed(&key).unwrap().pem());
+    site.write("key.pem", key.serialize_pem());
+    let daemon = Daemon::start(&site);
+    wait_until(PATIENCE, "the daemon is not ready", || {
+        let answer = daemon.ask("/readyz");
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        match answer.status == 503 && body.contains("the certificate has expired") {
+            true => Ok(()),
+            false => Err(body),
+        }
+    });
+    assert!(!daemon.log().iter().any(|line| line.contains(ALONE)));
+    // A good one makes it ready again.
+    certificates(site.path("").as_path());
+    wait_until(PATIENCE, "the daemon is ready", || match daemon.ask("/readyz").status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    daemon.terminate();
+}
+
+#[test]
 fn only_clients_with_a_certificate_and_a_name_that_is_known() {
     let site = Site::new();
     let names = |names: &str| format!("key = \"key.pem\", client_ca = \"ca.pem\"{names}");

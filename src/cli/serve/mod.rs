@@ -142,7 +142,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     };
     let admin = tokio::spawn(admin::serve(admin_socket, pages, admin_ends));
     let (in_force, watched) = watch::channel(Arc::new(InForce::of(&config, &sources)));
-    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), watched));
+    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), certificates.clone(), watched));
     tokio::spawn(Arc::clone(&skips).keep_reporting());
 
     let ingest = Ingest::new(ledger.clone(), limits(&config));
@@ -438,7 +438,12 @@ impl InForce {
 }
 
 /// Turns the state of the parts into readiness, once a second.
-async fn watch_health(health: Arc<Health>, ledger: Ledger, in_force: watch::Receiver<Arc<InForce>>) {
+async fn watch_health(
+    health: Arc<Health>,
+    ledger: Ledger,
+    certificates: Option<Arc<Certificates>>,
+    in_force: watch::Receiver<Arc<InForce>>,
+) {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let mut known: Vec<String> = Vec::new();
     loop {
@@ -457,6 +462,14 @@ async fn watch_health(health: Arc<Health>, ledger: Ledger, in_force: watch::Rece
             state(
                 quarantined >= limits.quarantine_share(),
                 "undelivered quarantined lines fill their share of limits.backlog; look at their sink",
+            ),
+        );
+        let end = certificates.as_ref().and_then(|certificates| certificates.not_after());
+        health.set(
+            "certificate",
+            state(
+                end.is_some_and(|end| end < reload::now()),
+                "the certificate has expired, and Konnect does not repeat what fails because of it; renew it",
             ),
         );
         let mut conditions = Vec::with_capacity(sources.len());

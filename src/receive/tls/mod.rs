@@ -210,6 +210,13 @@ impl Current {
         }
         let not_after = chain.iter().filter_map(|certificate| not_after(certificate)).min();
         let doubt = doubt(cert, &chain, now);
+        if is_alone(&chain) {
+            tracing::warn!(
+                path = %cert.display(),
+                "the certificate stands alone in its file, without the one of its issuer; clients that do not know the \
+                 issuer refuse it: append the intermediate certificates"
+            );
+        }
         let private = PrivateKeyDer::from_pem_file(key)
             .map_err(|cause| TlsError::Key { path: key.clone(), cause: cause.into() })?;
         let pair = |cause| TlsError::Pair { cert: cert.clone(), key: key.clone(), cause };
@@ -273,6 +280,13 @@ fn doubt(path: &Path, chain: &[CertificateDer<'_>], now: i64) -> Option<TlsError
         }
     }
     None
+}
+
+/// Whether there is a single certificate, which is not its own issuer.
+fn is_alone(chain: &[CertificateDer<'_>]) -> bool {
+    let [only] = chain else { return false };
+    x509_cert::Certificate::from_der(only)
+        .is_ok_and(|only| only.tbs_certificate().issuer() != only.tbs_certificate().subject())
 }
 
 /// The end of a certificate's validity (RFC 5280, section 4.1.2.5).
