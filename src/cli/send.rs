@@ -25,7 +25,8 @@ use crate::prove::read::unpacked;
 use crate::send::{
     BatchLimits, Delivered, Options, Report, Retry, SendError, Sender, Summary, line, read_key, sample,
 };
-use crate::wire::event::Format;
+use crate::wire::batch::{Coding, Packing};
+use crate::wire::event::{Format, Reason};
 use crate::wire::line::Line;
 use crate::wire::record;
 
@@ -174,7 +175,7 @@ fn send(
     };
     let Console { stdin, out, complaints } = console;
     let input = Input::open(args, stdin)?;
-    let longest = longest_input_line(args.batch_bytes.get());
+    let longest = longest_input_line(args.batch_bytes.get(), &treatment);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -293,9 +294,12 @@ fn size(text: &str) -> Result<NonZeroUsize, &'static str> {
     usize::try_from(bytes).ok().and_then(NonZeroUsize::new).ok_or(NOTATION)
 }
 
-/// A record of a line spells some bytes in six, and has some members around it.
-fn longest_input_line(batch_bytes: usize) -> usize {
-    batch_bytes.saturating_mul(6).saturating_add(64 * 1024)
+/// A record spells some bytes in six, and has some members around it. One of a whole body may be as long as the default
+/// of `limits.decoded`.
+fn longest_input_line(batch_bytes: usize, treatment: &Treatment) -> usize {
+    const BODY: usize = 64 << 20;
+    let raw = if matches!(treatment, Treatment::Quarantine) { batch_bytes.max(BODY) } else { batch_bytes };
+    raw.saturating_mul(6).saturating_add(64 * 1024)
 }
 
 /// Where the lines come from. Everything is open, so that a missing file stops the run before its first post.
@@ -385,7 +389,8 @@ fn generate(
     for number in 1..=count {
         let Some(event) = samples.next() else { break };
         let origin = Origin { file: std::sync::Arc::clone(&file), line: number };
-        give(feed, origin, line(format, &event, key).map_err(|error| error.to_string()))?;
+        let line = line(format, &event, key);
+        give(feed, origin, line.map(|line| vec![line]).map_err(|error| error.to_string()))?;
     }
     Ok(())
 }
@@ -425,32 +430,36 @@ fn read_file(
     Ok(())
 }
 
-fn give(feed: &mpsc::Sender<Fed>, origin: Origin, treated: Result<Vec<u8>, String>) -> Result<(), Hangup> {
-    let fed = match treated {
-        Ok(line) => Fed::Line { line, origin },
-        Err(problem) => Fed::Bad { origin, problem },
-    };
-    feed.blocking_send(fed).map_err(|_| Hangup)
+fn give(
+    feed: &mpsc::Sender<Fed>,
+    origin: Origin,
+    treated: Result<Vec<Vec<u8>>, String>,
+) -> Result<(), Hangup> {
+    let send = |fed| feed.blocking_send(fed).map_err(|_| Hangup);
+    match treated {
+        Ok(lines) => lines.into_iter().try_for_each(|line| send(Fed::Line { line, origin: origin.clone() })),
+        Err(problem) => send(Fed::Bad { origin, problem }),
+    }
 }
 
 impl Treatment {
-    /// The line to send for an input line, or what is wrong with it.
-    fn apply(&self, text: &[u8]) -> Result<Vec<u8>, String> {
+    /// The lines to send for an input line, or what is wrong with it.
+    fn apply(&self, text: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         match self {
-            Self::Raw => Ok(text.to_vec()),
+            Self::Raw => Ok(vec![text.to_vec()]),
             Self::Quarantine => {
-                let is_one =
-                    |saved: &record::Saved<'_>| matches!(saved.kind, record::Kind::Quarantined { .. });
-                let saved = record::read(text).filter(is_one);
-                let saved =
-                    saved.ok_or("it is no quarantine record; for other lines use --input-format raw")?;
-                // An undecodable body is kept as a whole.
-                if saved.raw.contains(&b'\n') {
+                let Some(record::Saved { raw, kind: record::Kind::Quarantined { reason } }) =
+                    record::read(text)
+                else {
                     return Err(
-                        "its raw bytes hold line feeds, so that they cannot be sent as one line".to_owned()
+                        "it is no quarantine record; for other lines use --input-format raw".to_owned()
                     );
+                };
+                if reason == Reason::UndecodableBody.as_str() && raw.contains(&b'\n') {
+                    return Err("it is a body without an event, whose lines say nothing alone".to_owned());
                 }
-                Ok(saved.raw.into_owned())
+                // A body of which many lines were rejected is one record.
+                Ok(Packing::Lines(Coding::Identity).lines(&raw).map(<[u8]>::to_vec).collect())
             }
             Self::Events { format, key } => {
                 let parsed = Line::parse(text).map_err(|malformed| malformed.to_string())?;
@@ -460,7 +469,8 @@ impl Treatment {
                 if format == Format::Cef {
                     sample::complete(&mut event, now());
                 }
-                line(format, &event, key.as_deref()).map_err(|error| error.to_string())
+                let line = line(format, &event, key.as_deref());
+                line.map(|line| vec![line]).map_err(|error| error.to_string())
             }
         }
     }
@@ -828,10 +838,15 @@ mod tests {
 
     #[test]
     fn quarantined_lines_go_in_again() {
-        let mut bench = Bench::new([Answer::receipt(2, 0, 0)]);
-        let raws: [&[u8]; 3] = [CEF.as_bytes(), b"a\nb", "\u{202e}x\u{1b}".as_bytes()];
-        for raw in raws {
-            let reason = Reason::BadSignature;
+        let mut bench = Bench::new([Answer::receipt(4, 0, 0)]);
+        let (bad, whole) = (Reason::BadSignature, Reason::UndecodableBody);
+        let raws: [(&[u8], Reason); 4] = [
+            (CEF.as_bytes(), bad),
+            (b"{\n}", whole),
+            ("\u{202e}x\u{1b}".as_bytes(), bad),
+            (b"\xef\xbb\xbfa\r\n\nb", bad),
+        ];
+        for (raw, reason) in raws {
             let record =
                 record::Quarantined { received_at: 0, source: "us", reason, detail: "no key fits", raw };
             record::write_quarantined(&mut bench.stdin, &record);
@@ -839,12 +854,12 @@ mod tests {
         bench.stdin.extend_from_slice(JSON.as_bytes());
         let ran = bench.run(&["--input-format", "quarantine", "-"]);
         assert_eq!(ran.result.unwrap_err().message, "2 input lines could not be sent");
-        assert_eq!(bench.lines(), [CEF, "\u{202e}x\u{1b}"]);
+        assert_eq!(bench.lines(), [CEF, "\u{202e}x\u{1b}", "a", "b"]);
         assert!(
-            ran.complaints.contains("standard input, line 2: cannot be sent: its raw bytes hold line feeds")
+            ran.complaints.contains("standard input, line 2: cannot be sent: it is a body without an event")
         );
         assert!(
-            ran.complaints.contains("standard input, line 4: cannot be sent: it is no quarantine record")
+            ran.complaints.contains("standard input, line 5: cannot be sent: it is no quarantine record")
         );
     }
 
