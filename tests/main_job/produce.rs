@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::machine::ReservedPort;
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::{objects, quarantine};
@@ -107,6 +107,33 @@ fn a_quarantine_goes_in_again_when_its_key_is_there() {
     // What is still no event is known as such already.
     assert!(site.read("quarantine.jsonl") == kept);
     assert_eq!(quarantine(&kept).last().unwrap().raw, no_text);
+}
+
+#[test]
+fn a_body_of_many_rejected_lines_is_one_record_whose_lines_go_in_again() {
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let (own, other) = (site.producer.events(0..5), sign::Producer::new(7));
+    let mut lines = other.events(100..1600);
+    lines.splice(700..700, own.clone());
+    // What fits a key comes through, the rest is kept with its body.
+    assert_eq!(daemon.deliver(&lines), Receipt { accepted: 5, duplicates: 0, quarantined: 1500 });
+    assert_eq!(daemon.deliver(&lines), Receipt { accepted: 0, duplicates: 1505, quarantined: 0 });
+    daemon.settle();
+    assert_eq!(site.verified(), own);
+    let kept = quarantine(&site.read("quarantine.jsonl"));
+    assert_eq!(kept.len(), 1);
+    assert_eq!((&*kept[0].reason, &kept[0].raw), ("bad_signature", &body(&lines)));
+    daemon.counted("auditgate_events_total{outcome=\"bad_signature\",source=\"us\"}", 1500);
+
+    site.write("jwks.json", sign::jwks(&[("k1", &site.producer.public()), ("k2", &other.public())]));
+    daemon.signal("HUP");
+    daemon.counted("auditgate_jwks_keys{source=\"us\"}", 2);
+    let record = site.path("quarantine.jsonl");
+    let output = send(&daemon).args(["--input-format", "quarantine"]).arg(record).output().unwrap();
+    ends_with(&output, 0);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("accepted 1500, duplicates 5, quarantined 0"), "{said}");
 }
 
 #[test]
