@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use auditgate::ingest::{Ingest, Ingested, Limits, Policy, DedupKey, Source};
 use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
-use auditgate::receive::answers::{Answers, Owed};
-use auditgate::receive::places::Places;
+use auditgate::receive::response_stream::{ResponseStream, ResponseDue};
+use auditgate::receive::connection_limit::ConnectionLimit;
 use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::trust::keyring::{KeyRing, Origin, TrustPolicy};
@@ -31,7 +31,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 struct Stage {
     runtime: Runtime,
     service: Arc<Service>,
-    places: Places,
+    connections: ConnectionLimit,
 }
 
 static STAGE: LazyLock<Stage> = LazyLock::new(|| {
@@ -82,7 +82,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
         observer: Box::new(Nobody),
         in_work: Arc::new(Semaphore::new(IN_WORK)),
     });
-    Stage { runtime, service, places: Places::new(512, 32) }
+    Stage { runtime, service, connections: ConnectionLimit::new(512, 32) }
 });
 
 struct Nobody;
@@ -110,19 +110,19 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     let (mut peer, ours) = tokio::io::duplex(64 << 10);
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let place = Arc::new(stage.places.admit(localhost).await);
-    let owed = Owed::default();
+    let permit = Arc::new(stage.connections.admit(localhost).await);
+    let owed = ResponseDue::default();
     let service = service_fn(|request| {
-        let (service, place, owed) = (Arc::clone(&stage.service), Arc::clone(&place), owed.clone());
+        let (service, permit, owed) = (Arc::clone(&stage.service), Arc::clone(&permit), owed.clone());
         Box::pin(async move {
-            place.idle(false);
-            let response = service.answer(request, &place).await;
+            permit.idle(false);
+            let response = service.answer(request, &permit).await;
             owed.answer();
             response
         })
     });
-    let (refuse, taken) = (|status| stage.service.refuse(status), || place.idle(true));
-    let ours = Answers::new(ours, MINUTE, owed.clone(), refuse, taken);
+    let (refuse, taken) = (|status| stage.service.refuse(status), || permit.idle(true));
+    let ours = ResponseStream::new(ours, MINUTE, owed.clone(), refuse, taken);
     // As the listener does, without its clock: whoever waits for more has none, for the peer has said it all.
     let connection = http1::Builder::new()
         .max_headers(64)

@@ -18,12 +18,12 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::receive::ending::Ending;
+use crate::receive::close_reason::CloseReason;
 
 /// The `Content-Type` of [`Metrics::render`]: Prometheus's text exposition format, version 0.0.4.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// The statuses that the receiver can answer (contract, "Answers"), ascending. A status that is not listed
+/// The statuses that the receiver can answer (contract, "ResponseStream"), ascending. A status that is not listed
 /// is not counted.
 pub const STATUS_CODES: [u16; 11] = [200, 400, 401, 403, 404, 405, 413, 415, 429, 431, 500];
 
@@ -113,7 +113,7 @@ pub struct Metrics {
     sinks: HashMap<String, SinkSeries>,
     connections: IntGauge,
     authorized_connections: IntGauge,
-    connections_closed: [IntCounter; Ending::ALL.len()],
+    connections_closed: [IntCounter; CloseReason::ALL.len()],
     in_flight_bytes: IntGauge,
     commit_duration: Histogram,
     ledger_bytes: IntGauge,
@@ -345,7 +345,7 @@ impl Metrics {
             sinks: sinks.iter().map(|name| (name.clone(), sink_series(name))).collect(),
             connections,
             authorized_connections,
-            connections_closed: Ending::ALL.map(|ending| closed.with_label_values(&[ending.as_str()])),
+            connections_closed: CloseReason::ALL.map(|ending| closed.with_label_values(&[ending.as_str()])),
             in_flight_bytes,
             commit_duration,
             ledger_bytes,
@@ -395,7 +395,7 @@ impl Metrics {
     }
 
     /// Counts a connection that ended.
-    pub fn connection_ended(&self, ending: Ending) {
+    pub fn connection_ended(&self, ending: CloseReason) {
         self.connections_closed[ending as usize].inc();
     }
 
@@ -761,7 +761,7 @@ mod tests {
         metrics.http_request(Some("us"), 200, Duration::from_millis(2));
         metrics.http_request(None, 404, Duration::from_millis(1));
         metrics.last_event("us", 1_700_000_000);
-        for (index, ending) in Ending::ALL.into_iter().enumerate() {
+        for (index, ending) in CloseReason::ALL.into_iter().enumerate() {
             (0..=index).for_each(|_| metrics.connection_ended(ending));
         }
         metrics.authorized_connections(3);

@@ -1,6 +1,6 @@
 //! Connections: accept, handshake, serve, linger, drain.
 //!
-//! Each connection has one task and one [`Place`]; a drain is done when all places are free. Transient errors of accept
+//! Each connection has one task and one [`ConnectionPermit`]; a drain is done when all connections are free. Transient errors of accept
 //! are survived.
 
 use std::error::Error as _;
@@ -18,17 +18,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::answers::{Answers, Owed};
-use super::ending::Ending;
-use super::places::{Displaced, Place, Places};
+use super::close_reason::CloseReason;
+use super::connection_limit::{ConnectionLimit, ConnectionPermit, Evicted};
 use super::proxy_header;
 use super::request::{Aborted, HEAD_BYTES, HEAD_FIELDS, Service};
 use super::response::Refusal;
+use super::response_stream::{ResponseDue, ResponseStream};
 use super::tls::Certificates;
 use crate::log_throttle::log_seldom;
 
@@ -39,13 +39,13 @@ pub struct Listener {
     /// None for plain HTTP, which the configuration allows on loopback only.
     pub tls: Option<Arc<Certificates>>,
     /// Who may be connected at a time.
-    pub places: Places,
+    pub connections: ConnectionLimit,
     /// Requests go here.
     pub service: Arc<Service>,
     /// Called for each connection; what it returns is kept as long as the connection.
     pub connected: Box<dyn Fn() -> Box<dyn Send> + Send + Sync>,
     /// Called at the end of each connection.
-    pub ended: Box<dyn Fn(Ending) + Send + Sync>,
+    pub ended: Box<dyn Fn(CloseReason) + Send + Sync>,
 }
 
 /// How long, and for how many bytes, a peer that got an early answer may go on sending before it is cut off.
@@ -75,34 +75,34 @@ impl Listener {
         }
         let (this, stop) = (Arc::new(self), shutdown.clone());
         let lingering = Arc::new(Semaphore::new(LINGERING));
-        let begin = |stream, place| {
+        let begin = |stream, permit| {
             let (this, shutdown, lingering) = (Arc::clone(&this), stop.clone(), Arc::clone(&lingering));
-            tokio::spawn(async move { this.connection(stream, place, shutdown, &lingering).await });
+            tokio::spawn(async move { this.connection(stream, permit, shutdown, &lingering).await });
         };
         let waiting = loop {
             let (stream, peer) = tokio::select! {
                 next = this.accept(&socket) => next,
                 _ = shutdown.wait_for(|stop| *stop) => break None,
             };
-            let place = tokio::select! {
-                place = this.admit(peer) => place,
+            let permit = tokio::select! {
+                permit = this.admit(peer) => permit,
                 _ = shutdown.wait_for(|stop| *stop) => break Some((stream, peer)),
             };
-            begin(stream, place);
+            begin(stream, permit);
             // A flood is accepted no faster than those who came before it are looked at.
             tokio::task::yield_now().await;
         };
         drop(socket);
         // Taken from the queue, so nobody else can serve him.
         if let Some((stream, peer)) = waiting
-            && let Ok(place) = timeout(LAST_CALL, this.admit(peer)).await
+            && let Ok(permit) = timeout(LAST_CALL, this.admit(peer)).await
         {
-            begin(stream, place);
+            begin(stream, permit);
         }
         let drain = this.service.in_force().pace.total;
         let in_work = &this.service.in_work;
         let idle = async {
-            this.places.all_left().await;
+            this.connections.all_left().await;
             let _ = in_work.acquire_many(u32::try_from(super::request::IN_WORK).unwrap_or(u32::MAX)).await;
         };
         timeout(LAST_CALL + drain, idle).await.is_ok()
@@ -126,13 +126,13 @@ impl Listener {
                 "cannot accept connections; trying again: raise the limit of open files (LimitNOFILE), or lower \
                  limits.connections"
             );
-            let _ = timeout(SHORTAGE, self.places.make_room()).await;
+            self.connections.make_room();
             tokio::time::sleep(SHORTAGE).await;
         }
     }
 
-    async fn admit(&self, peer: IpAddr) -> Place {
-        self.places.admit(peer, self.is_proxy(peer)).await
+    async fn admit(&self, peer: IpAddr) -> (ConnectionPermit, oneshot::Receiver<Evicted>) {
+        self.connections.admit(peer, self.is_proxy(peer)).await
     }
 
     fn is_proxy(&self, peer: IpAddr) -> bool {
@@ -142,19 +142,19 @@ impl Listener {
     async fn connection(
         &self,
         stream: TcpStream,
-        place: Place,
+        (permit, evicted): (ConnectionPermit, oneshot::Receiver<Evicted>),
         shutdown: watch::Receiver<bool>,
         lingering: &Semaphore,
     ) {
         let _connected = (self.connected)();
         let _ = stream.set_nodelay(true);
-        let place = Arc::new(place);
+        let permit = Arc::new(permit);
         let ending = tokio::select! {
-            why = place.displaced() => match why {
-                Displaced::Crowded => Ending::Evicted,
-                Displaced::PerPeer => Ending::PerPeerLimit,
+            Ok(why) = evicted => match why {
+                Evicted::TooMany => CloseReason::Evicted,
+                Evicted::PerPeer => CloseReason::PerPeerLimit,
             },
-            ending = self.conversation(stream, &place, shutdown, lingering) => ending,
+            ending = self.conversation(stream, &permit, shutdown, lingering) => ending,
         };
         (self.ended)(ending);
         tracing::debug!(ending = ending.as_str(), "a connection ended");
@@ -163,26 +163,26 @@ impl Listener {
     async fn conversation(
         &self,
         stream: TcpStream,
-        place: &Arc<Place>,
+        permit: &Arc<ConnectionPermit>,
         shutdown: watch::Receiver<bool>,
         lingering: &Semaphore,
-    ) -> Ending {
+    ) -> CloseReason {
         let deadline = self.service.in_force().deadline;
         let opened = tokio::select! {
-            opened = timeout(deadline, self.open(stream, place)) => opened,
+            opened = timeout(deadline, self.open(stream, permit)) => opened,
             // Nothing has been asked yet, so nobody is owed an answer.
-            () = last_call(shutdown.clone()) => return Ending::Done,
+            () = last_call(shutdown.clone()) => return CloseReason::Done,
         };
         let (ending, answered) = match opened {
-            Err(_) => return Ending::HandshakeTimeout,
+            Err(_) => return CloseReason::HandshakeTimeout,
             Ok(Err(ending)) => return ending,
-            Ok(Ok(Opened::Plain(stream))) => self.requests(stream, place, shutdown).await,
+            Ok(Ok(Opened::Plain(stream))) => self.requests(stream, permit, shutdown).await,
             Ok(Ok(Opened::HttpWithoutTls(mut stream))) => {
                 let refused = stream.write_all(&self.service.refuse(&Refusal::NoTls)).await;
-                (Ending::Malformed, refused.is_ok().then_some(stream))
+                (CloseReason::Malformed, refused.is_ok().then_some(stream))
             }
             Ok(Ok(Opened::Tls(encrypted))) => {
-                let (ending, answered) = self.requests(*encrypted, place, shutdown).await;
+                let (ending, answered) = self.requests(*encrypted, permit, shutdown).await;
                 let answered = match answered {
                     Some(mut encrypted) => {
                         // Says goodbye in TLS; what still comes is thrown away undecrypted.
@@ -196,7 +196,7 @@ impl Listener {
         };
         if let Some(stream) = answered {
             let slot = lingering.try_acquire();
-            if slot.is_ok() || place.is_known() {
+            if slot.is_ok() || permit.is_authenticated() {
                 linger(stream).await;
             }
         }
@@ -204,15 +204,15 @@ impl Listener {
     }
 
     /// What comes before the first request: whose connection it is, and the TLS handshake.
-    async fn open(&self, mut stream: TcpStream, place: &Place) -> Result<Opened, Ending> {
-        if self.is_proxy(place.peer()) {
+    async fn open(&self, mut stream: TcpStream, permit: &ConnectionPermit) -> Result<Opened, CloseReason> {
+        if self.is_proxy(permit.peer()) {
             match proxy_header::read(&mut stream).await {
-                Ok(Some(client)) => place.is_for(client.to_canonical()),
+                Ok(Some(client)) => permit.is_for(client.to_canonical()),
                 Ok(None) => {}
                 Err(error) => {
-                    let proxy = place.peer().to_string();
+                    let proxy = permit.peer().to_string();
                     log_seldom!(warn, &proxy, proxy, %error, "a connection from a proxy has no good PROXY header");
-                    return Err(Ending::Malformed);
+                    return Err(CloseReason::Malformed);
                 }
             }
         }
@@ -224,7 +224,7 @@ impl Listener {
         }
         let encrypted = TlsAcceptor::from(tls.config()).accept(stream).await.map_err(|error| {
             tracing::debug!(%error, "a TLS handshake failed");
-            Ending::HandshakeFailed
+            CloseReason::HandshakeFailed
         })?;
         Ok(Opened::Tls(Box::new(encrypted)))
     }
@@ -234,21 +234,21 @@ impl Listener {
     async fn requests<S>(
         &self,
         stream: S,
-        place: &Arc<Place>,
+        permit: &Arc<ConnectionPermit>,
         shutdown: watch::Receiver<bool>,
-    ) -> (Ending, Option<S>)
+    ) -> (CloseReason, Option<S>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (owed, is_asked) = (Owed::default(), Arc::new(AtomicBool::new(false)));
+        let (owed, is_asked) = (ResponseDue::default(), Arc::new(AtomicBool::new(false)));
         let asked = Arc::clone(&is_asked);
         let service = service_fn(|request| {
-            let (service, place, owed) = (Arc::clone(&self.service), Arc::clone(place), owed.clone());
+            let (service, permit, owed) = (Arc::clone(&self.service), Arc::clone(permit), owed.clone());
             let shutdown = shutdown.clone();
             asked.store(true, Ordering::Relaxed);
             Box::pin(async move {
-                place.idle(false);
-                let mut answer = service.answer(request, &place).await;
+                permit.idle(false);
+                let mut answer = service.answer(request, &permit).await;
                 owed.answer();
                 if let Ok(answer) = &mut answer
                     && *shutdown.borrow()
@@ -260,10 +260,10 @@ impl Listener {
             })
         });
         let refuse = |status| self.service.refuse(&Refusal::Head(status));
-        let taken = || place.idle(true);
+        let taken = || permit.idle(true);
         let rules = self.service.in_force();
         let deadline = rules.deadline;
-        let answers = Answers::new(stream, deadline, owed.clone(), refuse, taken);
+        let answers = ResponseStream::new(stream, deadline, owed.clone(), refuse, taken);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // Who has said everything may say so, and still wants his answer (RFC 9112, section 9.6).
@@ -283,7 +283,7 @@ impl Listener {
                 () = &mut first_request, if !is_late => {
                     is_late = true;
                     if !is_asked.load(Ordering::Relaxed) {
-                        return (Ending::HeaderTimeout, None);
+                        return (CloseReason::HeaderTimeout, None);
                     }
                 }
                 () = &mut last_call, if !draining => {
@@ -292,9 +292,9 @@ impl Listener {
                 }
             }
         };
-        let ending = ended.as_ref().map_or_else(ending, |()| Ending::Done);
+        let ending = ended.as_ref().map_or_else(ending, |()| CloseReason::Done);
         let mut answers = connection.into_parts().io.into_inner();
-        if !matches!(ending, Ending::Done | Ending::Malformed) {
+        if !matches!(ending, CloseReason::Done | CloseReason::Malformed) {
             return (ending, None);
         }
         // hyper's refusal, which we put in our words, may not be out yet.
@@ -318,21 +318,21 @@ async fn last_call(mut shutdown: watch::Receiver<bool>) {
 }
 
 /// What hyper says about the end of a connection.
-fn ending(error: &hyper::Error) -> Ending {
+fn ending(error: &hyper::Error) -> CloseReason {
     tracing::debug!(%error, "a connection ended early");
     let source = error.source();
     if error.is_timeout() {
-        return Ending::HeaderTimeout;
+        return CloseReason::HeaderTimeout;
     }
     if error.is_parse() {
-        return Ending::Malformed;
+        return CloseReason::Malformed;
     }
     if source.and_then(|source| source.downcast_ref()) == Some(&Aborted::TooSlow) {
-        return Ending::BodyTooSlow;
+        return CloseReason::BodyTooSlow;
     }
     match source.and_then(|source| source.downcast_ref::<io::Error>()) {
-        Some(error) if error.kind() == io::ErrorKind::TimedOut => Ending::AnswerTimeout,
-        _ => Ending::CutOff,
+        Some(error) if error.kind() == io::ErrorKind::TimedOut => CloseReason::AnswerTimeout,
+        _ => CloseReason::CutOff,
     }
 }
 

@@ -16,7 +16,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use ipnet::IpNet;
 use tokio::time::timeout_at;
 
-use super::places::Place;
+use super::connection_limit::ConnectionPermit;
 use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
 use crate::ledger::Receipt;
@@ -96,7 +96,7 @@ impl Rules {
         &self,
         route: Option<&'a Route>,
         request: &Request<Incoming>,
-        place: &Place,
+        permit: &ConnectionPermit,
     ) -> Result<&'a Route, Refusal> {
         let fields = request.headers();
         let size: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
@@ -111,13 +111,13 @@ impl Rules {
         if request.method() != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }
-        if !route.allow.is_empty() && !route.allow.iter().any(|network| network.contains(&place.peer())) {
+        if !route.allow.is_empty() && !route.allow.iter().any(|network| network.contains(&permit.peer())) {
             return Err(Refusal::Forbidden);
         }
         if !route.authorises(request.headers()) {
             return Err(Refusal::Unauthorized);
         }
-        place.prove();
+        permit.authenticated();
         if !is_plain_text(request.headers()) {
             return Err(Refusal::UnsupportedMediaType);
         }
@@ -187,14 +187,14 @@ impl Pace {
 pub const IN_WORK: usize = 1 << 20;
 
 impl Service {
-    /// Answers one request.
+    /// ResponseStream one request.
     ///
     /// # Errors
     /// [`Aborted`] when there is nobody to answer.
     pub async fn answer(
         &self,
         request: Request<Incoming>,
-        place: &Place,
+        permit: &ConnectionPermit,
     ) -> Result<Response<Full<Bytes>>, Aborted> {
         let start = Instant::now();
         let rules = self.in_force();
@@ -208,7 +208,7 @@ impl Service {
         let is_sender = sender.is_some();
         let source = route.or(sender).map(|route| Arc::clone(&route.source.name));
         let mut body_was_read = false;
-        let response = match self.take(&rules, route, request, place, &mut body_was_read).await? {
+        let response = match self.take(&rules, route, request, permit, &mut body_was_read).await? {
             Ok(receipt) => response::receipt(&receipt),
             Err(refusal) => {
                 if let Some(source) = &source {
@@ -242,10 +242,10 @@ impl Service {
         rules: &Rules,
         route: Option<&Route>,
         request: Request<Incoming>,
-        place: &Place,
+        permit: &ConnectionPermit,
         body_was_read: &mut bool,
     ) -> Result<Result<Receipt, Refusal>, Aborted> {
-        let route = match rules.admit(route, &request, place) {
+        let route = match rules.admit(route, &request, permit) {
             Ok(route) => route,
             Err(refusal) => {
                 *body_was_read = is_bodiless(&request);

@@ -98,7 +98,7 @@ fn tokens_sources_and_limits_change_without_a_restart() {
 }
 
 #[test]
-fn room_and_places_change_without_a_restart() {
+fn memory_and_connections_change_without_a_restart() {
     let site = Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nlines = 2000\nin_flight = \"16MiB\"");
     let daemon = Daemon::start(&site);
     edit(&site, "in_flight = \"16MiB\"", "in_flight = \"3100KiB\"");

@@ -39,8 +39,8 @@ use crate::memory_budget::MemoryBudget;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
+use crate::receive::connection_limit::ConnectionLimit;
 use crate::receive::listener::Listener;
-use crate::receive::places::Places;
 use crate::receive::request::{self, IN_WORK, Pace, Rules, Service};
 use crate::receive::tls::Certificates;
 use crate::wire::batch::Caps;
@@ -147,14 +147,15 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
 
     let ingest = Ingest::new(ledger.clone(), limits(&config));
     let service = Arc::new(service(rules(&config, &sources, &ingest, memory_budget(&config)), &metrics));
-    let places = Places::new(config.limits.connections, config.limits.connections_per_peer);
+    let connection_limit =
+        ConnectionLimit::new(config.limits.connections, config.limits.connections_per_peer);
     let data_dir = config.data_dir.clone();
     let reload = Reload {
         // Moved, so that no copy of a token outlives it.
         config,
         sources,
         service: Arc::clone(&service),
-        places: places.clone(),
+        connection_limit: connection_limit.clone(),
         ingest,
         certificates: certificates.clone(),
         ledger: ledger.clone(),
@@ -164,7 +165,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         in_force,
         warned_at: None,
     };
-    let listener = listener(places, certificates, service, &metrics);
+    let listener = listener(connection_limit, certificates, service, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone()));
     // Before anybody is told that it is ready: a signal that comes at once must find its handler.
     let signals = Signals::listen();
@@ -387,13 +388,13 @@ fn service(rules: Rules, metrics: &Arc<Metrics>) -> Service {
 }
 
 fn listener(
-    places: Places,
+    connection_limit: ConnectionLimit,
     certificates: Option<Arc<Certificates>>,
     service: Arc<Service>,
     metrics: &Arc<Metrics>,
 ) -> Listener {
     let (connections, ends) = (Arc::clone(metrics), Arc::clone(metrics));
-    let (seen, served) = (places.clone(), Arc::clone(&service));
+    let (seen, served) = (connection_limit.clone(), Arc::clone(&service));
     metrics.before_render(Box::new(move |metrics| {
         metrics.authorized_connections(seen.taken().1 as u64);
         metrics.in_flight_bytes(served.in_force().memory.used() as u64);
@@ -401,7 +402,7 @@ fn listener(
     Listener {
         scheme: if certificates.is_some() { "https" } else { "http" },
         tls: certificates,
-        places,
+        connections: connection_limit,
         service,
         connected: Box::new(move || Box::new(connections.connection_opened())),
         ended: Box::new(move |ending| ends.connection_ended(ending)),

@@ -12,7 +12,7 @@ use crate::ingest::Ingest;
 use crate::ledger::{Clock, Ledger};
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
-use crate::receive::places::Places;
+use crate::receive::connection_limit::ConnectionLimit;
 use crate::receive::request::Service;
 use crate::receive::tls::{Certificates, Files};
 
@@ -22,7 +22,7 @@ pub(super) struct Reload {
     pub(super) config: Config,
     pub(super) sources: Sources,
     pub(super) service: Arc<Service>,
-    pub(super) places: Places,
+    pub(super) connection_limit: ConnectionLimit,
     pub(super) ingest: Ingest,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) ledger: Ledger,
@@ -72,7 +72,7 @@ impl Reload {
         }
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
-        self.places.resize(new.limits.connections, new.limits.connections_per_peer);
+        self.connection_limit.resize(new.limits.connections, new.limits.connections_per_peer);
         // Batches in work keep what they hold of the former budget.
         let memory = match new.limits.in_flight == self.config.limits.in_flight {
             true => self.service.in_force().memory.clone(),

@@ -2,7 +2,7 @@
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum CloseReason {
     /// In order: by the peer between two requests, after the last answer, or by our shutdown.
     Done,
     /// The TLS handshake failed.
@@ -25,7 +25,7 @@ pub enum Ending {
     PerPeerLimit,
 }
 
-impl Ending {
+impl CloseReason {
     /// Every ending, in the order of declaration.
     pub const ALL: [Self; 10] = [
         Self::Done,
@@ -63,11 +63,11 @@ mod tests {
 
     #[test]
     fn endings_have_names_of_their_own() {
-        let mut names: Vec<_> = Ending::ALL.iter().map(|ending| ending.as_str()).collect();
+        let mut names: Vec<_> = CloseReason::ALL.iter().map(|ending| ending.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Ending::ALL.len());
-        for (index, ending) in Ending::ALL.into_iter().enumerate() {
+        assert_eq!(names.len(), CloseReason::ALL.len());
+        for (index, ending) in CloseReason::ALL.into_iter().enumerate() {
             assert_eq!(ending as usize, index);
         }
     }

@@ -14,13 +14,13 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// A connection whose peer must take its answers in time.
 ///
-/// An answer that nobody [owed](Owed) is one of hyper's: it is replaced by what `refuse` gives for its status.
-pub struct Answers<S, F, T> {
+/// An answer that nobody [owed](ResponseDue) is one of hyper's: it is replaced by what `refuse` gives for its status.
+pub struct ResponseStream<S, F, T> {
     stream: S,
     patience: Duration,
     /// Runs while the peer takes nothing.
     deadline: Option<Pin<Box<Sleep>>>,
-    owed: Owed,
+    owed: ResponseDue,
     refuse: F,
     /// Called when an answer has left.
     taken: T,
@@ -32,9 +32,9 @@ pub struct Answers<S, F, T> {
 
 /// Whether the service has answered, and the answer has not begun to be written.
 #[derive(Clone, Debug, Default)]
-pub struct Owed(Arc<AtomicBool>);
+pub struct ResponseDue(Arc<AtomicBool>);
 
-impl Owed {
+impl ResponseDue {
     /// The service has answered.
     pub fn answer(&self) {
         self.0.store(true, Ordering::Relaxed);
@@ -45,9 +45,9 @@ impl Owed {
     }
 }
 
-impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> Answers<S, F, T> {
+impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> ResponseStream<S, F, T> {
     /// Over a stream. `refuse` gives a whole answer, head and body; `taken` is called when an answer has left.
-    pub fn new(stream: S, patience: Duration, owed: Owed, refuse: F, taken: T) -> Self {
+    pub fn new(stream: S, patience: Duration, owed: ResponseDue, refuse: F, taken: T) -> Self {
         Self {
             stream,
             patience,
@@ -85,7 +85,7 @@ fn status(bytes: &[u8]) -> Option<StatusCode> {
     StatusCode::from_bytes(line.get(..3)?).ok()
 }
 
-impl<S, F, T> Answers<S, F, T>
+impl<S, F, T> ResponseStream<S, F, T>
 where
     S: AsyncWrite + Unpin,
     F: FnMut(StatusCode) -> Vec<u8> + Unpin,
@@ -104,7 +104,7 @@ where
     }
 }
 
-impl<S: AsyncRead + Unpin, F: Unpin, T: Unpin> AsyncRead for Answers<S, F, T> {
+impl<S: AsyncRead + Unpin, F: Unpin, T: Unpin> AsyncRead for ResponseStream<S, F, T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -119,7 +119,7 @@ impl<S: AsyncRead + Unpin, F: Unpin, T: Unpin> AsyncRead for Answers<S, F, T> {
     }
 }
 
-impl<S, F, T> AsyncWrite for Answers<S, F, T>
+impl<S, F, T> AsyncWrite for ResponseStream<S, F, T>
 where
     S: AsyncWrite + Unpin,
     F: FnMut(StatusCode) -> Vec<u8> + Unpin,
@@ -188,9 +188,9 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_owed_is_put_in_our_words() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let owed = Owed::default();
+        let owed = ResponseDue::default();
         let refuse = |status: StatusCode| format!("ours {}", status.as_u16()).into_bytes();
-        let mut answers = Answers::new(ours, Duration::from_secs(60), owed.clone(), refuse, || ());
+        let mut answers = ResponseStream::new(ours, Duration::from_secs(60), owed.clone(), refuse, || ());
         answers.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
         owed.answer();
         answers.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n{}").await.unwrap();
@@ -205,7 +205,8 @@ mod tests {
     async fn a_peer_that_takes_nothing_has_a_deadline() {
         let (ours, mut theirs) = tokio::io::duplex(4);
         let patience = Duration::from_secs(10);
-        let mut answers = Answers::new(ours, patience, Owed::default(), |_: StatusCode| Vec::new(), || ());
+        let mut answers =
+            ResponseStream::new(ours, patience, ResponseDue::default(), |_: StatusCode| Vec::new(), || ());
         let begun = Instant::now();
         let error = answers.write_all(b"123456").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
