@@ -267,7 +267,7 @@ fn lines_of_much_work(default: u64) -> u64 {
     std::env::var("AUDITGATE_TESTS_WORK").map_or(default, |lines| lines.parse().unwrap())
 }
 
-/// A body of so many signed events, so short that 99,000 of them fit into one.
+/// A body of so many short signed events.
 fn short_events(producer: &sign::Producer, numbers: std::ops::Range<u64>) -> Vec<u8> {
     let lines: Vec<_> = numbers.map(|number| producer.sign_json(&format!("{{\"rt\":{number}}}"))).collect();
     gzip(&body(&lines))
@@ -279,7 +279,7 @@ fn foreign_signatures_hold_up_nobody() {
     for (keys, lines) in [(1, 20_000), (4, 5000), (128, 300)] {
         let lines = lines_of_much_work(lines);
         let body = |number: u64| short_events(&foreign, number * lines..(number + 1) * lines);
-        let site = Site::new();
+        let site = Site::new().limits("body = \"16MiB\"");
         let daemon = Daemon::start(&site);
         // A key set lists 64 at most: those of the first are retired then.
         for first in (1..=keys).step_by(64) {
@@ -300,7 +300,8 @@ fn foreign_signatures_hold_up_nobody() {
 #[test]
 fn malformed_lines_and_another_source_hold_up_nobody() {
     let lines = lines_of_much_work(20_000);
-    let site = Site::new().sources(&(source("us", PATH, "") + &source("other", "/other", "")));
+    let site = Site::new().limits("body = \"16MiB\"");
+    let site = site.sources(&(source("us", PATH, "") + &source("other", "/other", "")));
     let daemon = Daemon::start(&site);
     let bodies: Vec<_> = (0..64).map(short_lines).collect();
     hold_up_nobody("64 bodies of malformed lines", &daemon, PATH, &bodies);
