@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock, RwLock};
 use std::time::Duration;
 
-use auditgate::ingest::{Ingest, Ingested, Limits, Policy, DedupKey, Source};
+use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
 use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
-use auditgate::receive::response_stream::{ResponseStream, ResponseDue};
+use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
 use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
-use auditgate::memory_budget::MemoryBudget;
+use auditgate::receive::response_stream::{ResponseDue, ResponseStream};
 use auditgate::trust::keyring::{KeyRing, Origin, TrustPolicy};
 use auditgate::wire::batch::Caps;
 use auditgate_fuzz::{directory, key_set, oracle};
@@ -110,7 +110,8 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     let (mut peer, ours) = tokio::io::duplex(64 << 10);
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let permit = Arc::new(stage.connections.admit(localhost).await);
+    let (permit, _evicted) = stage.connections.admit(localhost, false).await;
+    let permit = Arc::new(permit);
     let owed = ResponseDue::default();
     let service = service_fn(|request| {
         let (service, permit, owed) = (Arc::clone(&stage.service), Arc::clone(&permit), owed.clone());
