@@ -12,6 +12,7 @@ use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
 use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
+use auditgate::receive::response::Refusal;
 use auditgate::receive::response_stream::{ResponseDue, ResponseStream};
 use auditgate::trust::keyring::{KeyRing, Origin, TrustPolicy};
 use auditgate::wire::batch::Caps;
@@ -122,7 +123,7 @@ async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
             response
         })
     });
-    let (refuse, taken) = (|status| stage.service.refuse(status), || permit.idle(true));
+    let (refuse, taken) = (|status| stage.service.refuse(&Refusal::Head(status)), || permit.idle(true));
     let ours = ResponseStream::new(ours, MINUTE, owed.clone(), refuse, taken);
     // As the listener does, without its clock: whoever waits for more has none, for the peer has said it all.
     let connection = http1::Builder::new()
