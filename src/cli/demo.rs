@@ -353,7 +353,10 @@ fn certificates(dir: &Path) -> Result<(), Failure> {
         server.not_after = year;
         let server_key = rcgen::KeyPair::generate()?;
         let server_certificate = server.signed_by(&server_key, &issuer)?;
-        Ok((authority_certificate.pem(), server_certificate.pem(), server_key.serialize_pem()))
+        let authority = authority_certificate.pem();
+        // The server's first, then its issuer's.
+        let chain = format!("{}{authority}", server_certificate.pem());
+        Ok((authority, chain, server_key.serialize_pem()))
     };
     let (authority, certificate, key) = made().map_err(Failure::bug)?;
     for (name, text) in [("ca.pem", authority), ("cert.pem", certificate)] {
