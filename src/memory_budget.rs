@@ -4,8 +4,9 @@
 //! when it is done. Who finds none waits for a short time, then is refused: of those that wait for each other the one
 //! that began first gives up first, and the next has what it held.
 //!
-//! Beyond a [`SMALL`]th of the budget a batch needs a permit of a second semaphore, which leaves some memory to small
-//! batches: large ones cannot keep them out, however many there are and however long they take.
+//! A batch that takes more than a [`SMALL`]th of the budget, or whose body may, needs a permit of a second semaphore,
+//! which leaves some memory to small batches: large ones cannot keep them out, however many there are and however long
+//! they take.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub struct MemoryPermit {
     budget: MemoryBudget,
     /// What was asked for, in bytes.
     bytes: usize,
+    /// Its body may be large.
+    may_be_large: bool,
     all: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,
 }
@@ -74,9 +77,11 @@ impl MemoryBudget {
         Self { shared: Arc::new(Shared { all, large, capacity, small, wait }) }
     }
 
-    /// A permit that holds nothing yet.
-    pub fn permit(&self) -> MemoryPermit {
-        MemoryPermit { budget: self.clone(), bytes: 0, all: None, large: None }
+    /// A permit that holds nothing yet, for a body of so many bytes, if that is known. What waits for memory of large
+    /// ones then holds none of the small ones'.
+    pub fn permit(&self, body: Option<u64>) -> MemoryPermit {
+        let may_be_large = body.is_none_or(|bytes| bytes > self.shared.small as u64);
+        MemoryPermit { budget: self.clone(), bytes: 0, may_be_large, all: None, large: None }
     }
 
     /// Bytes that are taken.
@@ -135,7 +140,8 @@ impl MemoryPermit {
             let held = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
             u32::try_from(kib(wanted).saturating_sub(held)).unwrap_or(u32::MAX)
         };
-        (missing(&self.all), if self.would_be_large(bytes) { missing(&self.large) } else { 0 })
+        let is_small = !self.may_be_large && !self.would_be_large(bytes);
+        (missing(&self.all), if is_small { 0 } else { missing(&self.large) })
     }
 }
 
@@ -169,15 +175,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_held_is_released() {
         let budget = budget();
-        let mut first = budget.permit();
+        let mut first = budget.permit(Some(0));
         assert!(first.grow(1).await && first.grow(PART - 1).await && first.grow(9 * PART).await);
         assert_eq!(budget.used(), 10 * PART);
-        let mut second = budget.permit();
+        let mut second = budget.permit(Some(0));
         let begun = tokio::time::Instant::now();
         assert!(second.grow(4 * PART).await && !second.grow(1024).await);
         assert_eq!(begun.elapsed(), SECOND);
         assert!(second.could_grow(10 * PART) && !second.could_grow(10 * PART + 1));
-        assert!(!budget.permit().grow(usize::MAX).await);
+        assert!(!budget.permit(Some(0)).grow(usize::MAX).await);
         drop(first);
         assert!(second.grow(10 * PART).await);
         drop(second);
@@ -187,9 +193,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn large_batches_leave_memory_to_small_ones() {
         let budget = budget();
-        let mut large = budget.permit();
+        let mut large = budget.permit(Some(0));
         assert!(large.grow(14 * PART).await);
-        let mut small: Vec<_> = (0..4).map(|_| budget.permit()).collect();
+        let mut small: Vec<_> = (0..4).map(|_| budget.permit(Some(0))).collect();
         for permit in &mut small {
             assert!(permit.try_grow(IN_FLIGHT / SMALL));
         }
@@ -199,9 +205,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_may_become_large_holds_nothing_of_the_small_ones() {
+        let budget = budget();
+        let mut large: Vec<_> =
+            [Some(PART as u64), None].into_iter().map(|body| budget.permit(body)).collect();
+        assert!(large[0].grow(14 * PART).await && !large[1].grow(1).await);
+        assert!(budget.permit(Some(1024)).grow(1024).await);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_waits_gets_what_is_released() {
         let budget = budget();
-        let (mut first, mut second) = (budget.permit(), budget.permit());
+        let (mut first, mut second) = (budget.permit(Some(0)), budget.permit(Some(0)));
         assert!(first.grow(10 * PART).await);
         let (grown, ()) = tokio::join!(second.grow(10 * PART), async {
             tokio::time::sleep(SECOND / 2).await;
@@ -219,7 +234,7 @@ mod tests {
         for _ in 0..64 {
             let (budget, through) = (budget.clone(), Arc::clone(&through));
             tasks.spawn(async move {
-                let mut permit = budget.permit();
+                let mut permit = budget.permit(Some(0));
                 for _ in 0..40 {
                     if !permit.grow(PART / 4).await {
                         return;

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, TRANSFER_ENCODING,
 };
@@ -302,7 +302,7 @@ async fn read(
     rules: &Rules,
 ) -> Result<Result<(Vec<u8>, MemoryPermit), Refusal>, Aborted> {
     let (limit, pace) = (rules.body_limit, rules.pace);
-    let mut memory = rules.memory.permit();
+    let mut memory = rules.memory.permit(body.size_hint().exact());
     let mut bytes = Vec::new();
     let mut begun = Instant::now();
     loop {

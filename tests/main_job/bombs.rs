@@ -298,6 +298,28 @@ fn foreign_signatures_hold_up_nobody() {
 }
 
 #[test]
+fn large_bodies_leave_memory_to_small_ones() {
+    // Of such bodies a few fit at a time; those that wait for too long are told to come again.
+    let limits = "body = \"4MiB\"\ndecoded = \"4MiB\"\nlines = 20000\nin_flight = \"24MiB\"";
+    let site = Site::new().limits(limits);
+    let daemon = Daemon::start(&site);
+    let foreign = sign::Producer::new(200);
+    let body = short_events(&foreign, 0..8_000);
+    let start = Instant::now();
+    let (statuses, times, genuine) = post_beside_a_genuine_sender(&daemon, (PATH, &vec![body; 32]));
+    let (all_of_it, longest) = (start.elapsed(), times[times.len() - 1]);
+    eprintln!(
+        "{} of 32 large bodies taken in {all_of_it:.1?}, the slowest of {} genuine batches took {longest:.1?}",
+        count(&statuses, 200),
+        genuine.len()
+    );
+    assert_eq!(count(&statuses, 200) + count(&statuses, 429), 32, "{statuses:?}");
+    assert!(count(&statuses, 200) > 0, "{statuses:?}");
+    assert_eq!(count(&genuine, 200), genuine.len(), "{genuine:?}");
+    assert!(longest < all_of_it / 4, "a genuine batch took {longest:?} of {all_of_it:?}");
+}
+
+#[test]
 fn malformed_lines_and_another_source_hold_up_nobody() {
     let lines = lines_of_much_work(20_000);
     let site = Site::new().limits("body = \"16MiB\"");
