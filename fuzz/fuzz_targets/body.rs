@@ -51,8 +51,9 @@ fn check(declared: Option<&str>, body: &[u8], caps: Caps) {
         }
     };
     let lines = |plain: &[u8]| -> Vec<Vec<u8>> {
-        plain
-            .split(|byte| *byte == b'\n')
+        // A byte order mark in front belongs to no line.
+        let text = plain.strip_prefix(b"\xef\xbb\xbf").unwrap_or(plain);
+        text.split(|byte| *byte == b'\n')
             .map(|line| line.strip_suffix(b"\r").unwrap_or(line).to_vec())
             .filter(|line| line.iter().any(|byte| !b" \t\r".contains(byte)))
             .collect()

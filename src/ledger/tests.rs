@@ -247,7 +247,9 @@ fn rejected_lines_are_remembered_within_a_bound_and_the_newest_of_them() {
     let newest = rejects(&bench, 12 * STEP, 2 * STEP);
     assert_eq!(bench.commit("us", newest).quarantined(), 0, "the newest are known");
     assert_eq!(bench.commit_line("an event", Some(NOON)), 0, "events are not forgotten for it");
-    assert_eq!(bench.commit("us", rejects(&bench, 0, 1)).quarantined(), 1, "the oldest are not");
+    // Of those of the same second any may be kept.
+    let oldest = bench.commit("us", rejects(&bench, 0, 1000)).quarantined();
+    assert!(oldest > 500, "of the oldest only {oldest} are forgotten");
 }
 
 #[test]

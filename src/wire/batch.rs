@@ -151,7 +151,7 @@ pub fn decode(
             if body.len() > caps.decoded {
                 return Err(DecodeError::TooLarge(caps.decoded));
             }
-            lines.add(body, caps.lines)?;
+            lines.add(body);
             if !reserve(body.len()) {
                 return Err(DecodeError::NoMemory);
             }
@@ -178,14 +178,22 @@ pub fn decode(
                 if bytes.len() > caps.decoded {
                     return Err(DecodeError::TooLarge(caps.decoded));
                 }
-                lines.add(&bytes[start..], caps.lines)?;
-                if read == 0 {
+                lines.add(&bytes[start..]);
+                // One of them may turn out to be blank.
+                if read == 0 || lines.lines > caps.lines.saturating_add(1) {
                     break;
                 }
             }
         }
     }
-    Ok(Decoded { bytes, lines: lines.lines })
+    let mut lines = lines.lines;
+    // A line that has nothing but the mark is blank.
+    if let Some(text) = bytes.strip_prefix(BYTE_ORDER_MARK)
+        && text.split(|byte| *byte == b'\n').next().is_none_or(is_blank)
+    {
+        lines -= 1;
+    }
+    if lines > caps.lines { Err(DecodeError::TooManyLines(caps.lines)) } else { Ok(Decoded { bytes, lines }) }
 }
 
 #[expect(clippy::disallowed_types, reason = "this is the one place that caps what it inflates")]
@@ -294,25 +302,21 @@ struct LineCount {
 }
 
 impl LineCount {
-    fn add(&mut self, piece: &[u8], cap: usize) -> Result<(), DecodeError> {
+    fn add(&mut self, piece: &[u8]) {
         let mut start = 0;
         for end in memchr::memchr_iter(b'\n', piece) {
-            self.line(&piece[start..end], cap)?;
+            self.line(&piece[start..end]);
             self.open = false;
             start = end + 1;
         }
-        self.line(&piece[start..], cap)
+        self.line(&piece[start..]);
     }
 
-    fn line(&mut self, part: &[u8], cap: usize) -> Result<(), DecodeError> {
+    fn line(&mut self, part: &[u8]) {
         if !self.open && !is_blank(part) {
             self.open = true;
             self.lines += 1;
-            if self.lines > cap {
-                return Err(DecodeError::TooManyLines(cap));
-            }
         }
-        Ok(())
     }
 }
 
@@ -357,6 +361,13 @@ mod tests {
         let decoded = decode(b"\xef\xbb\xbf{}\n\xef\xbb\xbf", Coding::Identity, CAPS, &mut |_| true).unwrap();
         assert!(decoded.has_byte_order_mark());
         assert_eq!(decoded.lines().collect::<Vec<_>>(), [&b"{}"[..], b"\xef\xbb\xbf"]);
+        for blank in [&b"\xef\xbb\xbf"[..], b"\xef\xbb\xbf \r\n\n", b"\xef\xbb\xbf\na\nb"] {
+            let lines = inflate(&encode(blank).unwrap(), CAPS).unwrap();
+            assert_eq!(
+                lines,
+                blank[3..].split(|byte| *byte == b'\n').filter(|line| !is_blank(line)).collect::<Vec<_>>()
+            );
+        }
         let bytes = decoded.into_bytes();
         assert_eq!(Packing::Lines(Coding::Identity).lines(&bytes).next(), Some(&b"{}"[..]));
         assert_eq!(Packing::Whole(Coding::Identity).lines(&bytes).next(), Some(&bytes[..]));
