@@ -362,16 +362,15 @@ impl Work {
     fn judge(mut self, mut body: Body, keys: Option<Arc<KeySet>>) -> JudgedBody {
         let judge = Judge::new(&body.source, keys.as_deref(), &self.identifier, self.limits.line);
         let turn = &mut self.turn;
-        let judgement =
+        let mut judgement =
             judge.judge_all(body.packing.lines(&body.bytes), body.lines, &mut |cost| turn.step(cost));
         let mut undecodable = None;
         if judgement.has_no_event() {
             // Its lines alone would say nothing to anybody: it is kept as it is.
-            let (Packing::Lines(coding) | Packing::Whole(coding)) = body.packing;
-            body.packing = Packing::Whole(coding);
+            body.packing = body.packing.whole();
             undecodable = Some(format!("no line of the body is an event: {}", looks_like(&body.bytes)));
+            judgement = Judgement::of_no_line();
         }
-        let judgement = if undecodable.is_some() { Judgement::of_no_line() } else { judgement };
         JudgedBody { body, keys, judgement, undecodable }
     }
 }
@@ -408,8 +407,7 @@ impl JudgedBody {
                 let counts: Vec<String> =
                     by_reason().map(|(reason, count)| format!("{reason} {count}")).collect();
                 let detail = format!("{count} lines of the body are rejected: {}", counts.join(", "));
-                let (Packing::Lines(coding) | Packing::Whole(coding)) = body.packing;
-                whole = Some(record(Packing::Whole(coding), reason, detail));
+                whole = Some(record(body.packing.whole(), reason, detail));
             }
             let keys = keys.iter().flat_map(|keys| keys.keys());
             let key_ids = keys.map(|key| key.id().to_owned()).collect();

@@ -73,6 +73,12 @@ impl Packing {
         Self::ALL.into_iter().find(|packing| packing.code() == code)
     }
 
+    /// How the same body is taken apart when it is kept in one piece.
+    pub fn whole(self) -> Self {
+        let (Self::Lines(coding) | Self::Whole(coding)) = self;
+        Self::Whole(coding)
+    }
+
     /// Inflates a stored body, which passed the caps when it came.
     ///
     /// # Errors
