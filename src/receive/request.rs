@@ -202,19 +202,26 @@ impl Service {
         if route.is_none() && request.method() == Method::GET && request.uri().path() == "/healthz" {
             return Ok(Response::new(Full::new(Bytes::from_static(b"ok"))));
         }
-        let path = request.uri().path().to_owned();
-        // A sender that has a token but not the path, the method or the measure loses all it sends.
-        let sender = rules.routes.values().find(|route| route.authorises(request.headers()));
-        let is_sender = sender.is_some();
-        let source = route.or(sender).map(|route| Arc::clone(&route.source.name));
-        let mut body_was_read = false;
-        let response = match self.take(&rules, route, request, permit, &mut body_was_read).await? {
-            Ok(receipt) => response::receipt(&receipt),
+        let (source, response) = match rules.admit(route, &request, permit) {
+            Ok(route) => {
+                let mut body_was_read = false;
+                let response = match self.take(&rules, route, request, &mut body_was_read).await? {
+                    Ok(receipt) => response::receipt(&receipt),
+                    Err(refusal) => {
+                        log(&route.source.name, None, &refusal, (self.now)());
+                        response::refusal(&refusal, !body_was_read)
+                    }
+                };
+                (Some(Arc::clone(&route.source.name)), response)
+            }
             Err(refusal) => {
+                // A sender that has a token but not the path, the method or the measure loses all it sends.
+                let sender = rules.routes.values().find(|route| route.authorises(request.headers()));
+                let source = route.or(sender).map(|route| Arc::clone(&route.source.name));
                 if let Some(source) = &source {
-                    log(source, is_sender.then_some(&path), &refusal, (self.now)());
+                    log(source, sender.map(|_| request.uri().path()), &refusal, (self.now)());
                 }
-                response::refusal(&refusal, !body_was_read)
+                (source, response::refusal(&refusal, !is_bodiless(&request)))
             }
         };
         self.observer.answered(source.as_deref(), response.status().as_u16(), start.elapsed());
@@ -240,18 +247,10 @@ impl Service {
     async fn take(
         &self,
         rules: &Rules,
-        route: Option<&Route>,
+        route: &Route,
         request: Request<Incoming>,
-        permit: &ConnectionPermit,
         body_was_read: &mut bool,
     ) -> Result<Result<Receipt, Refusal>, Aborted> {
-        let route = match rules.admit(route, &request, permit) {
-            Ok(route) => route,
-            Err(refusal) => {
-                *body_was_read = is_bodiless(&request);
-                return Ok(Err(refusal));
-            }
-        };
         let declared_coding = coding(request.headers());
         let read = read(request.into_body(), rules).await;
         let (body, memory) = match read.inspect_err(|aborted| {
@@ -360,7 +359,7 @@ fn is_bodiless<B>(request: &Request<B>) -> bool {
 
 /// Logs what the operator should know about a refused batch. Peers can cause each of these as often as they like, so
 /// each message has its throttle.
-fn log(source: &str, path_of_a_sender: Option<&String>, refusal: &Refusal, now: i64) {
+fn log(source: &str, path_of_a_sender: Option<&str>, refusal: &Refusal, now: i64) {
     let (status, reason) = (refusal.status().as_u16(), refusal.detail());
     let is_lost_in_silence = matches!(
         refusal,
