@@ -87,8 +87,9 @@ const ADVANCE_DELAY: Duration = Duration::from_millis(100);
 /// How often expired fingerprints and free pages are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
-/// So many free pages are given back in one step of housekeeping: 16 MiB.
-const SHRINK_PAGES: i64 = 4096;
+/// Number of free pages that one step of housekeeping gives back: 2 MiB. They fit SQLite's cache, which otherwise
+/// writes them all to the log before they go.
+const SHRINK_PAGES: i64 = 512;
 
 /// When so much has become free, housekeeping does not wait for its time.
 const FREED_BYTES: u64 = 32 << 20;
@@ -430,24 +431,27 @@ impl Writer {
 
     /// Expires fingerprints and gives free pages back, a little at a time.
     fn keep_house(&mut self) -> Result<(), Failed> {
-        let result = self.clean_up();
+        let cleaned = self.clean_up();
+        let was_busy = std::mem::replace(&mut self.more_housework, matches!(cleaned, Ok(true)));
         self.freed_bytes = 0;
-        self.more_housework = matches!(result, Ok(true));
         if !self.more_housework {
             self.last_housekeeping = Instant::now();
         }
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
-            Err(error) => {
-                tracing::warn!(
-                    cause = describe(&error),
-                    "expired fingerprints or free pages could not be given up"
-                );
-                self.seen.forget_cached();
-                Ok(())
-            }
+        let result = match cleaned {
+            Err(error) if is_lost(&error) => return Err(Failed::Untrusted(describe(&error))),
+            // The file itself becomes smaller when its log is copied into it. A sync of it that fails loses nothing:
+            // the log still has it all, and the next checkpoint copies it again.
+            Ok(false) if was_busy => database::checkpoint(&self.parts.connection),
+            result => result.map(drop),
+        };
+        if let Err(error) = result {
+            tracing::warn!(
+                cause = describe(&error),
+                "expired fingerprints or free pages could not be given up"
+            );
+            self.seen.forget_cached();
         }
+        Ok(())
     }
 
     /// One step; true when there is more to do.
@@ -455,10 +459,6 @@ impl Writer {
         let connection = &self.parts.connection;
         let expired = self.seen.expire_some(connection)?;
         let shrunk = database::shrink(connection, SHRINK_PAGES)? > 0;
-        if self.more_housework && !shrunk && !expired {
-            // The file itself becomes smaller when its log is copied into it.
-            database::checkpoint(connection)?;
-        }
         Ok(shrunk || expired)
     }
 }

@@ -53,6 +53,8 @@ enum When {
     Posting,
     /// Batches of a megabyte: 16 MiB of log bring a checkpoint.
     PostingMuch,
+    /// The checkpoint that gives the space of a delivered backlog back.
+    Shrinking,
     /// Batches, each of which is delivered before the next comes.
     Delivering,
     /// What the daemon does with a batch after the 200.
@@ -76,7 +78,9 @@ enum Process {
 }
 
 use Process::{Ends, GoesOn};
-use When::{AfterThe200, Delivering, LastSink, Posting, PostingMuch, Reconnecting, Starting, Terminating};
+use When::{
+    AfterThe200, Delivering, LastSink, Posting, PostingMuch, Reconnecting, Shrinking, Starting, Terminating,
+};
 
 const WRITE: &[Fault] = &[("failed", "EIO"), ("failed", "ENOSPC"), ("half", "ENOSPC"), ("persisted", "EIO")];
 const TWICE: &[Fault] = &[("failed", "EIO"), ("persisted", "EIO")];
@@ -88,6 +92,7 @@ const LEDGER: &[Step] = &[
     step("sync the log", "sync", "*/ledger.db-wal", TWICE, Posting, Ends),
     step("write a checkpoint", "write", "*/ledger.db", TWICE, PostingMuch, GoesOn),
     step("sync a checkpoint", "sync", "*/ledger.db", TWICE, PostingMuch, GoesOn),
+    step("sync the checkpoint after a backlog", "sync", "*/ledger.db", TWICE, Shrinking, GoesOn),
     step("write a sink's position", "write", "*/ledger.db-wal", WRITE, AfterThe200, GoesOn),
     step("sync a sink's position", "sync", "*/ledger.db-wal", TWICE, AfterThe200, Ends),
     step("write what is forgotten", "write", "*/ledger.db-wal", WRITE, LastSink, GoesOn),
@@ -442,6 +447,21 @@ impl Play<'_> {
                         self.others_are_noted()
                     });
                 }
+                self.make_arm(port);
+                other.execute_batch("ROLLBACK").unwrap();
+            }
+            Shrinking => {
+                // More than the ledger gives back in its own time, while one sink does not take it.
+                const BATCHES: usize = 36;
+                let other = Connection::open(self.site.path("events.db")).unwrap();
+                other.execute_batch("BEGIN IMMEDIATE").unwrap();
+                for _ in 0..BATCHES {
+                    self.post_much();
+                }
+                // The log is empty afterwards, so that no commit brings a checkpoint before.
+                let ledger = Connection::open(self.site.path("data/ledger.db")).unwrap();
+                ledger.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+                drop(ledger);
                 self.make_arm(port);
                 other.execute_batch("ROLLBACK").unwrap();
             }
