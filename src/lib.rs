@@ -15,7 +15,7 @@
 //!    belongs; what a sink has made safe, the ledger notes, and what every sink has, it forgets.
 //!
 //! Beside that road: [`send`] is the producer's side, on the same [`wire`]; [`prove`] checks saved lines again, offline; [`config`] turns the operator's file into
-//! checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows what is going on; [`database`] says how SQLite is kept; [`printable`] keeps foreign
+//! checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows what is going on; [`database`] says how SQLite is kept; [`clock`] is the machine's; [`printable`] keeps foreign
 //! text from steering terminals; [`log_throttle`] keeps peers and failing sinks from flooding the log. [`cli`] is the command line, and `cli/serve` the only place where the parts
 //! are put together.
 //!
@@ -26,6 +26,7 @@
 //! Nothing points up. `receive` and `deliver` meet only in the ledger; only `ingest` knows the order of the recipe.
 
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod database;
 pub mod deliver;

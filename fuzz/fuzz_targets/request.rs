@@ -8,7 +8,8 @@ use std::sync::{Arc, LazyLock, RwLock};
 use std::time::Duration;
 
 use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
-use auditgate::ledger::{Backlog, Clock, Ledger, Options, Receipt, Window};
+use auditgate::clock::Clock;
+use auditgate::ledger::{Backlog, Ledger, Options, Receipt, Window};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
 use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};

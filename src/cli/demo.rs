@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::exit::Failure;
 use super::{keygen, verify};
-use crate::ledger::Clock;
+use crate::clock::Clock;
 use crate::net::{Endpoint, HeaderValue};
 use crate::printable::printable;
 use crate::send::sample::Samples;

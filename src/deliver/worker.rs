@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt as _;
 
 use super::sink::{Item, Sink, SinkError};
-use crate::ledger::{Body, Delivered, Ledger, Next, Outbox, Position, Resume, Stored, Subscription};
+use crate::ledger::{Body, Ledger, Next, Outbox, Position, Resume, Stored, Streams, Subscription};
 use crate::wire::batch::Packing;
 use crate::wire::event::Verdict;
 
@@ -45,9 +45,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long lines that are written may wait for the sink to make them safe before it is asked again.
 const UNSAFE_PATIENCE: Duration = Duration::from_millis(50);
 
-/// A flush is due after this many batches even if the sink wants nothing of them, so that they are forgotten.
-const BATCHES: i64 = 64;
-
 /// How often an idle sink is told so, at most.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -78,17 +75,16 @@ struct Progress {
     flushed: Position,
     /// Everything before it was pushed.
     pushed: Position,
-    /// What was flushed since `safe`.
-    flushed_lines: Delivered,
-    /// What was pushed since `flushed`.
-    pushed_lines: Delivered,
+    /// Number of lines that were flushed since `safe`.
+    flushed_lines: u64,
+    /// Number of lines that were pushed since `flushed`.
+    pushed_lines: u64,
 }
 
 impl Progress {
     /// Everything before `start` is safe, and nothing behind it was pushed yet.
     fn at(start: Position) -> Self {
-        let lines = Delivered::default;
-        Self { safe: start, flushed: start, pushed: start, flushed_lines: lines(), pushed_lines: lines() }
+        Self { safe: start, flushed: start, pushed: start, flushed_lines: 0, pushed_lines: 0 }
     }
 }
 
@@ -102,7 +98,7 @@ enum Interrupted {
 
 impl Delivery {
     fn run(&mut self) -> Result<(), Interrupted> {
-        let (outbox, start) = self.until_it_opens()?;
+        let (mut outbox, start) = self.until_it_opens()?;
         let mut progress = Progress::at(start);
         let mut last_idle = Instant::now();
         loop {
@@ -116,11 +112,9 @@ impl Delivery {
             })?;
             let (mut ended, mut is_full) = (false, false);
             match next {
-                Next::Batch(batch) => {
-                    self.push(&batch, &mut progress)?;
-                    let sink = &self.worker.sink;
-                    let passed = progress.pushed.batch - progress.flushed.batch;
-                    if sink.collected() < sink.chunk() && passed < BATCHES {
+                Next::Batch(batch, streams) => {
+                    self.push(&batch, streams, &mut progress)?;
+                    if self.worker.sink.collected() < self.worker.sink.chunk() {
                         continue;
                     }
                 }
@@ -146,13 +140,12 @@ impl Delivery {
         }
     }
 
-    /// Collects the wanted lines of a batch, flushing in between where it is long.
-    fn push(&mut self, batch: &Stored, progress: &mut Progress) -> Result<(), Interrupted> {
-        let subscription = self.worker.subscription.clone();
+    /// Collects the lines of some streams of a batch, flushing in between where it is long.
+    fn push(&mut self, batch: &Stored, streams: Streams, progress: &mut Progress) -> Result<(), Interrupted> {
         let from = progress.pushed;
         let first_line = if batch.position == from.batch { from.line } else { 0 };
         let behind = Position { batch: batch.position + 1, line: 0 };
-        let mut wanted = batch.wanted(&subscription, first_line).peekable();
+        let mut wanted = batch.lines(streams, first_line).peekable();
         if wanted.peek().is_none() {
             progress.pushed = behind;
             return Ok(());
@@ -176,8 +169,7 @@ impl Delivery {
                 key_id,
                 raw: line,
             });
-            progress.pushed_lines.events += 1;
-            progress.pushed_lines.received_at = batch.received_at;
+            progress.pushed_lines += 1;
             if self.worker.sink.collected() >= self.worker.sink.chunk() && wanted.peek().is_some() {
                 self.settle(progress, false)?;
             }
@@ -198,9 +190,7 @@ impl Delivery {
             }
         };
         progress.flushed = behind;
-        let pushed = std::mem::take(&mut progress.pushed_lines);
-        progress.flushed_lines.events += pushed.events;
-        progress.flushed_lines.received_at = pushed.received_at.max(progress.flushed_lines.received_at);
+        progress.flushed_lines += std::mem::take(&mut progress.pushed_lines);
         self.works_again();
         let truncated = self.worker.sink.take_truncated();
         if truncated > 0 {
@@ -209,9 +199,8 @@ impl Delivery {
         if let Some(mark) = mark {
             progress.safe = behind;
             let name = &self.worker.subscription.sink;
-            let delivered = std::mem::take(&mut progress.flushed_lines);
-            self.worker.watcher.delivered(name, delivered.events);
-            self.worker.ledger.advance(name, behind, mark, delivered);
+            self.worker.watcher.delivered(name, std::mem::take(&mut progress.flushed_lines));
+            self.worker.ledger.advance(name, behind, mark);
         }
         Ok(())
     }
@@ -219,25 +208,18 @@ impl Delivery {
     /// Lets the sink see to its place, and makes durable where it is then.
     fn prepare(&mut self, progress: &mut Progress) -> Result<(), Interrupted> {
         if let Some(Resume { position, mark }) = self.until_it_works(|worker| worker.sink.prepare())? {
-            let delivered = progress.flushed_lines;
-            self.until_it_works(|worker| worker.note(position, mark.clone(), Some(delivered)))?;
-            self.worker.watcher.delivered(&self.worker.subscription.sink, delivered.events);
+            self.until_it_works(|worker| worker.note(position, mark.clone()))?;
+            let delivered = std::mem::take(&mut progress.flushed_lines);
+            self.worker.watcher.delivered(&self.worker.subscription.sink, delivered);
             progress.safe = position;
-            progress.flushed_lines = Delivered::default();
         }
         Ok(())
     }
 
     /// Opens the sink where the ledger says it is, and makes durable where it really is.
     fn until_it_opens(&mut self) -> Result<(Outbox, Position), Interrupted> {
-        let name = self.worker.subscription.sink.clone();
         loop {
-            let last = self.worker.ledger.resume(&name).ok_or(Interrupted::Ended)?;
-            let opened = self.worker.open(&last).and_then(|position| {
-                let outbox = self.worker.ledger.outbox(&name).map_err(|cause| unreadable(&cause))?;
-                Ok((outbox, position))
-            });
-            match opened {
+            match self.worker.open() {
                 Ok(opened) => return Ok(opened),
                 // Opening again is already what starting over does.
                 Err(error) => match self.back_off(&error) {
@@ -288,8 +270,11 @@ impl Delivery {
 }
 
 impl Worker {
-    fn open(&mut self, last: &Resume) -> Result<Position, SinkError> {
-        let opened = self.sink.resume(last)?;
+    fn open(&mut self) -> Result<(Outbox, Position), SinkError> {
+        let name = &self.subscription.sink;
+        let last = self.ledger.resume(name).map_err(|cause| unreadable(&cause))?;
+        let last = last.ok_or_else(|| unreadable(&"it does not know the sink"))?;
+        let opened = self.sink.resume(&last)?;
         let position = opened.position;
         let newest = self.ledger.newest_batch();
         if position.batch > newest + 1 {
@@ -302,15 +287,16 @@ impl Worker {
             let what = format!("cannot go on with the sink {}", self.subscription.sink);
             return Err(SinkError::new(what, std::io::Error::other(why)));
         }
-        if opened != *last {
-            self.note(position, opened.mark, None)?;
+        if opened != last {
+            self.note(position, opened.mark)?;
         }
-        Ok(position)
+        let outbox = self.ledger.outbox(&self.subscription).map_err(|cause| unreadable(&cause))?;
+        Ok((outbox, position))
     }
 
     /// Makes durable where the sink is, before it writes there.
-    fn note(&self, position: Position, mark: Vec<u8>, delivered: Option<Delivered>) -> Result<(), SinkError> {
-        let noted = self.ledger.advance_now(&self.subscription.sink, position, mark, delivered);
+    fn note(&self, position: Position, mark: Vec<u8>) -> Result<(), SinkError> {
+        let noted = self.ledger.advance_now(&self.subscription.sink, position, mark);
         noted.map_err(|cause| unreadable(&cause))
     }
 }
@@ -340,7 +326,8 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::ledger::{Backlog, Clock, Options, Running};
+    use crate::clock::Clock;
+    use crate::ledger::{Backlog, Options, Running};
     use crate::wire::event::Stream;
 
     /// A sink that is somewhere else than the ledger knows.
@@ -478,7 +465,7 @@ mod tests {
             assert_eq!(seen.len(), usize::from(is_ahead), "{seen:?}");
             assert!(seen.iter().all(|error| error.contains("an older copy of data_dir")), "{seen:?}");
             // The ledger's own position did not follow it.
-            assert_eq!(ledger.resume("search").unwrap().position, Position { batch: 1, line: 0 });
+            assert_eq!(ledger.resume("search").unwrap().unwrap().position, Position { batch: 1, line: 0 });
             ledger.close();
             running.thread.join().unwrap();
         }

@@ -174,7 +174,7 @@ impl Ingest {
         if self.ledger.is_unwritable() {
             return Err(Rejection::Unwritable);
         }
-        if self.ledger.backlog().0 >= self.limits.backlog {
+        if self.ledger.backlog().bytes >= self.limits.backlog {
             return Err(Rejection::BacklogFull);
         }
         source.keys_in_force().map(|_| ())
@@ -207,7 +207,8 @@ impl Ingest {
             }
         }
         let rejects = judged.judgement.rejects;
-        if rejects.iter().any(|count| *count > 0) && self.ledger.backlog().1 >= self.limits.quarantine_share()
+        if rejects.iter().any(|count| *count > 0)
+            && self.ledger.backlog().quarantine_bytes >= self.limits.quarantine_share()
         {
             return Err(Rejection::BacklogFull);
         }

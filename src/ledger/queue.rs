@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::{Batch, CommitError, Receipt};
+use super::batch::{Batch, Receipt};
+use super::error::CommitError;
 
 /// Where the outcome of a request to the writer goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
-use super::OpenError;
+use super::error::OpenError;
 use crate::database;
 
 /// How long to wait for a lock that somebody else holds.
@@ -17,10 +17,46 @@ const APPLICATION_ID: i32 = 0x6175_6467;
 
 /// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A step that was
 /// released is never changed.
-const STEPS: [&str; 2] = [VERSION_1, VERSION_2];
+const STEPS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
 
-/// What a sink wants, as JSON; NULL for a sink of version 1 until it is configured once more.
-const VERSION_2: &str = "ALTER TABLE sink ADD COLUMN wants TEXT";
+/// What waits for a sink is a row for each stream of a batch (see [`delivery`](super::delivery)). Before, it was what
+/// lay behind the sink's position, of the streams and sources that it wanted now and earlier.
+const VERSION_3: &str = "
+    CREATE TABLE delivery (
+        sink TEXT NOT NULL,
+        batch INTEGER NOT NULL,
+        stream INTEGER NOT NULL,
+        events INTEGER NOT NULL,
+        PRIMARY KEY (sink, batch, stream)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX delivery_batch ON delivery (batch);
+    WITH
+        line (batch, source, stream, name, events) AS (
+            SELECT position, source, 0, 'verified', verified FROM batch
+            UNION ALL SELECT position, source, 1, 'unverified', unverified FROM batch
+            UNION ALL SELECT position, source, 2, 'quarantine', quarantined FROM batch
+        ),
+        wish (sink, before, streams, sources) AS (
+            SELECT name, 9223372036854775807, wants ->> 'streams', wants ->> 'sources' FROM sink
+            UNION ALL
+            SELECT name, value ->> 'before', value ->> 'streams', value ->> 'sources'
+            FROM sink, json_each(wants, '$.earlier')
+        )
+    INSERT INTO delivery
+        SELECT sink.name, line.batch, stream, events FROM sink JOIN line ON line.batch >= sink.batch
+        WHERE events > 0 AND NOT EXISTS (
+            SELECT 1 FROM wish WHERE wish.sink = sink.name AND line.batch < before AND (
+                (streams IS NOT NULL AND line.name NOT IN (SELECT value FROM json_each(streams)))
+                OR (sources IS NOT NULL AND line.source NOT IN (SELECT value FROM json_each(sources)))
+            )
+        );
+    DELETE FROM batch WHERE NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.batch = position);
+    ALTER TABLE sink DROP COLUMN wants;
+    DELETE FROM meta WHERE name = 'in_flight_bytes';
+";
+
+/// What a sink wants, as JSON.
+pub(super) const VERSION_2: &str = "ALTER TABLE sink ADD COLUMN wants TEXT";
 
 /// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16 bytes), all
 /// big-endian, so that events of one moment lie on few pages. Times are in seconds in `seen` and its partitions,

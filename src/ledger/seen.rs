@@ -23,7 +23,17 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Clock, Entry, Window};
+use super::batch::Entry;
+use crate::clock::Clock;
+
+/// How long lines of a source are remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// For accepted events.
+    pub events: Duration,
+    /// For quarantined lines.
+    pub rejects: Duration,
+}
 
 /// What a line is recognised by when it comes again.
 #[derive(Clone, Debug, PartialEq, Eq)]

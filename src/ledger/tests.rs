@@ -1,9 +1,15 @@
 //! The ledger as its users see it.
 
-use std::sync::atomic::AtomicI64;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
+use super::handle::PROGRESS;
 use super::*;
-use crate::wire::batch::Coding;
+use crate::clock::Clock;
+use crate::wire::batch::{Coding, Packing};
+use crate::wire::event::{Reason, Stream, Verdict};
 
 mod skips;
 
@@ -17,6 +23,8 @@ struct Bench {
     steady: Arc<AtomicI64>,
     open: Option<(Ledger, Running)>,
     by_trace: bool,
+    /// The first sink.
+    first: Option<Subscription>,
 }
 
 impl Bench {
@@ -28,6 +36,7 @@ impl Bench {
             steady: Arc::new(AtomicI64::new(0)),
             open: None,
             by_trace: false,
+            first: None,
         };
         bench.reopen();
         bench
@@ -67,8 +76,14 @@ impl Bench {
     }
 
     fn reopen(&mut self) {
+        self.change(self.options(&["all"]));
+    }
+
+    /// Starts again with another configuration.
+    fn change(&mut self, options: Options) {
         self.close();
-        self.open = Some(Ledger::open(self.options(&["all"])).unwrap());
+        self.first = options.subscriptions.first().cloned();
+        self.open = Some(Ledger::open(options).unwrap());
     }
 
     fn ledger(&self) -> &Ledger {
@@ -258,8 +273,8 @@ fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
     let mut twice = rejects(&bench, 0, 3);
     twice.extend(rejects(&bench, 0, 3));
     assert_eq!(bench.commit("us", twice).quarantined(), 3);
-    let outbox = bench.ledger().outbox("all").unwrap();
-    let Ok(Next::Batch(batch)) = outbox.next(0, Duration::ZERO) else { panic!("there is a batch") };
+    let mut outbox = bench.outbox();
+    let Ok(Next::Batch(batch, _)) = outbox.next(0, Duration::ZERO) else { panic!("there is a batch") };
     assert_eq!(
         batch.verdicts.iter().map(Option::is_some).collect::<Vec<_>>(),
         [[true; 3], [false; 3]].concat()
@@ -270,7 +285,7 @@ fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
 fn what_is_wrong_with_lines_counts_as_quarantine_too() {
     let bench = Bench::new();
     bench.commit("us", rejects(&bench, 0, 100));
-    let (all, quarantined) = bench.ledger().backlog();
+    let Backlog { bytes: all, quarantine_bytes: quarantined } = bench.ledger().backlog();
     assert_eq!(all, quarantined);
 }
 
@@ -289,10 +304,10 @@ fn a_commit_does_not_wait_for_all_large_ones_before_it() {
     for answer in large {
         assert_eq!(answer.blocking_recv().unwrap().unwrap().quarantined(), 20_000);
     }
-    let outbox = bench.ledger().outbox("all").unwrap();
+    let mut outbox = bench.outbox();
     let lines: Vec<usize> = (1..=21)
         .map(|position| match outbox.next(position, Duration::ZERO) {
-            Ok(Next::Batch(batch)) => batch.verdicts.len(),
+            Ok(Next::Batch(batch, _)) => batch.verdicts.len(),
             _ => panic!("there is a batch"),
         })
         .collect();
@@ -351,31 +366,31 @@ fn batches_wait_for_their_sink_in_order_and_are_forgotten_behind_it() {
         bench.commit_line(&format!("{n}"), Some(NOON));
     }
     assert_eq!(bench.commit_line("0", Some(NOON)), 0);
-    let position = |outbox: &Outbox, from| match outbox.next(from, Duration::ZERO).unwrap() {
-        Next::Batch(batch) => Some(batch.position),
+    let position = |outbox: &mut Outbox, from| match outbox.next(from, Duration::ZERO).unwrap() {
+        Next::Batch(batch, _) => Some(batch.position),
         Next::Full | Next::Nothing | Next::Closed => None,
     };
     for restart in [false, true] {
         if restart {
             bench.reopen();
         }
-        let outbox = bench.ledger().outbox("all").unwrap();
-        assert_eq!([1, 2, 3, 4].map(|from| position(&outbox, from)), [Some(1), Some(2), Some(3), None]);
-        assert_eq!(bench.ledger().pending("all").events, 3);
+        let mut outbox = bench.outbox();
+        assert_eq!([1, 2, 3, 4].map(|from| position(&mut outbox, from)), [Some(1), Some(2), Some(3), None]);
+        assert_eq!(bench.ledger().pending("all").unwrap().events, 3);
     }
-    assert!(bench.ledger().backlog().0 > 0);
-    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, b"mark".to_vec(), None).unwrap();
-    assert_eq!(bench.ledger().pending("all").events, 1);
+    assert!(bench.ledger().backlog().bytes > 0);
+    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, b"mark".to_vec()).unwrap();
+    assert_eq!(bench.ledger().pending("all").unwrap().events, 1);
     bench.reopen();
-    let resume = bench.ledger().resume("all").unwrap();
+    let resume = bench.ledger().resume("all").unwrap().unwrap();
     assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 0 }, &b"mark"[..]));
-    assert_eq!(bench.ledger().pending("all").events, 1);
-    bench.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new(), None).unwrap();
-    assert_eq!(bench.ledger().backlog(), (0, 0));
+    assert_eq!(bench.ledger().pending("all").unwrap().events, 1);
+    bench.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
+    assert_eq!(bench.ledger().backlog(), Backlog::default());
     bench.reopen();
     // Positions go on where they were although the table is empty.
     bench.commit_line("3", Some(NOON));
-    assert_eq!(position(&bench.ledger().outbox("all").unwrap(), 0), Some(4));
+    assert_eq!(position(&mut bench.outbox(), 0), Some(4));
 }
 
 #[test]
@@ -390,8 +405,8 @@ fn a_sink_that_is_removed_or_changed_with_events_waiting_is_refused() {
     assert!(matches!(Ledger::open(changed).err().unwrap(), OpenError::KindChanged { .. }));
     let forget = || Ledger::forget_sink(bench.dir.path(), "all", None, false).unwrap();
     assert_eq!([forget(), forget()], [Forgetting::All { given_up: 1 }, Forgetting::Unknown]);
-    bench.open = Some(Ledger::open(bench.options(&["other"])).unwrap());
-    assert_eq!(bench.ledger().resume("other").unwrap().position, Position { batch: 2, line: 0 });
+    bench.change(bench.options(&["other"]));
+    assert_eq!(bench.ledger().resume("other").unwrap().unwrap().position, Position { batch: 2, line: 0 });
 }
 
 impl Bench {
@@ -411,22 +426,19 @@ impl Bench {
         options
     }
 
-    /// Starts over with another configuration.
-    fn change(&mut self, options: Options) {
-        self.close();
-        self.open = Some(Ledger::open(options).unwrap());
+    fn outbox(&self) -> Outbox {
+        self.ledger().outbox(self.first.as_ref().unwrap()).unwrap()
     }
 
     /// What the sink gets from its position on: batch and line.
     fn handed_out(&self) -> Vec<(i64, usize)> {
-        let outbox = self.ledger().outbox("all").unwrap();
-        let configured = &self.ledger().shared.interests[0].subscription;
-        let Position { mut batch, mut line } = self.ledger().resume("all").unwrap().position;
+        let mut outbox = self.outbox();
+        let Position { mut batch, mut line } = self.ledger().resume("all").unwrap().unwrap().position;
         let mut found = Vec::new();
-        while let Next::Batch(next) = outbox.next(batch, Duration::ZERO).unwrap() {
+        while let Next::Batch(next, streams) = outbox.next(batch, Duration::ZERO).unwrap() {
             line = if next.position == batch { line } else { 0 };
-            found.extend(next.wanted(configured, line).map(|(line, _)| (next.position, line)));
-            batch = next.position + 1;
+            found.extend(next.lines(streams, line).map(|(line, _)| (next.position, line)));
+            (batch, line) = (next.position + 1, 0);
         }
         found
     }
@@ -464,19 +476,19 @@ fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
     bench.change(both);
     assert_eq!(bench.handed_out(), [(1, 0), (1, 1), (2, 0), (2, 1)]);
 
-    bench.ledger().advance_now("all", Position { batch: 1, line: 1 }, Vec::new(), None).unwrap();
+    bench.ledger().advance_now("all", Position { batch: 1, line: 1 }, Vec::new()).unwrap();
     refused(&mut bench, us_verified.clone(), 3);
     let all = bench.options(&["all"]);
     bench.change(all);
-    bench.ledger().advance_now("all", Position { batch: 2, line: 1 }, Vec::new(), None).unwrap();
+    bench.ledger().advance_now("all", Position { batch: 2, line: 1 }, Vec::new()).unwrap();
     refused(&mut bench, verified.clone(), 1);
     let all = bench.options(&["all"]);
     bench.change(all);
-    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, Vec::new(), None).unwrap();
+    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, Vec::new()).unwrap();
     // Nothing that it took waits.
     bench.change(us_verified);
     bench.commit("us", vec![bench.reject("us", "c"), bench.entry("us", "c", None)]);
-    assert_eq!(bench.ledger().pending("all").events, 1);
+    assert_eq!(bench.ledger().pending("all").unwrap().events, 1);
     // It wants less than what is there, and gets along without it.
     let us_verified = bench.taking(&[Stream::Verified], Some(&["us"]));
     bench.change(us_verified);
@@ -506,27 +518,22 @@ fn a_sink_that_takes_more_starts_at_the_present_with_it() {
     let all = bench.options(&["all"]);
     bench.change(all);
     post(&bench, "c");
-    let expected = [(1, 0), (3, 0), (4, 0), (5, 0), (5, 1), (6, 0), (6, 1)];
+    // Of the first batch of the other source nobody takes anything, so it is none.
+    let expected = [(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0), (5, 1)];
     for restart in [false, true] {
         if restart {
             bench.reopen();
         }
         assert_eq!(bench.handed_out(), expected, "{restart}");
-        assert_eq!(bench.ledger().pending("all").events, 7);
+        assert_eq!(bench.ledger().pending("all").unwrap().events, 7);
     }
     // What it did not take then is not in the way now either.
-    bench.ledger().advance_now("all", Position { batch: 5, line: 0 }, Vec::new(), None).unwrap();
+    bench.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
     let us = bench.taking(&Stream::ALL, Some(&["us"]));
     bench.close();
     assert!(matches!(Ledger::open(us).err(), Some(OpenError::Narrowed { pending: 2, .. })));
     bench.reopen();
     assert_eq!(bench.handed_out(), expected[3..]);
-    // The past is forgotten with its batches.
-    let wants = |bench: &Bench| -> String {
-        let database = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
-        database.query_row("SELECT wants FROM sink", [], |row| row.get(0)).unwrap()
-    };
-    assert!(!wants(&bench).contains("earlier"), "{}", wants(&bench));
 }
 
 #[test]
@@ -563,36 +570,58 @@ fn forgetting_gives_up_what_is_in_the_way_of_a_start_and_by_force_everything() {
 }
 
 #[test]
-fn a_ledger_of_version_1_is_opened() {
-    let mut bench = Bench::new();
-    bench.close();
-    for name in ["ledger.db", "lock"] {
-        std::fs::remove_file(bench.dir.path().join(name)).unwrap();
+fn what_waits_in_a_ledger_of_an_earlier_version_is_kept_for_each_sink() {
+    for version in [1, 2] {
+        let mut bench = Bench::new();
+        bench.close();
+        for name in ["ledger.db", "lock"] {
+            std::fs::remove_file(bench.dir.path().join(name)).unwrap();
+        }
+        let database = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
+        database.execute_batch(schema::VERSION_1).unwrap();
+        database
+            .execute_batch(
+                "INSERT INTO meta VALUES ('ledger_id', zeroblob(16)), ('identity_key', zeroblob(32));
+                 INSERT INTO batch VALUES (2, 'us', 4, 0, 1, 0, 0, 0, 7, '[\"k\"]', x'0200', x'61');
+                 INSERT INTO batch VALUES (3, 'us', 5, 0, 1, 1, 0, 0, 7, '[\"k\"]', x'020001', x'61');
+                 INSERT INTO batch VALUES (4, 'eu', 6, 0, 1, 0, 1, 0, 7, '[\"k\"]', x'0200100000', x'61');
+                 INSERT INTO batch VALUES (5, 'us', 7, 0, 1, 0, 1, 0, 7, '[\"k\"]', x'0200100000', x'61');
+                 INSERT INTO sink VALUES ('all', 'file', 3, 1, x'6d61726b');
+                 PRAGMA user_version = 1",
+            )
+            .unwrap();
+        if version == 2 {
+            database.execute_batch(schema::VERSION_2).unwrap();
+            database
+                .execute_batch(
+                    r#"INSERT INTO sink VALUES ('good', 'file', 2, 0, x'', '{"streams":["verified"],"sources":null}');
+                       INSERT INTO sink VALUES ('us', 'file', 4, 0, x'', '{"streams":["verified"],"sources":["us"]}');
+                       INSERT INTO sink VALUES ('more', 'file', 3, 0, x'',
+                         '{"streams":["quarantine","verified"],"sources":null,"earlier":[
+                           {"before":4,"streams":["verified"],"sources":["eu"]},
+                           {"before":5,"streams":["quarantine","verified","unverified"],"sources":null}]}');
+                       INSERT INTO meta VALUES ('in_flight_bytes', 7);
+                       PRAGMA user_version = 2"#,
+                )
+                .unwrap();
+        }
+        drop(database);
+        let names: &[&str] = if version == 1 { &["all"] } else { &["all", "good", "us", "more"] };
+        bench.change(bench.options(names));
+        assert_eq!(bench.ledger().id(), [0; 16]);
+        let resume = bench.ledger().resume("all").unwrap().unwrap();
+        assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 1 }, &b"mark"[..]));
+        assert_eq!(bench.handed_out(), [(3, 1), (4, 0), (4, 1), (5, 0), (5, 1)]);
+        let pending = |sink| bench.ledger().pending(sink).unwrap();
+        assert_eq!(pending("all"), Pending { events: 6, oldest: Some(5) });
+        if version == 2 {
+            assert_eq!(pending("good"), Pending { events: 4, oldest: Some(4) });
+            assert_eq!(pending("us"), Pending { events: 1, oldest: Some(7) });
+            assert_eq!(pending("more"), Pending { events: 4, oldest: Some(6) });
+        }
+        assert_eq!(bench.commit_line("a", None), 1);
+        assert_eq!(bench.handed_out().last(), Some(&(6, 0)));
     }
-    let database = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
-    database.execute_batch(schema::VERSION_1).unwrap();
-    database
-        .execute_batch(
-            "INSERT INTO meta VALUES ('ledger_id', zeroblob(16)), ('identity_key', zeroblob(32));
-             INSERT INTO batch VALUES (3, 'us', 5, 0, 1, 1, 0, 0, 7, '[\"k\"]', x'020001', x'61');
-             INSERT INTO sink VALUES ('all', 'file', 3, 1, x'6d61726b');
-             PRAGMA user_version = 1",
-        )
-        .unwrap();
-    drop(database);
-    // Nothing is known about what it took: what is configured holds.
-    let unverified = bench.taking(&[Stream::Unverified], None);
-    bench.change(unverified.clone());
-    assert_eq!(bench.ledger().id(), [0; 16]);
-    let resume = bench.ledger().resume("all").unwrap();
-    assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 1 }, &b"mark"[..]));
-    assert_eq!(bench.handed_out(), [(3, 1)]);
-    assert_eq!(bench.commit_line("a", None), 1);
-    // From then on it is known, also when nothing was to be migrated any more.
-    bench.change(unverified);
-    bench.close();
-    let verified = bench.taking(&[Stream::Verified], None);
-    assert!(matches!(Ledger::open(verified).err(), Some(OpenError::Narrowed { pending: 1, .. })));
 }
 
 #[test]

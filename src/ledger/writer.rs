@@ -6,43 +6,36 @@
 //! again, so what is on the disk is not known; after the restart, recovery reads it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
-use super::claims::Claims;
-use super::interest::Interest;
-use super::outbox::{self, Body, Feed, Forgotten, Stored, Weight};
-use super::place::Place;
+use super::batch::{Batch, Receipt};
+use super::delivery::{self, Appended, Backlog, Deleted};
+use super::error::{CommitError, Failed};
+use super::evict::Eviction;
+use super::file_identity::FileIdentity;
+use super::outbox::{Body, Feed, Stored};
 use super::queue::{Answer, Commit, Queue};
-use super::seen::Seen;
-use super::skip::{GivenUp, Skipping};
-use super::{
-    Batch, Clock, CommitError, Delivered, Failed, Gauges, Position, Receipt, Resume, Skipped, Window,
-};
+use super::seen::{Seen, Window};
+use super::subscription::{Position, Skipped, Subscription};
+use crate::clock::Clock;
 use crate::database;
-use crate::wire::event::{Stream, Verdict};
+use crate::wire::event::Verdict;
 
 pub(super) enum Message {
     /// Commit a batch.
     Commit(Box<Batch>, Answer<Receipt>),
     /// Note how far a sink has come, and answer when that is durable, if somebody waits.
-    Advance {
-        sink: String,
-        position: Position,
-        mark: Vec<u8>,
-        /// None when what waits for it is to be counted anew.
-        delivered: Option<Delivered>,
-        reply: Option<Answer<()>>,
-    },
+    Advance { sink: String, position: Position, mark: Vec<u8>, reply: Option<Answer<()>> },
     /// Answer, as a sign of life.
     Ping(oneshot::Sender<()>),
     /// From the next transaction on, remember and keep by these.
-    Adjust { windows: BTreeMap<String, Window>, limit: Weight },
+    Adjust { windows: BTreeMap<String, Window>, limit: Backlog },
     /// Write what is left and end.
     Close,
 }
@@ -51,13 +44,14 @@ pub(super) struct Parts {
     pub(super) connection: Connection,
     pub(super) inbox: Receiver<Message>,
     pub(super) failure: oneshot::Sender<Failed>,
-    pub(super) place: Place,
+    pub(super) files: FileIdentity,
     pub(super) feed: Arc<Feed>,
-    pub(super) claims: Arc<BTreeMap<String, Claims>>,
     pub(super) gauges: Arc<Gauges>,
     /// Where batches are refused.
-    pub(super) limit: Weight,
-    pub(super) interests: Arc<[Interest]>,
+    pub(super) limit: Backlog,
+    /// Maximum number of bytes that a worker has in hand.
+    pub(super) in_hand_bytes: u64,
+    pub(super) subscriptions: Vec<Subscription>,
     pub(super) windows: BTreeMap<String, Window>,
     pub(super) clock: Clock,
 }
@@ -65,19 +59,15 @@ pub(super) struct Parts {
 pub(super) struct Writer {
     parts: Parts,
     seen: Seen,
-    skipping: Skipping,
+    eviction: Eviction,
     /// Batches for the next transactions.
     queue: Queue,
     /// Advances that nobody waits for: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
-    /// Sinks that are somewhere else than was thought.
-    recount: Vec<String>,
     last_housekeeping: Instant,
     /// There is something to do: more than one step of housekeeping does, or much has become free.
     more_housework: bool,
-    /// Some batch may be there that every sink has.
-    must_forget: bool,
-    /// What batches took that were forgotten since the last step.
+    /// What batches took that were deleted since the last step.
     freed_bytes: u64,
 }
 
@@ -107,26 +97,16 @@ const PROBE_BYTES: u32 = 1 << 20;
 impl Writer {
     pub(super) fn new(parts: Parts) -> rusqlite::Result<Self> {
         let seen = Seen::new(&parts.connection, parts.windows.clone(), parts.clock.clone())?;
-        let weight = outbox::weigh(&parts.connection)?;
-        parts.gauges.set_weight(weight);
-        for interest in &*parts.interests {
-            let sink = &interest.subscription.sink;
-            let position = outbox::position(&parts.connection, sink)?;
-            let wants = |batch, source: &str, stream| interest.wants(batch, source, stream);
-            let pending = outbox::pending(&parts.connection, &wants, position)?;
-            parts.gauges.pending().insert(sink.clone(), pending);
-        }
-        let skipping = Skipping::new(parts.limit, &parts.interests);
+        parts.gauges.set_backlog(delivery::weigh(&parts.connection)?);
+        let eviction = Eviction::new(parts.limit, parts.in_hand_bytes, &parts.subscriptions);
         Ok(Self {
             parts,
             seen,
-            skipping,
+            eviction,
             queue: Queue::default(),
             advances: BTreeMap::new(),
-            recount: Vec::new(),
             last_housekeeping: Instant::now(),
             more_housework: false,
-            must_forget: true,
             freed_bytes: 0,
         })
     }
@@ -138,9 +118,9 @@ impl Writer {
             let unwritable = self.parts.gauges.unwritable.load(Ordering::Relaxed);
             let patience = if closing || !self.queue.is_empty() {
                 Duration::ZERO
-            } else if !unwritable && (self.more_housework || self.must_forget) {
+            } else if !unwritable && self.more_housework {
                 HOUSEWORK_PAUSE
-            } else if !self.advances.is_empty() || self.must_give_up() {
+            } else if !self.advances.is_empty() || self.must_evict() {
                 ADVANCE_DELAY
             } else {
                 LOOK
@@ -175,11 +155,7 @@ impl Writer {
         while let Some(message) = next.filter(|_| !*closing) {
             match message {
                 Message::Commit(batch, reply) => self.queue.push((*batch, reply)),
-                Message::Advance { sink, position, mark, delivered, reply } => {
-                    match delivered {
-                        Some(delivered) => self.parts.gauges.delivered(&sink, delivered),
-                        None => self.recount.push(sink.clone()),
-                    }
+                Message::Advance { sink, position, mark, reply } => {
                     self.advances.insert(sink, (position, mark));
                     waiting.extend(reply);
                 }
@@ -188,7 +164,7 @@ impl Writer {
                 }
                 Message::Adjust { windows, limit } => {
                     self.seen.adjust(windows);
-                    self.skipping = Skipping::new(limit, &self.parts.interests);
+                    self.eviction = Eviction::new(limit, self.parts.in_hand_bytes, &self.parts.subscriptions);
                 }
                 Message::Close => *closing = true,
             }
@@ -202,32 +178,16 @@ impl Writer {
     fn transact(&mut self, mut commits: Vec<Commit>, waiting: Vec<Answer<()>>) -> Result<(), Failed> {
         let probing = self.parts.gauges.unwritable.load(Ordering::Relaxed);
         let is_idle = commits.is_empty() && self.advances.is_empty();
-        if is_idle && !probing && !self.must_forget && !self.must_give_up() {
+        if is_idle && !probing && !self.must_evict() {
             return self.is_in_place();
         }
-        let claims = Arc::clone(&self.parts.claims);
-        let written = self.write(&mut commits, &claims);
+        let written = self.write(&mut commits);
         self.is_in_place()?;
         match written {
             Ok(written) => {
                 // The point of no return: from here on the batches are promised, whatever happens.
                 let is_proof = !commits.is_empty();
-                let advances = std::mem::take(&mut self.advances);
-                let delivered: Vec<(String, Position)> =
-                    advances.iter().map(|(sink, (position, _))| (sink.clone(), *position)).collect();
-                for (sink, (position, mark)) in advances {
-                    self.parts.gauges.noted().insert(sink, Resume { position, mark });
-                }
-                self.freed_bytes += written.forgotten.weight.bytes;
-                self.must_forget = written.forgotten.more;
-                self.more_housework |= self.freed_bytes >= FREED_BYTES;
                 self.publish(commits, written);
-                for (sink, position) in delivered {
-                    if let Some(claims) = claims.get(&sink) {
-                        claims.deliver(position);
-                    }
-                }
-                self.count_anew();
                 for reply in waiting {
                     let _ = reply.send(Ok(()));
                 }
@@ -255,6 +215,7 @@ impl Writer {
                 }
                 let lost = is_lost(&error) || !self.roll_back();
                 self.seen.forget_cached();
+                self.eviction.start_again();
                 for (_, reply) in commits {
                     let _ = reply.send(Err(CommitError::Storage(text.clone())));
                 }
@@ -268,28 +229,19 @@ impl Writer {
 
     /// Looks for the ledger's files.
     fn is_in_place(&self) -> Result<(), Failed> {
-        self.parts.place.check().map_err(|path| Failed::Gone(path.to_owned()))
+        self.parts.files.check().map_err(|path| Failed::Gone(path.to_owned()))
     }
 
     /// The transaction itself. Nothing outside the database changes here, except that the batches give up their
     /// entries.
-    fn write<'a>(
-        &mut self,
-        commits: &mut [Commit],
-        claims: &'a BTreeMap<String, Claims>,
-    ) -> rusqlite::Result<Written<'a>> {
-        let connection = &self.parts.connection;
+    fn write(&mut self, commits: &mut [Commit]) -> rusqlite::Result<Written> {
+        let Parts { connection, subscriptions, gauges, .. } = &self.parts;
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let now = self.seen.look_at_the_clock(connection)?;
-        let mut written = Written {
-            batches: Vec::with_capacity(commits.len()),
-            forgotten: Forgotten::default(),
-            given_up: None,
-        };
-        let mut weight = self.parts.gauges.weight();
+        let mut written = Written { backlog: gauges.backlog(), ..Written::default() };
         for (batch, _) in commits.iter_mut() {
-            let progress = &self.parts.gauges.progress;
-            let is_new = self.seen.insert_all(connection, &batch.source, &batch.entries, now, progress)?;
+            let is_new =
+                self.seen.insert_all(connection, &batch.source, &batch.entries, now, &gauges.progress)?;
             let mut receipt = Receipt::default();
             let verdicts: Vec<Option<Verdict>> = std::mem::take(&mut batch.entries)
                 .into_iter()
@@ -300,34 +252,24 @@ impl Writer {
                     is_new.then_some(verdict)
                 })
                 .collect();
-            // Nothing new, nothing to deliver: no row.
-            let row = if verdicts.iter().any(Option::is_some) {
-                let quarantine_bytes = quarantine_bytes(batch, &verdicts);
-                let (position, added) = outbox::append(connection, batch, &verdicts, quarantine_bytes)?;
-                weight += added;
-                Some((position, added))
-            } else {
-                None
-            };
-            written.batches.push((receipt, verdicts, row));
-        }
-        if !self.advances.is_empty() {
-            for (sink, (position, mark)) in &self.advances {
-                outbox::record(connection, sink, *position, mark)?;
+            let appended = delivery::append(connection, batch, &verdicts, subscriptions)?;
+            if let Some(appended) = &appended {
+                written.backlog += appended.weight;
+                self.eviction.appended();
             }
-            self.skipping.moved();
+            written.batches.push((receipt, verdicts, appended));
         }
-        if !self.advances.is_empty() || self.must_forget {
-            written.forgotten = outbox::forget(connection)?;
-            weight -= written.forgotten.weight;
+        for (sink, (position, mark)) in &self.advances {
+            written.deleted.add(delivery::advance(connection, sink, *position, mark)?);
+            self.eviction.moved();
         }
-        let (gauges, advances) = (&self.parts.gauges, &self.advances);
-        let position = |sink: &str| match advances.get(sink) {
-            Some((position, _)) => Some(*position),
-            None => gauges.noted().get(sink).map(|noted| noted.position),
-        };
-        written.given_up =
-            self.skipping.give_up(connection, weight, &self.parts.interests, position, claims)?;
+        written.backlog = written.backlog - written.deleted.weight;
+        if self.eviction.is_due(written.backlog) {
+            let evicted = self.eviction.evict(connection, written.backlog, subscriptions)?;
+            written.backlog = written.backlog - evicted.deleted.weight;
+            written.deleted.add(evicted.deleted);
+            written.lost = evicted.lost;
+        }
         connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(written)
     }
@@ -342,14 +284,11 @@ impl Writer {
     }
 
     /// Tells the workers and the requests.
-    fn publish(&mut self, commits: Vec<Commit>, written: Written<'_>) {
-        let gauges = &self.parts.gauges;
-        // All at once, so that nobody is refused for what is going anyhow.
-        let mut added = Weight::default();
+    fn publish(&mut self, commits: Vec<Commit>, written: Written) {
+        let Parts { gauges, feed, .. } = &self.parts;
         let mut replies = Vec::with_capacity(commits.len());
-        for ((batch, reply), (receipt, verdicts, row)) in commits.into_iter().zip(written.batches) {
-            if let Some((position, weight)) = row {
-                added += weight;
+        for ((batch, reply), (receipt, verdicts, appended)) in commits.into_iter().zip(written.batches) {
+            if let Some(Appended { position, weight, streams }) = appended {
                 let stored = Stored {
                     position,
                     source: batch.source,
@@ -357,71 +296,27 @@ impl Writer {
                     key_ids: batch.key_ids,
                     verdicts,
                     body: Body::Decoded { packing: batch.packing, bytes: batch.decoded },
-                    weight,
+                    bytes: weight.bytes,
                 };
-                gauges.committed(&self.parts.interests, &stored);
-                self.parts.feed.publish(stored);
+                feed.publish(stored, streams);
             }
             replies.push((reply, receipt));
         }
-        let mut gone = written.forgotten.weight;
-        if let Some(given_up) = &written.given_up {
-            gone += given_up.weight;
-            self.parts.feed.remove(&given_up.batches);
-        }
-        let mut weight = gauges.weight();
-        weight += added;
-        weight -= gone;
-        gauges.set_weight(weight);
-        if let Some(mut given_up) = written.given_up {
-            self.skipping.settle(&mut given_up);
-            self.count_skipped(&given_up);
-        }
+        feed.remove(&written.deleted.batches);
+        let advances = std::mem::take(&mut self.advances);
+        feed.record(advances.into_iter().map(|(sink, (position, _))| (sink, position)));
+        gauges.set_backlog(written.backlog);
+        gauges.add_skipped(written.lost);
+        self.freed_bytes += written.deleted.weight.bytes;
+        self.more_housework |= self.freed_bytes >= FREED_BYTES;
         for (reply, receipt) in replies {
             let _ = reply.send(Ok(receipt));
         }
-        self.parts.feed.forget_before(written.forgotten.reached);
     }
 
-    /// Whether batches have to be given up although nobody commits any.
-    fn must_give_up(&self) -> bool {
-        self.skipping.is_due(self.parts.gauges.weight())
-    }
-
-    /// Counts what sinks lost.
-    fn count_skipped(&self, given_up: &GivenUp<'_>) {
-        let gauges = &self.parts.gauges;
-        for interest in &*self.parts.interests {
-            let sink = &interest.subscription.sink;
-            let Some(lost) = given_up.lost.get(sink) else { continue };
-            gauges.skipped().entry(sink.clone()).or_default().add(*lost);
-            let position = gauges.noted().get(sink).map(|noted| noted.position).unwrap_or_default();
-            let wants = |batch, source: &str, stream| interest.wants(batch, source, stream);
-            let oldest = outbox::oldest(&self.parts.connection, &wants, position);
-            if let Some(pending) = gauges.pending().get_mut(sink) {
-                pending.events = pending.events.saturating_sub(lost.events);
-                // Unknown only when the table cannot be read; then it keeps its former value.
-                pending.oldest = oldest.unwrap_or(pending.oldest).filter(|_| pending.events > 0);
-            }
-        }
-    }
-
-    /// Counts what waits for sinks that are somewhere else than was thought.
-    fn count_anew(&mut self) {
-        for sink in std::mem::take(&mut self.recount) {
-            let interest = self.parts.interests.iter().find(|known| known.subscription.sink == sink);
-            let noted = self.parts.gauges.noted().get(&sink).map(|noted| noted.position);
-            let (Some(interest), Some(position)) = (interest, noted) else { continue };
-            let wants = |batch, source: &str, stream| interest.wants(batch, source, stream);
-            match outbox::pending(&self.parts.connection, &wants, position) {
-                Ok(pending) => {
-                    self.parts.gauges.pending().insert(sink, pending);
-                }
-                Err(error) => {
-                    tracing::warn!(sink, cause = describe(&error), "what waits for the sink is not known");
-                }
-            }
-        }
+    /// Whether batches have to be evicted although nobody commits any.
+    fn must_evict(&self) -> bool {
+        self.eviction.is_due(self.parts.gauges.backlog())
     }
 
     /// Ends a transaction that failed; false when SQLite does not know how.
@@ -464,22 +359,18 @@ impl Writer {
 }
 
 /// What a transaction wrote.
-struct Written<'a> {
+#[derive(Default)]
+struct Written {
     batches: Vec<WrittenBatch>,
-    forgotten: Forgotten,
-    given_up: Option<GivenUp<'a>>,
+    deleted: Deleted,
+    /// What sinks lost.
+    lost: BTreeMap<String, Skipped>,
+    /// What is in the table now.
+    backlog: Backlog,
 }
 
 /// A batch's receipt, its verdicts, none for what is not delivered with it, and its row, if it needed one.
-type WrittenBatch = (Receipt, Vec<Option<Verdict>>, Option<(i64, Weight)>);
-
-/// The quarantined part of a batch's bytes: of its body by its share of the lines, and what is wrong with each.
-fn quarantine_bytes(batch: &Batch, verdicts: &[Option<Verdict>]) -> u64 {
-    let quarantined =
-        verdicts.iter().flatten().filter(|verdict| verdict.stream() == Stream::Quarantine).count();
-    let share = batch.body.len() * quarantined / verdicts.len().max(1);
-    share as u64 + outbox::rejections_bytes(verdicts)
-}
+type WrittenBatch = (Receipt, Vec<Option<Verdict>>, Option<Appended>);
 
 /// After these nothing is known about what is on the disk.
 fn is_lost(error: &rusqlite::Error) -> bool {
@@ -501,47 +392,34 @@ fn describe(error: &rusqlite::Error) -> String {
     }
 }
 
+/// Counters that anybody may read at any time.
+#[derive(Debug, Default)]
+pub(super) struct Gauges {
+    pub(super) unwritable: AtomicBool,
+    /// Counts up while a transaction goes forward.
+    pub(super) progress: AtomicU64,
+    backlog: Mutex<Backlog>,
+    /// What each sink lost since it was last asked for.
+    skipped: Mutex<BTreeMap<String, Skipped>>,
+}
+
 impl Gauges {
-    pub(super) fn pending(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, super::Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn backlog(&self) -> Backlog {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn noted(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Resume>> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn set_backlog(&self, backlog: Backlog) {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = backlog;
     }
 
-    pub(super) fn skipped(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Skipped>> {
-        self.skipped.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn take_skipped(&self) -> BTreeMap<String, Skipped> {
+        std::mem::take(&mut *self.skipped.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What is in the table. Only the writer changes it.
-    fn weight(&self) -> Weight {
-        Weight {
-            bytes: self.backlog_bytes.load(Ordering::Relaxed),
-            quarantine_bytes: self.quarantine_bytes.load(Ordering::Relaxed),
-        }
-    }
-
-    fn set_weight(&self, weight: Weight) {
-        self.backlog_bytes.store(weight.bytes, Ordering::Relaxed);
-        self.quarantine_bytes.store(weight.quarantine_bytes, Ordering::Relaxed);
-    }
-
-    fn committed(&self, interests: &[Interest], stored: &Stored) {
-        let mut pending = self.pending();
-        for Interest { subscription, .. } in interests {
-            let events = stored.wanted(subscription, 0).count() as u64;
-            if let Some(pending) = pending.get_mut(&subscription.sink).filter(|_| events > 0) {
-                pending.events += events;
-                pending.oldest.get_or_insert(stored.received_at);
-            }
-        }
-    }
-
-    fn delivered(&self, sink: &str, delivered: Delivered) {
-        if let Some(pending) = self.pending().get_mut(sink).filter(|_| delivered.events > 0) {
-            pending.events = pending.events.saturating_sub(delivered.events);
-            pending.oldest = (pending.events > 0).then_some(delivered.received_at);
+    fn add_skipped(&self, lost: BTreeMap<String, Skipped>) {
+        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        for (sink, lost) in lost {
+            skipped.entry(sink).or_default().add(lost);
         }
     }
 }

@@ -29,11 +29,12 @@ use self::skipped::Skips;
 use self::sockets::{Admin, Inherited};
 use self::sources::Sources;
 use crate::cli::exit::Failure;
+use crate::clock::Clock;
 use crate::config::{self, Config, Secret, Secrets, Tls};
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::{Watcher, Worker};
 use crate::ingest::{Ingest, Ingested, Limits, Source};
-use crate::ledger::{self, Backlog, Clock, Failed, Ledger, OpenError, Receipt, Running, Window};
+use crate::ledger::{self, Backlog, Failed, Ledger, OpenError, Receipt, Running, Window};
 use crate::log_throttle::log_seldom;
 use crate::memory_budget::MemoryBudget;
 use crate::observe::health::Health;
@@ -419,7 +420,8 @@ fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Confi
         metrics.ledger_bytes(ledger.bytes());
         skips.count();
         for sink in &sinks {
-            let pending = ledger.pending(sink);
+            // A table that cannot be read leaves the last value.
+            let Ok(pending) = ledger.pending(sink) else { continue };
             let age = pending.oldest.map_or(0, |oldest| (now() - oldest).max(0));
             metrics.sink_pending(sink, pending.events, seconds(age));
         }
@@ -453,7 +455,7 @@ async fn watch_health(
         let InForce { sources, limits } = &*in_force;
         let state = |is_bad: bool, problem: &str| if is_bad { Err(problem.to_owned()) } else { Ok(()) };
         health.set("ledger", state(ledger.is_unwritable(), "the ledger cannot be written; see the log"));
-        let (all, quarantined) = ledger.backlog();
+        let Backlog { bytes: all, quarantine_bytes: quarantined } = ledger.backlog();
         health.set(
             "backlog",
             state(all >= limits.backlog, "undelivered events fill limits.backlog; look at the sinks"),

@@ -7,9 +7,10 @@ use tokio::sync::watch;
 
 use super::sources::Sources;
 use super::{InForce, backlog, limits, memory_budget, rules, windows};
+use crate::clock::Clock;
 use crate::config::{self, Config, Secret, Secrets, Tls};
 use crate::ingest::Ingest;
-use crate::ledger::{Clock, Ledger};
+use crate::ledger::Ledger;
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
 use crate::receive::connection_limit::ConnectionLimit;

@@ -3,12 +3,13 @@
 use nix::unistd::{Group, User};
 
 use crate::cli::exit::Failure;
+use crate::clock::Clock;
 use crate::config::{self, Compress, Config, Every, FileFormat, Fsync, Owner, SinkKind, WhenFull};
 use crate::deliver::file::{self, FileSink, Rendering};
 use crate::deliver::sink::Sink;
 use crate::deliver::sqlite::{self, SqliteSink};
 use crate::deliver::syslog::{self, SyslogSink};
-use crate::ledger::{Clock, Ledger, Subscription};
+use crate::ledger::{Ledger, Subscription};
 
 /// A sink whose directory is missing, or whose database belongs to something else, would fail for ever. What may
 /// get better by itself, such as a database that another program has locked, is no reason not to start: the other

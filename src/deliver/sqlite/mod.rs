@@ -22,8 +22,9 @@ use self::retention::Retention;
 use self::row::Row;
 use self::schema::{Open, failed};
 use super::sink::{Item, Sink, SinkError};
+use crate::clock::Clock;
 use crate::database;
-use crate::ledger::{Clock, Position, Resume};
+use crate::ledger::{Position, Resume};
 use crate::log_throttle::log_seldom;
 
 /// A database that events are inserted into.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
-use crate::ledger::Clock;
+use crate::clock::Clock;
 
 const DAY: i64 = 86_400_000;
 

@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// Files by their paths and what is known to be open.
-pub(super) struct Place(Vec<(PathBuf, (u64, u64))>);
+pub(super) struct FileIdentity(Vec<(PathBuf, (u64, u64))>);
 
-impl Place {
+impl FileIdentity {
     /// The lock that is held, the database that was just opened, and its log, if it has one.
     ///
     /// # Errors

@@ -1,0 +1,224 @@
+//! The tables `batch` and `delivery`: what is committed, and which sinks do not have it yet.
+//!
+//! A row of `delivery` says that a sink has to get some events of one stream of a batch. It is made in the transaction
+//! of the commit, by what the sink takes then, and deleted when the sink has the whole batch, when its events are
+//! evicted, or when the operator gives them up. A batch is deleted with its last row. So a sink that is added, or made
+//! to take more, starts at the present with it.
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::batch::Batch;
+use super::subscription::{Pending, Position, Resume, Streams, Subscription};
+use super::verdicts;
+use crate::wire::event::{Stream, Verdict};
+
+/// Bytes that wait for sinks, or may. Who commits looks at [`Ledger::backlog`](super::Ledger::backlog); the ledger
+/// itself refuses nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Of all batches, as received, with their verdicts.
+    pub bytes: u64,
+    /// Of quarantined lines.
+    pub quarantine_bytes: u64,
+}
+
+impl std::ops::AddAssign for Backlog {
+    fn add_assign(&mut self, more: Self) {
+        self.bytes += more.bytes;
+        self.quarantine_bytes += more.quarantine_bytes;
+    }
+}
+
+impl std::ops::Sub for Backlog {
+    type Output = Self;
+
+    fn sub(self, less: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(less.bytes),
+            quarantine_bytes: self.quarantine_bytes.saturating_sub(less.quarantine_bytes),
+        }
+    }
+}
+
+/// A batch that was put into the table.
+pub(super) struct Appended {
+    pub(super) position: i64,
+    pub(super) weight: Backlog,
+    /// The streams that it has lines of.
+    pub(super) streams: Streams,
+}
+
+/// Batches that were deleted.
+#[derive(Default)]
+pub(super) struct Deleted {
+    pub(super) batches: Vec<i64>,
+    pub(super) weight: Backlog,
+}
+
+impl Deleted {
+    pub(super) fn add(&mut self, more: Self) {
+        self.batches.extend(more.batches);
+        self.weight += more.weight;
+    }
+}
+
+/// Appends a batch and its deliveries; none when no sink wants anything of it.
+pub(super) fn append(
+    connection: &Connection,
+    batch: &Batch,
+    verdicts: &[Option<Verdict>],
+    subscriptions: &[Subscription],
+) -> rusqlite::Result<Option<Appended>> {
+    let count = |stream| verdicts.iter().flatten().filter(|verdict| verdict.stream() == stream).count();
+    let lines = Stream::ALL.map(count);
+    let mut wanted = Vec::new();
+    for subscription in subscriptions {
+        for (stream, lines) in Stream::ALL.into_iter().zip(lines) {
+            if lines > 0 && subscription.wants(&batch.source, stream) {
+                wanted.push((&subscription.sink, stream, lines));
+            }
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let encoded = verdicts::encode(verdicts);
+    let bytes = (encoded.len() + batch.body.len()) as u64;
+    // Of the body the quarantined lines' share, and what is wrong with each.
+    let share = batch.body.len() * lines[Stream::Quarantine as usize] / verdicts.len().max(1);
+    let quarantine_bytes = share as u64 + verdicts::rejections_bytes(verdicts);
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO batch (source, received_at, packing, verified, unverified, quarantined, \
+         quarantined_bytes, bytes, key_ids, verdicts, body) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+    )?;
+    insert.execute(params![
+        batch.source,
+        batch.received_at,
+        batch.packing.code(),
+        lines[Stream::Verified as usize],
+        lines[Stream::Unverified as usize],
+        lines[Stream::Quarantine as usize],
+        quarantine_bytes,
+        bytes,
+        serde_json::to_string(&*batch.key_ids).unwrap_or_default(),
+        encoded,
+        *batch.body,
+    ])?;
+    let position = connection.last_insert_rowid();
+    let mut insert = connection.prepare_cached("INSERT INTO delivery VALUES (?1, ?2, ?3, ?4)")?;
+    for (sink, stream, lines) in wanted {
+        insert.execute(params![sink, position, stream as u8, lines])?;
+    }
+    let weight = Backlog { bytes, quarantine_bytes };
+    Ok(Some(Appended { position, weight, streams: lines.map(|lines| lines > 0) }))
+}
+
+/// Records how far a sink has come.
+pub(super) fn advance(
+    connection: &Connection,
+    sink: &str,
+    position: Position,
+    mark: &[u8],
+) -> rusqlite::Result<Deleted> {
+    let mut update =
+        connection.prepare_cached("UPDATE sink SET batch = ?2, line = ?3, mark = ?4 WHERE name = ?1")?;
+    update.execute(params![sink, position.batch, position.line, mark])?;
+    let mut delete =
+        connection.prepare_cached("DELETE FROM delivery WHERE sink = ?1 AND batch < ?2 RETURNING batch")?;
+    let mut batches: Vec<i64> =
+        delete.query_map(params![sink, position.batch], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    batches.sort_unstable();
+    batches.dedup();
+    delete_unwanted(connection, batches)
+}
+
+/// Deletes those of the batches that no sink has to get any more.
+pub(super) fn delete_unwanted(
+    connection: &Connection,
+    batches: impl IntoIterator<Item = i64>,
+) -> rusqlite::Result<Deleted> {
+    let mut delete = connection.prepare_cached(
+        "DELETE FROM batch WHERE position = ?1 AND NOT EXISTS (SELECT 1 FROM delivery WHERE batch = ?1) \
+         RETURNING bytes, quarantined_bytes",
+    )?;
+    let mut deleted = Deleted::default();
+    for batch in batches {
+        if let Some(weight) = delete.query_row([batch], |row| weight(row, 0)).optional()? {
+            deleted.batches.push(batch);
+            deleted.weight += weight;
+        }
+    }
+    Ok(deleted)
+}
+
+/// Reads a weight from two columns.
+pub(super) fn weight(row: &Row<'_>, first: usize) -> rusqlite::Result<Backlog> {
+    Ok(Backlog { bytes: row.get(first)?, quarantine_bytes: row.get(first + 1)? })
+}
+
+/// Returns what all batches in the table weigh.
+pub(super) fn weigh(connection: &Connection) -> rusqlite::Result<Backlog> {
+    connection.query_row(
+        "SELECT coalesce(sum(bytes), 0), coalesce(sum(quarantined_bytes), 0) FROM batch INDEXED BY batch_summary",
+        [],
+        |row| weight(row, 0),
+    )
+}
+
+/// Returns where a sink goes on; none when it is not registered.
+pub(super) fn resume(connection: &Connection, sink: &str) -> rusqlite::Result<Option<Resume>> {
+    let mut find = connection.prepare_cached("SELECT batch, line, mark FROM sink WHERE name = ?1")?;
+    let resume = find.query_row([sink], |row| {
+        Ok(Resume { position: Position { batch: row.get(0)?, line: row.get(1)? }, mark: row.get(2)? })
+    });
+    resume.optional()
+}
+
+/// Returns what waits for a sink.
+pub(super) fn pending(connection: &Connection, sink: &str) -> rusqlite::Result<Pending> {
+    let mut find = connection.prepare_cached(
+        "SELECT coalesce(sum(events), 0), \
+         (SELECT received_at FROM batch WHERE position = (SELECT min(batch) FROM delivery WHERE sink = ?1)) \
+         FROM delivery WHERE sink = ?1",
+    )?;
+    find.query_row([sink], |row| Ok(Pending { events: row.get(0)?, oldest: row.get(1)? }))
+}
+
+/// Returns the sources and streams of which events wait for a sink that its subscription does not take, with the
+/// number of these events.
+pub(super) fn unwanted(
+    connection: &Connection,
+    subscription: &Subscription,
+) -> rusqlite::Result<Vec<(String, usize, u64)>> {
+    let mut find = connection.prepare(
+        "SELECT source, stream, sum(events) FROM delivery JOIN batch INDEXED BY batch_summary \
+         ON position = delivery.batch WHERE sink = ?1 GROUP BY source, stream",
+    )?;
+    let waiting = find.query_map([&subscription.sink], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let mut waiting: Vec<(String, usize, u64)> = waiting.collect::<Result<_, _>>()?;
+    waiting.retain(|(source, stream, _)| {
+        !Stream::ALL.get(*stream).is_some_and(|stream| subscription.wants(source, *stream))
+    });
+    Ok(waiting)
+}
+
+/// Returns the last batch that the worker of a sink may have begun to deliver: of those from its position on, as many
+/// as weigh no more than `budget` together, and at least one; 0 when none waits. An [`Outbox`](super::Outbox) hands
+/// out no more before it knows that the ledger has recorded a later position.
+pub(super) fn last_begun(connection: &Connection, sink: &str, budget: u64) -> rusqlite::Result<i64> {
+    let mut find = connection.prepare_cached(
+        "SELECT DISTINCT delivery.batch, bytes FROM delivery JOIN batch INDEXED BY batch_summary \
+         ON position = delivery.batch WHERE sink = ?1 ORDER BY delivery.batch",
+    )?;
+    let mut rows = find.query([sink])?;
+    let (mut last, mut all) = (0, 0);
+    while let Some(row) = rows.next()? {
+        all += row.get::<_, u64>(1)?;
+        if last > 0 && all > budget {
+            break;
+        }
+        last = row.get(0)?;
+    }
+    Ok(last)
+}
