@@ -14,6 +14,8 @@ use crate::wire::event::Verdict;
 
 /// What a worker tells about its sink. Called on the worker's thread.
 pub trait Watcher: Send {
+    /// The sink begins an operation, which may hang, or has come back from it.
+    fn working(&self, sink: &str, is_working: bool);
     /// So many lines are safe in the sink now.
     fn delivered(&self, sink: &str, events: u64);
     /// The sink had to cut so many lines to fit its limits.
@@ -131,7 +133,7 @@ impl Delivery {
                 self.settle(&mut progress, ended || is_full)?;
             }
             if is_idle && last_idle.elapsed() >= IDLE {
-                self.worker.sink.idle();
+                self.worker.in_sink(|sink| sink.idle());
                 last_idle = Instant::now();
             }
             if (ended && is_idle) || self.worker.stop.load(Ordering::Relaxed) {
@@ -184,7 +186,7 @@ impl Delivery {
         let mark = loop {
             // Before each attempt: what the last one met may be mended by going to another place.
             self.prepare(progress)?;
-            match self.worker.sink.flush(behind, at_once) {
+            match self.worker.in_sink(|sink| sink.flush(behind, at_once)) {
                 Ok(mark) => break mark,
                 Err(error) => self.back_off(&error)?,
             }
@@ -207,7 +209,9 @@ impl Delivery {
 
     /// Lets the sink see to its place, and makes durable where it is then.
     fn prepare(&mut self, progress: &mut Progress) -> Result<(), Interrupted> {
-        if let Some(Resume { position, mark }) = self.until_it_works(|worker| worker.sink.prepare())? {
+        if let Some(Resume { position, mark }) =
+            self.until_it_works(|worker| worker.in_sink(|sink| sink.prepare()))?
+        {
             self.until_it_works(|worker| worker.note(position, mark.clone()))?;
             let delivered = std::mem::take(&mut progress.flushed_lines);
             self.worker.watcher.delivered(&self.worker.subscription.sink, delivered);
@@ -270,11 +274,18 @@ impl Delivery {
 }
 
 impl Worker {
+    /// Runs an operation of the sink, watched.
+    fn in_sink<T>(&mut self, operation: impl FnOnce(&mut dyn Sink) -> T) -> T {
+        self.watcher.working(&self.subscription.sink, true);
+        let result = operation(&mut *self.sink);
+        self.watcher.working(&self.subscription.sink, false);
+        result
+    }
+
     fn open(&mut self) -> Result<(Outbox, Position), SinkError> {
-        let name = &self.subscription.sink;
-        let last = self.ledger.resume(name).map_err(|cause| unreadable(&cause))?;
+        let last = self.ledger.resume(&self.subscription.sink).map_err(|cause| unreadable(&cause))?;
         let last = last.ok_or_else(|| unreadable(&"it does not know the sink"))?;
-        let opened = self.sink.resume(&last)?;
+        let opened = self.in_sink(|sink| sink.resume(&last))?;
         let position = opened.position;
         let newest = self.ledger.newest_batch();
         if position.batch > newest + 1 {
@@ -356,6 +367,7 @@ mod tests {
     }
 
     impl Watcher for Failures {
+        fn working(&self, _sink: &str, _is_working: bool) {}
         fn delivered(&self, _sink: &str, _events: u64) {}
         fn recovered(&self, _sink: &str) {}
         fn truncated(&self, _sink: &str, _lines: u64) {}
@@ -422,6 +434,7 @@ mod tests {
     struct Deaf;
 
     impl Watcher for Deaf {
+        fn working(&self, _sink: &str, _is_working: bool) {}
         fn delivered(&self, _sink: &str, _events: u64) {}
         fn truncated(&self, _sink: &str, _lines: u64) {}
         fn failed(&self, _sink: &str, _error: &SinkError) {}

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use self::cores::{Cores, Turn};
 use self::judge::{Judge, Judgement};
 pub use self::judge::{Judgeable, UNSIGNED, open};
-use crate::ledger::{Batch, CommitError, Entry, Identifier, Ledger, Receipt};
+use crate::ledger::{Batch, CommitError, Committed, Entry, Identifier, Ledger, Receipt};
 use crate::memory_budget::{self, MemoryPermit};
 use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, RefreshOutcome};
@@ -92,8 +92,8 @@ pub struct Ingested {
     pub receipt: Receipt,
     /// The own times of the lines that were let through, in milliseconds since the Unix epoch.
     pub times: Vec<i64>,
-    /// How long the commit took, the wait for its turn included.
-    pub commit: Duration,
+    /// How long its commits waited and took.
+    pub commits: Vec<(Duration, Duration)>,
     /// There was a byte order mark in front of the body, which was dropped.
     pub had_byte_order_mark: bool,
 }
@@ -212,25 +212,25 @@ impl Ingest {
         {
             return Err(Rejection::BacklogFull);
         }
-        let start = Instant::now();
         let had_byte_order_mark = judged.body.had_byte_order_mark;
         let Batches { record, lines, undecodable, times, _memory } = judged.into_batches(&self.ledger);
         // Each is durable by itself, and known again when the sender repeats the body: they need no transaction
         // in common.
-        let record = match record {
-            Some(record) => Some(self.ledger.commit(record).await?),
-            None => None,
+        let mut commits = Vec::new();
+        let mut commit = async |batch: Option<Batch>| -> Result<_, CommitError> {
+            let Some(batch) = batch else { return Ok(None) };
+            let Committed { receipt, queued, transaction } = self.ledger.commit(batch).await?;
+            commits.push((queued, transaction));
+            Ok(Some(receipt))
         };
-        let mut receipt = match lines {
-            Some(lines) => self.ledger.commit(lines).await?,
-            None => Receipt::default(),
-        };
+        let record = commit(record).await?;
+        let mut receipt = commit(lines).await?.unwrap_or_default();
         if let Some(record) = record {
             receipt.add_record(&record, rejects);
         }
         match undecodable {
             Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
-            None => Ok(Ingested { receipt, times, commit: start.elapsed(), had_byte_order_mark }),
+            None => Ok(Ingested { receipt, times, commits, had_byte_order_mark }),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What is committed, and the proof that it was.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::seen::Identity;
 use crate::wire::batch::Packing;
@@ -40,6 +41,17 @@ pub struct Receipt {
     accepted: u64,
     duplicates: u64,
     rejected: [u64; Reason::ALL.len()],
+}
+
+/// A receipt, and what it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The proof.
+    pub receipt: Receipt,
+    /// Until the transaction began.
+    pub queued: Duration,
+    /// The transaction, with its fsync.
+    pub transaction: Duration,
 }
 
 impl Receipt {

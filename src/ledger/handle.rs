@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::batch::{Batch, Receipt};
+use super::batch::{Batch, Committed};
+
 use super::delivery::{self, Backlog};
 use super::error::{CommitError, Failed, OpenError};
 use super::file_identity::FileIdentity;
 use super::outbox::{Feed, Outbox};
+use super::queue::Commit;
 use super::seen::{Identifier, Window};
 use super::subscription::{Forgetting, Pending, Position, Resume, Skipped, Subscription};
 use super::writer::{Gauges, Message, Parts, Writer};
@@ -156,7 +158,7 @@ impl Ledger {
     ///
     /// # Errors
     /// See [`CommitError`].
-    pub async fn commit(&self, batch: Batch) -> Result<Receipt, CommitError> {
+    pub async fn commit(&self, batch: Batch) -> Result<Committed, CommitError> {
         self.send_commit(batch).await.map_err(|_| CommitError::Closed)?
     }
 
@@ -270,9 +272,9 @@ impl Ledger {
     }
 
     /// A ledger that is closed drops the sender, which the receiver notices.
-    pub(super) fn send_commit(&self, batch: Batch) -> oneshot::Receiver<Result<Receipt, CommitError>> {
+    pub(super) fn send_commit(&self, batch: Batch) -> oneshot::Receiver<Result<Committed, CommitError>> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.send(Message::Commit(Box::new(batch), reply));
+        let _ = self.send(Message::Commit(Box::new(Commit { batch, reply, sent: Instant::now() })));
         answer
     }
 

@@ -26,7 +26,7 @@ mod subscription;
 mod verdicts;
 mod writer;
 
-pub use batch::{Batch, Entry, Receipt};
+pub use batch::{Batch, Committed, Entry, Receipt};
 pub use delivery::Backlog;
 pub use error::{CommitError, Failed, OpenError};
 pub use handle::{Ledger, Options, Running};

@@ -3,17 +3,22 @@
 //! not overtake each other, since a sender waits for its response before it sends the next.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::batch::{Batch, Receipt};
+use super::batch::{Batch, Committed};
 use super::error::CommitError;
 
 /// Where the outcome of a request to the writer goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;
 
-/// A batch, and where its receipt goes.
-pub(super) type Commit = (Batch, Answer<Receipt>);
+/// A batch, where its receipt goes, and when it was sent.
+pub(super) struct Commit {
+    pub(super) batch: Batch,
+    pub(super) reply: Answer<Committed>,
+    pub(super) sent: Instant,
+}
 
 /// Maximum size of the bodies in one transaction, in bytes, where there is more than one.
 const GROUP_BYTES: usize = 32 << 20;
@@ -33,7 +38,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn push(&mut self, commit: Commit) {
-        let is_large = commit.0.body.len() > GROUP_BYTES || commit.0.entries.len() > GROUP_LINES / 2;
+        let is_large = commit.batch.body.len() > GROUP_BYTES || commit.batch.entries.len() > GROUP_LINES / 2;
         if is_large { self.large.push_back(commit) } else { self.small.push_back(commit) }
     }
 
@@ -48,7 +53,7 @@ impl Queue {
             return self.large.pop_front().into_iter().collect();
         }
         let (mut bytes, mut lines) = (0, 0);
-        let fits = |(batch, _): &&Commit| {
+        let fits = |Commit { batch, .. }: &&Commit| {
             bytes += batch.body.len();
             lines += batch.entries.len();
             bytes <= GROUP_BYTES && lines <= GROUP_LINES
@@ -77,11 +82,11 @@ mod tests {
             key_ids: Arc::new([]),
             entries: vec![None; lines],
         };
-        (batch, oneshot::channel().0)
+        Commit { batch, reply: oneshot::channel().0, sent: Instant::now() }
     }
 
     fn names(group: &[Commit]) -> Vec<&str> {
-        group.iter().map(|(batch, _)| &*batch.source).collect()
+        group.iter().map(|commit| &*commit.batch.source).collect()
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Bench {
     }
 
     fn commit(&self, source: &str, entries: Vec<Entry>) -> Receipt {
-        self.ledger().send_commit(Self::batch(source, entries)).blocking_recv().unwrap().unwrap()
+        self.ledger().send_commit(Self::batch(source, entries)).blocking_recv().unwrap().unwrap().receipt
     }
 
     fn commit_line(&self, line: &str, time: Option<i64>) -> u64 {
@@ -300,9 +300,9 @@ fn a_commit_does_not_wait_for_all_large_ones_before_it() {
     let large: Vec<_> = batches.into_iter().map(commit).collect();
     let genuine = commit(vec![bench.entry("us", "a", Some(NOON))]);
     blocker.execute_batch("ROLLBACK").unwrap();
-    assert_eq!(genuine.blocking_recv().unwrap().unwrap().accepted(), 1);
+    assert_eq!(genuine.blocking_recv().unwrap().unwrap().receipt.accepted(), 1);
     for answer in large {
-        assert_eq!(answer.blocking_recv().unwrap().unwrap().quarantined(), 20_000);
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().receipt.quarantined(), 20_000);
     }
     let mut outbox = bench.outbox();
     let lines: Vec<usize> = (1..=21)
@@ -322,7 +322,7 @@ fn a_close_writes_what_came_before_it() {
         .collect();
     bench.close();
     for answer in answers {
-        assert_eq!(answer.blocking_recv().unwrap().unwrap().quarantined(), 20_000);
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().receipt.quarantined(), 20_000);
     }
 }
 
@@ -347,7 +347,7 @@ async fn the_writer_answers_while_a_transaction_goes_forward() {
     gauges.progress.fetch_add(1, Ordering::Relaxed);
     assert!(tokio::time::timeout(100 * PROGRESS, answers).await.unwrap(), "a line was written");
     blocker.execute_batch("ROLLBACK").unwrap();
-    assert_eq!(commit.await.unwrap().unwrap().accepted(), 1);
+    assert_eq!(commit.await.unwrap().unwrap().receipt.accepted(), 1);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
-use super::batch::{Batch, Receipt};
+use super::batch::{Committed, Receipt};
 use super::delivery::{self, Appended, Backlog, Deleted};
 use super::error::{CommitError, Failed};
 use super::evict::Eviction;
@@ -29,7 +29,7 @@ use crate::wire::event::Verdict;
 
 pub(super) enum Message {
     /// Commit a batch.
-    Commit(Box<Batch>, Answer<Receipt>),
+    Commit(Box<Commit>),
     /// Note how far a sink has come, and answer when that is durable, if somebody waits.
     Advance { sink: String, position: Position, mark: Vec<u8>, reply: Option<Answer<()>> },
     /// Answer, as a sign of life.
@@ -154,7 +154,7 @@ impl Writer {
         let mut next = first;
         while let Some(message) = next.filter(|_| !*closing) {
             match message {
-                Message::Commit(batch, reply) => self.queue.push((*batch, reply)),
+                Message::Commit(commit) => self.queue.push(*commit),
                 Message::Advance { sink, position, mark, reply } => {
                     self.advances.insert(sink, (position, mark));
                     waiting.extend(reply);
@@ -181,13 +181,14 @@ impl Writer {
         if is_idle && !probing && !self.must_evict() {
             return self.is_in_place();
         }
+        let began = Instant::now();
         let written = self.write(&mut commits);
         self.is_in_place()?;
         match written {
             Ok(written) => {
                 // The point of no return: from here on the batches are promised, whatever happens.
                 let is_proof = !commits.is_empty();
-                self.publish(commits, written);
+                self.publish(commits, written, began);
                 for reply in waiting {
                     let _ = reply.send(Ok(()));
                 }
@@ -216,7 +217,7 @@ impl Writer {
                 let lost = is_lost(&error) || !self.roll_back();
                 self.seen.forget_cached();
                 self.eviction.start_again();
-                for (_, reply) in commits {
+                for Commit { reply, .. } in commits {
                     let _ = reply.send(Err(CommitError::Storage(text.clone())));
                 }
                 for reply in waiting {
@@ -239,7 +240,7 @@ impl Writer {
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let now = self.seen.look_at_the_clock(connection)?;
         let mut written = Written { backlog: gauges.backlog(), ..Written::default() };
-        for (batch, _) in commits.iter_mut() {
+        for Commit { batch, .. } in commits.iter_mut() {
             let is_new =
                 self.seen.insert_all(connection, &batch.source, &batch.entries, now, &gauges.progress)?;
             let mut receipt = Receipt::default();
@@ -284,10 +285,13 @@ impl Writer {
     }
 
     /// Tells the workers and the requests.
-    fn publish(&mut self, commits: Vec<Commit>, written: Written) {
+    fn publish(&mut self, commits: Vec<Commit>, written: Written, began: Instant) {
+        let transaction = began.elapsed();
         let Parts { gauges, feed, .. } = &self.parts;
         let mut replies = Vec::with_capacity(commits.len());
-        for ((batch, reply), (receipt, verdicts, appended)) in commits.into_iter().zip(written.batches) {
+        for (Commit { batch, reply, sent }, (receipt, verdicts, appended)) in
+            commits.into_iter().zip(written.batches)
+        {
             if let Some(Appended { position, weight, streams }) = appended {
                 let stored = Stored {
                     position,
@@ -300,7 +304,7 @@ impl Writer {
                 };
                 feed.publish(stored, streams);
             }
-            replies.push((reply, receipt));
+            replies.push((reply, Committed { receipt, queued: began - sent, transaction }));
         }
         feed.remove(&written.deleted.batches);
         let advances = std::mem::take(&mut self.advances);
@@ -309,8 +313,8 @@ impl Writer {
         gauges.add_skipped(written.lost);
         self.freed_bytes += written.deleted.weight.bytes;
         self.more_housework |= self.freed_bytes >= FREED_BYTES;
-        for (reply, receipt) in replies {
-            let _ = reply.send(Ok(receipt));
+        for (reply, committed) in replies {
+            let _ = reply.send(Ok(committed));
         }
     }
 

@@ -4,7 +4,6 @@
 //! token (RFC 6750) where there is one. It still has to outlive a careless or hostile peer, so connections, header time and a connection's whole
 //! life are bounded, and request bodies are never read.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -154,8 +153,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(|request| {
-        let response = answer(&request, &pages, is_network);
-        async { Ok::<_, Infallible>(response) }
+        let pages = Arc::clone(&pages);
+        // Metrics are looked up in files.
+        tokio::task::spawn_blocking(move || answer(&request, &pages, is_network))
     });
     let mut connection = pin!(
         http1::Builder::new()

@@ -12,11 +12,13 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, MetricFamily};
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::receive::close_reason::CloseReason;
 
@@ -116,6 +118,7 @@ pub struct Metrics {
     connections_closed: [IntCounter; CloseReason::ALL.len()],
     in_flight_bytes: IntGauge,
     commit_duration: Histogram,
+    commit_queue: Histogram,
     ledger_bytes: IntGauge,
     certificate_not_after: IntGauge,
     reload_errors: IntCounter,
@@ -198,7 +201,7 @@ impl Metrics {
             )?,
             duration: declare.histograms(
                 "auditgate_http_request_duration_seconds",
-                "Time from a request's header to the end of its answer.",
+                "Time from a request's header until its response is ready to be written.",
                 &["source"],
                 &REQUEST_BUCKETS,
             )?,
@@ -242,7 +245,12 @@ impl Metrics {
 
         let commit_duration = declare.histogram(
             "auditgate_commit_duration_seconds",
-            "Time that one transaction of the ledger took, with its fsync.",
+            "Time that the ledger's transaction with a batch took, with its fsync.",
+            &COMMIT_BUCKETS,
+        )?;
+        let commit_queue = declare.histogram(
+            "auditgate_commit_queue_seconds",
+            "Time that a batch waited for the ledger's transaction to begin.",
             &COMMIT_BUCKETS,
         )?;
         let ledger_bytes =
@@ -348,6 +356,7 @@ impl Metrics {
             connections_closed: CloseReason::ALL.map(|ending| closed.with_label_values(&[ending.as_str()])),
             in_flight_bytes,
             commit_duration,
+            commit_queue,
             ledger_bytes,
             certificate_not_after,
             reload_errors,
@@ -445,9 +454,10 @@ impl Metrics {
         }
     }
 
-    /// Records how long one transaction of the ledger took.
-    pub fn commit(&self, elapsed: Duration) {
-        self.commit_duration.observe(elapsed.as_secs_f64());
+    /// Records how long a batch waited for a transaction of the ledger, and how long that took.
+    pub fn commit(&self, queued: Duration, transaction: Duration) {
+        self.commit_queue.observe(queued.as_secs_f64());
+        self.commit_duration.observe(transaction.as_secs_f64());
     }
 
     /// The size of the ledger's files in bytes.
@@ -628,7 +638,7 @@ impl Declarations<'_> {
     #[cfg(target_os = "linux")]
     fn process(&self) -> Result<(), MetricsError> {
         let process = prometheus::process_collector::ProcessCollector::for_self();
-        self.0.register(Box::new(process)).map_err(MetricsError::Register)
+        self.0.register(Box::new(Process(process))).map_err(MetricsError::Register)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -649,6 +659,31 @@ impl Declarations<'_> {
 
 fn saturate(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The standard metrics of a process, with fractions of a second in its CPU time, which the crate cuts off.
+#[cfg(target_os = "linux")]
+struct Process(prometheus::process_collector::ProcessCollector);
+
+#[cfg(target_os = "linux")]
+impl Collector for Process {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let used = clock_gettime(ClockId::ProcessCPUTime);
+        let used = Duration::try_from(used).unwrap_or_default();
+        let mut families = self.0.collect();
+        for family in families.iter_mut().filter(|family| family.name() == "process_cpu_seconds_total") {
+            for metric in family.mut_metric() {
+                let mut counter = Counter::default();
+                counter.set_value(used.as_secs_f64());
+                metric.set_counter(counter);
+            }
+        }
+        families
+    }
 }
 
 #[cfg(test)]
@@ -766,7 +801,7 @@ mod tests {
         }
         metrics.authorized_connections(3);
         metrics.in_flight_bytes(4096);
-        metrics.commit(Duration::from_micros(200));
+        metrics.commit(Duration::from_micros(50), Duration::from_micros(200));
         metrics.ledger_bytes(u64::MAX);
         metrics.sink_delivered("siem", 7);
         metrics.sink_pending("siem", 3, 1.5);

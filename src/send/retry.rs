@@ -13,9 +13,12 @@ pub struct Retry {
     pub retries: u32,
     /// The first pause; each further one is twice as long.
     pub minimum: Duration,
-    /// No pause of our own is longer; one that the receiver asks for may be.
+    /// No pause of our own is longer; one that the receiver asks for may be, up to [`LONGEST_RETRY_AFTER`].
     pub maximum: Duration,
 }
+
+/// Maximum pause that a receiver can ask for; beyond it, it is asked again all the same.
+pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 impl Default for Retry {
     fn default() -> Self {
@@ -47,7 +50,7 @@ pub enum Decision {
 
 impl Retry {
     /// Decides what follows the post number `attempt` (from 1). `retry_after` is the pause that the answer
-    /// asked for: it replaces our own, even where it is longer than `maximum`.
+    /// asked for: it replaces our own, even where it is longer than `maximum`, but not beyond [`LONGEST_RETRY_AFTER`].
     ///
     /// Any 2xx is a delivery. 429, 500 and a missing answer are tried again; everything else is not, because
     /// the same batch would meet the same refusal.
@@ -55,7 +58,8 @@ impl Retry {
         match outcome {
             Outcome::Status(200..=299) => Decision::Done,
             Outcome::Status(429 | 500) | Outcome::NoAnswer if attempt <= self.retries => {
-                Decision::Wait(retry_after.unwrap_or_else(|| self.pause(attempt)))
+                let asked = retry_after.map(|pause| pause.min(LONGEST_RETRY_AFTER));
+                Decision::Wait(asked.unwrap_or_else(|| self.pause(attempt)))
             }
             _ => Decision::GiveUp,
         }
@@ -99,6 +103,7 @@ mod tests {
             (1, Status(200), None, Done),
             (1, Status(202), None, Done),
             (9, Status(200), Some(seconds(9)), Done),
+            (1, Status(429), Some(seconds(u64::MAX)), Wait(LONGEST_RETRY_AFTER)),
             (1, Status(500), None, Wait(seconds(1))),
             (2, Status(500), None, Wait(seconds(2))),
             (3, NoAnswer, None, Wait(seconds(4))),

@@ -280,9 +280,12 @@ static int sync_file(int fd, int (*next)(int)) {
     pthread_mutex_lock(&lock);
     int struck = strike();
     if (struck && is_mode("hung")) {
-        while (!strike()) {
+        do {
+            /* Only this thread hangs. */
+            pthread_mutex_unlock(&lock);
             usleep(1000);
-        }
+            pthread_mutex_lock(&lock);
+        } while (!strike());
         struck = 0;
     }
     int result = struck && is_mode("failed") ? -1 : next(fd);

@@ -5,8 +5,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::faults::{CC, preloaded};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::machine::{self, ReservedPort};
+use crate::harness::programs::auditgate;
 use crate::harness::rsyslog::{self, Rsyslog};
 use crate::harness::site::{Site, lines, sink};
 use crate::harness::{PATIENCE, SetOnDrop, body, gzip, wait_until};
@@ -172,4 +174,41 @@ fn a_large_backlog_holds_up_neither_the_start_nor_new_batches() {
     for (number, record) in written.iter().enumerate().step_by(997) {
         assert_eq!(record["raw"].as_str().unwrap(), site.producer.event(number as u64));
     }
+}
+
+#[test]
+fn a_sink_that_hangs_is_reported_and_does_not_keep_the_daemon_from_ending() {
+    if !machine::are_there(&[CC]) {
+        return;
+    }
+    let site = Site::new();
+    let arm = site.path("arm");
+    let mut command = auditgate();
+    command
+        .args(["serve", "--config"])
+        .arg(site.path("config.toml"))
+        .env("LD_PRELOAD", preloaded())
+        .env("FAULT_CALL", "sync")
+        .env("FAULT_PATH", "*/verified.log")
+        .env("FAULT_MODE", "hung")
+        .env("FAULT_ERRNO", "EIO")
+        .env("FAULT_ARM", &arm);
+    let daemon = Daemon::start_by(&site, command);
+    let events = site.producer.events(0..20);
+    daemon.deliver(&events[..10]);
+    daemon.settle();
+    std::fs::write(&arm, "").unwrap();
+    daemon.deliver(&events[10..]);
+    daemon.says("the sink is stuck");
+    let ready = daemon.ask("/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(String::from_utf8(ready.body).unwrap().contains("sink verified"));
+    daemon.signal("TERM");
+    let log = daemon.log_at_end();
+    assert!(log.iter().any(|line| line.contains("left behind")), "{log:?}");
+
+    let daemon = Daemon::start(&site);
+    daemon.settle();
+    daemon.terminate();
+    assert_eq!(site.verified(), events);
 }

@@ -282,28 +282,42 @@ fn only_clients_with_a_certificate_and_a_name_that_is_known() {
     daemon.terminate();
 }
 
+/// Nobody will ever write into it.
+fn make_pipe(site: &Site, name: &str) {
+    let _ = std::fs::remove_file(site.path(name));
+    let made = std::process::Command::new("mkfifo").arg(site.path(name)).status().unwrap();
+    assert!(made.success());
+}
+
+/// Waits until the daemon reads a pipe; it hangs until what is returned is dropped.
+fn wait_for_reader(site: &Site, name: &str) -> File {
+    wait_until(PATIENCE, "it waits for the file", || {
+        // Refused while nobody has it open for reading (fifo(7)).
+        let flags = OFlags::NONBLOCK.bits().try_into().unwrap();
+        let opened = File::options().write(true).custom_flags(flags).open(site.path(name));
+        opened.map_err(|error| error.to_string())
+    })
+}
+
 #[test]
 fn a_reload_that_waits_for_a_file_does_not_keep_the_daemon_from_ending() {
-    let site = Site::new();
-    let daemon = Daemon::start(&site);
-    // Nobody will ever write into it.
-    let made = std::process::Command::new("mkfifo").arg(site.path("token")).status().unwrap();
-    assert!(made.success());
-    edit(
-        &site,
-        &format!("authorization = {{ value = \"{TOKEN}\" }}"),
-        "authorization = { file = \"token\" }",
-    );
-    daemon.signal("HUP");
-    // Signals are told apart only while they are not handled: the second one must not overtake the first.
-    let writer = wait_until(PATIENCE, "it waits for the file", || {
-        // Refused as long as nobody has it open for reading (fifo(7)).
-        let flags = OFlags::NONBLOCK.bits().try_into().unwrap();
-        let opened = File::options().write(true).custom_flags(flags).open(site.path("token"));
-        opened.map_err(|error| error.to_string())
-    });
-    assert_eq!(daemon.deliver(&site.producer.events(0..1)).accepted, 1);
-    daemon.terminate();
-    drop(writer);
-    assert_eq!(site.verified(), site.producer.events(0..1));
+    for name in ["token", "key.pem"] {
+        let site = Site::new();
+        let daemon = Daemon::start(&site);
+        make_pipe(&site, name);
+        if name == "token" {
+            edit(
+                &site,
+                &format!("authorization = {{ value = \"{TOKEN}\" }}"),
+                "authorization = { file = \"token\" }",
+            );
+        }
+        daemon.signal("HUP");
+        // Signals are told apart only while they are not handled: the second one must not overtake the first.
+        let writer = wait_for_reader(&site, name);
+        assert_eq!(daemon.deliver(&site.producer.events(0..1)).accepted, 1);
+        daemon.terminate();
+        drop(writer);
+        assert_eq!(site.verified(), site.producer.events(0..1));
+    }
 }

@@ -9,6 +9,7 @@
 
 mod allocator;
 mod reload;
+mod sink_status;
 pub(in crate::cli) mod sinks;
 mod skipped;
 mod sockets;
@@ -19,23 +20,24 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::reload::Reload;
+use self::sink_status::SinkStatus;
 use self::skipped::Skips;
 use self::sockets::{Admin, Inherited};
 use self::sources::Sources;
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::{self, Config, Secret, Secrets, Tls};
-use crate::deliver::sink::SinkError;
-use crate::deliver::worker::{Watcher, Worker};
+use crate::deliver::worker::Worker;
 use crate::ingest::{Ingest, Ingested, Limits, Source};
 use crate::ledger::{self, Backlog, Failed, Ledger, OpenError, Receipt, Running, Window};
-use crate::log_throttle::log_seldom;
 use crate::memory_budget::MemoryBudget;
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Outcome};
@@ -76,6 +78,9 @@ const RECEIVING: &str = "receiving batches";
 
 /// After the requests: how long sinks may take for what is committed.
 const SINK_DRAIN: Duration = Duration::from_secs(10);
+
+/// After that: how long a sink may take to stop.
+const SINK_STOP: Duration = Duration::from_secs(3);
 
 /// Runs the daemon. Returns after an orderly end.
 ///
@@ -132,7 +137,8 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     for warning in config.sinks.iter().filter_map(config::Sink::warning) {
         tracing::warn!("{warning}");
     }
-    let workers = start_workers(&config, &ledger, &metrics, &health)?;
+    let sink_status = Arc::new(SinkStatus::new(Arc::clone(&metrics), Arc::clone(&health)));
+    let workers = start_workers(&config, &ledger, &sink_status)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
     scrape(&metrics, &skips, &ledger, &config);
     let admin_token = Arc::new(RwLock::new(config.admin.token.clone()));
@@ -143,7 +149,13 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     };
     let admin = tokio::spawn(admin::serve(admin_socket, pages, admin_ends));
     let (in_force, watched) = watch::channel(Arc::new(InForce::of(&config, &sources)));
-    tokio::spawn(watch_health(Arc::clone(&health), ledger.clone(), certificates.clone(), watched));
+    tokio::spawn(watch_health(
+        Arc::clone(&health),
+        sink_status,
+        ledger.clone(),
+        certificates.clone(),
+        watched,
+    ));
     tokio::spawn(Arc::clone(&skips).keep_reporting());
 
     let ingest = Ingest::new(ledger.clone(), limits(&config));
@@ -216,23 +228,34 @@ fn ledger_failed(failed: &Failed, data_dir: &Path) -> Failure {
     })
 }
 
-/// The threads of the sinks.
+/// The threads of the sinks, with the sinks' names.
 struct Workers {
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<(String, JoinHandle<()>)>,
     stop: Arc<AtomicBool>,
 }
 
-/// Lets the sinks catch up, for a while, and closes the ledger.
+/// Lets the sinks catch up, for a while, and closes the ledger, also when a sink hangs: what is not recorded as delivered
+/// waits for the next start.
 fn end(ledger: &Ledger, workers: Workers, running: Running) {
     ledger.close_feed();
-    let deadline = std::time::Instant::now() + SINK_DRAIN;
-    let mut threads = workers.threads;
-    while std::time::Instant::now() < deadline && threads.iter().any(|thread| !thread.is_finished()) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    workers.stop.store(true, Ordering::Relaxed);
-    for thread in threads.drain(..) {
-        let _ = thread.join();
+    let Workers { mut threads, stop } = workers;
+    let mut wait = |time: Duration| {
+        let deadline = Instant::now() + time;
+        loop {
+            threads.retain(|(_, thread)| !thread.is_finished());
+            if threads.is_empty() || Instant::now() >= deadline {
+                return threads.iter().map(|(sink, _)| sink.clone()).collect::<Vec<_>>();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait(SINK_DRAIN);
+    stop.store(true, Ordering::Relaxed);
+    for sink in wait(SINK_STOP) {
+        tracing::error!(
+            sink,
+            "the sink hangs and is left behind; its events wait in the ledger for the next start"
+        );
     }
     ledger.close();
     let _ = running.thread.join();
@@ -266,23 +289,33 @@ impl Signals {
     }
 }
 
-/// Waits for SIGTERM or SIGINT. Meanwhile SIGHUP reloads, and certificates that were replaced are taken up.
-async fn told_to_stop(signals: Option<Signals>, mut reload: Reload) {
-    let Some(Signals { mut terminate, mut interrupt, mut hang_up }) = signals else {
+/// Waits for SIGTERM or SIGINT. Meanwhile SIGHUP reloads, and certificates that were replaced are taken up: on a thread of
+/// its own, since a file may be on a disk that does not answer.
+async fn told_to_stop(signals: Option<Signals>, reload: Reload) {
+    let Some(Signals { mut terminate, mut interrupt, hang_up }) = signals else {
         return std::future::pending().await;
     };
+    let runtime = Handle::current();
+    let (_stopped, stop) = oneshot::channel();
+    tokio::task::spawn_blocking(move || runtime.block_on(follow(hang_up, reload, stop)));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Reloads until the sender of `stop` is gone.
+async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Receiver<()>) {
     let mut now_and_then = tokio::time::interval(CERTIFICATE_CHECK);
     loop {
         tokio::select! {
-            _ = terminate.recv() => return,
-            _ = interrupt.recv() => return,
+            _ = &mut stop => return,
             _ = hang_up.recv() => {
                 systemd::reloading();
-                // A file that cannot be read for a while must not keep us from ending.
-                tokio::select! {
-                    () = reload.all() => systemd::ready(RECEIVING),
-                    _ = terminate.recv() => return,
-                    _ = interrupt.recv() => return,
+                reload.all().await;
+                // An end that has begun meanwhile has its own word.
+                if stop.try_recv() == Err(TryRecvError::Empty) {
+                    systemd::ready(RECEIVING);
                 }
             }
             _ = now_and_then.tick() => reload.look_at_certificates(),
@@ -322,12 +355,7 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
     })
 }
 
-fn start_workers(
-    config: &Config,
-    ledger: &Ledger,
-    metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
-) -> Result<Workers, Failure> {
+fn start_workers(config: &Config, ledger: &Ledger, status: &Arc<SinkStatus>) -> Result<Workers, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::with_capacity(config.sinks.len());
     for sink in &config.sinks {
@@ -335,14 +363,14 @@ fn start_workers(
             subscription: sinks::subscription(sink),
             sink: sinks::make(sink, ledger)?,
             ledger: ledger.clone(),
-            watcher: Box::new(SinkWatcher { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
+            watcher: Box::new(Arc::clone(status)),
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::Builder::new()
             .name(format!("sink {}", sink.name))
             .spawn(move || worker.run())
             .map_err(|error| Failure::io(format!("cannot start a thread: {error}")))?;
-        threads.push(thread);
+        threads.push((sink.name.clone(), thread));
     }
     Ok(Workers { threads, stop })
 }
@@ -443,6 +471,7 @@ impl InForce {
 /// Turns the state of the parts into readiness, once a second.
 async fn watch_health(
     health: Arc<Health>,
+    sink_status: Arc<SinkStatus>,
     ledger: Ledger,
     certificates: Option<Arc<Certificates>>,
     in_force: watch::Receiver<Arc<InForce>>,
@@ -451,6 +480,7 @@ async fn watch_health(
     let mut known: Vec<String> = Vec::new();
     loop {
         every_second.tick().await;
+        sink_status.check();
         let in_force = Arc::clone(&in_force.borrow());
         let InForce { sources, limits } = &*in_force;
         let state = |is_bad: bool, problem: &str| if is_bad { Err(problem.to_owned()) } else { Ok(()) };
@@ -488,39 +518,6 @@ async fn watch_health(
     }
 }
 
-struct SinkWatcher {
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-}
-
-impl Watcher for SinkWatcher {
-    fn delivered(&self, sink: &str, events: u64) {
-        self.metrics.sink_delivered(sink, events);
-    }
-
-    fn truncated(&self, sink: &str, lines: u64) {
-        log_seldom!(warn, sink, sink, lines, "lines were longer than the sink's max_size and were truncated");
-        self.metrics.sink_truncated(sink, lines);
-    }
-
-    fn failed(&self, sink: &str, error: &SinkError) {
-        log_seldom!(
-            error,
-            sink,
-            sink,
-            %error,
-            "the sink failed; its events wait in the ledger, and it is tried again"
-        );
-        self.metrics.sink_error(sink);
-        self.health.set(&format!("sink {sink}"), Err(error.to_string()));
-    }
-
-    fn recovered(&self, sink: &str) {
-        log_seldom!(info, sink, sink, "the sink works again");
-        self.health.clear(&format!("sink {sink}"));
-    }
-}
-
 struct RequestWatcher {
     metrics: Arc<Metrics>,
 }
@@ -549,7 +546,7 @@ impl request::Observer for RequestWatcher {
 
     fn committed(&self, source: &str, batch: &Ingested, received_at: i64) {
         self.count(source, &batch.receipt);
-        self.metrics.commit(batch.commit);
+        batch.commits.iter().for_each(|(queued, transaction)| self.metrics.commit(*queued, *transaction));
         if batch.had_byte_order_mark {
             self.metrics.byte_order_mark(source);
         }

@@ -625,6 +625,7 @@ fn deletion_uses_its_index() {
 struct Silent;
 
 impl Watcher for Silent {
+    fn working(&self, _sink: &str, _is_working: bool) {}
     fn truncated(&self, _: &str, _: u64) {}
     fn delivered(&self, _: &str, _: u64) {}
     fn failed(&self, _: &str, error: &SinkError) {

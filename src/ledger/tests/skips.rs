@@ -54,7 +54,7 @@ impl Full {
         self.try_post(source, lines, SIZE).unwrap();
     }
 
-    fn try_post(&self, source: &str, lines: [usize; 3], size: usize) -> Result<Receipt, CommitError> {
+    fn try_post(&self, source: &str, lines: [usize; 3], size: usize) -> Result<Committed, CommitError> {
         let number = self.posted.get() + 1;
         self.posted.set(number);
         let verdicts = [
