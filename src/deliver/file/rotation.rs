@@ -116,15 +116,20 @@ fn moment_and_sequence(file: &Path) -> Option<(i64, u32)> {
 
 /// The rotated files of a path, oldest first, compressed or not. Directories are none, whatever they are called.
 pub(super) fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
+    named(path, is_rotated_suffix)
+}
+
+/// The files that are named like a path with a suffix, in the order of their names.
+fn named(path: &Path, is_suffix: impl Fn(&[u8]) -> bool) -> io::Result<Vec<PathBuf>> {
     let directory = directory(path);
     let mut prefix = path.file_name().unwrap_or(OsStr::new("")).to_owned();
     prefix.push(".");
-    let prefix = prefix.as_encoded_bytes().to_vec();
     let mut found: Vec<PathBuf> = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_named = name.as_encoded_bytes().strip_prefix(prefix.as_slice()).is_some_and(is_rotated_suffix);
+        let is_named =
+            name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).is_some_and(&is_suffix);
         if is_named && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.push(directory.join(name));
         }
@@ -155,7 +160,7 @@ pub fn rotated_at(name: &str) -> Option<(&str, &str)> {
 
 /// Who compresses and removes the rotated files of one sink: a thread of its own, one at a time.
 #[derive(Default)]
-pub(super) struct Tending {
+pub(super) struct RotationTask {
     is_at_work: AtomicBool,
     warned: Mutex<Option<Instant>>,
 }
@@ -163,20 +168,20 @@ pub(super) struct Tending {
 /// How often at most it is said that rotated files cannot be compressed or removed.
 const SELDOM: Duration = Duration::from_secs(3600);
 
-impl Tending {
+impl RotationTask {
     /// Starts to tend the rotated files of a path; false when the thread before is still at work. What fails is
     /// said, and tried again the next time.
     pub(super) fn start(self: &Arc<Self>, path: PathBuf, rotation: Rotation, busy: u64) -> bool {
         if self.is_at_work.swap(true, Ordering::AcqRel) {
             return false;
         }
-        let tending = Arc::clone(self);
+        let task = Arc::clone(self);
         let spawned = std::thread::Builder::new().name("rotated files".to_owned()).spawn(move || {
             match tend(&path, &rotation, busy) {
-                Ok(failures) => tending.warn(&path, &failures),
-                Err(error) => tending.warn(&path, &[(path.clone(), error)]),
+                Ok(failures) => task.warn(&path, &failures),
+                Err(error) => task.warn(&path, &[(path.clone(), error)]),
             }
-            tending.is_at_work.store(false, Ordering::Release);
+            task.is_at_work.store(false, Ordering::Release);
         });
         if let Err(error) = spawned {
             self.is_at_work.store(false, Ordering::Release);
@@ -200,30 +205,39 @@ impl Tending {
 }
 
 /// Compresses what is to be compressed, and removes the oldest files. `busy` is the inode that is still written
-/// to. Safe to be cut off anywhere: a compressed file gets its name when it is whole and durable. A file that
-/// fails stops no other; returns those that did.
+/// to. Safe to be interrupted anywhere: a compressed file gets its name when it is whole and durable, and the next run
+/// finishes what is left. A file that fails stops no other; returns those that did.
 fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<Vec<(PathBuf, io::Error)>> {
-    let mut files = rotated(path)?;
-    let surplus = rotation.keep.map_or(0, |keep| files.len().saturating_sub(keep));
-    let kept = files.split_off(surplus);
     let mut failures = Vec::new();
     let mut note = |file: PathBuf, outcome: io::Result<()>| match outcome {
-        // Somebody else removed it, or compressed it.
+        // Another process removed it, or compressed it.
         Err(error) if error.kind() != io::ErrorKind::NotFound => failures.push((file, error)),
         _ => {}
     };
+    let remove = |file: &Path| match fs::symlink_metadata(file)? {
+        metadata if metadata.ino() == busy => Ok(()),
+        _ => fs::remove_file(file),
+    };
+    // What a run that was interrupted has left: a compressed file that is not whole, and the plain one beside one that is.
+    let unfinished = |suffix: &[u8]| suffix.strip_suffix(b".unfinished").is_some_and(is_rotated_suffix);
+    for file in named(path, unfinished)? {
+        let removed = remove(&file);
+        note(file, removed);
+    }
+    for file in rotated(path)?.iter().filter(|file| is_compressed(file)) {
+        let plain = file.with_extension("");
+        let removed = remove(&plain);
+        note(plain, removed);
+    }
+    let mut files = rotated(path)?;
+    let surplus = rotation.keep.map_or(0, |keep| files.len().saturating_sub(keep));
+    let kept = files.split_off(surplus);
     for old in files {
-        let removed = match fs::symlink_metadata(&old) {
-            Ok(metadata) if metadata.ino() == busy => Ok(()),
-            Ok(_) => fs::remove_file(&old),
-            Err(error) => Err(error),
-        };
+        let removed = remove(&old);
         note(old, removed);
     }
-    let Some(compression) = rotation.compress else { return Ok(failures) };
-    for file in kept {
-        let is_plain = file.extension().is_none_or(|extension| extension != "zst" && extension != "gz");
-        if is_plain {
+    if let Some(compression) = rotation.compress {
+        for file in kept.into_iter().filter(|file| !is_compressed(file)) {
             let compressed = match fs::metadata(&file) {
                 // Anything else, such as a pipe, might never be read to its end.
                 Ok(metadata) if metadata.is_file() && metadata.ino() != busy => compress(&file, compression),
@@ -233,7 +247,12 @@ fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<Vec<(PathBuf,
             note(file, compressed);
         }
     }
+    sync_directory(path)?;
     Ok(failures)
+}
+
+fn is_compressed(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "zst" || extension == "gz")
 }
 
 /// The compressed file has the mode and the owner of the plain one, from before anything is in it.
@@ -284,7 +303,7 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 pub(super) fn linked(path: &Path) -> io::Result<PathBuf> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         // Such as a pipe, in which nothing can be compared or found again.
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let mut path = path.to_owned();
     // As many as Linux follows (path_resolution(7)).
@@ -435,6 +454,23 @@ mod tests {
         assert_eq!(failures.iter().map(|(file, _)| file).collect::<Vec<_>>(), [&files[3]]);
         let left = rotated(&path).unwrap();
         assert_eq!(left, [with_suffix(&files[2], ".gz"), files[3].clone(), with_suffix(&files[4], ".gz")]);
+    }
+
+    #[test]
+    fn what_an_interrupted_run_has_left_is_finished_and_costs_no_kept_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        let files: Vec<_> = (0..4).map(|n| rotate(&path, n * 1000)).collect();
+        // Killed between the name of the compressed file and the removal of the plain one, and in the middle of another.
+        let rotation = Rotation { keep: Some(4), compress: Some(Compression::Gzip), ..Rotation::default() };
+        fs::write(with_suffix(&files[3], ".gz"), "whole").unwrap();
+        fs::write(with_suffix(&path, ".19690101T000000Z-0001.gz.unfinished"), "half").unwrap();
+        assert!(tend(&path, &rotation, 0).unwrap().is_empty());
+        assert_eq!(
+            rotated(&path).unwrap(),
+            files.iter().map(|file| with_suffix(file, ".gz")).collect::<Vec<_>>()
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
     }
 
     #[test]
