@@ -1,6 +1,8 @@
 //! How we keep a SQLite database: durable, readable while it is written, and able to shrink. A leaf, for the
 //! ledger and the SQLite sink.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -11,11 +13,16 @@ use rusqlite::Connection;
 /// # Errors
 /// When the database cannot be opened or is none.
 pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<String> {
+    /// Of `PRAGMA auto_vacuum`.
+    const INCREMENTAL: i64 = 2;
     connection.busy_timeout(busy)?;
     // Only takes effect before the first table is made; lets the file shrink step by step.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    if connection.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, i64>(0))? != INCREMENTAL {
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
     // Readers are never blocked, and never block us.
     let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    sync_log(connection)?;
     // Every commit is synced before it counts: it survives power loss.
     connection.pragma_update(None, "synchronous", "FULL")?;
     // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.
@@ -26,6 +33,21 @@ pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<Stri
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "trusted_schema", false)?;
     Ok(mode)
+}
+
+/// Makes safe what the log has. An earlier process may have been killed between a write and its sync: what is read from the
+/// log then counts as committed, and a power loss could take it back.
+fn sync_log(connection: &Connection) -> rusqlite::Result<()> {
+    let Some(path) = connection.path() else { return Ok(()) };
+    match File::open(format!("{path}-wal")).and_then(|log| log.sync_all()) {
+        // A file system without shared memory, where SQLite keeps no such log.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            let cause = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+            Err(rusqlite::Error::SqliteFailure(cause, Some(format!("cannot sync {path}-wal: {error}"))))
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Gives at most `pages` pages back to the file system, when more than that and more than a quarter of the file

@@ -336,10 +336,16 @@ fn database(data_dir: &Path) -> PathBuf {
     data_dir.join("ledger.db")
 }
 
+/// Makes the directory, for its owner only, and its name durable.
 fn make_directory(data_dir: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::DirBuilderExt as _;
+    if data_dir.is_dir() {
+        return Ok(());
+    }
+    let parent = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
-    made.map_err(|cause| OpenError::Io { path: data_dir.to_owned(), cause })
+    made.and_then(|()| File::open(parent)?.sync_all())
+        .map_err(|cause| OpenError::Io { path: data_dir.to_owned(), cause })
 }
 
 /// Takes the directory for this process alone. Returns the file that is locked and its path.

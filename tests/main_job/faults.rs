@@ -67,6 +67,8 @@ enum When {
     Terminating,
     /// A start after an orderly end.
     Starting,
+    /// A start after a kill, while nothing waits.
+    StartingAfterAKill,
 }
 
 /// What the step's failure does to the process.
@@ -79,7 +81,8 @@ enum Process {
 
 use Process::{Ends, GoesOn};
 use When::{
-    AfterThe200, Delivering, LastSink, Posting, PostingMuch, Reconnecting, Shrinking, Starting, Terminating,
+    AfterThe200, Delivering, LastSink, Posting, PostingMuch, Reconnecting, Shrinking, Starting,
+    StartingAfterAKill, Terminating,
 };
 
 const WRITE: &[Fault] = &[("failed", "EIO"), ("failed", "ENOSPC"), ("half", "ENOSPC"), ("persisted", "EIO")];
@@ -101,6 +104,7 @@ const LEDGER: &[Step] = &[
     step("sync the last checkpoint", "sync", "*/ledger.db", TWICE, Terminating, GoesOn),
     step("remove the log", "unlink", "*/ledger.db-wal", TWICE, Terminating, GoesOn),
     step("make the log", "create", "*/ledger.db-wal", TWICE, Starting, Ends),
+    step("sync the log that is there", "sync", "*/ledger.db-wal", TWICE, StartingAfterAKill, Ends),
 ];
 
 const ANSWER: &[Step] = &[step("send the 200", "send", "", SEND, Posting, GoesOn)];
@@ -146,6 +150,7 @@ const SQLITE: &[Step] = &[
     step("write a checkpoint", "write", "*/events.db", TWICE, PostingMuch, GoesOn),
     step("sync a checkpoint", "sync", "*/events.db", TWICE, PostingMuch, GoesOn),
     step("write the last checkpoint", "write", "*/events.db", WRITE, Terminating, GoesOn),
+    step("sync the log that is there", "sync", "*/events.db-wal", TWICE, StartingAfterAKill, GoesOn),
     step("sync the last checkpoint", "sync", "*/events.db", TWICE, Terminating, GoesOn),
     step("remove the log", "unlink", "*/events.db-wal", TWICE, Terminating, GoesOn),
     step("make the log", "create", "*/events.db-wal", TWICE, Starting, GoesOn),
@@ -483,8 +488,13 @@ impl Play<'_> {
                     self.start();
                 }
             }
-            Starting => {
-                self.terminate();
+            Starting | StartingAfterAKill => {
+                if step.when == Starting {
+                    self.terminate();
+                } else {
+                    self.daemon.signal("KILL");
+                    self.wait_for_the_end();
+                }
                 std::fs::write(self.arm(), "").unwrap();
                 self.daemon = Daemon::spawn(self.site, self.case.command(self.site));
                 self.lie_in_wait();

@@ -78,8 +78,7 @@ impl SqliteSink {
         }
     }
 
-    /// Opens the database anew and looks what it has. Its position is written even if it stays the same: the
-    /// sync makes safe what an earlier process wrote and did not live to sync, before anybody counts on it.
+    /// Opens the database anew, which makes safe what is in it, and looks what it has.
     ///
     /// The old connection is closed only afterwards. As long as one is open, SQLite does not recover the log,
     /// in which a transaction whose sync failed may look committed.

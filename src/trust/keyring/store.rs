@@ -93,7 +93,11 @@ fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
         return Ok(());
     }
     let folder = path.parent().unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if !folder.is_dir() {
+        fs::DirBuilder::new().mode(0o700).create(folder)?;
+        // Its name must survive a power loss as well.
+        fs::File::open(folder.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    }
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
