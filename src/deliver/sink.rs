@@ -3,7 +3,7 @@
 //! # Durability
 //!
 //! [`Sink::push`] only collects. [`Sink::flush`] writes everything collected so far and, at once or a little later,
-//! makes it safe against power loss; then it returns a mark: an opaque note about the place that was reached. The
+//! makes it safe against power loss; then it returns the position that is safe and a mark: an opaque note about that place. The
 //! ledger keeps the mark together with the position, and forgets a batch only after the flush that made it safe.
 //!
 //! # Retry
@@ -107,13 +107,13 @@ pub trait Sink: Send {
         1 << 20
     }
 
-    /// Writes what was collected, which is everything that the sink wants before `behind`. Returns the mark of
-    /// the place that was reached when everything written is safe; none when that comes later, in a flush to
-    /// come. `at_once` says that there is no later.
+    /// Writes what was collected, which is everything that the sink wants before `behind`. Returns the position before
+    /// which everything is safe, and the mark of that place; none when nothing more is safe than before, which then
+    /// comes in a flush to come. `at_once` says that there is no later.
     ///
     /// # Errors
-    /// When it could not; nothing that was collected is lost.
-    fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Vec<u8>>, SinkError>;
+    /// When it could not; nothing that was collected is lost, unless the sink has to start over.
+    fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Resume>, SinkError>;
 
     /// Called now and then when nothing waits, with nothing collected: for what is not urgent. It should take
     /// no longer than a second or two, and deals with its failures itself.

@@ -77,8 +77,8 @@ struct Progress {
     flushed: Position,
     /// Everything before it was pushed.
     pushed: Position,
-    /// Number of lines that were flushed since `safe`.
-    flushed_lines: u64,
+    /// What was flushed since `safe`: positions, and the number of lines before each.
+    flushed_lines: Vec<(Position, u64)>,
     /// Number of lines that were pushed since `flushed`.
     pushed_lines: u64,
 }
@@ -86,7 +86,7 @@ struct Progress {
 impl Progress {
     /// Everything before `start` is safe, and nothing behind it was pushed yet.
     fn at(start: Position) -> Self {
-        Self { safe: start, flushed: start, pushed: start, flushed_lines: 0, pushed_lines: 0 }
+        Self { safe: start, flushed: start, pushed: start, flushed_lines: Vec::new(), pushed_lines: 0 }
     }
 }
 
@@ -183,26 +183,24 @@ impl Delivery {
     /// Flushes, and lets the ledger know what is safe.
     fn settle(&mut self, progress: &mut Progress, at_once: bool) -> Result<(), Interrupted> {
         let behind = progress.pushed;
-        let mark = loop {
-            // Before each attempt: what the last one met may be mended by going to another place.
+        let safe = loop {
+            // Before each attempt: what the last one met may be fixed by going to another place.
             self.prepare(progress)?;
             match self.worker.in_sink(|sink| sink.flush(behind, at_once)) {
-                Ok(mark) => break mark,
+                Ok(safe) => break safe,
                 Err(error) => self.back_off(&error)?,
             }
         };
         progress.flushed = behind;
-        progress.flushed_lines += std::mem::take(&mut progress.pushed_lines);
-        self.works_again();
+        progress.flushed_lines.push((behind, std::mem::take(&mut progress.pushed_lines)));
         let truncated = self.worker.sink.take_truncated();
         if truncated > 0 {
             self.worker.watcher.truncated(&self.worker.subscription.sink, truncated);
         }
-        if let Some(mark) = mark {
-            progress.safe = behind;
-            let name = &self.worker.subscription.sink;
-            self.worker.watcher.delivered(name, std::mem::take(&mut progress.flushed_lines));
-            self.worker.ledger.advance(name, behind, mark);
+        if let Some(Resume { position, mark }) = safe {
+            self.works_again();
+            self.worker.ledger.advance(&self.worker.subscription.sink, position, mark);
+            self.count(progress, position);
         }
         Ok(())
     }
@@ -213,11 +211,19 @@ impl Delivery {
             self.until_it_works(|worker| worker.in_sink(|sink| sink.prepare()))?
         {
             self.until_it_works(|worker| worker.note(position, mark.clone()))?;
-            let delivered = std::mem::take(&mut progress.flushed_lines);
-            self.worker.watcher.delivered(&self.worker.subscription.sink, delivered);
-            progress.safe = position;
+            self.count(progress, position);
         }
         Ok(())
+    }
+
+    /// Counts what is safe before a position.
+    fn count(&self, progress: &mut Progress, position: Position) {
+        let is_safe = |(behind, _): &(Position, u64)| *behind <= position;
+        let delivered =
+            progress.flushed_lines.iter().filter(|flushed| is_safe(flushed)).map(|(_, lines)| lines).sum();
+        progress.flushed_lines.retain(|flushed| !is_safe(flushed));
+        progress.safe = position;
+        self.worker.watcher.delivered(&self.worker.subscription.sink, delivered);
     }
 
     /// Opens the sink where the ledger says it is, and makes durable where it really is.
@@ -355,8 +361,8 @@ mod tests {
             0
         }
 
-        fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
-            Ok(Some(Vec::new()))
+        fn flush(&mut self, behind: Position, _at_once: bool) -> Result<Option<Resume>, SinkError> {
+            Ok(Some(Resume { position: behind, mark: Vec::new() }))
         }
     }
 
@@ -420,7 +426,7 @@ mod tests {
             0
         }
 
-        fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+        fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Resume>, SinkError> {
             assert!(self.prepared || !self.failed, "the same is tried again in the same place");
             self.failed = true;
             if self.prepared {

@@ -274,7 +274,7 @@ impl Sink for FileSink {
         usize::try_from(size).unwrap_or(usize::MAX)
     }
 
-    fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+    fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Resume>, SinkError> {
         let writing = self.error("write");
         let Some(open) = &mut self.open else {
             return Err(writing(io::Error::other("the file is not open")));
@@ -297,7 +297,8 @@ impl Sink for FileSink {
             self.sync()?;
         }
         let open = self.open.as_ref().filter(|open| open.safe == open.written);
-        open.map(Open::mark).transpose().map_err(self.error("read"))
+        let mark = open.map(Open::mark).transpose().map_err(self.error("read"))?;
+        Ok(mark.map(|mark| Resume { position: behind, mark }))
     }
 }
 

@@ -67,7 +67,7 @@ fn push(sink: &mut FileSink, lines: &[&str]) {
 /// Flushes as the worker does; returns the mark.
 fn flush(sink: &mut FileSink) -> Vec<u8> {
     sink.prepare().unwrap();
-    sink.flush(Position::default(), false).unwrap().unwrap()
+    sink.flush(Position::default(), false).unwrap().unwrap().mark
 }
 
 const LINES: [&str; 4] = ["one", "two two", "three", "four"];
@@ -172,7 +172,7 @@ fn a_file_is_rotated_before_it_is_too_large() {
     for line in LINES {
         push(&mut sink, &[line]);
         bench.mark = sink.prepare().unwrap().map_or(bench.mark, |at| at.mark);
-        bench.mark = sink.flush(Position::default(), false).unwrap().unwrap();
+        bench.mark = sink.flush(Position::default(), false).unwrap().unwrap().mark;
     }
     assert_eq!(everything(&bench), (2, TEXT.to_owned()));
 }
@@ -524,7 +524,7 @@ fn a_new_line_never_sticks_to_an_unfinished_one() {
         for line in LINES {
             push(&mut sink, &[line]);
             prepare(&mut sink, &mut bench);
-            bench.mark = sink.flush(Position::default(), false).unwrap().unwrap();
+            bench.mark = sink.flush(Position::default(), false).unwrap().unwrap().mark;
         }
         assert_eq!(bench.text(), format!("half{written}"), "cut at {cut}");
     }

@@ -216,7 +216,7 @@ impl Sink for SqliteSink {
         self.collected_bytes
     }
 
-    fn flush(&mut self, behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
+    fn flush(&mut self, behind: Position, _at_once: bool) -> Result<Option<Resume>, SinkError> {
         let rows = self.collected.len();
         // The ledger's position may run ahead of ours over what is not for us.
         if rows > 0 {
@@ -230,7 +230,7 @@ impl Sink for SqliteSink {
         self.reached = self.reached.max(behind);
         // As many rows go as came, and some more, so that a busy database does not grow for ever.
         self.keep_house(rows.div_ceil(STEP) + 1);
-        Ok(Some(Vec::new()))
+        Ok(Some(Resume { position: behind, mark: Vec::new() }))
     }
 
     fn idle(&mut self) {

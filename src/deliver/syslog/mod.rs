@@ -4,21 +4,20 @@
 //!
 //! Syslog has no acknowledgement, so a sink can know less than one that writes to a disk:
 //!
-//! * **TCP, TLS**: the connection is looked at before and after a chunk is written, and the peer's *system*
-//!   has acknowledged every byte (on Linux; elsewhere the bytes are written, no more). On any doubt the whole
-//!   chunk is sent again over a new connection, so that messages can come twice, in order apart from that.
-//!   With TLS, a server that asks for a client certificate may refuse it after it has taken bytes: what the
-//!   connection has carried counts only when the server has shown that it accepts us, or kept silent for
-//!   10 s. A server that ends its side of a TCP connection, and reads on, keeps it.
-//!   A server that is killed, or whose machine loses power, after its system took the bytes and before it
-//!   read them, loses what it had not read, and nobody can tell.
+//! * **TCP, TLS, Unix streams**: a chunk counts when the peer's *system* has acknowledged every byte (on Linux;
+//!   elsewhere the bytes are written, no more) and the connection is still open a second later, or the server closed it
+//!   in order. Otherwise everything that does not count is sent again over a new connection, so that messages can
+//!   come twice, in order apart from that. A server that is killed, or whose machine loses power, after its system took
+//!   the bytes and before it read them, loses what it had not read, and nobody can tell. So does one that refuses
+//!   the client certificate later than that.
 //! * **UDP**: a datagram was handed to the network. It can be lost on the way and nobody is told, but for a
 //!   server that is known not to listen.
-//! * **Unix sockets**: the message is in the queue of the daemon, which a kill of the daemon empties.
+//! * **Unix datagrams**: the message is in the queue of the daemon, which a kill of the daemon empties.
 //!
-//! Who needs more keeps a file sink beside this one.
+//! Where that is not enough, keep a file sink beside this one.
 
 mod format;
+mod send_queue;
 mod transport;
 
 pub use format::{Severity, severity_of};
@@ -91,6 +90,7 @@ impl SyslogSink {
 impl Sink for SyslogSink {
     fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
         self.collected.clear();
+        self.transport.reset();
         Ok(last.clone())
     }
 
@@ -105,15 +105,18 @@ impl Sink for SyslogSink {
         self.collected.bytes()
     }
 
-    fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Vec<u8>>, SinkError> {
-        if !self.collected.is_empty() {
-            self.transport.deliver(&self.collected).map_err(|cause| {
-                SinkError::new(format!("cannot deliver to {}", self.transport.address()), cause)
-            })?;
-            self.collected.clear();
-        }
+    fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Resume>, SinkError> {
+        let written = match self.collected.is_empty() {
+            true => Ok(()),
+            false => self.transport.write(&self.collected, behind),
+        };
+        let confirmed = written.and_then(|()| self.transport.confirm(behind, at_once)).map_err(|cause| {
+            let what = format!("cannot deliver to {}", self.transport.address());
+            SinkError { start_over: true, ..SinkError::new(what, cause) }
+        })?;
+        self.collected.clear();
         // The server keeps nothing for us to come back to.
-        Ok(Some(Vec::new()))
+        Ok(confirmed.map(|position| Resume { position, mark: Vec::new() }))
     }
 
     fn take_truncated(&mut self) -> u64 {
