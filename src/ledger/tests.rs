@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::{Reason, Stream, Verdict};
 
+mod changes;
 mod skips;
 
 const NOON: i64 = 1_700_000_000_000;
