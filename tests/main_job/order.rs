@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
 use std::net::TcpListener;
 
+use rusqlite::Connection;
+
 use crate::harness::daemon::Daemon;
 use crate::harness::machine;
 use crate::harness::programs::auditgate;
@@ -14,21 +16,16 @@ use crate::harness::{PATIENCE, wait_until};
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Request,
-    /// With what is noted in it: up to which batch each sink has everything.
-    LedgerWriteBegins(Vec<(&'static str, u8)>),
+    /// With what is recorded by then: the first batch that each sink does not have wholly.
+    LedgerWriteBegins(Vec<(String, i64)>),
     LedgerSynced,
     AnswerBegins,
     SinkWriteBegins(&'static str),
     SinkSynced(&'static str),
 }
 
-/// The sinks, the file that each one writes to, and what is named in the ledger before its position: its name
-/// and type.
-const SINKS: [(&str, &str, &str); 3] = [
-    ("all", "/all.jsonl", "allfile"),
-    ("search", "/search.db-wal", "searchsqlite"),
-    ("siem", "", "siemsyslog"),
-];
+/// The sinks, and the file that each one writes to.
+const SINKS: [(&str, &str); 3] = [("all", "/all.jsonl"), ("search", "/search.db-wal"), ("siem", "")];
 
 #[test]
 fn a_sync_stands_before_every_promise_and_before_every_forgetting() {
@@ -91,7 +88,7 @@ fn the_order_is_kept(fsync: &str) {
     let count = |wanted: &dyn Fn(&Step) -> bool| steps.iter().filter(|step| wanted(step)).count() as u64;
     assert_eq!(count(&|step| *step == Step::Request), BATCHES, "{steps:?}");
     assert_eq!(count(&|step| *step == Step::AnswerBegins), BATCHES, "{steps:?}");
-    for (sink, _, _) in SINKS {
+    for (sink, _) in SINKS {
         assert!(count(&|step| *step == Step::SinkWriteBegins(sink)) >= BATCHES, "{sink}: {steps:?}");
     }
 
@@ -101,13 +98,13 @@ fn the_order_is_kept(fsync: &str) {
     for step in &steps {
         match step {
             Step::Request => commit = Commit::Idle,
-            Step::LedgerWriteBegins(notes) => {
+            Step::LedgerWriteBegins(positions) => {
                 // What sinks have delivered may be noted between the commit and its answer.
                 if commit != Commit::Synced {
                     commit = Commit::Written;
                 }
-                for (sink, batch) in notes {
-                    sinks.get_mut(sink).unwrap().is_noted(sink, *batch);
+                for (sink, batch) in positions {
+                    sinks.get_mut(sink.as_str()).unwrap().is_recorded(sink, *batch);
                 }
             }
             Step::LedgerSynced if commit == Commit::Written => commit = Commit::Synced,
@@ -152,14 +149,14 @@ struct Sink {
     /// What was written is synced.
     is_safe: bool,
     /// The position in the ledger, once it is known.
-    noted: Option<u8>,
+    recorded: Option<i64>,
     /// How often it moved.
     moves: u64,
 }
 
 impl Sink {
-    fn is_noted(&mut self, name: &str, batch: u8) {
-        if self.noted.is_some_and(|noted| noted < batch) {
+    fn is_recorded(&mut self, name: &str, batch: i64) {
+        if self.recorded.is_some_and(|recorded| recorded < batch) {
             assert!(
                 self.is_written && self.is_safe,
                 "{name} moved to {batch} before that was safe: {self:?}"
@@ -167,7 +164,7 @@ impl Sink {
             self.moves += 1;
             self.is_written = false;
         }
-        self.noted = Some(batch);
+        self.recorded = Some(batch);
     }
 }
 
@@ -175,6 +172,7 @@ impl Sink {
 /// succeeded, even when other threads' calls stand in between.
 fn steps(trace: &str, syslog: &str) -> Vec<Step> {
     let mut steps = Vec::new();
+    let mut ledger = Shadow::default();
     let mut unfinished: HashMap<&str, &str> = HashMap::new();
     for line in trace.lines() {
         let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
@@ -198,11 +196,14 @@ fn steps(trace: &str, syslog: &str) -> Vec<Step> {
             let is_json = data.windows(16).any(|window| window == b"application/json");
             if data.starts_with(b"HTTP/1.1 200 OK") && is_json {
                 steps.push(Step::AnswerBegins);
+            } else if is_file(call, "/data/ledger.db") {
+                write_at(&mut ledger.database, call, &data);
             } else if is_file(call, "/data/ledger.db-wal") {
-                steps.push(Step::LedgerWriteBegins(notes(&data)));
+                write_at(&mut ledger.log, call, &data);
+                steps.push(Step::LedgerWriteBegins(ledger.positions()));
             } else if call.contains(&format!("->{syslog}]>")) {
                 steps.push(Step::SinkWriteBegins("siem"));
-            } else if let Some((sink, ..)) = SINKS[..2].iter().find(|(_, file, _)| is_file(call, file)) {
+            } else if let Some((sink, _)) = SINKS[..2].iter().find(|(_, file)| is_file(call, file)) {
                 steps.push(Step::SinkWriteBegins(sink));
             }
         }
@@ -212,7 +213,7 @@ fn steps(trace: &str, syslog: &str) -> Vec<Step> {
             assert!(call.trim_end().ends_with("= 0"), "a sync failed: {line}");
             if is_file(begun, "/data/ledger.db-wal") {
                 steps.push(Step::LedgerSynced);
-            } else if let Some((sink, ..)) = SINKS[..2].iter().find(|(_, file, _)| is_file(begun, file)) {
+            } else if let Some((sink, _)) = SINKS[..2].iter().find(|(_, file)| is_file(begun, file)) {
                 steps.push(Step::SinkSynced(sink));
             }
         }
@@ -232,33 +233,32 @@ fn data(call: &str) -> Vec<u8> {
     text.split("\\x").skip(1).filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect()
 }
 
-/// The positions in a page of the ledger's table of sinks. A record of SQLite's stands behind its length (a byte, or
-/// two where the first has its highest bit) and is a header (its length, and a type for each column, of which that of
-/// a longer text takes two bytes) and the columns: name, kind, batch, line, mark, wants. Type 1 is an integer of one
-/// byte, type 9 the number 1.
-fn notes(page: &[u8]) -> Vec<(&'static str, u8)> {
-    let mut found = Vec::new();
-    // Header of the page: 2 for an inner and 10 for a leaf of an index, which tables without row IDs are.
-    if page.first() != Some(&10) {
-        return found;
+/// The ledger's files as far as they have been written.
+#[derive(Default)]
+struct Shadow {
+    database: Vec<u8>,
+    log: Vec<u8>,
+}
+
+impl Shadow {
+    /// What a process would find that is killed now; nothing while there are no tables.
+    fn positions(&self) -> Vec<(String, i64)> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger.db");
+        std::fs::write(&path, &self.database).unwrap();
+        std::fs::write(directory.path().join("ledger.db-wal"), &self.log).unwrap();
+        let connection = Connection::open(&path).unwrap();
+        let Ok(mut find) = connection.prepare("SELECT name, batch FROM sink") else { return Vec::new() };
+        let found = find.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        found.collect::<Result<_, _>>().unwrap()
     }
-    // Only what the page points at lives; the rest is what once was there.
-    let cells = usize::from(u16::from_be_bytes([page[3], page[4]]));
-    for cell in 0..cells {
-        let at = usize::from(u16::from_be_bytes([page[8 + 2 * cell], page[9 + 2 * cell]]));
-        let Some(cell) = page.get(at..).filter(|cell| !cell.is_empty()) else { continue };
-        let record = &cell[1 + usize::from(cell[0] >> 7)..];
-        let [header @ (7 | 8), _, _, batch, ..] = record else { continue };
-        let Some(columns) = record.get(usize::from(*header)..) else { continue };
-        for (sink, _, words) in SINKS {
-            if let Some(rest) = columns.strip_prefix(words.as_bytes()) {
-                match batch {
-                    1 => found.push((sink, rest[0])),
-                    9 => found.push((sink, 1)),
-                    other => panic!("a batch of type {other}"),
-                }
-            }
-        }
-    }
-    found
+}
+
+/// Repeats `pwrite64(FILE, BYTES, LENGTH, OFFSET)`.
+fn write_at(file: &mut Vec<u8>, call: &str, data: &[u8]) {
+    let numbers = call.rsplit('"').next().unwrap();
+    let offset = numbers.split(',').nth(2).unwrap().trim_matches(|other: char| !other.is_ascii_digit());
+    let offset: usize = offset.split(')').next().unwrap().parse().unwrap();
+    file.resize(file.len().max(offset + data.len()), 0);
+    file[offset..offset + data.len()].copy_from_slice(data);
 }

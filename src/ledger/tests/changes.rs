@@ -79,13 +79,16 @@ fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
     found
 }
 
+/// Its name, the sinks before and after it, and what was in the way and what each sink gets.
+type Change<'a> = (&'a str, Vec<Subscription>, Vec<Subscription>, &'a [&'a str]);
+
 #[test]
 fn what_each_sink_gets_when_sinks_change_while_events_wait() {
     let verified = [Stream::Verified];
     let all = || sink("all", &Stream::ALL, None);
     let us = || sink("us", &Stream::ALL, Some(&["us"]));
     let good = |name| sink(name, &verified, None);
-    let table: [(&str, Vec<Subscription>, Vec<Subscription>, &[&str]); 9] = [
+    let table: [Change<'_>; 9] = [
         ("unchanged", vec![all()], vec![all()], &["all: 1.0 1.1 2.0 2.1 3.0 3.1 4.0 4.1"]),
         (
             "added",
