@@ -7,15 +7,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::io::{self, BufRead as _, BufReader, Read as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -27,6 +26,7 @@ use crate::harness::machine::{self, Need};
 use crate::harness::programs::{self, auditgate, beside};
 use crate::harness::sign::cef;
 use crate::harness::site::{PATH, Site, TOKEN, lines, sink};
+use crate::harness::syslog::SyslogServer;
 use crate::harness::{PATIENCE, body, wait_until};
 
 /// A step that can fail.
@@ -285,7 +285,7 @@ const BATCH: u64 = 40;
 impl Case<'_> {
     /// Plays it; tells what the process did.
     fn run(&self) -> String {
-        let server = Server::start();
+        let server = SyslogServer::start_anywhere();
         let port = server.address.port();
         let sinks = [
             sink("verified", "raw", "\"verified\"") + self.file,
@@ -372,7 +372,7 @@ pub(crate) fn preloaded() -> PathBuf {
 struct Play<'s> {
     case: &'s Case<'s>,
     site: &'s Site,
-    server: &'s Server,
+    server: &'s SyslogServer,
     daemon: Daemon<'s>,
     /// Every event, in the order in which they were first posted.
     posted: Vec<String>,
@@ -739,7 +739,7 @@ impl Play<'_> {
 
         server.wait_for(posted);
         let known: HashSet<&String> = posted.iter().collect();
-        let received = server.received();
+        let received = server.messages();
         let foreign = received.iter().filter(|message| !known.contains(message)).count();
         assert_eq!(foreign, 0, "messages that nobody posted");
     }
@@ -779,88 +779,4 @@ fn assert_same(place: &str, found: &[String], posted: &[String]) {
 fn assert_sound(database: &Connection) {
     let sound: String = database.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();
     assert_eq!(sound, "ok", "{:?}", database.path());
-}
-
-/// A syslog server that keeps whole messages.
-struct Server {
-    address: SocketAddr,
-    state: Arc<Mutex<Received>>,
-}
-
-#[derive(Default)]
-struct Received {
-    messages: Vec<String>,
-    connections: Vec<TcpStream>,
-}
-
-impl Server {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Self { address: listener.local_addr().unwrap(), state: Arc::default() };
-        let state = Arc::downgrade(&server.state);
-        std::thread::spawn(move || {
-            while let Ok((connection, _)) = listener.accept() {
-                let Some(state) = state.upgrade() else { return };
-                locked(&state).connections.push(connection.try_clone().unwrap());
-                std::thread::spawn(move || receive(connection, &state));
-            }
-        });
-        server
-    }
-
-    fn received(&self) -> Vec<String> {
-        locked(&self.state).messages.clone()
-    }
-
-    fn wait_for(&self, posted: &[String]) {
-        wait_until(PATIENCE, "the syslog server has every event", || {
-            let state = locked(&self.state);
-            if state.messages.len() < posted.len() {
-                return Err(format!("{} of {} are there", state.messages.len(), posted.len()));
-            }
-            let known: HashSet<&String> = state.messages.iter().collect();
-            let missing = posted.iter().filter(|event| !known.contains(event)).count();
-            if missing == 0 { Ok(()) } else { Err(format!("{missing} are missing")) }
-        });
-    }
-
-    fn close_connections(&self) {
-        for connection in locked(&self.state).connections.drain(..) {
-            // The peer may have closed it.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.close_connections();
-        self.state = Arc::default();
-        // Its thread looks whether anybody still wants it.
-        let _ = TcpStream::connect(self.address);
-    }
-}
-
-fn locked(state: &Mutex<Received>) -> std::sync::MutexGuard<'_, Received> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Reads frames by octet counting (RFC 6587, section 3.4.1); one that is cut off counts for nothing.
-fn receive(connection: TcpStream, state: &Mutex<Received>) {
-    let mut input = BufReader::new(connection);
-    loop {
-        let mut length = Vec::new();
-        if !matches!(input.read_until(b' ', &mut length), Ok(1..)) || length.pop() != Some(b' ') {
-            return;
-        }
-        let length: usize = String::from_utf8(length).unwrap().parse().unwrap();
-        let mut message = vec![0; length];
-        if input.read_exact(&mut message).is_err() {
-            return;
-        }
-        let message = String::from_utf8(message).unwrap();
-        // <PRI>VERSION TIMESTAMP HOSTNAME APP-NAME PROCID MSGID STRUCTURED-DATA MSG
-        let line = message.splitn(8, ' ').nth(7).unwrap().to_owned();
-        locked(state).messages.push(line);
-    }
 }

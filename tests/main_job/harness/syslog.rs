@@ -1,10 +1,12 @@
 //! A syslog server over TCP that keeps what it is sent (RFC 5424 messages, framed as in RFC 6587).
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::machine::ReservedPort;
+use super::{PATIENCE, wait_until};
 
 /// Where a message ends.
 #[derive(Clone, Copy, Debug)]
@@ -15,9 +17,16 @@ pub(crate) enum Framing {
     Newline,
 }
 
-/// A server that takes messages until the test's process ends.
+/// A server that takes messages until it is dropped.
 pub(crate) struct SyslogServer {
-    received: Arc<Mutex<Vec<String>>>,
+    pub(crate) address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    received: Vec<String>,
+    connections: Vec<TcpStream>,
 }
 
 impl SyslogServer {
@@ -28,33 +37,75 @@ impl SyslogServer {
 
     /// Listens on a port, for messages framed that way.
     pub(crate) fn start_with(port: &ReservedPort, framing: Framing) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port.number())).unwrap();
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&received);
+        Self::serve(TcpListener::bind(("127.0.0.1", port.number())).unwrap(), framing)
+    }
+
+    /// Listens on any port and counts octets.
+    pub(crate) fn start_anywhere() -> Self {
+        Self::serve(TcpListener::bind("127.0.0.1:0").unwrap(), Framing::OctetCounting)
+    }
+
+    fn serve(listener: TcpListener, framing: Framing) -> Self {
+        let server = Self { address: listener.local_addr().unwrap(), state: Arc::default() };
+        let state = Arc::downgrade(&server.state);
         std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let kept = Arc::clone(&kept);
+            while let Ok((connection, _)) = listener.accept() {
+                let Some(state) = state.upgrade() else { return };
+                locked(&state).connections.push(connection.try_clone().unwrap());
                 std::thread::spawn(move || {
-                    let mut stream = BufReader::new(stream);
+                    let mut stream = BufReader::new(connection);
                     while let Some(message) = frame(&mut stream, framing) {
-                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+                        locked(&state).received.push(message);
                     }
                 });
             }
         });
-        Self { received }
+        server
     }
 
     /// The MSG part of each message so far, in the order of their arrival.
     pub(crate) fn messages(&self) -> Vec<String> {
-        let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
-        received.iter().map(|message| message.splitn(8, ' ').nth(7).unwrap().to_owned()).collect()
+        let whole = self.whole_messages();
+        whole.iter().map(|message| message.splitn(8, ' ').nth(7).unwrap().to_owned()).collect()
     }
 
     /// Each message so far, its header included, in the order of their arrival.
     pub(crate) fn whole_messages(&self) -> Vec<String> {
-        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.state).received.clone()
     }
+
+    /// Waits until these events are there.
+    pub(crate) fn wait_for(&self, posted: &[String]) {
+        wait_until(PATIENCE, "the syslog server has every event", || {
+            let count = locked(&self.state).received.len();
+            if count < posted.len() {
+                return Err(format!("{count} of {} are there", posted.len()));
+            }
+            let known: HashSet<String> = self.messages().into_iter().collect();
+            let missing = posted.iter().filter(|event| !known.contains(*event)).count();
+            if missing == 0 { Ok(()) } else { Err(format!("{missing} are missing")) }
+        });
+    }
+
+    pub(crate) fn close_connections(&self) {
+        for connection in locked(&self.state).connections.drain(..) {
+            // The peer may have closed it.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for SyslogServer {
+    fn drop(&mut self) {
+        self.close_connections();
+        self.state = Arc::default();
+        // Its thread looks whether it is still wanted.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One message; none when the connection ends.
