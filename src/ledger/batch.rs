@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::seen::Identity;
+use super::identity::Identity;
 use crate::wire::batch::Packing;
 use crate::wire::event::{Reason, Verdict};
 

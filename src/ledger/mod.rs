@@ -16,6 +16,7 @@ mod error;
 mod evict;
 mod file_identity;
 mod handle;
+mod identity;
 mod outbox;
 mod queue;
 mod registry;
@@ -30,8 +31,9 @@ pub use batch::{Batch, Committed, Entry, Receipt};
 pub use delivery::Backlog;
 pub use error::{CommitError, Failed, OpenError};
 pub use handle::{Ledger, Options, Running};
+pub use identity::{Identifier, Identity};
 pub use outbox::{Body, Next, Outbox, Stored};
-pub use seen::{Identifier, Identity, Window};
+pub use seen::Window;
 pub use subscription::{Forgetting, Pending, Position, Resume, Skipped, Streams, Subscription};
 
 #[cfg(test)]

@@ -14,7 +14,7 @@
 //! A day that was in reach when an event came may be out of reach when it is sent again, and the other way round.
 //! Therefore an event is looked up in its day's partition, as long as there is one, and in the generations.
 //!
-//! Of rejected lines a source's newest are remembered: at most [`REJECTS`] of each of [`REJECT_GROUPS`] groups, into which
+//! Of rejected lines a source's newest are remembered: at most [`REJECTS`] of each of 8,192 groups, into which
 //! their hashes divide them. What is lost then is only that the same bad line is a duplicate when it comes again.
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,6 +24,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::batch::Entry;
+use super::identity::{Identity, Kind};
 use crate::clock::Clock;
 
 /// How long lines of a source are remembered.
@@ -33,91 +34,6 @@ pub struct Window {
     pub events: Duration,
     /// For quarantined lines.
     pub rejects: Duration,
-}
-
-/// What a line is recognised by when it comes again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    kind: Kind,
-    /// The day for [`Kind::Dated`], otherwise 0.
-    day: i64,
-    /// Milliseconds within that day; the group for [`Kind::Reject`]; otherwise 0.
-    moment: u32,
-    hash: [u8; 16],
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    /// An event whose own time can be read.
-    Dated = 0,
-    /// An event whose time cannot be read.
-    Undated = 1,
-    /// A trace ID, where the source dedups by that.
-    Trace = 2,
-    /// A line in quarantine.
-    Reject = 3,
-}
-
-/// Makes identities. The key is the ledger's, 32 random bytes.
-#[derive(Clone)]
-pub struct Identifier {
-    key: [u8; 32],
-}
-
-const DAY: i64 = 86_400_000;
-
-impl Identifier {
-    pub(crate) fn new(key: [u8; 32]) -> Self {
-        Self { key }
-    }
-
-    /// An accepted event: its source, its signed bytes in two parts and its own time in milliseconds since
-    /// the Unix epoch.
-    pub fn event(
-        &self,
-        source: &str,
-        verified: bool,
-        content: (&[u8], &[u8]),
-        time: Option<i64>,
-    ) -> Identity {
-        let hash = self.hash(b'e', source, &[&[u8::from(verified)], content.0, content.1]);
-        match time {
-            Some(time) => Identity {
-                kind: Kind::Dated,
-                day: time.div_euclid(DAY),
-                moment: u32::try_from(time.rem_euclid(DAY)).unwrap_or(0),
-                hash,
-            },
-            None => Identity { kind: Kind::Undated, day: 0, moment: 0, hash },
-        }
-    }
-
-    /// Everything that shares a trace ID within an organisation.
-    pub fn trace(&self, source: &str, organisation: &str, trace: &str) -> Identity {
-        let length = (organisation.len() as u64).to_le_bytes();
-        let hash = self.hash(b't', source, &[&length, organisation.as_bytes(), trace.as_bytes()]);
-        Identity { kind: Kind::Trace, day: 0, moment: 0, hash }
-    }
-
-    /// A line in quarantine, by its bytes.
-    pub fn reject(&self, source: &str, line: &[u8]) -> Identity {
-        let hash = self.hash(b'r', source, &[line]);
-        let group = u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]) % REJECT_GROUPS;
-        Identity { kind: Kind::Reject, day: 0, moment: group, hash }
-    }
-
-    fn hash(&self, domain: u8, source: &str, parts: &[&[u8]]) -> [u8; 16] {
-        let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(&[domain]);
-        hasher.update(&(source.len() as u64).to_le_bytes());
-        hasher.update(source.as_bytes());
-        for part in parts {
-            hasher.update(part);
-        }
-        let mut hash = [0; 16];
-        hasher.finalize_xof().fill(&mut hash);
-        hash
-    }
 }
 
 /// The index, inside the writer's connection. Everything here happens within the caller's transaction; after a
@@ -141,9 +57,7 @@ struct Partition {
     last_insert: i64,
 }
 
-/// Number of groups of a source's rejected lines, and of lines in each at most. A line takes about 50 bytes of the
-/// database.
-const REJECT_GROUPS: u32 = 1 << 13;
+/// Maximum number of rejected lines of a source in each group of hashes. A line takes about 50 bytes of the database.
 const REJECTS: u32 = 32;
 
 /// Maximum number of expired lines that are deleted in one step.

@@ -263,12 +263,12 @@ impl Metrics {
         )?;
         let pending = declare.gauges(
             "auditgate_sink_pending_events",
-            "Events and quarantined lines committed but not yet delivered to the sink.",
+            "Events and quarantined lines of the batches that the sink does not have wholly.",
             &["sink"],
         )?;
         let oldest_pending = declare.float_gauges(
             "auditgate_sink_oldest_pending_seconds",
-            "Age of the oldest line that waits for the sink; 0 when none waits.",
+            "Age of the oldest batch that waits for the sink; 0 when none waits.",
             &["sink"],
         )?;
         let sink_errors = declare.counters(
