@@ -344,7 +344,7 @@ fn open(path: &Path, options: &Options) -> io::Result<File> {
     opening.read(true).write(true);
     let file = match opening.clone().create_new(true).mode(0o000).open(path) {
         Ok(file) => {
-            set_access(&file, options.mode, options.owner)?;
+            rotation::set_access(&file, options.mode, options.owner)?;
             file
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => opening.open(path)?,
@@ -356,20 +356,6 @@ fn open(path: &Path, options: &Options) -> io::Result<File> {
         rotation::sync_directory(path)?;
     }
     Ok(file)
-}
-
-/// Gives a file its owner, where one is wanted, and then its permission bits.
-fn set_access(file: &File, mode: u32, owner: (Option<u32>, Option<u32>)) -> io::Result<()> {
-    if owner != (None, None) {
-        std::os::unix::fs::fchown(file, owner.0, owner.1).map_err(|error| {
-            let why = format!(
-                "its owner cannot be set ({error}); only root can give files away, and others only to groups of \
-                 their own"
-            );
-            io::Error::new(error.kind(), why)
-        })?;
-    }
-    file.set_permissions(fs::Permissions::from_mode(mode))
 }
 
 /// Takes the file for this process and this sink alone, until it is closed. It keeps out whoever asks for the lock,

@@ -18,8 +18,6 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-use super::set_access;
-
 /// When and how a file is rotated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
@@ -289,6 +287,20 @@ fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     fs::rename(&unfinished, &target)?;
     sync_directory(path)?;
     fs::remove_file(path)
+}
+
+/// Gives a file its owner, where one is wanted, and then its permission bits.
+pub(super) fn set_access(file: &File, mode: u32, owner: (Option<u32>, Option<u32>)) -> io::Result<()> {
+    if owner != (None, None) {
+        std::os::unix::fs::fchown(file, owner.0, owner.1).map_err(|error| {
+            let why = format!(
+                "its owner cannot be set ({error}); only root can give files away, and others only to groups of \
+                 their own"
+            );
+            io::Error::new(error.kind(), why)
+        })?;
+    }
+    file.set_permissions(fs::Permissions::from_mode(mode))
 }
 
 /// Makes the names in a file's directory durable.
