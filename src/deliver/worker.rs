@@ -16,9 +16,9 @@ use crate::wire::event::Verdict;
 pub trait Watcher: Send {
     /// The sink begins an operation, which may hang, or has come back from it.
     fn working(&self, sink: &str, is_working: bool);
-    /// So many lines are safe in the sink now.
+    /// Number of lines that have become safe in the sink.
     fn delivered(&self, sink: &str, events: u64);
-    /// The sink had to cut so many lines to fit its limits.
+    /// Number of lines that the sink truncated to fit its limits.
     fn truncated(&self, sink: &str, lines: u64);
     /// The sink failed, and will be tried again.
     fn failed(&self, sink: &str, error: &SinkError);
@@ -57,7 +57,7 @@ impl Worker {
     /// Delivers until the ledger's feed is closed and everything in it is delivered, or until `stop` is set.
     pub fn run(self) {
         let mut delivery = Delivery { worker: self, wait: None };
-        // Whoever ends it has the last safe position in the ledger, so that there is nothing to clean up.
+        // The last safe position is in the ledger, so that there is nothing to clean up.
         while let Err(Interrupted::StartOver) = delivery.run() {}
     }
 }
@@ -295,7 +295,7 @@ impl Worker {
         let position = opened.position;
         let newest = self.ledger.newest_batch();
         if position.batch > newest + 1 {
-            // What is committed now would count as delivered. It waits instead, until somebody looks.
+            // What is committed now would count as delivered. It waits instead, until the operator looks.
             let why = format!(
                 "it already has batch {}, and the ledger ends with {newest}: an older copy of data_dir was put \
                  back; put the newer one back, or give the sink a new name and a new place",
@@ -403,14 +403,14 @@ mod tests {
         (ledger, running, subscription)
     }
 
-    /// A sink whose place is mended by preparing it, once a flush has failed.
+    /// A sink that is fixed by preparing it, once a flush has failed.
     #[derive(Default)]
-    struct Mended {
+    struct Fixed {
         failed: bool,
         prepared: bool,
     }
 
-    impl Sink for Mended {
+    impl Sink for Fixed {
         fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
             Ok(last.clone())
         }
@@ -453,7 +453,7 @@ mod tests {
         let (ledger, running, subscription) = open_ledger(dir.path());
         let worker = Worker {
             subscription,
-            sink: Box::new(Mended::default()),
+            sink: Box::new(Fixed::default()),
             ledger: ledger.clone(),
             watcher: Box::new(Deaf),
             stop: Arc::default(),
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_is_ahead_of_its_ledger_waits_for_somebody_to_look() {
+    fn a_sink_that_is_ahead_of_its_ledger_waits_for_the_operator() {
         for (batch, is_ahead) in [(1, false), (2, true), (900, true)] {
             let dir = tempfile::tempdir().unwrap();
             let (ledger, running, subscription) = open_ledger(dir.path());

@@ -21,7 +21,7 @@ pub(super) struct Eviction {
     passes: [Pass; 2],
     /// Maximum number of bytes that a worker has in hand.
     budget: u64,
-    anybody_skips: bool,
+    has_skipping_sinks: bool,
 }
 
 /// A way through the table, from the oldest batch to the newest and, when a sink has come forward, again.
@@ -55,12 +55,16 @@ impl Eviction {
             let low = high.saturating_sub((limit / 16).min(STEP));
             Pass { measure, high, low, looked_at: 0, is_at_end: false, moved: true }
         });
-        Self { passes, budget, anybody_skips: subscriptions.iter().any(|subscription| subscription.skips) }
+        Self {
+            passes,
+            budget,
+            has_skipping_sinks: subscriptions.iter().any(|subscription| subscription.skips),
+        }
     }
 
     /// Whether there may be something to evict.
     pub(super) fn is_due(&self, weight: Backlog) -> bool {
-        self.anybody_skips && self.passes.iter().any(|pass| pass.is_due(weight))
+        self.has_skipping_sinks && self.passes.iter().any(|pass| pass.is_due(weight))
     }
 
     /// There are new batches.

@@ -1,5 +1,5 @@
 //! Whether the ledger's files still are where they were opened. SQLite would go on in files that were deleted or
-//! moved away, and nobody would ever find what it commits there.
+//! moved away, and what it commits there would never be found.
 
 use std::fs::Metadata;
 use std::io::{self, ErrorKind};
@@ -18,7 +18,7 @@ impl FileIdentity {
         let (path, metadata) = lock;
         let mut files = vec![(path.to_owned(), number(metadata)), (database.to_owned(), find(database)?)];
         // SQLite puts the log beside the real file. It is there from the first transaction on, and for as long
-        // as anybody has the database open; a checkpoint shortens it at most.
+        // as the database is open; a checkpoint shortens it at most.
         let mut log = database.canonicalize()?.into_os_string();
         log.push("-wal");
         let log = PathBuf::from(log);

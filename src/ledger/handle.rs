@@ -57,7 +57,7 @@ pub(super) struct Shared {
     feed: Arc<Feed>,
     in_hand_bytes: u64,
     pub(super) gauges: Arc<Gauges>,
-    /// Held for as long as the ledger lives; the lock is the open file's.
+    /// Held while the ledger lives; the lock is the open file's.
     _lock: File,
 }
 

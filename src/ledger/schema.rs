@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use super::error::OpenError;
 use crate::database;
 
-/// How long to wait for a lock that somebody else holds.
+/// How long to wait for a lock that another connection holds.
 const BUSY: Duration = Duration::from_secs(10);
 
 /// "audg": marks the file as ours (`PRAGMA application_id`).
@@ -173,7 +173,7 @@ fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> 
     transaction.commit()
 }
 
-/// The ledger holds whole events and the key of the fingerprints: nobody else's business. SQLite gives its log
+/// The ledger holds whole events and the key of the fingerprints, so it is for its owner only. SQLite gives its log
 /// files the mode of the database.
 fn restrict(path: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::PermissionsExt as _;

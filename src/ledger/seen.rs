@@ -1,6 +1,6 @@
 //! The dedup index: which lines were accepted within their window.
 //!
-//! An event is recognised by a keyed hash of its signed bytes, so that nobody without the key can construct
+//! An event is recognised by a keyed hash of its signed bytes, so that without the key it is impossible to construct
 //! two lines that collide or learn from the database which events it has seen. The hash covers the source (one
 //! producer cannot suppress another's events) and whether the line was verified (an unsigned or damaged copy
 //! cannot suppress the genuine one).
@@ -12,7 +12,7 @@
 //! claim. A partition is deleted when its last insert is older than the window.
 //!
 //! A day that was in reach when an event came may be out of reach when it is sent again, and the other way round.
-//! Therefore an event is looked up in its day's partition, as long as there is one, and in the generations.
+//! Therefore an event is looked up in its day's partition, while there is one, and in the generations.
 //!
 //! Of rejected lines a source's newest are remembered: at most [`REJECTS`] of each of 8,192 groups, into which
 //! their hashes divide them. What is lost then is only that the same bad line is a duplicate when it comes again.

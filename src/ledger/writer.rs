@@ -30,7 +30,7 @@ use crate::wire::event::Verdict;
 pub(super) enum Message {
     /// Commit a batch.
     Commit(Box<Commit>),
-    /// Note how far a sink has come, and answer when that is durable, if somebody waits.
+    /// Note how far a sink has come, and answer when that is durable, if a reply is wanted.
     Advance { sink: String, position: Position, mark: Vec<u8>, reply: Option<Answer<()>> },
     /// Answer, as a sign of life.
     Ping(oneshot::Sender<()>),
@@ -62,11 +62,11 @@ pub(super) struct Writer {
     eviction: Eviction,
     /// Batches for the next transactions.
     queue: Queue,
-    /// Advances that nobody waits for: the newest of each sink.
+    /// Positions to record: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
     last_housekeeping: Instant,
     /// There is something to do: more than one step of housekeeping does, or much has become free.
-    more_housework: bool,
+    more_housekeeping: bool,
     /// What batches took that were deleted since the last step.
     freed_bytes: u64,
 }
@@ -85,7 +85,7 @@ const SHRINK_PAGES: i64 = 512;
 const FREED_BYTES: u64 = 32 << 20;
 
 /// Between two steps of housekeeping requests go first.
-const HOUSEWORK_PAUSE: Duration = Duration::from_millis(10);
+const HOUSEKEEPING_PAUSE: Duration = Duration::from_millis(10);
 
 /// How often it is looked whether the ledger's files are in their place, while nothing else is to be done. After a
 /// failed write, it is also tried as often whether writing works again.
@@ -106,7 +106,7 @@ impl Writer {
             queue: Queue::default(),
             advances: BTreeMap::new(),
             last_housekeeping: Instant::now(),
-            more_housework: false,
+            more_housekeeping: false,
             freed_bytes: 0,
         })
     }
@@ -118,8 +118,8 @@ impl Writer {
             let unwritable = self.parts.gauges.unwritable.load(Ordering::Relaxed);
             let patience = if closing || !self.queue.is_empty() {
                 Duration::ZERO
-            } else if !unwritable && self.more_housework {
-                HOUSEWORK_PAUSE
+            } else if !unwritable && self.more_housekeeping {
+                HOUSEKEEPING_PAUSE
             } else if !self.advances.is_empty() || self.must_evict() {
                 ADVANCE_DELAY
             } else {
@@ -137,7 +137,8 @@ impl Writer {
                 self.parts.feed.close();
                 return;
             }
-            if result.is_ok() && (self.more_housework || self.last_housekeeping.elapsed() >= HOUSEKEEPING) {
+            if result.is_ok() && (self.more_housekeeping || self.last_housekeeping.elapsed() >= HOUSEKEEPING)
+            {
                 result = self.keep_house();
             }
             if let Err(failed) = result {
@@ -312,13 +313,13 @@ impl Writer {
         gauges.set_backlog(written.backlog);
         gauges.add_skipped(written.lost);
         self.freed_bytes += written.deleted.weight.bytes;
-        self.more_housework |= self.freed_bytes >= FREED_BYTES;
+        self.more_housekeeping |= self.freed_bytes >= FREED_BYTES;
         for (reply, committed) in replies {
             let _ = reply.send(Ok(committed));
         }
     }
 
-    /// Whether batches have to be evicted although nobody commits any.
+    /// Whether batches have to be evicted although none is committed.
     fn must_evict(&self) -> bool {
         self.eviction.is_due(self.parts.gauges.backlog())
     }
@@ -331,9 +332,9 @@ impl Writer {
     /// Expires fingerprints and gives free pages back, a little at a time.
     fn keep_house(&mut self) -> Result<(), Failed> {
         let cleaned = self.clean_up();
-        let was_busy = std::mem::replace(&mut self.more_housework, matches!(cleaned, Ok(true)));
+        let was_busy = std::mem::replace(&mut self.more_housekeeping, matches!(cleaned, Ok(true)));
         self.freed_bytes = 0;
-        if !self.more_housework {
+        if !self.more_housekeeping {
             self.last_housekeeping = Instant::now();
         }
         let result = match cleaned {
@@ -396,7 +397,7 @@ fn describe(error: &rusqlite::Error) -> String {
     }
 }
 
-/// Counters that anybody may read at any time.
+/// Counters that can be read at any time.
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
     pub(super) unwritable: AtomicBool,

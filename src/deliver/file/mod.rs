@@ -332,7 +332,7 @@ impl FileSink {
 
 /// Opens the file, or makes it.
 ///
-/// A file that is made can be used by nobody until it has its owner, and its mode last of all. So an empty file
+/// A new file has no permission until it has its owner, and its mode last of all. So an empty file
 /// without any permission is one that was never finished, because an attempt failed or was interrupted: it is made anew.
 fn open(path: &Path, options: &Options) -> io::Result<File> {
     if fs::metadata(path)
@@ -358,8 +358,8 @@ fn open(path: &Path, options: &Options) -> io::Result<File> {
     Ok(file)
 }
 
-/// Takes the file for this process and this sink alone, until it is closed. It keeps out whoever asks for the lock,
-/// another daemon or another sink, and nobody who reads, renames or compresses.
+/// Takes the file for this process and this sink alone, until it is closed. It keeps out what asks for the lock,
+/// another daemon or another sink, and nothing that reads, renames or compresses.
 fn lock(file: &File) -> io::Result<()> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(io::Error::other(

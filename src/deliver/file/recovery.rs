@@ -40,7 +40,7 @@ pub(super) enum Tail {
     Unknown,
     /// The beginning of our next write.
     Ours,
-    /// Bytes of another process, behind so many bytes of whole lines of what is coming.
+    /// Bytes of another process, behind `ours` bytes of whole lines of what is coming.
     Foreign { ours: usize },
 }
 

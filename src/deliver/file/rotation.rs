@@ -79,7 +79,7 @@ const LAST_SECOND: i64 = 253_402_300_799;
 /// the clock is behind the newest of them, that one's moment goes on with the next sequence number.
 ///
 /// # Errors
-/// When the directory cannot be read, or when no such name is left, because somebody gave away the last one.
+/// When the directory cannot be read, or when no such name is left, because the last one is taken.
 pub(super) fn rotated_name(path: &Path, now: i64) -> io::Result<PathBuf> {
     const MOST: u32 = 9999;
     let newest = rotated(path)?.pop().as_deref().and_then(moment_and_sequence);

@@ -4,7 +4,7 @@
 //! it has; beside the position stands the ID of the ledger that counts it. Opening looks that up, at the start
 //! and after every failure alike, and rows that are there already are not written again.
 //!
-//! Others may read while we write, for as long as they like (WAL); a reader that never ends only keeps the log
+//! Others may read while we write, at any time (WAL); a reader that never ends only keeps the log
 //! from being emptied. A second writer makes a flush wait, then fail and be tried again.
 
 mod retention;
@@ -80,7 +80,7 @@ impl SqliteSink {
 
     /// Opens the database anew, which makes safe what is in it, and looks what it has.
     ///
-    /// The old connection is closed only afterwards. As long as one is open, SQLite does not recover the log,
+    /// The old connection is closed only afterwards. While one is open, SQLite does not recover the log,
     /// in which a transaction whose sync failed may look committed.
     fn reopen(&mut self) -> Result<(), SinkError> {
         let mut fresh = schema::open(&self.path)?;
@@ -129,7 +129,7 @@ impl SqliteSink {
                 warn,
                 &self.path.to_string_lossy(),
                 path = %self.path.display(),
-                "the database was moved or deleted by somebody else; going on in a new one"
+                "the database was moved or deleted by another process; going on in a new one"
             );
             self.open = None;
         }

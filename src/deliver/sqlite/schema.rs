@@ -1,7 +1,7 @@
 //! The tables, the pragmas, the versions between which we migrate, and which files are none of ours.
 //!
 //! `events` holds what came through, verified or not as `verified` says; what was refused is in `quarantine`,
-//! a table of its own, so that no query for events can ever be answered with a line that somebody made up.
+//! a table of its own, so that no query for events can ever be answered with a line that was made up.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -180,12 +180,12 @@ fn must_be_file(path: &Path) -> Result<(), SinkError> {
     if metadata.is_file() {
         return Ok(());
     }
-    let found = if metadata.is_dir() { "a directory" } else { "no regular file" };
+    let found = if metadata.is_dir() { "a directory" } else { "not a regular file" };
     let why = format!("it is {found}; give the sink the path of a file");
     Err(SinkError::new(what("use", path), io::Error::other(why)))
 }
 
-/// An error that trying again does not mend.
+/// An error that another attempt does not fix.
 fn refused(path: &Path, why: String) -> SinkError {
     SinkError::new(what("use", path), io::Error::new(io::ErrorKind::InvalidData, why))
 }
@@ -329,7 +329,7 @@ mod tests {
         old.execute_batch(&insert("'line'")).unwrap();
         assert!(old.execute_batch(&insert("x'ff'")).is_err());
         assert_eq!(difference(&old), Ok(None));
-        // Nobody has to migrate it before it can be checked.
+        // It need not be migrated before it can be checked.
         let mut stored = Database::open(&path).unwrap();
         assert_eq!(stored.next(9, usize::MAX).unwrap().len(), 1);
         assert_eq!(stored.damage(), Ok(None));
@@ -405,9 +405,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        for (path, found) in [(dir.path(), "a directory"), (&pipe, "no regular file")] {
+        for (path, found) in [(dir.path(), "a directory"), (&pipe, "not a regular file")] {
             for error in [open(path).map(|_| ()).unwrap_err(), check(path).unwrap_err()] {
-                // Somebody may put a file there.
+                // A file may be put there.
                 assert_ne!(error.cause.kind(), io::ErrorKind::InvalidData, "{error}");
                 let expected = format!(
                     "cannot use the database {}: it is {found}; give the sink the path of a file",

@@ -1,4 +1,4 @@
-//! The rows of a SQLite sink, read back by whoever wants to prove them. Never writes, and never keeps a
+//! The rows of a SQLite sink, read back to be verified again. Never writes, and never keeps a
 //! transaction open from one call to the next, so that the daemon can go on writing and emptying its log.
 
 use std::os::unix::ffi::OsStrExt as _;
@@ -15,15 +15,15 @@ use crate::wire::line::Line;
 /// The first bytes of a SQLite database (<https://www.sqlite.org/fileformat2.html>, section 1.3).
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// What a database is to whoever looks for events.
+/// Which kind of database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Made {
-    /// A sink of ours, or somebody who gave it a table `events`: that is what is asked, whatever else the file says
+    /// A sink's, or another with a table `events`: that is what is asked, whatever else the file says
     /// of itself.
     Events,
-    /// Nobody has made a table in it yet, as far as the file shows: what was may be in a log that is not beside it.
+    /// No table was made in it yet, as far as the file shows: what was may be in a log that is not beside it.
     Nothing,
-    /// Somebody else.
+    /// Another program's.
     Other,
 }
 
@@ -82,7 +82,7 @@ impl Stored {
     }
 
     /// The first column that does not follow from the row's raw line; none when all do. `received_at` and `source`
-    /// follow from nothing, and whoever knows the keys compares `key_id` and what [`Self::says_verified`].
+    /// follow from nothing, and the caller, who knows the keys, compares `key_id` and what [`Self::says_verified`].
     pub fn difference(&self, line: &Line<'_>) -> Option<&'static str> {
         let event = line.event();
         let (fields, extra) = columns(&event);
@@ -309,7 +309,7 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
 fn raw(row: &Row<'_>) -> rusqlite::Result<Vec<u8>> {
     Ok(match row.get_ref("raw")? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.to_vec(),
-        // A table that somebody else made; such a line is malformed.
+        // A table that another program made; such a line is malformed.
         _ => Vec::new(),
     })
 }
@@ -541,7 +541,7 @@ mod tests {
     fn what_a_copy_without_its_log_or_an_index_of_it_lacks_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("e.db");
-        // Its tables are in the log as long as it is open.
+        // Its tables are in the log while it is open.
         let open = schema::open(&path).unwrap();
         let copied = |name: &str, with_log: bool| {
             let to = dir.path().join(name);

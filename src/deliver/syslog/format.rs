@@ -89,7 +89,7 @@ impl Formatter {
     pub(super) fn write(&self, out: &mut Vec<u8>, item: &Item<'_>) -> bool {
         let start = out.len();
         let limit = start + self.max_size;
-        // Whoever sent a quarantined line may have written anything into it.
+        // A quarantined line may hold anything.
         let line = match item.verdict {
             Verdict::Rejected { .. } => None,
             Verdict::Verified { .. } | Verdict::Unverified => Line::parse(item.raw).ok(),

@@ -8,9 +8,9 @@
 //!   elsewhere the bytes are written, no more) and the connection is still open a second later, or the server closed it
 //!   in order. Otherwise everything that does not count is sent again over a new connection, so that messages can
 //!   come twice, in order apart from that. A server that is killed, or whose machine loses power, after its system took
-//!   the bytes and before it read them, loses what it had not read, and nobody can tell. So does one that refuses
+//!   the bytes and before it read them, loses what it had not read, and no client can tell. So does one that refuses
 //!   the client certificate later than that.
-//! * **UDP**: a datagram was handed to the network. It can be lost on the way and nobody is told, but for a
+//! * **UDP**: a datagram was handed to the network. It can be lost on the way without a word, but for a
 //!   server that is known not to listen.
 //! * **Unix datagrams**: the message is in the queue of the daemon, which a kill of the daemon empties.
 //!

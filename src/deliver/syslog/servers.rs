@@ -143,8 +143,8 @@ fn exchange(place: &Place, daemon: &str, transport: &str) {
     for event in &events {
         sink.push(&item(&Verdict::Verified { key: 0 }, event.as_bytes()));
     }
-    let rubbish = format!("rubbish 日本 {via}");
-    sink.push(&item(&verdict, rubbish.as_bytes()));
+    let malformed = format!("malformed 日本 {via}");
+    sink.push(&item(&verdict, malformed.as_bytes()));
     until("the daemon takes no message", || sink.flush(Position::default(), true).ok());
 
     let found = until(&format!("{daemon} has written nothing of {transport}"), || {
@@ -157,7 +157,7 @@ fn exchange(place: &Place, daemon: &str, transport: &str) {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let record = format!(
         "{{\"received_at\":\"2026-01-02T03:04:05.678Z\",\"source\":\"us\",\"reason\":\"malformed\",\
-         \"detail\":\"not an event\",\"raw\":\"{rubbish}\"}}"
+         \"detail\":\"not an event\",\"raw\":\"{malformed}\"}}"
     );
     let expected = [
         ("132", "2023-05-16T00:28:01.193", "verified", r#"trace_id="a\"\]\\é""#, &events[0]),
@@ -326,8 +326,8 @@ fn rsyslog_reads_every_part_over_tls() {
     wait_for(&place, &[&place.tls], &[]);
     exchange(&place, "rsyslog", "tls");
     // Of the right authority with another name, which rsyslog looks at after the handshake.
-    let stranger = Identity { cert: place.path("localhost.pem"), key: place.path("localhost.key") };
-    refuse(&place, Some(stranger));
+    let other = Identity { cert: place.path("localhost.pem"), key: place.path("localhost.key") };
+    refuse(&place, Some(other));
     refuse(&place, None);
     outlive(&place, "tls", &mut daemon, start);
 }

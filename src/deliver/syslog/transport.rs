@@ -249,7 +249,7 @@ impl Transport {
     }
 
     /// The path does not tell which kind of socket is there: `/dev/log` takes datagrams, some daemons offer a
-    /// stream. Where its queue is full, connecting waits as long as sending may (unix(7)).
+    /// stream. Where its queue is full, connecting waits no longer than sending (unix(7)).
     fn unix(&self, path: &Path) -> io::Result<Connection> {
         let address = SocketAddrUnix::new(path)?;
         let open = |kind| {
@@ -365,7 +365,7 @@ impl Connection {
         let socket = match self {
             Self::Tcp(socket) => socket,
             Self::Tls(tls) => &tls.0.sock,
-            // There is no network in between, or nobody who acknowledges.
+            // There is no network in between, or no acknowledgement.
             Self::Udp(_) | Self::UnixDatagram(_) | Self::UnixStream(_) => return Ok(0),
         };
         Ok(unacknowledged(socket)?.unwrap_or(0))
@@ -533,7 +533,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("stream");
         let listener = UnixListener::bind(&path).unwrap();
-        // As many as wait until somebody accepts them.
+        // Connections wait until they are accepted.
         let mut waiting = Vec::new();
         loop {
             let socket =
