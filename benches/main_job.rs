@@ -104,6 +104,8 @@ impl Daemon {
         std::fs::write(path.join("jwks.json"), document).unwrap();
         std::fs::write(path.join("config.toml"), CONFIG).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_auditgate"))
+            // As the unit does.
+            .env("MALLOC_MMAP_THRESHOLD_", "1048576")
             .args(["serve", "--config"])
             .arg(path.join("config.toml"))
             .stderr(Stdio::piped())

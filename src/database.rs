@@ -23,6 +23,8 @@ pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<Stri
     // Readers are never blocked, and never block us.
     let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     sync_log(connection)?;
+    // A log that could only be opened for reading would refuse the first commit, and each that follows.
+    connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
     // Every commit is synced before it counts: it survives power loss.
     connection.pragma_update(None, "synchronous", "FULL")?;
     // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.

@@ -154,8 +154,7 @@ const SQLITE: &[Step] = &[
     step("sync the last checkpoint", "sync", "*/events.db", TWICE, Terminating, GoesOn),
     step("remove the log", "unlink", "*/events.db-wal", TWICE, Terminating, GoesOn),
     step("make the log", "create", "*/events.db-wal", TWICE, Starting, GoesOn),
-    step("write the position at the start", "write", "*/events.db-wal", WRITE, Starting, GoesOn),
-    step("sync the position at the start", "sync", "*/events.db-wal", TWICE, Starting, GoesOn),
+    step("sync the log that was made", "sync", "*/events.db-wal", TWICE, Starting, GoesOn),
 ];
 
 const SYSLOG: &[Step] = &[

@@ -7,7 +7,6 @@
 //! End: no new connection; requests come to their end; sinks get what is committed; the ledger is closed. What a
 //! sink cannot take by the deadline stays in the ledger for the next start.
 
-mod allocator;
 mod reload;
 mod sink_status;
 pub(in crate::cli) mod sinks;
@@ -87,7 +86,6 @@ const SINK_STOP: Duration = Duration::from_secs(3);
 /// # Errors
 /// 78 for the configuration and the files that it names, 74 for sockets and disks.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    allocator::give_back();
     let inherited = Inherited::from_environment()?;
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::Require)
         .map_err(Failure::config)?;

@@ -15,10 +15,12 @@ pub(crate) fn run(command: &mut Command) -> Output {
     output
 }
 
-/// The command line of the program under test.
+/// The command line of the program under test, with the environment that the unit gives it.
 pub(crate) fn auditgate() -> Command {
+    let unit = include_str!("../../../systemd/auditgate.service");
+    let environment = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
     let mut command = Command::new(env!("CARGO_BIN_EXE_auditgate"));
-    command.env("NO_COLOR", "1");
+    command.env("NO_COLOR", "1").envs(environment);
     command
 }
 
