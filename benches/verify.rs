@@ -13,9 +13,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use auditgate::prove::judge::TOGETHER;
 use auditgate::send::sample;
 use auditgate::trust::verify::Claim;
+use auditgate::verify::judge::TOGETHER;
 use auditgate::wire::event::{Event, Format};
 use auditgate::wire::line::Line;
 use auditgate::wire::{cef, json, signature};

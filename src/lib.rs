@@ -14,15 +14,17 @@
 //! 4. In [`deliver`], one worker per sink reads what the ledger holds, in commit order, and writes it where it
 //!    belongs; what a sink has made safe, the ledger notes, and what every sink has, it forgets.
 //!
-//! Beside that road: [`send`] is the producer's side, on the same [`wire`]; [`prove`] checks saved lines again, offline; [`config`] turns the operator's file into
-//! checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows what is going on; [`database`] says how SQLite is kept; [`clock`] is the machine's; [`printable`] keeps foreign
-//! text from steering terminals; [`log_throttle`] keeps peers and failing sinks from flooding the log. [`cli`] is the command line, and `cli/serve` the only place where the parts
-//! are put together.
+//! Beside that: [`send`] is the producer's side, on the same [`wire`]; [`verify`] checks saved lines again, offline;
+//! [`config`] turns the operator's file into checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows
+//! what is going on; [`database`] says how SQLite is kept; [`clock`] is the machine's; [`escape`] keeps foreign text
+//! from controlling terminals; [`log_throttle`] keeps peers and failing sinks from flooding the log. [`cli`] is the
+//! command line, and `cli/serve` the only place where the parts are put together.
 //!
 //! # Directions
 //!
-//! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` | `wire`); `cli` → `send` → (`wire` | `net`);
-//! `cli` → `prove` → (`ingest` | `deliver` | `wire` | `trust`), to judge and to read as they do.
+//! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` | `wire`);
+//! `cli` → `send` → (`wire` | `net`);
+//! `cli` → `verify` → (`ingest` | `deliver` | `wire` | `trust`), to judge and to read as they do.
 //! Nothing points up. `receive` and `deliver` meet only in the ledger; only `ingest` knows the order of the recipe.
 
 pub mod cli;
@@ -30,15 +32,15 @@ pub mod clock;
 pub mod config;
 pub mod database;
 pub mod deliver;
+pub mod escape;
 pub mod ingest;
 pub mod ledger;
 pub mod log_throttle;
 pub mod memory_budget;
 pub mod net;
 pub mod observe;
-pub mod printable;
-pub mod prove;
 pub mod receive;
 pub mod send;
 pub mod trust;
+pub mod verify;
 pub mod wire;

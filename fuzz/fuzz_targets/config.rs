@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use auditgate::cli::check_config::{self, Args};
 use auditgate::config::{Config, ConfigError, Secrets, load};
-use auditgate::printable::is_hazardous;
+use auditgate::escape::is_hazardous;
 use auditgate_fuzz::directory;
 use libfuzzer_sys::{Corpus, fuzz_target};
 

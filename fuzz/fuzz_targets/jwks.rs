@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use auditgate::printable::is_hazardous;
+use auditgate::escape::is_hazardous;
 use auditgate::trust::jwks::{MAX_KEPT_KEYS, MAX_KEYS, document, parse, pinned};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use auditgate::ingest::{Judgeable, open};
-use auditgate::printable::is_hazardous;
+use auditgate::escape::is_hazardous;
 use auditgate::trust::verify;
 use auditgate::wire::event::Value;
 use auditgate::wire::line::Line;

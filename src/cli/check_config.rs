@@ -9,8 +9,8 @@ use crate::config::{
     self, Config, DEFAULT_FILE, Fsync, Jwks, JwksOrigin, Owner, Rotate, Secret, Secrets, SinkKind, Tls,
     display_size, display_time,
 };
+use crate::escape::{escape, is_hazardous};
 use crate::net::SyslogAddress;
-use crate::printable::{is_hazardous, printable};
 
 /// Says what is wrong with a configuration, or prints the effective one.
 ///
@@ -38,7 +38,7 @@ pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
         config::load(&args.file, &|name| std::env::var_os(name), secrets).map_err(Failure::config)?;
     for warning in config.sinks.iter().filter_map(config::Sink::warning) {
         // What cannot be said does not make the configuration wrong.
-        let _ = writeln!(io::stderr(), "auditgate: warning: {}", printable(&warning));
+        let _ = writeln!(io::stderr(), "auditgate: warning: {}", escape(&warning));
     }
     let text = effective(&config).map_err(Failure::bug)?;
     out.write_all(text.as_bytes())

@@ -18,8 +18,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::exit::Failure;
 use super::{keygen, verify};
 use crate::clock::Clock;
+use crate::escape::escape;
 use crate::net::{Endpoint, HeaderValue};
-use crate::printable::printable;
 use crate::send::sample::Samples;
 use crate::send::{self, BatchLimits, Options, Sender, Summary};
 use crate::wire::event::{Event, Format};
@@ -425,7 +425,7 @@ fn unwritable(error: &io::Error) -> Failure {
 
 /// The beginning of a text, safe for a terminal.
 fn shortened(text: &str, length: usize) -> String {
-    let text = printable(text);
+    let text = escape(text);
     match text.char_indices().nth(length) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.into_owned(),

@@ -13,7 +13,7 @@ use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
 use super::exit::Failure;
-use crate::printable::printable;
+use crate::escape::escape;
 use crate::trust::jwks;
 
 /// The private key's file name.
@@ -130,7 +130,7 @@ fn taken(key: &Path, jwks: &Path) -> Failure {
 }
 
 fn shown(path: &Path) -> String {
-    printable(&path.to_string_lossy()).into_owned()
+    escape(&path.to_string_lossy()).into_owned()
 }
 
 #[cfg(test)]

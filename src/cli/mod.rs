@@ -11,7 +11,7 @@ pub mod verify;
 
 use clap::{Parser, Subcommand};
 
-use crate::printable::printable;
+use crate::escape::escape;
 use exit::{Exit, Failure};
 
 /// Receives signed audit-log batches over HTTPS, verifies every event and delivers it once.
@@ -58,7 +58,7 @@ pub fn run() -> Exit {
         Err(Failure { exit, message }) => {
             use std::io::Write as _;
             // A message names files and repeats what a peer said. When stderr is gone there is nobody to tell.
-            let lines: Vec<_> = message.split('\n').map(printable).collect();
+            let lines: Vec<_> = message.split('\n').map(escape).collect();
             let _ = writeln!(std::io::stderr(), "auditgate: {}", lines.join("\n"));
             exit
         }

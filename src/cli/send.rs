@@ -19,12 +19,12 @@ use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::exit::Failure;
+use crate::escape::escape;
 use crate::net::{Endpoint, HeaderValue};
-use crate::printable::printable;
-use crate::prove::read::unpacked;
 use crate::send::{
     BatchLimits, Delivered, Options, Report, Retry, SendError, Sender, Summary, line, read_key, sample,
 };
+use crate::verify::read::unpacked;
 use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::{Format, Reason};
 use crate::wire::line::Line;
@@ -570,7 +570,7 @@ impl Run<'_> {
     fn complain(&mut self, origin: &Origin, problem: &str) {
         self.bad_lines += 1;
         // When standard error is gone too, the exit code and the count at the end still tell.
-        let _ = writeln!(self.complaints, "{origin}: cannot be sent: {}", printable(problem));
+        let _ = writeln!(self.complaints, "{origin}: cannot be sent: {}", escape(problem));
     }
 
     fn end(self, summary: &Summary) -> Result<(), Failure> {
@@ -581,7 +581,7 @@ impl Run<'_> {
                 count(summary.events - summary.delivered, "event"),
                 summary.failed.len(),
                 count(summary.batches, "batch"),
-                printable(&first.error.to_string())
+                escape(&first.error.to_string())
             ));
         }
         if self.bad_lines > 0 {
@@ -615,7 +615,7 @@ fn shown(report: &Report) -> String {
         Err(error) => {
             // An error can repeat what the receiver's certificate says.
             let (attempts, error) = (count(*attempts, "attempt"), error.to_string());
-            format!("batch {number}: {events}, not delivered, {attempts}: {}", printable(&error))
+            format!("batch {number}: {events}, not delivered, {attempts}: {}", escape(&error))
         }
     }
 }
@@ -649,7 +649,7 @@ fn count(number: impl TryInto<u64>, noun: &str) -> String {
 }
 
 fn display(path: &Path) -> String {
-    printable(&path.to_string_lossy()).into_owned()
+    escape(&path.to_string_lossy()).into_owned()
 }
 
 fn now() -> i64 {
@@ -682,24 +682,24 @@ mod tests {
         complaints: String,
     }
 
-    struct Bench {
+    struct Fixture {
         dir: tempfile::TempDir,
         receiver: Receiver,
         stdin: Vec<u8>,
         variable: Option<&'static str>,
     }
 
-    impl Bench {
+    impl Fixture {
         fn new(script: impl Into<Vec<Answer>>) -> Self {
-            let bench = Self {
+            let fixture = Self {
                 dir: tempfile::tempdir().unwrap(),
                 receiver: Receiver::start(script),
                 stdin: Vec::new(),
                 variable: None,
             };
             let pem = key().to_pkcs8_pem(LineEnding::LF).unwrap();
-            bench.file("key.pem", pem.as_bytes());
-            bench
+            fixture.file("key.pem", pem.as_bytes());
+            fixture
         }
 
         fn file(&self, name: &str, bytes: &[u8]) -> String {
@@ -753,9 +753,9 @@ mod tests {
 
     #[test]
     fn generated_events_are_signed_and_receipts_printed() {
-        let bench = Bench::new([Answer::receipt(3, 1, 0), Answer::receipt(1, 0, 0)]);
-        let key = bench.path("key.pem");
-        let ran = bench.run(&["--key", &key, "--generate", "5", "--seed", "1", "--batch-events", "4"]);
+        let fixture = Fixture::new([Answer::receipt(3, 1, 0), Answer::receipt(1, 0, 0)]);
+        let key = fixture.path("key.pem");
+        let ran = fixture.run(&["--key", &key, "--generate", "5", "--seed", "1", "--batch-events", "4"]);
         ran.result.unwrap();
         assert_eq!(
             ran.out,
@@ -764,17 +764,17 @@ mod tests {
              5 events in 2 batches: accepted 4, duplicates 1, quarantined 0\n"
         );
         assert_eq!(ran.complaints, "");
-        let lines = bench.lines();
+        let lines = fixture.lines();
         assert_eq!(lines.len(), 5);
         assert!(lines.iter().all(|line| line.contains(" CEF:0|KongInc|Konnect|") && verifies(line)));
     }
 
     #[test]
     fn events_keep_their_format_and_get_a_new_signature() {
-        let mut bench = Bench::new([Answer::receipt(3, 0, 0)]);
-        bench.stdin = format!("{CEF}\r\n\n{JSON}\n{CPS}").into_bytes();
-        bench.run(&["--key", &bench.path("key.pem"), "--quiet"]).result.unwrap();
-        let lines = bench.lines();
+        let mut fixture = Fixture::new([Answer::receipt(3, 0, 0)]);
+        fixture.stdin = format!("{CEF}\r\n\n{JSON}\n{CPS}").into_bytes();
+        fixture.run(&["--key", &fixture.path("key.pem"), "--quiet"]).result.unwrap();
+        let lines = fixture.lines();
         let formats: Vec<Format> =
             lines.iter().map(|line| Line::parse(line.as_bytes()).unwrap().format()).collect();
         assert_eq!(formats, Format::ALL);
@@ -784,11 +784,11 @@ mod tests {
 
     #[test]
     fn events_are_converted_and_what_a_header_needs_is_filled_in() {
-        let bench = Bench::new([Answer::receipt(2, 0, 0)]);
-        let file = bench.file("events", format!("{JSON}\n{CPS}\n").as_bytes());
-        bench.run(&["--unsigned", "--format", "cef", &file]).result.unwrap();
+        let fixture = Fixture::new([Answer::receipt(2, 0, 0)]);
+        let file = fixture.file("events", format!("{JSON}\n{CPS}\n").as_bytes());
+        fixture.run(&["--unsigned", "--format", "cef", &file]).result.unwrap();
         assert_eq!(
-            bench.lines(),
+            fixture.lines(),
             [
                 "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|Ingress|1|rt=1684454619000 trace_id=18446744073709551616 user_agent=x",
                 "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|Ingress|1|rt=1684454619000 trace_id=2",
@@ -798,18 +798,18 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_named_and_costs_the_others_nothing() {
-        let bench = Bench::new([Answer::receipt(2, 0, 0)]);
+        let fixture = Fixture::new([Answer::receipt(2, 0, 0)]);
         let long = format!("{{\"a\":\"{}\"}}", "x".repeat(1000));
         let longer = "y".repeat(80_000);
         let text = format!("{JSON}\n\nno event\x1b\n{{\"a\":1,\"a\":2}}\n{long}\n{longer}\n{CPS}\n");
-        let file = bench.file("events", text.as_bytes());
-        let ran = bench.run(&["--unsigned", "--batch-bytes", "1000B", &file]);
+        let file = fixture.file("events", text.as_bytes());
+        let ran = fixture.run(&["--unsigned", "--batch-bytes", "1000B", &file]);
         let failure = ran.result.unwrap_err();
         assert_eq!(
             (failure.exit, failure.message.as_str()),
             (Exit::Finding, "4 input lines could not be sent")
         );
-        assert_eq!(bench.lines().len(), 2);
+        assert_eq!(fixture.lines().len(), 2);
         let said: Vec<&str> = ran.complaints.lines().collect();
         assert_eq!(said.len(), 4, "{}", ran.complaints);
         for (said, what) in said.iter().zip([
@@ -824,11 +824,11 @@ mod tests {
 
     #[test]
     fn raw_lines_go_as_they_are() {
-        let bench = Bench::new([Answer::new(202, "", "")]);
-        let file = bench.file("raw", b"no event\r\n \n{} \r\r\n");
-        let ran = bench.run(&["--input-format", "raw", &file]);
+        let fixture = Fixture::new([Answer::new(202, "", "")]);
+        let file = fixture.file("raw", b"no event\r\n \n{} \r\r\n");
+        let ran = fixture.run(&["--input-format", "raw", &file]);
         ran.result.unwrap();
-        assert_eq!(bench.lines(), ["no event", "{} \r"]);
+        assert_eq!(fixture.lines(), ["no event", "{} \r"]);
         assert_eq!(
             ran.out,
             "batch 1: 2 events, 202, no receipt\n\
@@ -838,7 +838,7 @@ mod tests {
 
     #[test]
     fn quarantined_lines_go_in_again() {
-        let mut bench = Bench::new([Answer::receipt(4, 0, 0)]);
+        let mut fixture = Fixture::new([Answer::receipt(4, 0, 0)]);
         let (bad, whole) = (Reason::BadSignature, Reason::UndecodableBody);
         let raws: [(&[u8], Reason); 4] = [
             (CEF.as_bytes(), bad),
@@ -849,12 +849,12 @@ mod tests {
         for (raw, reason) in raws {
             let record =
                 record::Quarantined { received_at: 0, source: "us", reason, detail: "no key fits", raw };
-            record::write_quarantined(&mut bench.stdin, &record);
+            record::write_quarantined(&mut fixture.stdin, &record);
         }
-        bench.stdin.extend_from_slice(JSON.as_bytes());
-        let ran = bench.run(&["--input-format", "quarantine", "-"]);
+        fixture.stdin.extend_from_slice(JSON.as_bytes());
+        let ran = fixture.run(&["--input-format", "quarantine", "-"]);
         assert_eq!(ran.result.unwrap_err().message, "2 input lines could not be sent");
-        assert_eq!(bench.lines(), [CEF, "\u{202e}x\u{1b}", "a", "b"]);
+        assert_eq!(fixture.lines(), [CEF, "\u{202e}x\u{1b}", "a", "b"]);
         assert!(
             ran.complaints.contains("standard input, line 2: cannot be sent: it is a body without an event")
         );
@@ -865,24 +865,24 @@ mod tests {
 
     #[test]
     fn compressed_files_are_read_as_what_they_hold() {
-        let bench = Bench::new([Answer::receipt(3, 0, 0)]);
+        let fixture = Fixture::new([Answer::receipt(3, 0, 0)]);
         let mut record = Vec::new();
         let (raw, reason) = (CEF.as_bytes(), Reason::BadSignature);
         let quarantined = record::Quarantined { received_at: 0, source: "us", reason, detail: "", raw };
         record::write_quarantined(&mut record, &quarantined);
-        let zstd = bench.file("q.jsonl.zst", &zstd::encode_all(&record[..], 1).unwrap());
-        let gzip = bench.file("q.gz", &crate::wire::batch::encode(&record).unwrap());
-        let plain = bench.file("q", &record);
-        bench.run(&["--input-format", "quarantine", &zstd, &gzip, &plain]).result.unwrap();
-        assert_eq!(bench.lines(), [CEF; 3]);
+        let zstd = fixture.file("q.jsonl.zst", &zstd::encode_all(&record[..], 1).unwrap());
+        let gzip = fixture.file("q.gz", &crate::wire::batch::encode(&record).unwrap());
+        let plain = fixture.file("q", &record);
+        fixture.run(&["--input-format", "quarantine", &zstd, &gzip, &plain]).result.unwrap();
+        assert_eq!(fixture.lines(), [CEF; 3]);
     }
 
     #[test]
     fn what_was_not_delivered_is_counted() {
-        let bench = Bench::new([Answer::receipt(2, 0, 0), Answer::new(401, "", "")]);
-        let ran = bench.run(&["--unsigned", "--generate", "5", "--batch-events", "2"]);
+        let fixture = Fixture::new([Answer::receipt(2, 0, 0), Answer::new(401, "", "")]);
+        let ran = fixture.run(&["--unsigned", "--generate", "5", "--batch-events", "2"]);
         let failure = ran.result.unwrap_err();
-        let host = bench.receiver.endpoint().authority().to_owned();
+        let host = fixture.receiver.endpoint().authority().to_owned();
         assert_eq!(failure.exit, Exit::Finding);
         assert_eq!(
             failure.message,
@@ -896,37 +896,37 @@ mod tests {
 
     #[test]
     fn retries_can_be_turned_off() {
-        let bench = Bench::new([Answer::new(500, "", "")]);
-        let ran = bench.run(&["--unsigned", "--generate", "1", "--retries", "0"]);
+        let fixture = Fixture::new([Answer::new(500, "", "")]);
+        let ran = fixture.run(&["--unsigned", "--generate", "1", "--retries", "0"]);
         assert_eq!(ran.result.unwrap_err().exit, Exit::Finding);
-        assert_eq!(bench.receiver.requests().len(), 1);
+        assert_eq!(fixture.receiver.requests().len(), 1);
     }
 
     #[test]
     fn the_authorization_comes_from_one_of_three_places() {
-        let mut bench = Bench::new([Answer::receipt(1, 0, 0)]);
-        bench.variable = Some(" Bearer variable\n");
-        let file = bench.file("token", b"Splunk file \n");
+        let mut fixture = Fixture::new([Answer::receipt(1, 0, 0)]);
+        fixture.variable = Some(" Bearer variable\n");
+        let file = fixture.file("token", b"Splunk file \n");
         for (args, wanted) in [
             (&["--authorization", "Basic x y"][..], "Basic x y"),
             (&["--authorization-file", &file], "Splunk file"),
             (&[], "Bearer variable"),
         ] {
-            bench.run(&[&["--unsigned", "--generate", "1"], args].concat()).result.unwrap();
-            let head = bench.receiver.requests().last().unwrap().head.clone();
+            fixture.run(&[&["--unsigned", "--generate", "1"], args].concat()).result.unwrap();
+            let head = fixture.receiver.requests().last().unwrap().head.clone();
             assert!(head.contains(&format!("authorization: {wanted}\r\n")), "{head}");
         }
-        bench.variable = None;
-        bench.run(&["--unsigned", "--generate", "1"]).result.unwrap();
-        assert!(!bench.receiver.requests().last().unwrap().head.contains("authorization"));
+        fixture.variable = None;
+        fixture.run(&["--unsigned", "--generate", "1"]).result.unwrap();
+        assert!(!fixture.receiver.requests().last().unwrap().head.contains("authorization"));
         let args = Command::try_parse_from(["send", "--to", "x", "--authorization", "hunter2"]).unwrap().args;
         assert!(!format!("{args:?}").contains("hunter2"));
     }
 
     #[test]
     fn what_makes_no_sense_together_is_refused_before_any_post() {
-        let bench = Bench::new([]);
-        let key = bench.path("key.pem");
+        let fixture = Fixture::new([]);
+        let key = fixture.path("key.pem");
         for args in [
             &["x"][..],
             &["--key", &key, "--unsigned"],
@@ -938,7 +938,7 @@ mod tests {
             &["--unsigned", "--authorization", "a", "--authorization-file", &key],
             &["--unsigned", "-", "-"],
         ] {
-            assert_eq!(bench.run(args).result.unwrap_err().exit, Exit::Usage, "{args:?}");
+            assert_eq!(fixture.run(args).result.unwrap_err().exit, Exit::Usage, "{args:?}");
         }
         let args =
             Command::try_parse_from(["send", "--to", "http://example.com/", "--unsigned"]).unwrap().args;
@@ -953,26 +953,26 @@ mod tests {
 
     #[test]
     fn unusable_files_have_their_exit_codes() {
-        let bench = Bench::new([Answer::receipt(1, 0, 0)]);
-        let (missing, rubbish) = (bench.path("missing"), bench.file("rubbish", b"\x00\n\n"));
+        let fixture = Fixture::new([Answer::receipt(1, 0, 0)]);
+        let (missing, rubbish) = (fixture.path("missing"), fixture.file("rubbish", b"\x00\n\n"));
         for (args, exit) in [
             (&["--key", &missing][..], Exit::Config),
             (&["--key", &rubbish], Exit::Config),
             (&["--unsigned", "--authorization-file", &missing], Exit::Config),
             (&["--unsigned", "--authorization-file", &rubbish], Exit::Config),
             (&["--unsigned", &missing], Exit::Io),
-            (&["--unsigned", bench.dir.path().to_str().unwrap()], Exit::Io),
+            (&["--unsigned", fixture.dir.path().to_str().unwrap()], Exit::Io),
         ] {
-            let failure = bench.run(args).result.unwrap_err();
+            let failure = fixture.run(args).result.unwrap_err();
             assert_eq!(failure.exit, exit, "{failure}");
-            assert!(failure.message.contains(bench.dir.path().to_str().unwrap()), "{failure}");
+            assert!(failure.message.contains(fixture.dir.path().to_str().unwrap()), "{failure}");
         }
         let args =
             Command::try_parse_from(["send", "--to", "https://localhost/", "--unsigned", "--ca", &rubbish]);
         let failure = run(&args.unwrap().args, &mut Vec::new()).unwrap_err();
         assert_eq!(failure.exit, Exit::Config, "{failure}");
         assert!(failure.message.contains("rubbish"), "{failure}");
-        assert_eq!(bench.receiver.requests().len(), 0);
+        assert_eq!(fixture.receiver.requests().len(), 0);
     }
 
     #[test]
@@ -987,15 +987,15 @@ mod tests {
                 Ok(2)
             }
         }
-        let bench = Bench::new([Answer::receipt(0, 0, 1)]);
-        let to = bench.receiver.endpoint().to_string();
+        let fixture = Fixture::new([Answer::receipt(0, 0, 1)]);
+        let to = fixture.receiver.endpoint().to_string();
         let args = Command::try_parse_from(["send", "--to", &to, "--input-format", "raw"]).unwrap().args;
         let (mut out, mut complaints) = (Vec::new(), Vec::new());
         let console = Console { stdin: Box::new(Breaks(false)), out: &mut out, complaints: &mut complaints };
         let failure = send(&args, &|_| None, console).unwrap_err();
         assert_eq!(failure.exit, Exit::Io);
         assert!(failure.message.starts_with("cannot read standard input beyond line 1: disk on fire"));
-        assert_eq!(bench.lines(), ["x"]);
+        assert_eq!(fixture.lines(), ["x"]);
     }
 
     #[test]
@@ -1009,8 +1009,8 @@ mod tests {
                 Ok(())
             }
         }
-        let bench = Bench::new([Answer::receipt(1, 0, 0)]);
-        let to = bench.receiver.endpoint().to_string();
+        let fixture = Fixture::new([Answer::receipt(1, 0, 0)]);
+        let to = fixture.receiver.endpoint().to_string();
         let all = ["send", "--to", &to, "--unsigned", "--generate", "3", "--batch-events", "1"];
         let args = Command::try_parse_from(all).unwrap().args;
         let mut complaints = Vec::new();
@@ -1018,6 +1018,6 @@ mod tests {
         let failure = send(&args, &|_| None, console).unwrap_err();
         assert_eq!(failure.exit, Exit::Io);
         assert!(failure.message.starts_with("everything was delivered"), "{failure}");
-        assert_eq!(bench.lines().len(), 3);
+        assert_eq!(fixture.lines().len(), 3);
     }
 }

@@ -1,6 +1,6 @@
 //! What is wrong with a configuration file: every problem with its line, in the words of the operator.
 
-use crate::printable::printable;
+use crate::escape::escape;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -44,9 +44,9 @@ impl fmt::Display for ConfigError {
             let newline = if index == 0 { "" } else { "\n" };
             let file = self.file.to_string_lossy();
             let line = line.map(|line| format!("{line}:")).unwrap_or_default();
-            write!(f, "{newline}{}:{line} {}", printable(&file), printable(message))?;
+            write!(f, "{newline}{}:{line} {}", escape(&file), escape(message))?;
             if let Some(hint) = hint {
-                write!(f, "; {}", printable(hint))?;
+                write!(f, "; {}", escape(hint))?;
             }
         }
         Ok(())

@@ -18,7 +18,7 @@ const NOON: i64 = 1_700_000_000_000;
 const HOUR: i64 = 3_600_000;
 
 /// A ledger whose clocks the test moves.
-struct Bench {
+struct Fixture {
     dir: tempfile::TempDir,
     wall: Arc<AtomicI64>,
     steady: Arc<AtomicI64>,
@@ -28,10 +28,10 @@ struct Bench {
     first: Option<Subscription>,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut bench = Self {
+        let mut fixture = Self {
             dir,
             wall: Arc::new(AtomicI64::new(NOON)),
             steady: Arc::new(AtomicI64::new(0)),
@@ -39,8 +39,8 @@ impl Bench {
             by_trace: false,
             first: None,
         };
-        bench.reopen();
-        bench
+        fixture.reopen();
+        fixture
     }
 
     fn options(&self, sinks: &[&str]) -> Options {
@@ -129,7 +129,7 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
+impl Drop for Fixture {
     fn drop(&mut self) {
         self.close();
     }
@@ -137,54 +137,54 @@ impl Drop for Bench {
 
 #[test]
 fn an_event_is_accepted_once_across_restarts_and_batches() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let times = [Some(NOON), Some(NOON - 300 * 24 * HOUR), Some(-5), Some(i64::MAX), Some(i64::MIN), None];
-    let entries = |bench: &Bench| -> Vec<Entry> {
-        times.iter().enumerate().map(|(n, time)| bench.entry("us", &n.to_string(), *time)).collect()
+    let entries = |fixture: &Fixture| -> Vec<Entry> {
+        times.iter().enumerate().map(|(n, time)| fixture.entry("us", &n.to_string(), *time)).collect()
     };
-    let mut twice = entries(&bench);
-    twice.extend(entries(&bench));
-    let receipt = bench.commit("us", twice);
+    let mut twice = entries(&fixture);
+    twice.extend(entries(&fixture));
+    let receipt = fixture.commit("us", twice);
     assert_eq!((receipt.accepted(), receipt.duplicates()), (6, 6));
-    bench.reopen();
-    for entry in entries(&bench).into_iter().rev() {
-        assert_eq!(bench.commit("us", vec![entry]).duplicates(), 1);
+    fixture.reopen();
+    for entry in entries(&fixture).into_iter().rev() {
+        assert_eq!(fixture.commit("us", vec![entry]).duplicates(), 1);
     }
-    assert_eq!(bench.commit("eu", vec![bench.entry("eu", "0", times[0])]).accepted(), 1);
+    assert_eq!(fixture.commit("eu", vec![fixture.entry("eu", "0", times[0])]).accepted(), 1);
 }
 
 #[test]
 fn an_event_is_new_again_only_after_its_window() {
     for (time, by_trace) in [(Some(NOON), false), (None, false), (None, true)] {
-        let mut bench = Bench::new();
-        bench.by_trace = by_trace;
-        assert_eq!(bench.commit_line("a", time), 1);
+        let mut fixture = Fixture::new();
+        fixture.by_trace = by_trace;
+        assert_eq!(fixture.commit_line("a", time), 1);
         // Newer lines in the same partition must not keep it, nor lose it.
         for day in 1..=8 {
             if day % 3 == 0 {
-                bench.reopen();
+                fixture.reopen();
             }
-            bench.pass(24 * HOUR - 1);
-            assert_eq!(bench.commit_line("a", time), 0, "day {day}");
-            assert_eq!(bench.commit_line(&format!("b{day} x"), time), 1);
+            fixture.pass(24 * HOUR - 1);
+            assert_eq!(fixture.commit_line("a", time), 0, "day {day}");
+            assert_eq!(fixture.commit_line(&format!("b{day} x"), time), 1);
         }
-        bench.pass(2 * HOUR);
-        assert_eq!(bench.commit_line("a", time), 1, "{time:?}");
-        assert_eq!(bench.commit_line("a", time), 0);
-        assert_eq!(bench.commit_line("b8 x", time), 0);
+        fixture.pass(2 * HOUR);
+        assert_eq!(fixture.commit_line("a", time), 1, "{time:?}");
+        assert_eq!(fixture.commit_line("a", time), 0);
+        assert_eq!(fixture.commit_line("b8 x", time), 0);
     }
 }
 
 #[test]
 fn times_that_events_claim_make_no_more_partitions_than_the_window_has_days() {
-    let mut bench = Bench::new();
-    let entries = |bench: &Bench, days: std::ops::Range<i64>| -> Vec<Entry> {
-        days.map(|day| bench.entry("us", &format!("{day}"), Some(NOON + day * 24 * HOUR))).collect()
+    let mut fixture = Fixture::new();
+    let entries = |fixture: &Fixture, days: std::ops::Range<i64>| -> Vec<Entry> {
+        days.map(|day| fixture.entry("us", &format!("{day}"), Some(NOON + day * 24 * HOUR))).collect()
     };
-    assert_eq!(bench.commit("us", entries(&bench, -5000..5000)).accepted(), 10_000);
-    bench.reopen();
-    assert_eq!(bench.commit("us", entries(&bench, -5000..5000)).duplicates(), 10_000);
-    let connection = schema::open_reader(&bench.ledger().shared.database).unwrap();
+    assert_eq!(fixture.commit("us", entries(&fixture, -5000..5000)).accepted(), 10_000);
+    fixture.reopen();
+    assert_eq!(fixture.commit("us", entries(&fixture, -5000..5000)).duplicates(), 10_000);
+    let connection = schema::open_reader(&fixture.ledger().shared.database).unwrap();
     let partitions: i64 =
         connection.query_row("SELECT count(*) FROM seen_partition", [], |row| row.get(0)).unwrap();
     assert!((10..=13).contains(&partitions), "{partitions}");
@@ -194,87 +194,87 @@ fn times_that_events_claim_make_no_more_partitions_than_the_window_has_days() {
 fn a_day_that_comes_into_reach_or_leaves_it_makes_nothing_new() {
     // Each is accepted once, and sent again every day within its window.
     for day in [-12, -10, -9, -8, -1, 0, 1, 2, 4, 7] {
-        let bench = Bench::new();
+        let fixture = Fixture::new();
         let time = Some(NOON + day * 24 * HOUR);
-        assert_eq!(bench.commit_line("a", time), 1);
+        assert_eq!(fixture.commit_line("a", time), 1);
         for _ in 1..=7 {
-            bench.pass(24 * HOUR);
-            assert_eq!(bench.commit_line("a", time), 0, "{day}");
+            fixture.pass(24 * HOUR);
+            assert_eq!(fixture.commit_line("a", time), 0, "{day}");
             // Another one may make the partition of its day.
-            bench.commit_line(&format!("b{day}"), time);
+            fixture.commit_line(&format!("b{day}"), time);
         }
     }
 }
 
 #[test]
 fn a_jump_of_the_clock_makes_nothing_new() {
-    let mut bench = Bench::new();
-    assert_eq!(bench.commit_line("a", Some(NOON)), 1);
-    bench.wall.fetch_add(30 * 24 * HOUR, Ordering::SeqCst);
-    assert_eq!(bench.commit_line("a", Some(NOON)), 0);
-    bench.reopen();
-    assert_eq!(bench.commit_line("a", Some(NOON)), 0);
-    bench.pass(8 * 24 * HOUR + HOUR);
-    assert_eq!(bench.commit_line("a", Some(NOON)), 1);
-    bench.wall.fetch_sub(60 * 24 * HOUR, Ordering::SeqCst);
-    assert_eq!(bench.commit_line("a", Some(NOON)), 0);
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
+    fixture.wall.fetch_add(30 * 24 * HOUR, Ordering::SeqCst);
+    assert_eq!(fixture.commit_line("a", Some(NOON)), 0);
+    fixture.reopen();
+    assert_eq!(fixture.commit_line("a", Some(NOON)), 0);
+    fixture.pass(8 * 24 * HOUR + HOUR);
+    assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
+    fixture.wall.fetch_sub(60 * 24 * HOUR, Ordering::SeqCst);
+    assert_eq!(fixture.commit_line("a", Some(NOON)), 0);
 }
 
 #[test]
 fn a_rejected_line_is_a_duplicate_for_a_day_and_suppresses_no_event() {
-    let bench = Bench::new();
-    let reject = |bench: &Bench| bench.reject("us", "a");
-    assert_eq!(bench.commit("us", vec![reject(&bench), reject(&bench)]).quarantined(), 1);
-    assert_eq!(bench.commit_line("a", Some(NOON)), 1);
-    bench.pass(24 * HOUR);
-    assert_eq!(bench.commit("us", vec![reject(&bench)]).quarantined(), 0);
-    bench.pass(2000);
-    assert_eq!(bench.commit("us", vec![reject(&bench)]).quarantined(), 1);
+    let fixture = Fixture::new();
+    let reject = |fixture: &Fixture| fixture.reject("us", "a");
+    assert_eq!(fixture.commit("us", vec![reject(&fixture), reject(&fixture)]).quarantined(), 1);
+    assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
+    fixture.pass(24 * HOUR);
+    assert_eq!(fixture.commit("us", vec![reject(&fixture)]).quarantined(), 0);
+    fixture.pass(2000);
+    assert_eq!(fixture.commit("us", vec![reject(&fixture)]).quarantined(), 1);
 }
 
 /// So many different lines for the quarantine, from a number on.
-fn rejects(bench: &Bench, first: usize, lines: usize) -> Vec<Entry> {
+fn rejects(fixture: &Fixture, first: usize, lines: usize) -> Vec<Entry> {
     let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: "no event".into() };
-    let identity = |line: usize| bench.ledger().identifier().reject("us", &line.to_le_bytes());
+    let identity = |line: usize| fixture.ledger().identifier().reject("us", &line.to_le_bytes());
     (first..first + lines).map(|line| Entry { verdict: verdict.clone(), identity: identity(line) }).collect()
 }
 
 #[test]
 fn rejected_lines_are_remembered_within_a_bound_and_the_newest_of_them() {
     const STEP: usize = 50_000;
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let mut most = 0;
-    let remembered = |bench: &Bench| -> usize {
-        let connection = schema::open_reader(&bench.ledger().shared.database).unwrap();
+    let remembered = |fixture: &Fixture| -> usize {
+        let connection = schema::open_reader(&fixture.ledger().shared.database).unwrap();
         connection.query_row("SELECT count(*) FROM seen", [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(bench.commit_line("an event", Some(NOON)), 1);
+    assert_eq!(fixture.commit_line("an event", Some(NOON)), 1);
     for step in 0..14 {
         // All within a second of the clock, and then over hours.
-        bench.pass(if step < 10 { 1 } else { HOUR });
-        let receipt = bench.commit("us", rejects(&bench, step * STEP, STEP));
+        fixture.pass(if step < 10 { 1 } else { HOUR });
+        let receipt = fixture.commit("us", rejects(&fixture, step * STEP, STEP));
         assert_eq!(receipt.quarantined(), STEP as u64);
-        most = most.max(remembered(&bench));
+        most = most.max(remembered(&fixture));
         if step == 9 {
-            bench.reopen();
+            fixture.reopen();
         }
     }
     assert!((200_000..=262_145).contains(&most), "{most}");
-    let newest = rejects(&bench, 12 * STEP, 2 * STEP);
-    assert_eq!(bench.commit("us", newest).quarantined(), 0, "the newest are known");
-    assert_eq!(bench.commit_line("an event", Some(NOON)), 0, "events are not forgotten for it");
+    let newest = rejects(&fixture, 12 * STEP, 2 * STEP);
+    assert_eq!(fixture.commit("us", newest).quarantined(), 0, "the newest are known");
+    assert_eq!(fixture.commit_line("an event", Some(NOON)), 0, "events are not forgotten for it");
     // Of those of the same second any may be kept.
-    let oldest = bench.commit("us", rejects(&bench, 0, 1000)).quarantined();
+    let oldest = fixture.commit("us", rejects(&fixture, 0, 1000)).quarantined();
     assert!(oldest > 500, "of the oldest only {oldest} are forgotten");
 }
 
 #[test]
 fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
-    let bench = Bench::new();
-    let mut twice = rejects(&bench, 0, 3);
-    twice.extend(rejects(&bench, 0, 3));
-    assert_eq!(bench.commit("us", twice).quarantined(), 3);
-    let mut outbox = bench.outbox();
+    let fixture = Fixture::new();
+    let mut twice = rejects(&fixture, 0, 3);
+    twice.extend(rejects(&fixture, 0, 3));
+    assert_eq!(fixture.commit("us", twice).quarantined(), 3);
+    let mut outbox = fixture.outbox();
     let Ok(Next::Batch(batch, _)) = outbox.next(0, Duration::ZERO) else { panic!("there is a batch") };
     assert_eq!(
         batch.verdicts.iter().map(Option::is_some).collect::<Vec<_>>(),
@@ -284,28 +284,28 @@ fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
 
 #[test]
 fn what_is_wrong_with_lines_counts_as_quarantine_too() {
-    let bench = Bench::new();
-    bench.commit("us", rejects(&bench, 0, 100));
-    let Backlog { bytes: all, quarantine_bytes: quarantined } = bench.ledger().backlog();
+    let fixture = Fixture::new();
+    fixture.commit("us", rejects(&fixture, 0, 100));
+    let Backlog { bytes: all, quarantine_bytes: quarantined } = fixture.ledger().backlog();
     assert_eq!(all, quarantined);
 }
 
 #[test]
 fn a_commit_does_not_wait_for_all_large_ones_before_it() {
-    let bench = Bench::new();
-    let batches: Vec<_> = (0..20).map(|step| rejects(&bench, step * 20_000, 20_000)).collect();
+    let fixture = Fixture::new();
+    let batches: Vec<_> = (0..20).map(|step| rejects(&fixture, step * 20_000, 20_000)).collect();
     // Nothing can be written before all of it waits.
-    let blocker = rusqlite::Connection::open(&bench.ledger().shared.database).unwrap();
+    let blocker = rusqlite::Connection::open(&fixture.ledger().shared.database).unwrap();
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let commit = |entries| bench.ledger().send_commit(Bench::batch("us", entries));
+    let commit = |entries| fixture.ledger().send_commit(Fixture::batch("us", entries));
     let large: Vec<_> = batches.into_iter().map(commit).collect();
-    let genuine = commit(vec![bench.entry("us", "a", Some(NOON))]);
+    let genuine = commit(vec![fixture.entry("us", "a", Some(NOON))]);
     blocker.execute_batch("ROLLBACK").unwrap();
     assert_eq!(genuine.blocking_recv().unwrap().unwrap().receipt.accepted(), 1);
     for answer in large {
         assert_eq!(answer.blocking_recv().unwrap().unwrap().receipt.quarantined(), 20_000);
     }
-    let mut outbox = bench.outbox();
+    let mut outbox = fixture.outbox();
     let lines: Vec<usize> = (1..=21)
         .map(|position| match outbox.next(position, Duration::ZERO) {
             Ok(Next::Batch(batch, _)) => batch.verdicts.len(),
@@ -317,11 +317,13 @@ fn a_commit_does_not_wait_for_all_large_ones_before_it() {
 
 #[test]
 fn a_close_writes_what_came_before_it() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let answers: Vec<_> = (0..3)
-        .map(|step| bench.ledger().send_commit(Bench::batch("us", rejects(&bench, step * 20_000, 20_000))))
+        .map(|step| {
+            fixture.ledger().send_commit(Fixture::batch("us", rejects(&fixture, step * 20_000, 20_000)))
+        })
         .collect();
-    bench.close();
+    fixture.close();
     for answer in answers {
         assert_eq!(answer.blocking_recv().unwrap().unwrap().receipt.quarantined(), 20_000);
     }
@@ -329,16 +331,17 @@ fn a_close_writes_what_came_before_it() {
 
 #[tokio::test]
 async fn the_writer_answers_while_a_transaction_goes_forward() {
-    let bench = Bench::new();
-    let gauges = Arc::clone(&bench.ledger().shared.gauges);
+    let fixture = Fixture::new();
+    let gauges = Arc::clone(&fixture.ledger().shared.gauges);
     // Somebody else writes: the transaction waits, and nothing goes forward.
-    let blocker = rusqlite::Connection::open(&bench.ledger().shared.database).unwrap();
+    let blocker = rusqlite::Connection::open(&fixture.ledger().shared.database).unwrap();
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let commit = bench.ledger().send_commit(Bench::batch("us", vec![bench.entry("us", "a", Some(NOON))]));
+    let commit =
+        fixture.ledger().send_commit(Fixture::batch("us", vec![fixture.entry("us", "a", Some(NOON))]));
     // Until the commit has been taken, it is the next message that answers.
     let mut tries = 0;
     let answers = loop {
-        let mut answers = Box::pin(bench.ledger().answers());
+        let mut answers = Box::pin(fixture.ledger().answers());
         if tokio::time::timeout(4 * PROGRESS, &mut answers).await.is_err() {
             break answers;
         }
@@ -353,64 +356,64 @@ async fn the_writer_answers_while_a_transaction_goes_forward() {
 
 #[test]
 fn an_unverified_copy_does_not_suppress_the_verified_line() {
-    let bench = Bench::new();
-    let unverified = bench.ledger().identifier().event("us", false, (b"a", b""), Some(NOON));
-    let receipt = bench.commit("us", vec![Entry { verdict: Verdict::Unverified, identity: unverified }]);
+    let fixture = Fixture::new();
+    let unverified = fixture.ledger().identifier().event("us", false, (b"a", b""), Some(NOON));
+    let receipt = fixture.commit("us", vec![Entry { verdict: Verdict::Unverified, identity: unverified }]);
     assert_eq!(receipt.accepted(), 1);
-    assert_eq!(bench.commit_line("a", Some(NOON)), 1);
+    assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
 }
 
 #[test]
 fn batches_wait_for_their_sink_in_order_and_are_forgotten_behind_it() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     for n in 0..3 {
-        bench.commit_line(&format!("{n}"), Some(NOON));
+        fixture.commit_line(&format!("{n}"), Some(NOON));
     }
-    assert_eq!(bench.commit_line("0", Some(NOON)), 0);
+    assert_eq!(fixture.commit_line("0", Some(NOON)), 0);
     let position = |outbox: &mut Outbox, from| match outbox.next(from, Duration::ZERO).unwrap() {
         Next::Batch(batch, _) => Some(batch.position),
         Next::Full | Next::Nothing | Next::Closed => None,
     };
     for restart in [false, true] {
         if restart {
-            bench.reopen();
+            fixture.reopen();
         }
-        let mut outbox = bench.outbox();
+        let mut outbox = fixture.outbox();
         assert_eq!([1, 2, 3, 4].map(|from| position(&mut outbox, from)), [Some(1), Some(2), Some(3), None]);
-        assert_eq!(bench.ledger().pending("all").unwrap().events, 3);
+        assert_eq!(fixture.ledger().pending("all").unwrap().events, 3);
     }
-    assert!(bench.ledger().backlog().bytes > 0);
-    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, b"mark".to_vec()).unwrap();
-    assert_eq!(bench.ledger().pending("all").unwrap().events, 1);
-    bench.reopen();
-    let resume = bench.ledger().resume("all").unwrap().unwrap();
+    assert!(fixture.ledger().backlog().bytes > 0);
+    fixture.ledger().advance_now("all", Position { batch: 3, line: 0 }, b"mark".to_vec()).unwrap();
+    assert_eq!(fixture.ledger().pending("all").unwrap().events, 1);
+    fixture.reopen();
+    let resume = fixture.ledger().resume("all").unwrap().unwrap();
     assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 0 }, &b"mark"[..]));
-    assert_eq!(bench.ledger().pending("all").unwrap().events, 1);
-    bench.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
-    assert_eq!(bench.ledger().backlog(), Backlog::default());
-    bench.reopen();
+    assert_eq!(fixture.ledger().pending("all").unwrap().events, 1);
+    fixture.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
+    assert_eq!(fixture.ledger().backlog(), Backlog::default());
+    fixture.reopen();
     // Positions go on where they were although the table is empty.
-    bench.commit_line("3", Some(NOON));
-    assert_eq!(position(&mut bench.outbox(), 0), Some(4));
+    fixture.commit_line("3", Some(NOON));
+    assert_eq!(position(&mut fixture.outbox(), 0), Some(4));
 }
 
 #[test]
 fn a_sink_that_is_removed_or_changed_with_events_waiting_is_refused() {
-    let mut bench = Bench::new();
-    bench.commit_line("a", Some(NOON));
-    bench.close();
-    let refused = Ledger::open(bench.options(&["other"])).err().unwrap();
+    let mut fixture = Fixture::new();
+    fixture.commit_line("a", Some(NOON));
+    fixture.close();
+    let refused = Ledger::open(fixture.options(&["other"])).err().unwrap();
     assert!(matches!(&refused, OpenError::Orphaned { sink, pending: 1 } if sink == "all"), "{refused}");
-    let mut changed = bench.options(&["all"]);
+    let mut changed = fixture.options(&["all"]);
     changed.subscriptions[0].kind = "syslog";
     assert!(matches!(Ledger::open(changed).err().unwrap(), OpenError::KindChanged { .. }));
-    let forget = || Ledger::forget_sink(bench.dir.path(), "all", None, false).unwrap();
+    let forget = || Ledger::forget_sink(fixture.dir.path(), "all", None, false).unwrap();
     assert_eq!([forget(), forget()], [Forgetting::All { given_up: 1 }, Forgetting::Unknown]);
-    bench.change(bench.options(&["other"]));
-    assert_eq!(bench.ledger().resume("other").unwrap().unwrap().position, Position { batch: 2, line: 0 });
+    fixture.change(fixture.options(&["other"]));
+    assert_eq!(fixture.ledger().resume("other").unwrap().unwrap().position, Position { batch: 2, line: 0 });
 }
 
-impl Bench {
+impl Fixture {
     fn reject(&self, source: &str, line: &str) -> Entry {
         Entry {
             verdict: Verdict::Rejected { reason: Reason::Unsigned, detail: "no signature".into() },
@@ -447,14 +450,14 @@ impl Bench {
 
 #[test]
 fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     // Batch 1, of which a part is delivered, and batch 2.
     for source in ["us", "eu"] {
-        let entries = vec![bench.entry(source, "a", None), bench.reject(source, "b")];
-        bench.commit(source, entries);
+        let entries = vec![fixture.entry(source, "a", None), fixture.reject(source, "b")];
+        fixture.commit(source, entries);
     }
-    let refused = |bench: &mut Bench, options: Options, expected: u64| {
-        bench.close();
+    let refused = |fixture: &mut Fixture, options: Options, expected: u64| {
+        fixture.close();
         match Ledger::open(options).err() {
             Some(OpenError::Narrowed { sink, pending }) => {
                 assert_eq!((sink.as_str(), pending), ("all", expected));
@@ -462,106 +465,107 @@ fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
             other => panic!("{other:?}"),
         }
     };
-    let us_verified = bench.taking(&[Stream::Verified], Some(&["us"]));
-    refused(&mut bench, us_verified.clone(), 3);
-    let us = bench.taking(&Stream::ALL, Some(&["us"]));
-    refused(&mut bench, us.clone(), 2);
-    let renamed = bench.taking(&Stream::ALL, Some(&["eu", "usa"]));
-    refused(&mut bench, renamed, 2);
-    let verified = bench.taking(&[Stream::Verified], None);
-    refused(&mut bench, verified.clone(), 2);
+    let us_verified = fixture.taking(&[Stream::Verified], Some(&["us"]));
+    refused(&mut fixture, us_verified.clone(), 3);
+    let us = fixture.taking(&Stream::ALL, Some(&["us"]));
+    refused(&mut fixture, us.clone(), 2);
+    let renamed = fixture.taking(&Stream::ALL, Some(&["eu", "usa"]));
+    refused(&mut fixture, renamed, 2);
+    let verified = fixture.taking(&[Stream::Verified], None);
+    refused(&mut fixture, verified.clone(), 2);
     // The same in other words, and back.
-    let both = bench.taking(&Stream::ALL.map(|stream| stream), Some(&["us", "eu"]));
-    bench.change(both);
-    let both = bench.taking(&[Stream::Quarantine, Stream::Unverified, Stream::Verified], Some(&["eu", "us"]));
-    bench.change(both);
-    assert_eq!(bench.handed_out(), [(1, 0), (1, 1), (2, 0), (2, 1)]);
+    let both = fixture.taking(&Stream::ALL.map(|stream| stream), Some(&["us", "eu"]));
+    fixture.change(both);
+    let both =
+        fixture.taking(&[Stream::Quarantine, Stream::Unverified, Stream::Verified], Some(&["eu", "us"]));
+    fixture.change(both);
+    assert_eq!(fixture.handed_out(), [(1, 0), (1, 1), (2, 0), (2, 1)]);
 
-    bench.ledger().advance_now("all", Position { batch: 1, line: 1 }, Vec::new()).unwrap();
-    refused(&mut bench, us_verified.clone(), 3);
-    let all = bench.options(&["all"]);
-    bench.change(all);
-    bench.ledger().advance_now("all", Position { batch: 2, line: 1 }, Vec::new()).unwrap();
-    refused(&mut bench, verified.clone(), 1);
-    let all = bench.options(&["all"]);
-    bench.change(all);
-    bench.ledger().advance_now("all", Position { batch: 3, line: 0 }, Vec::new()).unwrap();
+    fixture.ledger().advance_now("all", Position { batch: 1, line: 1 }, Vec::new()).unwrap();
+    refused(&mut fixture, us_verified.clone(), 3);
+    let all = fixture.options(&["all"]);
+    fixture.change(all);
+    fixture.ledger().advance_now("all", Position { batch: 2, line: 1 }, Vec::new()).unwrap();
+    refused(&mut fixture, verified.clone(), 1);
+    let all = fixture.options(&["all"]);
+    fixture.change(all);
+    fixture.ledger().advance_now("all", Position { batch: 3, line: 0 }, Vec::new()).unwrap();
     // Nothing that it took waits.
-    bench.change(us_verified);
-    bench.commit("us", vec![bench.reject("us", "c"), bench.entry("us", "c", None)]);
-    assert_eq!(bench.ledger().pending("all").unwrap().events, 1);
+    fixture.change(us_verified);
+    fixture.commit("us", vec![fixture.reject("us", "c"), fixture.entry("us", "c", None)]);
+    assert_eq!(fixture.ledger().pending("all").unwrap().events, 1);
     // It wants less than what is there, and gets along without it.
-    let us_verified = bench.taking(&[Stream::Verified], Some(&["us"]));
-    bench.change(us_verified);
-    let nothing = bench.taking(&[Stream::Quarantine], None);
-    refused(&mut bench, nothing, 1);
+    let us_verified = fixture.taking(&[Stream::Verified], Some(&["us"]));
+    fixture.change(us_verified);
+    let nothing = fixture.taking(&[Stream::Quarantine], None);
+    refused(&mut fixture, nothing, 1);
 }
 
 #[test]
 fn a_sink_that_takes_more_starts_at_the_present_with_it() {
-    let mut bench = Bench::new();
-    let us = bench.taking(&[Stream::Verified], Some(&["us"]));
-    bench.close();
+    let mut fixture = Fixture::new();
+    let us = fixture.taking(&[Stream::Verified], Some(&["us"]));
+    fixture.close();
     assert_eq!(
-        Ledger::forget_sink(bench.dir.path(), "all", None, false).unwrap(),
+        Ledger::forget_sink(fixture.dir.path(), "all", None, false).unwrap(),
         Forgetting::All { given_up: 0 }
     );
-    bench.change(us);
-    let post = |bench: &Bench, line: &str| {
+    fixture.change(us);
+    let post = |fixture: &Fixture, line: &str| {
         for source in ["us", "eu"] {
-            bench.commit(source, vec![bench.entry(source, line, None), bench.reject(source, line)]);
+            fixture.commit(source, vec![fixture.entry(source, line, None), fixture.reject(source, line)]);
         }
     };
-    post(&bench, "a");
-    let verified = bench.taking(&[Stream::Verified], None);
-    bench.change(verified);
-    post(&bench, "b");
-    let all = bench.options(&["all"]);
-    bench.change(all);
-    post(&bench, "c");
+    post(&fixture, "a");
+    let verified = fixture.taking(&[Stream::Verified], None);
+    fixture.change(verified);
+    post(&fixture, "b");
+    let all = fixture.options(&["all"]);
+    fixture.change(all);
+    post(&fixture, "c");
     // Of the first batch of the other source nobody takes anything, so it is none.
     let expected = [(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0), (5, 1)];
     for restart in [false, true] {
         if restart {
-            bench.reopen();
+            fixture.reopen();
         }
-        assert_eq!(bench.handed_out(), expected, "{restart}");
-        assert_eq!(bench.ledger().pending("all").unwrap().events, 7);
+        assert_eq!(fixture.handed_out(), expected, "{restart}");
+        assert_eq!(fixture.ledger().pending("all").unwrap().events, 7);
     }
     // What it did not take then is not in the way now either.
-    bench.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
-    let us = bench.taking(&Stream::ALL, Some(&["us"]));
-    bench.close();
+    fixture.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
+    let us = fixture.taking(&Stream::ALL, Some(&["us"]));
+    fixture.close();
     assert!(matches!(Ledger::open(us).err(), Some(OpenError::Narrowed { pending: 2, .. })));
-    bench.reopen();
-    assert_eq!(bench.handed_out(), expected[3..]);
+    fixture.reopen();
+    assert_eq!(fixture.handed_out(), expected[3..]);
 }
 
 #[test]
 fn forgetting_gives_up_what_is_in_the_way_of_a_start_and_by_force_everything() {
-    let mut bench = Bench::new();
-    bench.commit("us", vec![bench.entry("us", "a", None)]);
-    bench.commit("eu", vec![bench.entry("eu", "a", None), bench.reject("eu", "a")]);
+    let mut fixture = Fixture::new();
+    fixture.commit("us", vec![fixture.entry("us", "a", None)]);
+    fixture.commit("eu", vec![fixture.entry("eu", "a", None), fixture.reject("eu", "a")]);
     let forget = |options: &Options, by_force| {
         Ledger::forget_sink(&options.data_dir, "all", Some(&options.subscriptions[0]), by_force)
     };
-    let (all, us) = (bench.options(&["all"]), bench.taking(&Stream::ALL, Some(&["us"])));
+    let (all, us) = (fixture.options(&["all"]), fixture.taking(&Stream::ALL, Some(&["us"])));
     assert!(matches!(forget(&all, true), Err(OpenError::InUse(_))));
-    bench.close();
+    fixture.close();
     assert_eq!(forget(&all, false).unwrap(), Forgetting::Refused { pending: 3 });
     assert_eq!(forget(&us, false).unwrap(), Forgetting::NoLongerWanted { given_up: 2 });
     assert_eq!(forget(&us, false).unwrap(), Forgetting::Refused { pending: 1 });
-    bench.change(us.clone());
-    assert_eq!(bench.handed_out(), [(1, 0)]);
-    bench.close();
+    fixture.change(us.clone());
+    assert_eq!(fixture.handed_out(), [(1, 0)]);
+    fixture.close();
     let mut syslog = us.clone();
     syslog.subscriptions[0].kind = "syslog";
     assert_eq!(forget(&us, true).unwrap(), Forgetting::All { given_up: 1 });
-    bench.change(us);
-    bench.close();
+    fixture.change(us);
+    fixture.close();
     assert_eq!(forget(&syslog, false).unwrap(), Forgetting::All { given_up: 0 });
 
-    let missing = bench.dir.path().join("missing");
+    let missing = fixture.dir.path().join("missing");
     let options = Options { data_dir: missing.clone(), ..all };
     assert!(matches!(forget(&options, true), Err(OpenError::Missing(path)) if path.starts_with(&missing)));
     assert!(!missing.exists());
@@ -573,12 +577,12 @@ fn forgetting_gives_up_what_is_in_the_way_of_a_start_and_by_force_everything() {
 #[test]
 fn what_waits_in_a_ledger_of_an_earlier_version_is_kept_for_each_sink() {
     for version in [1, 2] {
-        let mut bench = Bench::new();
-        bench.close();
+        let mut fixture = Fixture::new();
+        fixture.close();
         for name in ["ledger.db", "lock"] {
-            std::fs::remove_file(bench.dir.path().join(name)).unwrap();
+            std::fs::remove_file(fixture.dir.path().join(name)).unwrap();
         }
-        let database = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
+        let database = rusqlite::Connection::open(fixture.dir.path().join("ledger.db")).unwrap();
         database.execute_batch(schema::VERSION_1).unwrap();
         database
             .execute_batch(
@@ -608,20 +612,20 @@ fn what_waits_in_a_ledger_of_an_earlier_version_is_kept_for_each_sink() {
         }
         drop(database);
         let names: &[&str] = if version == 1 { &["all"] } else { &["all", "good", "us", "more"] };
-        bench.change(bench.options(names));
-        assert_eq!(bench.ledger().id(), [0; 16]);
-        let resume = bench.ledger().resume("all").unwrap().unwrap();
+        fixture.change(fixture.options(names));
+        assert_eq!(fixture.ledger().id(), [0; 16]);
+        let resume = fixture.ledger().resume("all").unwrap().unwrap();
         assert_eq!((resume.position, resume.mark.as_slice()), (Position { batch: 3, line: 1 }, &b"mark"[..]));
-        assert_eq!(bench.handed_out(), [(3, 1), (4, 0), (4, 1), (5, 0), (5, 1)]);
-        let pending = |sink| bench.ledger().pending(sink).unwrap();
+        assert_eq!(fixture.handed_out(), [(3, 1), (4, 0), (4, 1), (5, 0), (5, 1)]);
+        let pending = |sink| fixture.ledger().pending(sink).unwrap();
         assert_eq!(pending("all"), Pending { events: 6, oldest: Some(5) });
         if version == 2 {
             assert_eq!(pending("good"), Pending { events: 4, oldest: Some(4) });
             assert_eq!(pending("us"), Pending { events: 1, oldest: Some(7) });
             assert_eq!(pending("more"), Pending { events: 4, oldest: Some(6) });
         }
-        assert_eq!(bench.commit_line("a", None), 1);
-        assert_eq!(bench.handed_out().last(), Some(&(6, 0)));
+        assert_eq!(fixture.commit_line("a", None), 1);
+        assert_eq!(fixture.handed_out().last(), Some(&(6, 0)));
     }
 }
 
@@ -630,9 +634,9 @@ fn nothing_is_promised_once_a_file_of_the_ledger_is_not_in_its_place() {
     for name in ["lock", "ledger.db", "ledger.db-wal", ""] {
         for is_replaced in [false, true] {
             let dir = tempfile::tempdir().unwrap();
-            let mut bench = Bench::new();
-            bench.commit_line("a", None);
-            let from = bench.dir.path().join(name);
+            let mut fixture = Fixture::new();
+            fixture.commit_line("a", None);
+            let from = fixture.dir.path().join(name);
             let to = dir.path().join("elsewhere");
             std::fs::rename(&from, &to).unwrap();
             if is_replaced && name.is_empty() {
@@ -645,10 +649,10 @@ fn nothing_is_promised_once_a_file_of_the_ledger_is_not_in_its_place() {
             }
             // Whether it is asked or idle.
             if is_replaced {
-                let batch = Bench::batch("us", vec![bench.entry("us", "b", None)]);
-                assert!(bench.ledger().send_commit(batch).blocking_recv().is_err(), "{name}");
+                let batch = Fixture::batch("us", vec![fixture.entry("us", "b", None)]);
+                assert!(fixture.ledger().send_commit(batch).blocking_recv().is_err(), "{name}");
             }
-            let (ledger, running) = bench.open.take().unwrap();
+            let (ledger, running) = fixture.open.take().unwrap();
             let Ok(Failed::Gone(path)) = running.failed.blocking_recv() else { panic!("{name}") };
             assert!(path.starts_with(&from), "{}", path.display());
             running.thread.join().unwrap();
@@ -659,6 +663,6 @@ fn nothing_is_promised_once_a_file_of_the_ledger_is_not_in_its_place() {
 
 #[test]
 fn two_daemons_do_not_share_a_directory() {
-    let bench = Bench::new();
-    assert!(matches!(Ledger::open(bench.options(&["all"])).err().unwrap(), OpenError::InUse(_)));
+    let fixture = Fixture::new();
+    assert!(matches!(Ledger::open(fixture.options(&["all"])).err().unwrap(), OpenError::InUse(_)));
 }

@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 
 use super::health::{Health, Problem};
 use super::metrics::{self, Metrics};
-use crate::printable::{Notation, write_escaped};
+use crate::escape::{Notation, write_escaped};
 
 /// Further connections wait in the kernel's queue.
 const MAX_CONNECTIONS: u32 = 64;

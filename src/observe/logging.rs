@@ -9,7 +9,7 @@
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
 
-use crate::printable::{Notation, write_escaped};
+use crate::escape::{Notation, write_escaped};
 use tracing::dispatcher::{self, Dispatch};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -223,7 +223,7 @@ impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
 
 #[cfg(test)]
 mod tests {
-    use crate::printable::is_hazardous;
+    use crate::escape::is_hazardous;
     use std::io;
     use std::sync::{Arc, Mutex};
 

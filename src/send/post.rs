@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use super::batch::Batch;
 use super::retry::{self, Decision, Outcome, Retry};
+use crate::escape::escape;
 use crate::net::{Bytes, Client, ClientError, Endpoint, Fetched, HeaderName, HeaderValue, header};
-use crate::printable::printable;
 use crate::wire::batch::encode;
 
 /// How much of an answer is read: a receipt or a problem document is far shorter.
@@ -188,7 +188,7 @@ fn detail(body: &[u8]) -> String {
     };
     let text = text.trim();
     let shown = text.char_indices().nth(MAX_SHOWN_CHARS).map_or(text, |(at, _)| &text[..at]);
-    printable(shown).into_owned()
+    escape(shown).into_owned()
 }
 
 fn said(detail: &str) -> String {

@@ -17,7 +17,7 @@ use time::macros::format_description;
 
 use super::event::{Event, Reason, Value};
 use super::line::Line;
-use crate::printable::is_hazardous;
+use crate::escape::is_hazardous;
 
 /// A line that came through, with what is known about its arrival.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! `auditgate verify`: saved lines, checked offline against published keys.
 
-mod moment;
 mod report;
+mod time_arg;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::report::Report;
 use super::exit::Failure;
+use crate::escape::{escape, escape_json};
 use crate::net::{Client, Endpoint};
-use crate::printable::{printable, printable_json};
-use crate::prove::explain::{Explanation, Tried, explain};
-use crate::prove::find::find;
-use crate::prove::judge::{Keys, Window, judge};
-use crate::prove::read::{Blocks, Fault};
-use crate::prove::run;
 use crate::trust::jwks::{KeySet, MAX_KEPT_KEYS, Parsed};
 use crate::trust::keyring;
+use crate::verify::explain::{Explanation, Tried, explain};
+use crate::verify::find::find;
+use crate::verify::judge::{Keys, Window, judge};
+use crate::verify::read::{Blocks, Fault};
+use crate::verify::run;
 use crate::wire::record::time_stamp;
 
 /// Checks saved lines against published keys, offline.
@@ -135,7 +135,7 @@ fn window(args: &Args) -> Result<Window, Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
     let moment = |name: &str, text: &Option<String>| {
-        let moment = text.as_deref().map(|text| moment::parse(text, now)).transpose();
+        let moment = text.as_deref().map(|text| time_arg::parse(text, now)).transpose();
         moment.map_err(|error| Failure::usage(format!("--{name}: {error}")))
     };
     let window = Window { since: moment("since", &args.since)?, until: moment("until", &args.until)? };
@@ -169,7 +169,7 @@ fn explain_line(path: &Path, line: u64, keys: &Keys, json: bool, out: &mut dyn W
             path.display(),
             finding.line,
             finding.verdict.as_str(),
-            printable(&finding.reason)
+            escape(&finding.reason)
         )),
         Fault::Unreadable(reason) => Failure::io(format!("cannot read {}: {reason}", path.display())),
     };
@@ -196,7 +196,7 @@ fn explain_line(path: &Path, line: u64, keys: &Keys, json: bool, out: &mut dyn W
         let written = if json {
             serde_json::to_string(&explanation)
                 .map_err(io::Error::from)
-                .and_then(|text| writeln!(out, "{}", printable_json(&text)))
+                .and_then(|text| writeln!(out, "{}", escape_json(&text)))
         } else {
             write_explanation(out, path, line, &explanation)
         };
@@ -216,9 +216,9 @@ fn write_explanation(
 ) -> io::Result<()> {
     let Explanation { verdict, reason, format, bytes, time, signed_bytes, sig, keys, shown } = explanation;
     let place = path.display().to_string();
-    write!(out, "{}:{line}: {verdict}", printable(&place))?;
+    write!(out, "{}:{line}: {verdict}", escape(&place))?;
     if let Some(reason) = reason {
-        write!(out, ": {}", printable(reason))?;
+        write!(out, ": {}", escape(reason))?;
     }
     writeln!(out)?;
     write!(out, "line: {bytes} bytes")?;
@@ -231,17 +231,17 @@ fn write_explanation(
     writeln!(out)?;
     for (index, signed) in signed_bytes.iter().enumerate() {
         let which = if index == 0 { "signed bytes" } else { "or signed bytes" };
-        writeln!(out, "{which} ({}): {}", signed.len(), printable(signed))?;
+        writeln!(out, "{which} ({}): {}", signed.len(), escape(signed))?;
     }
     if let Some(sig) = sig {
-        writeln!(out, "sig: {}", printable(sig))?;
+        writeln!(out, "sig: {}", escape(sig))?;
     }
     for Tried { kid, thumbprint, fits } in keys {
         let fits = fits.map_or_else(|| "does not fit".to_owned(), |what| format!("fits {what}"));
-        writeln!(out, "key {} (thumbprint {thumbprint}): {fits}", printable(kid))?;
+        writeln!(out, "key {} (thumbprint {thumbprint}): {fits}", escape(kid))?;
     }
     for sentence in shown {
-        writeln!(out, "- {}", printable(sentence))?;
+        writeln!(out, "- {}", escape(sentence))?;
     }
     Ok(())
 }
@@ -267,7 +267,7 @@ fn keys(args: &Args) -> Result<Vec<KeySet>, Failure> {
                 keyring::read_file(Path::new(origin), MAX_KEPT_KEYS).map_err(|error| named(&error))?
             };
             for key in refused {
-                let _ = writeln!(io::stderr(), "auditgate: --jwks {origin}: {}", printable(&key.to_string()));
+                let _ = writeln!(io::stderr(), "auditgate: --jwks {origin}: {}", escape(&key.to_string()));
             }
             Ok(keys)
         })

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::printable::{printable, printable_json};
-use crate::prove::judge::{Counts, Finding, Judged, Keys, Verdict, joined};
-use crate::prove::read::{Fault, Kind};
-use crate::prove::run::News;
+use crate::escape::{escape, escape_json};
+use crate::verify::judge::{Counts, Finding, Judged, Keys, Verdict, joined};
+use crate::verify::read::{Fault, Kind};
+use crate::verify::run::News;
 use crate::wire::record::time_stamp;
 
 /// Writes the report. Findings are not kept, so that a file of bad lines does not fill the memory.
@@ -186,9 +186,9 @@ impl<'a> Report<'a> {
         let text = if self.json {
             let lead = if self.has_findings { "," } else { "{\"findings\":[" };
             let finding = JsonFinding { file: &file, line: *line, verdict: *verdict, reason };
-            format!("{lead}\n{}", printable_json(&serde_json::to_string(&finding)?))
+            format!("{lead}\n{}", escape_json(&serde_json::to_string(&finding)?))
         } else {
-            format!("{}:{line}: {}: {}\n", printable(&file), verdict.as_str(), printable(reason))
+            format!("{}:{line}: {}: {}\n", escape(&file), verdict.as_str(), escape(reason))
         };
         self.has_findings = true;
         let out = &mut *self.out;
@@ -215,7 +215,7 @@ impl<'a> Report<'a> {
                 unreadable: &self.unreadable,
             };
             let text = serde_json::to_string(&end)?;
-            let text = printable_json(&text);
+            let text = escape_json(&text);
             let lead = if self.has_findings { "\n]," } else { "{\"findings\":[]," };
             writeln!(self.out, "{lead}{}", text.strip_prefix('{').unwrap_or(&text))?;
         } else {
@@ -306,6 +306,6 @@ impl Progress {
 
     fn remark(&self, text: &str) {
         // When stderr is gone there is nobody to tell.
-        let _ = self.aside(|| writeln!(io::stderr(), "auditgate: {}", printable(text)));
+        let _ = self.aside(|| writeln!(io::stderr(), "auditgate: {}", escape(text)));
     }
 }

@@ -20,7 +20,7 @@ use crate::memory_budget;
 use crate::observe::logging;
 
 #[cfg(test)]
-mod bench;
+mod fixture;
 mod sink;
 mod source;
 
@@ -467,7 +467,7 @@ fn size(bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::{Dedup, DedupBy, JwksOrigin, Signatures, Stream};
-    use super::bench::{GOOD, accepted, config, problems, refused, resolve_text};
+    use super::fixture::{GOOD, accepted, config, problems, refused, resolve_text};
     use super::*;
 
     #[test]

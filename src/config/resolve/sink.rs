@@ -419,7 +419,7 @@ fn database_files(path: &Path) -> [PathBuf; 4] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bench::{GOOD, accepted, config, problems, refused, resolve_text};
+    use super::super::fixture::{GOOD, accepted, config, problems, refused, resolve_text};
     use super::*;
     use crate::config::Secrets;
 

@@ -370,7 +370,7 @@ fn as_ipv4(network: IpNet) -> IpNet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bench::{GOOD, accepted, problems, refused, resolve_text};
+    use super::super::fixture::{GOOD, accepted, problems, refused, resolve_text};
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use rustix::fs::{IFlags, ioctl_setflags};
 use super::*;
 use crate::wire::event::Verdict;
 
-struct Bench {
+struct Fixture {
     _dir: tempfile::TempDir,
     path: PathBuf,
     mark: Vec<u8>,
@@ -16,7 +16,7 @@ struct Bench {
     lines: u32,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.log");
@@ -76,89 +76,89 @@ const TEXT: &str = "one\ntwo two\nthree\nfour\n";
 #[test]
 fn an_interrupted_write_is_finished_wherever_it_was_cut() {
     for cut in 0..=TEXT.len() {
-        let mut bench = Bench::new();
-        let mut sink = bench.sink();
+        let mut fixture = Fixture::new();
+        let mut sink = fixture.sink();
         push(&mut sink, &["before"]);
-        bench.mark = flush(&mut sink);
+        fixture.mark = flush(&mut sink);
         drop(sink);
         let torn = format!("before\n{}", &TEXT[..cut]);
-        std::fs::write(&bench.path, &torn).unwrap();
-        let mut sink = bench.sink();
+        std::fs::write(&fixture.path, &torn).unwrap();
+        let mut sink = fixture.sink();
         // In smaller pieces than before the crash.
         for pair in LINES.chunks(3) {
             push(&mut sink, pair);
-            bench.mark = flush(&mut sink);
+            fixture.mark = flush(&mut sink);
         }
         push(&mut sink, &["after"]);
         flush(&mut sink);
-        assert_eq!(bench.text(), format!("before\n{TEXT}after\n"), "cut at {cut}");
+        assert_eq!(fixture.text(), format!("before\n{TEXT}after\n"), "cut at {cut}");
     }
 }
 
 #[test]
 fn pages_that_a_power_loss_left_empty_are_filled() {
     for (start, end, longer) in [(0, 5, 0), (3, 8, 0), (0, TEXT.len(), 9), (TEXT.len(), TEXT.len(), 4096)] {
-        let mut bench = Bench::new();
-        bench.sink();
+        let mut fixture = Fixture::new();
+        fixture.sink();
         let mut bytes = TEXT.as_bytes().to_vec();
         bytes[start..end].fill(0);
         bytes.resize(bytes.len() + longer, 0);
-        std::fs::write(&bench.path, &bytes).unwrap();
-        let mut sink = bench.sink();
+        std::fs::write(&fixture.path, &bytes).unwrap();
+        let mut sink = fixture.sink();
         push(&mut sink, &LINES);
         flush(&mut sink);
-        assert_eq!(bench.text(), TEXT, "{start}..{end}");
+        assert_eq!(fixture.text(), TEXT, "{start}..{end}");
     }
 }
 
 #[test]
 fn somebody_else_s_lines_are_kept_and_ours_are_whole() {
-    let mut bench = Bench::new();
-    let mut sink = bench.sink();
+    let mut fixture = Fixture::new();
+    let mut sink = fixture.sink();
     push(&mut sink, &LINES[..2]);
-    bench.mark = flush(&mut sink);
-    std::fs::write(&bench.path, format!("{}tea", bench.text())).unwrap();
+    fixture.mark = flush(&mut sink);
+    std::fs::write(&fixture.path, format!("{}tea", fixture.text())).unwrap();
     push(&mut sink, &LINES[2..]);
-    bench.mark = flush(&mut sink);
-    assert_eq!(bench.text(), "one\ntwo two\ntea\nthree\nfour\n");
+    fixture.mark = flush(&mut sink);
+    assert_eq!(fixture.text(), "one\ntwo two\ntea\nthree\nfour\n");
     push(&mut sink, &["five"]);
     flush(&mut sink);
-    assert_eq!(bench.text(), "one\ntwo two\ntea\nthree\nfour\nfive\n");
+    assert_eq!(fixture.text(), "one\ntwo two\ntea\nthree\nfour\nfive\n");
 }
 
 #[test]
 fn a_file_that_was_cut_goes_on_from_its_end() {
-    let mut bench = Bench::new();
-    let mut sink = bench.sink();
+    let mut fixture = Fixture::new();
+    let mut sink = fixture.sink();
     push(&mut sink, &LINES);
     flush(&mut sink);
-    std::fs::write(&bench.path, "").unwrap();
+    std::fs::write(&fixture.path, "").unwrap();
     push(&mut sink, &["five"]);
-    bench.mark = flush(&mut sink);
+    fixture.mark = flush(&mut sink);
     drop(sink);
-    assert_eq!(bench.text(), "five\n");
-    std::fs::write(&bench.path, "fi\n").unwrap();
-    let mut sink = bench.sink();
+    assert_eq!(fixture.text(), "five\n");
+    std::fs::write(&fixture.path, "fi\n").unwrap();
+    let mut sink = fixture.sink();
     push(&mut sink, &["six"]);
     flush(&mut sink);
-    assert_eq!(bench.text(), "fi\nsix\n");
+    assert_eq!(fixture.text(), "fi\nsix\n");
 }
 
 #[test]
 fn a_new_sink_keeps_what_is_at_its_path() {
-    let mut bench = Bench::new();
-    std::fs::write(&bench.path, "older\n").unwrap();
-    let mut sink = bench.sink();
+    let mut fixture = Fixture::new();
+    std::fs::write(&fixture.path, "older\n").unwrap();
+    let mut sink = fixture.sink();
     push(&mut sink, &["newer"]);
     flush(&mut sink);
-    assert_eq!(bench.text(), "older\nnewer\n");
+    assert_eq!(fixture.text(), "older\nnewer\n");
 }
 
 /// All rotated files and the file, in order.
-fn everything(bench: &Bench) -> (usize, String) {
-    let rotated = rotation::rotated(&bench.path).unwrap();
+fn everything(fixture: &Fixture) -> (usize, String) {
+    let rotated = rotation::rotated(&fixture.path).unwrap();
     let mut text = String::new();
-    for file in rotated.iter().chain([&bench.path]) {
+    for file in rotated.iter().chain([&fixture.path]) {
         text += &std::fs::read_to_string(file).unwrap();
     }
     (rotated.len(), text)
@@ -166,25 +166,25 @@ fn everything(bench: &Bench) -> (usize, String) {
 
 #[test]
 fn a_file_is_rotated_before_it_is_too_large() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let rotation = Rotation { size: Some(11), ..Rotation::default() };
-    let mut sink = bench.sink_with(Options { rotation, ..bench.options() });
+    let mut sink = fixture.sink_with(Options { rotation, ..fixture.options() });
     for line in LINES {
         push(&mut sink, &[line]);
-        bench.mark = sink.prepare().unwrap().map_or(bench.mark, |at| at.mark);
-        bench.mark = sink.flush(Position::default(), false).unwrap().unwrap().mark;
+        fixture.mark = sink.prepare().unwrap().map_or(fixture.mark, |at| at.mark);
+        fixture.mark = sink.flush(Position::default(), false).unwrap().unwrap().mark;
     }
-    assert_eq!(everything(&bench), (2, TEXT.to_owned()));
+    assert_eq!(everything(&fixture), (2, TEXT.to_owned()));
 }
 
 #[test]
 fn a_file_is_rotated_when_its_day_is_over() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let now = Arc::new(std::sync::atomic::AtomicI64::new(86_399_000));
     let clock = Arc::clone(&now);
     let rotation = Rotation { every: Some(Period::Daily), ..Rotation::default() };
     let now_of = Arc::new(move || clock.load(Ordering::SeqCst));
-    let mut sink = bench.sink_with(Options { rotation, now: now_of, ..bench.options() });
+    let mut sink = fixture.sink_with(Options { rotation, now: now_of, ..fixture.options() });
     push(&mut sink, &LINES[..2]);
     flush(&mut sink);
     assert_eq!(sink.prepare().unwrap(), None);
@@ -193,86 +193,86 @@ fn a_file_is_rotated_when_its_day_is_over() {
     assert_eq!(sink.prepare().unwrap(), None, "an empty file has no day");
     push(&mut sink, &LINES[2..]);
     flush(&mut sink);
-    assert_eq!(everything(&bench), (1, TEXT.to_owned()));
+    assert_eq!(everything(&fixture), (1, TEXT.to_owned()));
 }
 
 #[test]
 fn a_kill_around_a_rotation_loses_and_doubles_nothing() {
     // The process dies after the rename, after the new file was made, or after its mark was noted.
     for step in 0..3 {
-        let mut bench = Bench::new();
-        let mut sink = bench.sink();
+        let mut fixture = Fixture::new();
+        let mut sink = fixture.sink();
         push(&mut sink, &LINES[..2]);
-        bench.mark = flush(&mut sink);
-        std::fs::rename(&bench.path, bench.path.with_extension("log.19700101T000000Z-0001")).unwrap();
+        fixture.mark = flush(&mut sink);
+        std::fs::rename(&fixture.path, fixture.path.with_extension("log.19700101T000000Z-0001")).unwrap();
         if step > 0 {
-            std::fs::write(&bench.path, "").unwrap();
+            std::fs::write(&fixture.path, "").unwrap();
         }
         if step > 1 {
-            bench.mark = sink.prepare().unwrap().unwrap().mark;
+            fixture.mark = sink.prepare().unwrap().unwrap().mark;
         }
         drop(sink);
-        let mut sink = bench.sink();
+        let mut sink = fixture.sink();
         push(&mut sink, &LINES[2..]);
         flush(&mut sink);
-        assert_eq!(everything(&bench), (1, TEXT.to_owned()), "step {step}");
+        assert_eq!(everything(&fixture), (1, TEXT.to_owned()), "step {step}");
     }
 }
 
 #[test]
 fn a_renamed_file_is_cut_back_and_the_lines_come_at_the_path() {
     for cut in 0..=TEXT.len() {
-        let mut bench = Bench::new();
-        bench.sink();
-        std::fs::write(&bench.path, &TEXT[..cut]).unwrap();
-        let moved = bench.path.with_extension("log.1");
-        std::fs::rename(&bench.path, &moved).unwrap();
-        let mut sink = bench.sink();
+        let mut fixture = Fixture::new();
+        fixture.sink();
+        std::fs::write(&fixture.path, &TEXT[..cut]).unwrap();
+        let moved = fixture.path.with_extension("log.1");
+        std::fs::rename(&fixture.path, &moved).unwrap();
+        let mut sink = fixture.sink();
         for line in LINES {
             push(&mut sink, &[line]);
             flush(&mut sink);
         }
         assert_eq!(std::fs::read_to_string(&moved).unwrap(), "", "cut at {cut}");
-        assert_eq!(bench.text(), TEXT, "cut at {cut}");
+        assert_eq!(fixture.text(), TEXT, "cut at {cut}");
     }
 }
 
 #[test]
 fn a_file_that_is_moved_or_removed_is_made_anew() {
-    let mut bench = Bench::new();
-    let mut sink = bench.sink();
+    let mut fixture = Fixture::new();
+    let mut sink = fixture.sink();
     push(&mut sink, &LINES[..1]);
     flush(&mut sink);
-    let moved = bench.path.with_extension("moved");
-    std::fs::rename(&bench.path, &moved).unwrap();
+    let moved = fixture.path.with_extension("moved");
+    std::fs::rename(&fixture.path, &moved).unwrap();
     push(&mut sink, &LINES[1..2]);
     flush(&mut sink);
     assert_eq!(std::fs::read_to_string(&moved).unwrap(), "one\n");
-    assert_eq!(bench.text(), "two two\n");
-    std::fs::remove_file(&bench.path).unwrap();
+    assert_eq!(fixture.text(), "two two\n");
+    std::fs::remove_file(&fixture.path).unwrap();
     assert!(sink.prepare().unwrap().is_some(), "while nothing comes, too");
     push(&mut sink, &LINES[2..]);
     flush(&mut sink);
-    assert_eq!(bench.text(), "three\nfour\n");
+    assert_eq!(fixture.text(), "three\nfour\n");
 }
 
 #[test]
 fn a_position_moves_only_after_the_sync() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let syncing = Syncing::Every(Duration::from_secs(3600));
-    let mut sink = bench.sink_with(Options { syncing, ..bench.options() });
+    let mut sink = fixture.sink_with(Options { syncing, ..fixture.options() });
     push(&mut sink, &LINES[..2]);
     assert_eq!(sink.flush(Position::default(), false).unwrap(), None);
-    assert_eq!(bench.text(), "one\ntwo two\n");
+    assert_eq!(fixture.text(), "one\ntwo two\n");
     // A kill now: everything is pushed again, and is there once.
     drop(sink);
-    let mut sink = bench.sink();
+    let mut sink = fixture.sink();
     push(&mut sink, &LINES);
     flush(&mut sink);
-    assert_eq!(bench.text(), TEXT);
+    assert_eq!(fixture.text(), TEXT);
     drop(sink);
     let syncing = Syncing::Every(Duration::from_secs(3600));
-    let mut sink = bench.sink_with(Options { syncing, ..bench.options() });
+    let mut sink = fixture.sink_with(Options { syncing, ..fixture.options() });
     push(&mut sink, &LINES);
     assert_eq!(sink.flush(Position::default(), false).unwrap(), None);
     assert!(sink.flush(Position::default(), true).unwrap().is_some());
@@ -280,25 +280,25 @@ fn a_position_moves_only_after_the_sync() {
 
 #[test]
 fn a_new_file_has_the_mode_that_was_asked_for() {
-    let mut bench = Bench::new();
-    bench.sink_with(Options { mode: 0o604, ..bench.options() });
-    assert_eq!(std::fs::metadata(&bench.path).unwrap().permissions().mode() & 0o777, 0o604);
+    let mut fixture = Fixture::new();
+    fixture.sink_with(Options { mode: 0o604, ..fixture.options() });
+    assert_eq!(std::fs::metadata(&fixture.path).unwrap().permissions().mode() & 0o777, 0o604);
 }
 
 /// A sink with a clock that the test moves.
-fn sink_by(bench: &mut Bench, rotation: Rotation) -> (FileSink, Arc<std::sync::atomic::AtomicI64>) {
+fn sink_by(fixture: &mut Fixture, rotation: Rotation) -> (FileSink, Arc<std::sync::atomic::AtomicI64>) {
     let hand = Arc::new(std::sync::atomic::AtomicI64::new(1_000_000));
     let clock = Arc::clone(&hand);
     let now = Arc::new(move || clock.load(Ordering::SeqCst));
-    (bench.sink_with(Options { rotation, now, ..bench.options() }), hand)
+    (fixture.sink_with(Options { rotation, now, ..fixture.options() }), hand)
 }
 
 #[test]
 fn a_file_belongs_to_the_day_of_its_first_line() {
     const DAY: i64 = 86_400_000;
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let rotation = Rotation { every: Some(Period::Daily), ..Rotation::default() };
-    let (mut sink, hand) = sink_by(&mut bench, rotation);
+    let (mut sink, hand) = sink_by(&mut fixture, rotation);
     // Made on the first day, written to on the third.
     hand.store(2 * DAY, Ordering::SeqCst);
     push(&mut sink, &["one"]);
@@ -306,36 +306,36 @@ fn a_file_belongs_to_the_day_of_its_first_line() {
     assert_eq!(sink.prepare().unwrap(), None);
     // Emptied by somebody else, and written to two days later: a new file in all but name.
     hand.store(3 * DAY - 1, Ordering::SeqCst);
-    File::options().write(true).truncate(true).open(&bench.path).unwrap();
+    File::options().write(true).truncate(true).open(&fixture.path).unwrap();
     hand.store(5 * DAY, Ordering::SeqCst);
     sink.prepare().unwrap();
-    assert_eq!(everything(&bench), (0, String::new()), "an empty file has no day");
+    assert_eq!(everything(&fixture), (0, String::new()), "an empty file has no day");
     push(&mut sink, &["two"]);
     flush(&mut sink);
     assert_eq!(sink.prepare().unwrap(), None);
-    assert_eq!(everything(&bench), (0, "two\n".to_owned()));
+    assert_eq!(everything(&fixture), (0, "two\n".to_owned()));
     hand.store(6 * DAY, Ordering::SeqCst);
     assert!(sink.prepare().unwrap().is_some());
-    assert_eq!(everything(&bench), (1, "two\n".to_owned()));
+    assert_eq!(everything(&fixture), (1, "two\n".to_owned()));
 }
 
 #[test]
 fn a_symbolic_link_stays_and_its_target_is_rotated() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let other = tempfile::tempdir().unwrap();
     std::fs::create_dir(other.path().join("logs")).unwrap();
     // A link to a link to a file that is not there yet.
-    std::os::unix::fs::symlink(other.path().join("link"), &bench.path).unwrap();
+    std::os::unix::fs::symlink(other.path().join("link"), &fixture.path).unwrap();
     std::os::unix::fs::symlink("logs/real.log", other.path().join("link")).unwrap();
     let real = other.path().join("logs/real.log");
     let rotation = Rotation { size: Some(5), ..Rotation::default() };
-    let (mut sink, _) = sink_by(&mut bench, rotation);
+    let (mut sink, _) = sink_by(&mut fixture, rotation);
     for line in LINES {
         push(&mut sink, &[line]);
-        bench.mark = flush(&mut sink);
+        fixture.mark = flush(&mut sink);
     }
-    assert!(bench.path.is_symlink());
-    assert!(rotation::rotated(&bench.path).unwrap().is_empty());
+    assert!(fixture.path.is_symlink());
+    assert!(rotation::rotated(&fixture.path).unwrap().is_empty());
     let rotated = rotation::rotated(&real).unwrap();
     let text = |file: &PathBuf| std::fs::read_to_string(file).unwrap();
     assert_eq!(rotated.iter().chain([&real]).map(text).collect::<String>(), TEXT);
@@ -347,7 +347,7 @@ fn a_symbolic_link_stays_and_its_target_is_rotated() {
     let moved = real.with_extension("log.1");
     std::fs::rename(&real, &moved).unwrap();
     drop(sink);
-    let mut sink = bench.sink();
+    let mut sink = fixture.sink();
     push(&mut sink, &["five"]);
     flush(&mut sink);
     assert_eq!(text(&moved), "four\n");
@@ -355,8 +355,8 @@ fn a_symbolic_link_stays_and_its_target_is_rotated() {
 
     // The link is turned elsewhere.
     let elsewhere = other.path().join("elsewhere.log");
-    std::fs::remove_file(&bench.path).unwrap();
-    std::os::unix::fs::symlink(&elsewhere, &bench.path).unwrap();
+    std::fs::remove_file(&fixture.path).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &fixture.path).unwrap();
     push(&mut sink, &["six"]);
     flush(&mut sink);
     assert_eq!(text(&elsewhere), "six\n");
@@ -364,51 +364,51 @@ fn a_symbolic_link_stays_and_its_target_is_rotated() {
 
 #[test]
 fn what_is_no_regular_file_is_said_to_be_none() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let refusal = || {
         let last = Resume { position: Position::default(), mark: Vec::new() };
-        FileSink::new(bench.options()).resume(&last).unwrap_err().to_string()
+        FileSink::new(fixture.options()).resume(&last).unwrap_err().to_string()
     };
-    std::os::unix::fs::symlink("/dev/null", &bench.path).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &fixture.path).unwrap();
     assert!(refusal().ends_with("not a regular file"), "{}", refusal());
-    std::fs::remove_file(&bench.path).unwrap();
-    std::os::unix::fs::symlink(&bench.path, &bench.path).unwrap();
+    std::fs::remove_file(&fixture.path).unwrap();
+    std::os::unix::fs::symlink(&fixture.path, &fixture.path).unwrap();
     assert!(refusal().contains("symbolic links"), "{}", refusal());
-    std::fs::remove_file(&bench.path).unwrap();
-    std::fs::create_dir(&bench.path).unwrap();
+    std::fs::remove_file(&fixture.path).unwrap();
+    std::fs::create_dir(&fixture.path).unwrap();
     assert!(refusal().contains("Is a directory"), "{}", refusal());
 }
 
 #[test]
 fn a_file_that_was_never_finished_is_made_anew() {
-    let mut bench = Bench::new();
-    File::options().create_new(true).write(true).mode(0o000).open(&bench.path).unwrap();
-    bench.sink();
-    assert_eq!(std::fs::metadata(&bench.path).unwrap().permissions().mode() & 0o777, 0o640);
+    let mut fixture = Fixture::new();
+    File::options().create_new(true).write(true).mode(0o000).open(&fixture.path).unwrap();
+    fixture.sink();
+    assert_eq!(std::fs::metadata(&fixture.path).unwrap().permissions().mode() & 0o777, 0o640);
     // An empty file that somebody else prepared stays as it is.
-    std::fs::remove_file(&bench.path).unwrap();
-    File::options().create_new(true).write(true).mode(0o600).open(&bench.path).unwrap();
-    let inode = std::fs::metadata(&bench.path).unwrap().ino();
-    bench.sink();
-    let found = std::fs::metadata(&bench.path).unwrap();
+    std::fs::remove_file(&fixture.path).unwrap();
+    File::options().create_new(true).write(true).mode(0o600).open(&fixture.path).unwrap();
+    let inode = std::fs::metadata(&fixture.path).unwrap().ino();
+    fixture.sink();
+    let found = std::fs::metadata(&fixture.path).unwrap();
     assert_eq!((found.ino(), found.permissions().mode() & 0o777), (inode, 0o600));
 }
 
 #[test]
 fn an_owner_that_cannot_be_set_is_no_detail() {
-    let bench = Bench::new();
-    let options = Options { owner: (Some(1), Some(2)), ..bench.options() };
+    let fixture = Fixture::new();
+    let options = Options { owner: (Some(1), Some(2)), ..fixture.options() };
     let last = Resume { position: Position::default(), mark: Vec::new() };
     for _ in 0..2 {
         match FileSink::new(options.clone()).resume(&last) {
             // Root may.
             Ok(_) => {
-                let found = std::fs::metadata(&bench.path).unwrap();
+                let found = std::fs::metadata(&fixture.path).unwrap();
                 assert_eq!((found.uid(), found.gid()), (1, 2));
             }
             Err(error) => {
                 assert!(error.to_string().contains("its owner cannot be set"), "{error}");
-                let found = std::fs::metadata(&bench.path).unwrap();
+                let found = std::fs::metadata(&fixture.path).unwrap();
                 assert_eq!(found.permissions().mode() & 0o777, 0, "readable by nobody");
             }
         }
@@ -416,9 +416,9 @@ fn an_owner_that_cannot_be_set_is_no_detail() {
 }
 
 /// Dies after the mark was noted: what is prepared is kept, what is flushed comes back or not.
-fn prepare(sink: &mut FileSink, bench: &mut Bench) {
+fn prepare(sink: &mut FileSink, fixture: &mut Fixture) {
     if let Some(at) = sink.prepare().unwrap() {
-        (bench.mark, bench.lines) = (at.mark, at.position.line);
+        (fixture.mark, fixture.lines) = (at.mark, at.position.line);
     }
 }
 
@@ -427,26 +427,26 @@ fn an_inode_s_number_alone_does_not_make_a_file_ours() {
     // Somebody else's file has our inode's number by now, under a name of our own or another.
     for name in ["out.log.gz", "out.log-20260102", "out.old.log", "ledger.db-wal", "out.log"] {
         for kept in [0, 3, 40, 5000] {
-            let mut bench = Bench::new();
-            let mut sink = bench.sink();
+            let mut fixture = Fixture::new();
+            let mut sink = fixture.sink();
             push(&mut sink, &LINES);
-            bench.mark = flush(&mut sink);
+            fixture.mark = flush(&mut sink);
             drop(sink);
             let mut precious = vec![b'x'; kept];
             precious.resize(kept + 300, 0);
-            let other = bench.path.with_file_name(name);
-            std::fs::rename(&bench.path, &other).unwrap();
+            let other = fixture.path.with_file_name(name);
+            std::fs::rename(&fixture.path, &other).unwrap();
             std::fs::write(&other, &precious).unwrap();
-            let mut sink = bench.sink();
+            let mut sink = fixture.sink();
             for line in ["five", "six"] {
                 push(&mut sink, &[line]);
-                bench.mark = flush(&mut sink);
+                fixture.mark = flush(&mut sink);
             }
             let found = std::fs::read(&other).unwrap();
             if name == "out.log" {
                 precious.extend_from_slice(b"\nfive\nsix\n");
             } else {
-                assert_eq!(bench.text(), "five\nsix\n", "{name}");
+                assert_eq!(fixture.text(), "five\nsix\n", "{name}");
             }
             assert!(found == precious, "{name} with {kept} was written to");
         }
@@ -458,20 +458,20 @@ fn a_number_without_a_digest_proves_nothing_about_another_name() {
     // Nothing was safe yet, or the mark is of version 1: what is there is compared.
     for content in [&b"\0\0\0\0\0\0\0\0"[..], b"one or two", b"\x1f\x8b\x08"] {
         for old in [false, true] {
-            let mut bench = Bench::new();
-            bench.sink();
+            let mut fixture = Fixture::new();
+            fixture.sink();
             if old {
-                let mark = Mark::read(&bench.mark).unwrap();
-                bench.mark = [7, mark.inode, mark.safe].map(u64::to_le_bytes).concat();
+                let mark = Mark::read(&fixture.mark).unwrap();
+                fixture.mark = [7, mark.inode, mark.safe].map(u64::to_le_bytes).concat();
             }
-            let other = bench.path.with_extension("log.1");
-            std::fs::rename(&bench.path, &other).unwrap();
+            let other = fixture.path.with_extension("log.1");
+            std::fs::rename(&fixture.path, &other).unwrap();
             std::fs::write(&other, content).unwrap();
-            let mut sink = bench.sink();
+            let mut sink = fixture.sink();
             push(&mut sink, &LINES);
             flush(&mut sink);
             assert_eq!(std::fs::read(&other).unwrap(), content);
-            assert_eq!(bench.text(), TEXT);
+            assert_eq!(fixture.text(), TEXT);
         }
     }
 }
@@ -480,35 +480,35 @@ fn a_number_without_a_digest_proves_nothing_about_another_name() {
 fn a_mark_of_version_1_is_still_understood() {
     for device in [0, 7] {
         for cut in 0..=TEXT.len() {
-            let mut bench = Bench::new();
-            let mut sink = bench.sink();
+            let mut fixture = Fixture::new();
+            let mut sink = fixture.sink();
             push(&mut sink, &["before"]);
             let mark = Mark::read(&flush(&mut sink)).unwrap();
-            bench.mark = [device, mark.inode, mark.safe].map(u64::to_le_bytes).concat();
+            fixture.mark = [device, mark.inode, mark.safe].map(u64::to_le_bytes).concat();
             drop(sink);
-            std::fs::write(&bench.path, format!("before\n{}", &TEXT[..cut])).unwrap();
-            let mut sink = bench.sink();
+            std::fs::write(&fixture.path, format!("before\n{}", &TEXT[..cut])).unwrap();
+            let mut sink = fixture.sink();
             push(&mut sink, &LINES);
             flush(&mut sink);
-            assert_eq!(bench.text(), format!("before\n{TEXT}"), "cut at {cut}");
+            assert_eq!(fixture.text(), format!("before\n{TEXT}"), "cut at {cut}");
         }
     }
 }
 
 #[test]
 fn a_copy_at_the_path_is_the_same_file() {
-    let mut bench = Bench::new();
-    let mut sink = bench.sink();
+    let mut fixture = Fixture::new();
+    let mut sink = fixture.sink();
     push(&mut sink, &["before"]);
-    bench.mark = flush(&mut sink);
+    fixture.mark = flush(&mut sink);
     drop(sink);
-    let copy = bench.path.with_extension("copy");
+    let copy = fixture.path.with_extension("copy");
     std::fs::write(&copy, "before\none\ntw").unwrap();
-    std::fs::rename(&copy, &bench.path).unwrap();
-    let mut sink = bench.sink();
+    std::fs::rename(&copy, &fixture.path).unwrap();
+    let mut sink = fixture.sink();
     push(&mut sink, &LINES);
     flush(&mut sink);
-    assert_eq!(bench.text(), format!("before\n{TEXT}"));
+    assert_eq!(fixture.text(), format!("before\n{TEXT}"));
 }
 
 #[test]
@@ -516,42 +516,42 @@ fn a_new_line_never_sticks_to_an_unfinished_one() {
     // Whatever the process was doing when it died: the end was noted, and so much was written behind it.
     let written = format!("\n{TEXT}");
     for cut in 0..=written.len() {
-        let mut bench = Bench::new();
-        std::fs::write(&bench.path, "half").unwrap();
-        bench.sink();
-        std::fs::write(&bench.path, format!("half{}", &written[..cut])).unwrap();
-        let mut sink = bench.sink();
+        let mut fixture = Fixture::new();
+        std::fs::write(&fixture.path, "half").unwrap();
+        fixture.sink();
+        std::fs::write(&fixture.path, format!("half{}", &written[..cut])).unwrap();
+        let mut sink = fixture.sink();
         for line in LINES {
             push(&mut sink, &[line]);
-            prepare(&mut sink, &mut bench);
-            bench.mark = sink.flush(Position::default(), false).unwrap().unwrap().mark;
+            prepare(&mut sink, &mut fixture);
+            fixture.mark = sink.flush(Position::default(), false).unwrap().unwrap().mark;
         }
-        assert_eq!(bench.text(), format!("half{written}"), "cut at {cut}");
+        assert_eq!(fixture.text(), format!("half{written}"), "cut at {cut}");
     }
 }
 
 #[test]
 fn a_file_that_is_cut_or_replaced_inside_a_line_gets_a_line_end_first() {
-    let mut bench = Bench::new();
-    let mut sink = bench.sink();
+    let mut fixture = Fixture::new();
+    let mut sink = fixture.sink();
     push(&mut sink, &LINES[..2]);
     flush(&mut sink);
-    File::options().write(true).open(&bench.path).unwrap().set_len(6).unwrap();
+    File::options().write(true).open(&fixture.path).unwrap().set_len(6).unwrap();
     push(&mut sink, &["three"]);
-    bench.mark = flush(&mut sink);
-    assert_eq!(bench.text(), "one\ntw\nthree\n");
-    let copy = bench.path.with_extension("copy");
+    fixture.mark = flush(&mut sink);
+    assert_eq!(fixture.text(), "one\ntw\nthree\n");
+    let copy = fixture.path.with_extension("copy");
     std::fs::write(&copy, "one\ntw").unwrap();
-    std::fs::rename(&copy, &bench.path).unwrap();
+    std::fs::rename(&copy, &fixture.path).unwrap();
     push(&mut sink, &["four"]);
-    bench.mark = flush(&mut sink);
+    fixture.mark = flush(&mut sink);
     drop(sink);
-    assert_eq!(bench.text(), "one\ntw\nfour\n");
-    File::options().write(true).open(&bench.path).unwrap().set_len(9).unwrap();
-    let mut sink = bench.sink();
+    assert_eq!(fixture.text(), "one\ntw\nfour\n");
+    File::options().write(true).open(&fixture.path).unwrap().set_len(9).unwrap();
+    let mut sink = fixture.sink();
     push(&mut sink, &["five"]);
     flush(&mut sink);
-    assert_eq!(bench.text(), "one\ntw\nfo\nfive\n");
+    assert_eq!(fixture.text(), "one\ntw\nfo\nfive\n");
 }
 
 #[test]
@@ -563,21 +563,21 @@ fn a_kill_after_somebody_else_wrote_doubles_nothing() {
         let lines = TEXT[..whole].lines().count();
         let again = format!("\n{}", &TEXT[whole..]);
         for cut in 0..=again.len() {
-            let mut bench = Bench::new();
-            bench.sink();
-            std::fs::write(&bench.path, &theirs).unwrap();
-            let mut sink = bench.sink();
+            let mut fixture = Fixture::new();
+            fixture.sink();
+            std::fs::write(&fixture.path, &theirs).unwrap();
+            let mut sink = fixture.sink();
             push(&mut sink, &LINES);
-            prepare(&mut sink, &mut bench);
-            assert_eq!(bench.lines as usize, lines);
+            prepare(&mut sink, &mut fixture);
+            assert_eq!(fixture.lines as usize, lines);
             drop(sink);
-            std::fs::write(&bench.path, format!("{theirs}{}", &again[..cut])).unwrap();
-            let mut sink = bench.sink();
+            std::fs::write(&fixture.path, format!("{theirs}{}", &again[..cut])).unwrap();
+            let mut sink = fixture.sink();
             for line in &LINES[lines..] {
                 push(&mut sink, &[*line]);
-                bench.mark = flush(&mut sink);
+                fixture.mark = flush(&mut sink);
             }
-            assert_eq!(bench.text(), format!("{theirs}{again}"), "{ours}, cut at {cut}");
+            assert_eq!(fixture.text(), format!("{theirs}{again}"), "{ours}, cut at {cut}");
         }
     }
 }
@@ -585,29 +585,29 @@ fn a_kill_after_somebody_else_wrote_doubles_nothing() {
 #[test]
 fn somebody_else_s_line_does_not_hold_us_in_a_file_that_was_moved() {
     for is_removed in [false, true] {
-        let mut bench = Bench::new();
-        let mut sink = bench.sink();
+        let mut fixture = Fixture::new();
+        let mut sink = fixture.sink();
         push(&mut sink, &LINES[..2]);
         flush(&mut sink);
-        let noted = format!("{}# a note\n", bench.text());
-        std::fs::write(&bench.path, &noted).unwrap();
-        let moved = bench.path.with_extension("log.1");
-        std::fs::rename(&bench.path, &moved).unwrap();
+        let noted = format!("{}# a note\n", fixture.text());
+        std::fs::write(&fixture.path, &noted).unwrap();
+        let moved = fixture.path.with_extension("log.1");
+        std::fs::rename(&fixture.path, &moved).unwrap();
         if is_removed {
             std::fs::remove_file(&moved).unwrap();
         }
         push(&mut sink, &LINES[2..]);
         flush(&mut sink);
-        assert_eq!(bench.text(), "three\nfour\n");
+        assert_eq!(fixture.text(), "three\nfour\n");
         assert!(is_removed || std::fs::read_to_string(&moved).unwrap() == noted);
     }
 }
 
 /// A sink in whose file a write was interrupted, by its failure.
-fn torn(bench: &mut Bench, cut: usize) -> FileSink {
-    let mut sink = bench.sink();
+fn torn(fixture: &mut Fixture, cut: usize) -> FileSink {
+    let mut sink = fixture.sink();
     push(&mut sink, &["before"]);
-    bench.mark = flush(&mut sink);
+    fixture.mark = flush(&mut sink);
     push(&mut sink, &LINES);
     let open = sink.open.as_ref().unwrap();
     open.file.write_all_at(&TEXT.as_bytes()[..cut], open.written).unwrap();
@@ -617,25 +617,25 @@ fn torn(bench: &mut Bench, cut: usize) -> FileSink {
 #[test]
 fn what_was_unfinished_in_a_renamed_file_is_cut_off_there() {
     for cut in 0..=TEXT.len() {
-        let mut bench = Bench::new();
-        let mut sink = torn(&mut bench, cut);
-        let moved = bench.path.with_extension("log.1");
-        std::fs::rename(&bench.path, &moved).unwrap();
+        let mut fixture = Fixture::new();
+        let mut sink = torn(&mut fixture, cut);
+        let moved = fixture.path.with_extension("log.1");
+        std::fs::rename(&fixture.path, &moved).unwrap();
         assert!(sink.prepare().unwrap().is_some());
-        bench.mark = flush(&mut sink);
+        fixture.mark = flush(&mut sink);
         assert_eq!(std::fs::read_to_string(&moved).unwrap(), "before\n", "cut at {cut}");
-        assert_eq!(bench.text(), TEXT, "cut at {cut}");
+        assert_eq!(fixture.text(), TEXT, "cut at {cut}");
     }
 }
 
 #[test]
 fn what_was_unfinished_in_a_removed_file_comes_in_the_new_one() {
     for cut in 0..=TEXT.len() {
-        let mut bench = Bench::new();
-        let mut sink = torn(&mut bench, cut);
-        std::fs::remove_file(&bench.path).unwrap();
+        let mut fixture = Fixture::new();
+        let mut sink = torn(&mut fixture, cut);
+        std::fs::remove_file(&fixture.path).unwrap();
         flush(&mut sink);
-        assert_eq!(bench.text(), TEXT, "cut at {cut}");
+        assert_eq!(fixture.text(), TEXT, "cut at {cut}");
     }
 }
 
@@ -649,13 +649,13 @@ fn set_immutable(path: &Path, is_immutable: bool) -> bool {
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn a_renamed_file_that_cannot_be_written_holds_nothing_up() {
     for torn in ["", "on"] {
-        let mut bench = Bench::new();
-        let mut sink = bench.sink();
+        let mut fixture = Fixture::new();
+        let mut sink = fixture.sink();
         push(&mut sink, &["before"]);
-        bench.mark = flush(&mut sink);
+        fixture.mark = flush(&mut sink);
         drop(sink);
-        let renamed = bench.path.with_extension("log.1");
-        std::fs::rename(&bench.path, &renamed).unwrap();
+        let renamed = fixture.path.with_extension("log.1");
+        std::fs::rename(&fixture.path, &renamed).unwrap();
         let text = format!("before\n{torn}");
         std::fs::write(&renamed, &text).unwrap();
         std::fs::set_permissions(&renamed, fs::Permissions::from_mode(0o440)).unwrap();
@@ -664,20 +664,20 @@ fn a_renamed_file_that_cannot_be_written_holds_nothing_up() {
             eprintln!("SKIPPED: root can write every file, and this file system has no immutable ones");
             return;
         }
-        let mut sink = bench.sink();
+        let mut sink = fixture.sink();
         push(&mut sink, &LINES);
         flush(&mut sink);
         assert_eq!(std::fs::read_to_string(&renamed).unwrap(), text);
         assert!(!is_immutable || set_immutable(&renamed, false));
-        assert_eq!(bench.text(), TEXT);
+        assert_eq!(fixture.text(), TEXT);
     }
 }
 
 #[test]
 fn a_file_that_another_sink_writes_to_is_left_alone() {
-    let mut bench = Bench::new();
-    let mut first = bench.sink();
-    let mut second = FileSink::new(bench.options());
+    let mut fixture = Fixture::new();
+    let mut first = fixture.sink();
+    let mut second = FileSink::new(fixture.options());
     let last = Resume { position: Position::default(), mark: Vec::new() };
     let error = second.resume(&last).unwrap_err().to_string();
     assert!(error.contains("another process or another sink"), "{error}");
@@ -687,5 +687,5 @@ fn a_file_that_another_sink_writes_to_is_left_alone() {
     second.resume(&last).unwrap();
     push(&mut second, &["five"]);
     flush(&mut second);
-    assert_eq!(bench.text(), format!("{TEXT}five\n"));
+    assert_eq!(fixture.text(), format!("{TEXT}five\n"));
 }

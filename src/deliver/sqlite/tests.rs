@@ -16,13 +16,13 @@ const LEDGER: [u8; 16] = [7; 16];
 const NOW: i64 = 1_800_000_000_000;
 const DAY: i64 = 86_400_000;
 
-struct Bench {
+struct Fixture {
     dir: tempfile::TempDir,
     /// What the ledger has.
     last: Resume,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let last = Resume { position: Position { batch: 1, line: 0 }, mark: Vec::new() };
         Self { dir: tempfile::tempdir().unwrap(), last }
@@ -87,48 +87,48 @@ fn numbered(count: u32) -> Vec<String> {
 
 #[test]
 fn a_kill_loses_nothing_and_repeats_nothing() {
-    let mut bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let mut fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..3);
     assert!(sink.collected() > 0);
     sink.flush(at(3), false).unwrap();
     assert_eq!(sink.collected(), 0);
-    bench.last.position = at(3);
+    fixture.last.position = at(3);
     // Killed with lines that were not flushed.
     push(&mut sink, 3..5);
     drop(sink);
-    let (mut sink, from) = bench.sink();
+    let (mut sink, from) = fixture.sink();
     assert_eq!(from, 3);
     push(&mut sink, from..5);
     sink.flush(at(5), false).unwrap();
     // Killed before the ledger knew.
     drop(sink);
-    let (mut sink, from) = bench.sink();
+    let (mut sink, from) = fixture.sink();
     assert_eq!(from, 5);
     push(&mut sink, from..6);
     sink.flush(at(6), false).unwrap();
-    assert_eq!(bench.stored(), numbered(6));
+    assert_eq!(fixture.stored(), numbered(6));
 }
 
 #[test]
 fn a_commit_that_failed_but_persisted_is_not_repeated() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..4);
     let open = sink.open.as_mut().unwrap();
     // Only a part of what is flushed, to be hard.
     assert!(insert(&mut open.connection, &LEDGER, sink.collected.iter().take(3), at(3)).unwrap());
     sink.distrusted = true;
     sink.flush(at(4), false).unwrap();
-    assert_eq!(bench.stored(), numbered(4));
+    assert_eq!(fixture.stored(), numbered(4));
     assert!(!sink.distrusted);
 }
 
 #[test]
 fn a_failed_write_is_rolled_back_and_repeated() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
-    let other = Connection::open(bench.path()).unwrap();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
+    let other = Connection::open(fixture.path()).unwrap();
     let trigger = "CREATE TRIGGER spoil BEFORE INSERT ON events WHEN new.query = '3' \
                    BEGIN SELECT raise(ABORT, 'spoilt'); END";
     other.execute_batch(trigger).unwrap();
@@ -136,15 +136,15 @@ fn a_failed_write_is_rolled_back_and_repeated() {
     // Once it has failed it is opened again, and looked at.
     for expected in ["write to the database PATH: spoilt", "use the database PATH: its tables are not as"] {
         let error = sink.flush(at(5), false).unwrap_err().to_string();
-        let expected = expected.replace("PATH", &bench.path().display().to_string());
+        let expected = expected.replace("PATH", &fixture.path().display().to_string());
         assert!(error.starts_with(&format!("cannot {expected}")), "{error}");
-        assert_eq!(bench.stored(), [""; 0]);
+        assert_eq!(fixture.stored(), [""; 0]);
         assert_eq!(number(&other, "SELECT line FROM delivered"), 0);
     }
     other.execute_batch("DROP TRIGGER spoil").unwrap();
     push(&mut sink, 5..6);
     sink.flush(at(6), false).unwrap();
-    assert_eq!(bench.stored(), numbered(6));
+    assert_eq!(fixture.stored(), numbered(6));
 }
 
 #[test]
@@ -153,9 +153,9 @@ fn what_swallows_a_row_does_not_count_as_delivered() {
         ("INSERT ON events", "an insert did not add one row; remove the trigger"),
         ("UPDATE ON delivered", "or a trigger of another program"),
     ] {
-        let bench = Bench::new();
-        let (mut sink, _) = bench.sink();
-        let other = Connection::open(bench.path()).unwrap();
+        let fixture = Fixture::new();
+        let (mut sink, _) = fixture.sink();
+        let other = Connection::open(fixture.path()).unwrap();
         let trigger = format!("CREATE TRIGGER swallow BEFORE {event} BEGIN SELECT raise(IGNORE); END");
         other.execute_batch(&trigger).unwrap();
         push(&mut sink, 0..2);
@@ -166,31 +166,31 @@ fn what_swallows_a_row_does_not_count_as_delivered() {
         assert_eq!(number(&other, "SELECT line FROM delivered"), 0);
         other.execute_batch("DROP TRIGGER swallow").unwrap();
         sink.flush(at(2), false).unwrap();
-        assert_eq!(bench.stored(), numbered(2));
+        assert_eq!(fixture.stored(), numbered(2));
     }
 }
 
 #[test]
 fn a_second_writer_makes_a_flush_fail_and_no_more() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     sink.open.as_ref().unwrap().connection.busy_timeout(Duration::from_millis(1)).unwrap();
-    let other = Connection::open(bench.path()).unwrap();
+    let other = Connection::open(fixture.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     push(&mut sink, 0..2);
     assert!(sink.flush(at(2), false).unwrap_err().to_string().contains("locked"));
     other.execute_batch("ROLLBACK").unwrap();
     sink.flush(at(2), false).unwrap();
-    assert_eq!(bench.stored(), numbered(2));
+    assert_eq!(fixture.stored(), numbered(2));
 }
 
 #[test]
 fn a_reader_never_stops_us_and_sees_one_moment() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..1);
     sink.flush(at(1), false).unwrap();
-    let reader = bench.reader();
+    let reader = fixture.reader();
     reader.execute_batch("BEGIN").unwrap();
     let count = || number(&reader, "SELECT count(*) FROM events");
     assert_eq!(count(), 1);
@@ -205,18 +205,18 @@ fn a_reader_never_stops_us_and_sees_one_moment() {
     assert_eq!(count(), 1);
     reader.execute_batch("COMMIT").unwrap();
     assert_eq!(count(), 20);
-    assert_eq!(bench.stored(), numbered(20));
+    assert_eq!(fixture.stored(), numbered(20));
 }
 
 #[test]
 fn a_ledger_that_was_made_anew_is_believed() {
-    let mut bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let mut fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..9);
     sink.flush(at(9), false).unwrap();
     // The old ledger's daemon goes on by mistake: it must not write into what is no longer its own.
-    let mut stranger = SqliteSink::new(bench.path(), None, [8; 16], Clock::system());
-    assert_eq!(stranger.resume(&bench.last).unwrap(), bench.last);
+    let mut stranger = SqliteSink::new(fixture.path(), None, [8; 16], Clock::system());
+    assert_eq!(stranger.resume(&fixture.last).unwrap(), fixture.last);
     push(&mut sink, 9..10);
     let error = sink.flush(at(10), false).unwrap_err().to_string();
     assert!(
@@ -224,34 +224,35 @@ fn a_ledger_that_was_made_anew_is_believed() {
         "{error}"
     );
     drop(sink);
-    assert_eq!(bench.stored(), numbered(9));
+    assert_eq!(fixture.stored(), numbered(9));
     // The ledger knows more than the database, where nothing was for this sink.
-    bench.last.position = Position { batch: 5, line: 2 };
-    assert_eq!(stranger.resume(&bench.last).unwrap(), bench.last);
+    fixture.last.position = Position { batch: 5, line: 2 };
+    assert_eq!(stranger.resume(&fixture.last).unwrap(), fixture.last);
 }
 
 #[test]
 fn a_database_that_was_taken_away_is_made_anew() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..2);
     sink.flush(at(2), false).unwrap();
     for suffix in ["", "-wal", "-shm"] {
         let name = format!("events.db{suffix}");
-        std::fs::rename(bench.dir.path().join(&name), bench.dir.path().join(format!("old-{name}"))).unwrap();
+        std::fs::rename(fixture.dir.path().join(&name), fixture.dir.path().join(format!("old-{name}")))
+            .unwrap();
     }
     push(&mut sink, 2..3);
     sink.flush(at(3), false).unwrap();
-    assert_eq!(bench.stored(), ["2"]);
+    assert_eq!(fixture.stored(), ["2"]);
     drop(sink);
-    assert_eq!(bench.sink().1, 3);
+    assert_eq!(fixture.sink().1, 3);
 }
 
 #[test]
 fn what_is_not_for_us_costs_no_write() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
-    let reader = bench.reader();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
+    let reader = fixture.reader();
     let before = number(&reader, "PRAGMA data_version");
     sink.flush(at(7), false).unwrap();
     assert_eq!(number(&reader, "PRAGMA data_version"), before);
@@ -263,8 +264,8 @@ fn what_is_not_for_us_costs_no_write() {
 
 #[test]
 fn odd_values_never_fail_and_are_never_lost() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     let long = "ü".repeat(125 << 10);
     let cef = "Apr 14 05:39:08 konghq.com CEF:0|KongInc|Konnect|1.0|class|Ingress|1|";
     let ambiguous = format!(
@@ -277,7 +278,7 @@ fn odd_values_never_fail_and_are_never_lost() {
         push_raw(&mut sink, u32::try_from(index).unwrap(), NOW, &verdict, raw.as_bytes());
     }
     sink.flush(at(3), false).unwrap();
-    let reader = bench.reader();
+    let reader = fixture.reader();
     let mut read = reader.prepare("SELECT CAST(raw AS BLOB) FROM events ORDER BY id").unwrap();
     let raw: Vec<Vec<u8>> = read.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(raw, lines.each_ref().map(String::as_bytes));
@@ -332,8 +333,8 @@ fn odd_values_never_fail_and_are_never_lost() {
 
 #[test]
 fn quarantined_lines_have_their_own_table_and_all_their_bytes() {
-    let bench = Bench::new();
-    let (mut sink, _) = bench.sink();
+    let fixture = Fixture::new();
+    let (mut sink, _) = fixture.sink();
     let lines: [&[u8]; 4] = [b"plain\0text", b"\xff\x00bin", b"", b"12"];
     for (index, raw) in lines.iter().enumerate() {
         let verdict = Verdict::Rejected { reason: Reason::ALL[index], detail: "why \u{1b}".into() };
@@ -342,7 +343,7 @@ fn quarantined_lines_have_their_own_table_and_all_their_bytes() {
     // What cannot be: accepted, and no event.
     push_raw(&mut sink, 4, NOW, &Verdict::Unverified, b"no event");
     sink.flush(at(5), false).unwrap();
-    let reader = bench.reader();
+    let reader = fixture.reader();
     let mut read = reader.prepare("SELECT CAST(raw AS BLOB) FROM quarantine ORDER BY id").unwrap();
     let raw: Vec<Vec<u8>> = read.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(raw[..4], lines);
@@ -365,9 +366,9 @@ fn documented_queries() -> Vec<String> {
 
 #[test]
 fn the_documented_queries_find_what_they_promise_by_an_index() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let now = (Clock::system().wall)();
-    let (mut sink, _) = bench.sink();
+    let (mut sink, _) = fixture.sink();
     let mut line = 0;
     let mut event = |hours_ago: i64, fields: &str| {
         let rt = now - hours_ago * 3_600_000;
@@ -385,7 +386,7 @@ fn the_documented_queries_find_what_they_promise_by_an_index() {
     }
     sink.flush(at(300), false).unwrap();
 
-    let reader = bench.reader();
+    let reader = fixture.reader();
     let queries = documented_queries();
     let expected = [
         ("events_trace_id", 100),
@@ -411,8 +412,8 @@ fn the_documented_queries_find_what_they_promise_by_an_index() {
 
 #[test]
 fn deletion_uses_its_index() {
-    let bench = Bench::new();
-    let (sink, _) = bench.sink();
+    let fixture = Fixture::new();
+    let (sink, _) = fixture.sink();
     let connection = &sink.open.as_ref().unwrap().connection;
     for table in ["events", "quarantine"] {
         let sql = format!(
@@ -439,7 +440,7 @@ impl Watcher for Silent {
 }
 
 /// Commits batches to the ledger in `data_dir`, and lets a worker deliver all that it has, if it may.
-fn commit(bench: &Bench, data_dir: &str, batches: std::ops::Range<usize>, delivers: bool) {
+fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, delivers: bool) {
     let window = Window { events: Duration::from_secs(60), rejects: Duration::from_secs(60) };
     let subscription = Subscription {
         sink: "search".to_owned(),
@@ -449,7 +450,7 @@ fn commit(bench: &Bench, data_dir: &str, batches: std::ops::Range<usize>, delive
         skips: false,
     };
     let options = ledger::Options {
-        data_dir: bench.dir.path().join(data_dir),
+        data_dir: fixture.dir.path().join(data_dir),
         subscriptions: vec![subscription.clone()],
         backlog: ledger::Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
         windows: BTreeMap::from([("us".to_owned(), window)]),
@@ -485,7 +486,7 @@ fn commit(bench: &Bench, data_dir: &str, batches: std::ops::Range<usize>, delive
     ledger.close_feed();
     let worker = Worker {
         subscription,
-        sink: Box::new(SqliteSink::new(bench.path(), None, ledger.id(), Clock::system())),
+        sink: Box::new(SqliteSink::new(fixture.path(), None, ledger.id(), Clock::system())),
         ledger: ledger.clone(),
         watcher: Box::new(Silent),
         stop: Arc::new(AtomicBool::new(false)),
@@ -499,19 +500,22 @@ fn commit(bench: &Bench, data_dir: &str, batches: std::ops::Range<usize>, delive
 
 #[test]
 fn a_worker_delivers_once_over_restarts_and_a_stale_ledger() {
-    let bench = Bench::new();
-    commit(&bench, "data", 0..5, false);
+    let fixture = Fixture::new();
+    commit(&fixture, "data", 0..5, false);
     // As if the process had been killed after the sink's commits and before the ledger's.
-    std::fs::create_dir(bench.dir.path().join("stale")).unwrap();
-    for file in std::fs::read_dir(bench.dir.path().join("data")).unwrap() {
+    std::fs::create_dir(fixture.dir.path().join("stale")).unwrap();
+    for file in std::fs::read_dir(fixture.dir.path().join("data")).unwrap() {
         let file = file.unwrap();
-        std::fs::copy(file.path(), bench.dir.path().join("stale").join(file.file_name())).unwrap();
+        std::fs::copy(file.path(), fixture.dir.path().join("stale").join(file.file_name())).unwrap();
     }
-    commit(&bench, "data", 0..0, true);
-    commit(&bench, "stale", 5..7, true);
+    commit(&fixture, "data", 0..0, true);
+    commit(&fixture, "stale", 5..7, true);
     let wanted = |line: &usize| line % 4 > 1;
     let expected: Vec<String> = (0..280).filter(wanted).map(|line| line.to_string()).collect();
-    assert_eq!(bench.stored(), expected);
-    assert_eq!(number(&bench.reader(), "SELECT count(*) FROM quarantine"), 70);
-    assert_eq!(number(&bench.reader(), "SELECT count(*) FROM events WHERE verified AND key_id = 'k1'"), 140);
+    assert_eq!(fixture.stored(), expected);
+    assert_eq!(number(&fixture.reader(), "SELECT count(*) FROM quarantine"), 70);
+    assert_eq!(
+        number(&fixture.reader(), "SELECT count(*) FROM events WHERE verified AND key_id = 'k1'"),
+        140
+    );
 }

@@ -17,8 +17,8 @@
 use std::fmt::Write as _;
 
 use crate::deliver::sink::Item;
+use crate::escape::escape;
 use crate::net::{Facility, SMALLEST_MAX_SIZE};
-use crate::printable::printable;
 use crate::wire::event::{Stream, Verdict};
 use crate::wire::line::Line;
 use crate::wire::record::{self};
@@ -166,7 +166,7 @@ fn structured_data(item: &Item<'_>, line: Option<&Line<'_>>) -> String {
 fn parameter(data: &mut String, name: &str, value: &str) {
     // Writing into memory cannot fail.
     let _ = write!(data, " {name}=\"");
-    for character in printable(value).chars() {
+    for character in escape(value).chars() {
         if matches!(character, '"' | '\\' | ']') {
             data.push('\\');
         }

@@ -8,15 +8,15 @@ fn sink(name: &str, streams: &[Stream], sources: Option<&[&str]>) -> Subscriptio
 }
 
 /// Commits a batch of each source with a verified line (0) and a rejected one (1).
-fn post(bench: &Bench, line: &str) {
+fn post(fixture: &Fixture, line: &str) {
     for source in ["us", "eu"] {
-        bench.commit(source, vec![bench.entry(source, line, None), bench.reject(source, line)]);
+        fixture.commit(source, vec![fixture.entry(source, line, None), fixture.reject(source, line)]);
     }
 }
 
 /// Returns what a sink gets, as `batch.line`.
-fn handed_out(bench: &Bench, subscription: &Subscription) -> String {
-    let mut outbox = bench.ledger().outbox(subscription).unwrap();
+fn handed_out(fixture: &Fixture, subscription: &Subscription) -> String {
+    let mut outbox = fixture.ledger().outbox(subscription).unwrap();
     let (mut position, mut lines) = (0, Vec::new());
     while let Next::Batch(batch, streams) = outbox.next(position, Duration::ZERO).unwrap() {
         lines.extend(batch.lines(streams, 0).map(|(line, _)| format!("{}.{line}", batch.position)));
@@ -28,20 +28,20 @@ fn handed_out(bench: &Bench, subscription: &Subscription) -> String {
 /// Lets batches 1 and 2 wait, changes the sinks, gives up what is in the way of a start, and posts batches 3 and 4.
 /// Returns what was in the way, and what each sink gets then, before and after another restart.
 fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
-    let mut bench = Bench::new();
-    bench.close();
-    Ledger::forget_sink(bench.dir.path(), "all", None, true).unwrap();
-    let mut options = bench.options(&[]);
+    let mut fixture = Fixture::new();
+    fixture.close();
+    Ledger::forget_sink(fixture.dir.path(), "all", None, true).unwrap();
+    let mut options = fixture.options(&[]);
     options.subscriptions = before.to_vec();
-    bench.change(options.clone());
-    post(&bench, "waits");
-    bench.close();
+    fixture.change(options.clone());
+    post(&fixture, "waits");
+    fixture.close();
     options.subscriptions = after.to_vec();
     let mut found = Vec::new();
     loop {
         let (sink, pending) = match Ledger::open(options.clone()) {
             Ok(open) => {
-                bench.open = Some(open);
+                fixture.open = Some(open);
                 break;
             }
             Err(OpenError::Orphaned { sink, pending } | OpenError::Narrowed { sink, pending }) => {
@@ -51,17 +51,17 @@ fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
         };
         found.push(format!("{sink}: {pending} in the way"));
         let configured = after.iter().find(|subscription| subscription.sink == sink);
-        Ledger::forget_sink(bench.dir.path(), &sink, configured, false).unwrap();
+        Ledger::forget_sink(fixture.dir.path(), &sink, configured, false).unwrap();
     }
-    post(&bench, "comes later");
+    post(&fixture, "comes later");
     for is_restarted in [false, true] {
         if is_restarted {
-            bench.close();
-            bench.open = Some(Ledger::open(options.clone()).unwrap());
+            fixture.close();
+            fixture.open = Some(Ledger::open(options.clone()).unwrap());
         }
         let lines = after
             .iter()
-            .map(|subscription| format!("{}: {}", subscription.sink, handed_out(&bench, subscription)));
+            .map(|subscription| format!("{}: {}", subscription.sink, handed_out(&fixture, subscription)));
         let lines: Vec<String> = lines.collect();
         assert!(!is_restarted || found.ends_with(&lines), "{found:?} and after a restart {lines:?}");
         if !is_restarted {
@@ -70,12 +70,15 @@ fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
     }
     // What waits is what was committed and not given up, and a batch that nobody waits for is gone.
     for subscription in after {
-        let events = bench.ledger().pending(&subscription.sink).unwrap().events;
-        let lines = handed_out(&bench, subscription).split_ascii_whitespace().count();
+        let events = fixture.ledger().pending(&subscription.sink).unwrap().events;
+        let lines = handed_out(&fixture, subscription).split_ascii_whitespace().count();
         assert_eq!(events, lines as u64, "{}", subscription.sink);
-        bench.ledger().advance_now(&subscription.sink, Position { batch: 99, line: 0 }, Vec::new()).unwrap();
+        fixture
+            .ledger()
+            .advance_now(&subscription.sink, Position { batch: 99, line: 0 }, Vec::new())
+            .unwrap();
     }
-    assert_eq!(bench.ledger().backlog(), Backlog::default());
+    assert_eq!(fixture.ledger().backlog(), Backlog::default());
     found
 }
 

@@ -18,7 +18,7 @@ const SIZE: usize = 1000;
 
 /// A ledger in which 64 batches fill the backlog and 16 the quarantine's share of it.
 struct Full {
-    bench: Bench,
+    fixture: Fixture,
     posted: Cell<i64>,
 }
 
@@ -32,21 +32,21 @@ fn siem() -> Subscription {
 
 impl Full {
     fn new(sinks: &[Subscription]) -> Self {
-        let mut full = Self { bench: Bench::new(), posted: Cell::new(0) };
+        let mut full = Self { fixture: Fixture::new(), posted: Cell::new(0) };
         full.reopen(sinks, LIMIT);
         full
     }
 
     /// The daemon ends, in whatever way, and starts again.
     fn reopen(&mut self, sinks: &[Subscription], limit: u64) {
-        let mut options = self.bench.options(&[]);
+        let mut options = self.fixture.options(&[]);
         options.subscriptions = sinks.to_vec();
         options.backlog = Backlog { bytes: limit, quarantine_bytes: limit / 4 };
-        self.bench.change(options);
+        self.fixture.change(options);
     }
 
     fn ledger(&self) -> &Ledger {
-        self.bench.ledger()
+        self.fixture.ledger()
     }
 
     /// Commits a batch with so many lines of each stream.
@@ -62,14 +62,14 @@ impl Full {
             Verdict::Unverified,
             Verdict::Rejected { reason: Reason::Unsigned, detail: "".into() },
         ];
-        let bench = &self.bench;
+        let fixture = &self.fixture;
         let entries = verdicts.iter().zip(lines).flat_map(|(verdict, lines)| {
             (0..lines).map(move |line| Entry {
                 verdict: verdict.clone(),
-                ..bench.entry(source, &format!("{number} {verdict:?} {line}"), None)
+                ..fixture.entry(source, &format!("{number} {verdict:?} {line}"), None)
             })
         });
-        let mut batch = Bench::batch(source, entries.collect());
+        let mut batch = Fixture::batch(source, entries.collect());
         batch.body = Arc::new(vec![b'x'; size]);
         batch.received_at = NOON + number;
         self.ledger().send_commit(batch).blocking_recv().unwrap()
@@ -139,7 +139,7 @@ fn the_oldest_go_first_and_are_counted() {
     assert!(lost > 1000);
     // What went is not in memory either.
     full.ledger().advance_now("siem", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
-    assert_eq!(take(&mut full.bench.outbox(), 4), Some(full.left()[0]));
+    assert_eq!(take(&mut full.fixture.outbox(), 4), Some(full.left()[0]));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn what_is_in_flight_stays_across_a_restart() {
     let mut full = Full::new(&[siem()]);
     full.posts(10);
     {
-        let mut outbox = full.bench.outbox();
+        let mut outbox = full.fixture.outbox();
         assert_eq!([1, 2, 3, 4].map(|from| take(&mut outbox, from)), [Some(1), Some(2), Some(3), None]);
         // One is delivered, one in part.
         let position = Position { batch: 2, line: 1 };
@@ -199,7 +199,7 @@ fn what_is_in_flight_stays_across_a_restart() {
         full.posts(200);
         assert_eq!(full.left()[..3], [2, 3, 4]);
         // A worker that starts again finds them.
-        let mut outbox = full.bench.outbox();
+        let mut outbox = full.fixture.outbox();
         assert_eq!([2, 3, 4].map(|from| take(&mut outbox, from)), [Some(2), Some(3), Some(4)]);
         let left = full.left();
         assert!(left[3] > 100);
@@ -214,7 +214,7 @@ fn what_is_in_flight_stays_across_a_restart() {
         assert!(full.ledger().backlog().bytes < LIMIT);
         assert_eq!(full.ledger().pending("siem").unwrap().events, 3 * full.left().len() as u64);
     }
-    let mut outbox = full.bench.outbox();
+    let mut outbox = full.fixture.outbox();
     assert_eq!([2, 3, 4].map(|from| take(&mut outbox, from)), [Some(2), Some(3), Some(4)]);
     // It goes on when what was in flight is delivered.
     assert_eq!(take(&mut outbox, 5), None);
@@ -281,7 +281,7 @@ fn a_transaction_that_fails_gives_nothing_up() {
     assert_eq!(full.left(), Vec::from_iter(1..=committed));
     assert_eq!(full.lost("siem"), 0);
     assert_eq!(full.ledger().pending("siem").unwrap().events, 3 * committed as u64);
-    let mut outbox = full.bench.outbox();
+    let mut outbox = full.fixture.outbox();
     assert_eq!([1, 2].map(|from| take(&mut outbox, from)), [Some(1), Some(2)]);
     other.execute_batch("DROP TRIGGER broken").unwrap();
     full.wait_until("the ledger can be written", || !full.ledger().is_unwritable());
@@ -303,7 +303,7 @@ fn the_first_batch_stays_however_large_and_the_others_make_room() {
     assert_eq!(full.ledger().backlog(), Backlog::default());
     assert_eq!(full.ledger().pending("siem").unwrap(), Pending::default());
     // A sink that waits does so without looking again and again, and gets what comes next.
-    let mut outbox = full.bench.outbox();
+    let mut outbox = full.fixture.outbox();
     let start = std::time::Instant::now();
     assert!(matches!(outbox.next(1, Duration::from_millis(50)).unwrap(), Next::Nothing));
     assert!(start.elapsed() >= Duration::from_millis(50));

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::super::jwks;
 use super::history::Known;
 use super::origin::read_bounded;
-use crate::printable::printable;
+use crate::escape::escape;
 
 #[derive(Deserialize)]
 struct Document<'a> {
@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path, origin: &str) -> Result<Option<Vec<Known>>, Stri
     };
     let document: Document<'_> = serde_json::from_slice(&document).map_err(|error| error.to_string())?;
     if document.origin != origin {
-        return Err(format!("its keys came from {}", printable(&document.origin)));
+        return Err(format!("its keys came from {}", escape(&document.origin)));
     }
     let mut keys = Vec::with_capacity(document.keys.len());
     for entry in document.keys {

@@ -17,11 +17,11 @@ fn clock() -> (Clock, Arc<AtomicI64>, Arc<AtomicI64>) {
 
 #[test]
 fn expired_rows_go_in_steps_and_the_file_shrinks() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let (clock, wall, steady) = clock();
     let retain = Duration::from_secs(90 * 86_400);
-    let mut sink = SqliteSink::new(bench.path(), Some(retain), LEDGER, clock);
-    sink.resume(&bench.last).unwrap();
+    let mut sink = SqliteSink::new(fixture.path(), Some(retain), LEDGER, clock);
+    sink.resume(&fixture.last).unwrap();
     let rejected = Verdict::Rejected { reason: Reason::Malformed, detail: "x".into() };
     let old = NOW - 83 * DAY;
     for line in 0..2_400 {
@@ -31,10 +31,10 @@ fn expired_rows_go_in_steps_and_the_file_shrinks() {
     }
     sink.flush(at(2_400), false).unwrap();
     let count = || {
-        number(&bench.reader(), "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM quarantine)")
+        number(&fixture.reader(), "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM quarantine)")
     };
     assert_eq!(count(), 2_400);
-    let pages = number(&bench.reader(), "PRAGMA page_count");
+    let pages = number(&fixture.reader(), "PRAGMA page_count");
     // Just not expired, to the millisecond, by a clock that has run for a week.
     for hand in [&wall, &steady] {
         hand.fetch_add(7 * DAY, Ordering::SeqCst);
@@ -49,16 +49,16 @@ fn expired_rows_go_in_steps_and_the_file_shrinks() {
     assert_eq!(count(), 2_401 - 4 * 500);
     sink.idle();
     assert_eq!(count(), 1);
-    assert!(number(&bench.reader(), "PRAGMA page_count") < pages / 3);
+    assert!(number(&fixture.reader(), "PRAGMA page_count") < pages / 3);
 }
 
 /// A sink that keeps rows for 90 days, started anew when the wall clock says `wall`; and its clock.
-fn started_at(bench: &Bench, start: i64) -> (SqliteSink, impl Fn(i64)) {
+fn started_at(fixture: &Fixture, start: i64) -> (SqliteSink, impl Fn(i64)) {
     let (clock, wall, steady) = clock();
     wall.store(start, Ordering::SeqCst);
     let retain = Duration::from_secs(90 * 86_400);
-    let mut sink = SqliteSink::new(bench.path(), Some(retain), LEDGER, clock);
-    sink.resume(&bench.last).unwrap();
+    let mut sink = SqliteSink::new(fixture.path(), Some(retain), LEDGER, clock);
+    sink.resume(&fixture.last).unwrap();
     let wait = move |time| {
         wall.fetch_add(time, Ordering::SeqCst);
         steady.fetch_add(time, Ordering::SeqCst);
@@ -82,78 +82,78 @@ fn days(days: impl Iterator<Item = i64>) -> Vec<String> {
 
 #[test]
 fn a_clock_that_is_wrong_at_a_start_deletes_no_evidence() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let mut line = 0;
-    let (mut sink, _) = started_at(&bench, NOW);
+    let (mut sink, _) = started_at(&fixture, NOW);
     insert_days(&mut sink, &mut line, -80..=0);
     drop(sink);
     // Started again and again with the clock 200 days ahead, and events come.
     for days_later in [200, 201, 203] {
-        let (mut sink, wait) = started_at(&bench, NOW + days_later * DAY);
+        let (mut sink, wait) = started_at(&fixture, NOW + days_later * DAY);
         sink.idle();
         insert_days(&mut sink, &mut line, days_later..=days_later);
         wait(2 * DAY);
         sink.idle();
     }
-    assert_eq!(bench.stored(), days((-80..=0).chain([200, 201, 203])));
+    assert_eq!(fixture.stored(), days((-80..=0).chain([200, 201, 203])));
     // The clock is right again: what expires expires, and what is from the future says nothing.
-    let (mut sink, _) = started_at(&bench, NOW + 5 * DAY);
+    let (mut sink, _) = started_at(&fixture, NOW + 5 * DAY);
     insert_days(&mut sink, &mut line, 1..=5);
-    let (mut sink, _) = started_at(&bench, NOW + 15 * DAY);
+    let (mut sink, _) = started_at(&fixture, NOW + 15 * DAY);
     insert_days(&mut sink, &mut line, 6..=15);
-    assert_eq!(bench.stored(), days((-75..=0).chain([200, 201, 203]).chain(1..=15)));
+    assert_eq!(fixture.stored(), days((-75..=0).chain([200, 201, 203]).chain(1..=15)));
 }
 
 #[test]
 fn a_clock_that_is_right_deletes_what_has_expired() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let mut line = 0;
-    let (mut sink, _) = started_at(&bench, NOW);
+    let (mut sink, _) = started_at(&fixture, NOW);
     insert_days(&mut sink, &mut line, -80..=0);
     // Started anew every other day, with an event a day: exact to the day.
     for day in (1..=20).step_by(2) {
-        let (mut sink, _) = started_at(&bench, NOW + (day + 1) * DAY);
+        let (mut sink, _) = started_at(&fixture, NOW + (day + 1) * DAY);
         insert_days(&mut sink, &mut line, day..=day + 1);
     }
-    assert_eq!(bench.stored(), days(-70..=20));
+    assert_eq!(fixture.stored(), days(-70..=20));
     // Nothing for a month, and the daemon was stopped. Then a week with starts every day.
     for day in 50..=56 {
-        let (mut sink, _) = started_at(&bench, NOW + day * DAY);
+        let (mut sink, _) = started_at(&fixture, NOW + day * DAY);
         insert_days(&mut sink, &mut line, day..=day);
-        assert_eq!(bench.stored()[..3], days(-69..=-67), "one day more has gone by for sure");
+        assert_eq!(fixture.stored()[..3], days(-69..=-67), "one day more has gone by for sure");
     }
-    let (mut sink, _) = started_at(&bench, NOW + 57 * DAY);
+    let (mut sink, _) = started_at(&fixture, NOW + 57 * DAY);
     insert_days(&mut sink, &mut line, 57..=57);
-    assert_eq!(bench.stored(), days((-33..=20).chain(50..=57)));
+    assert_eq!(fixture.stored(), days((-33..=20).chain(50..=57)));
 }
 
 #[test]
 fn a_source_that_fell_silent_is_forgotten_in_time() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let mut line = 0;
-    let (mut sink, _) = started_at(&bench, NOW);
+    let (mut sink, _) = started_at(&fixture, NOW);
     insert_days(&mut sink, &mut line, -80..=0);
-    let (mut sink, wait) = started_at(&bench, NOW + 60 * DAY);
+    let (mut sink, wait) = started_at(&fixture, NOW + 60 * DAY);
     sink.idle();
     wait(7 * DAY - 1);
     sink.idle();
-    assert_eq!(bench.stored(), days(-80..=0));
+    assert_eq!(fixture.stored(), days(-80..=0));
     wait(1);
     sink.idle();
-    assert_eq!(bench.stored(), days(-23..=0));
+    assert_eq!(fixture.stored(), days(-23..=0));
     wait(23 * DAY + 1);
     sink.idle();
-    assert_eq!(bench.stored(), [""; 0]);
+    assert_eq!(fixture.stored(), [""; 0]);
 }
 
 #[test]
 fn a_clock_that_jumps_is_as_good_as_a_start() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let mut line = 0;
     let (clock, wall, steady) = clock();
     let retain = Duration::from_secs(90 * 86_400);
-    let mut sink = SqliteSink::new(bench.path(), Some(retain), LEDGER, clock);
-    sink.resume(&bench.last).unwrap();
+    let mut sink = SqliteSink::new(fixture.path(), Some(retain), LEDGER, clock);
+    sink.resume(&fixture.last).unwrap();
     insert_days(&mut sink, &mut line, -80..=0);
     for hand in [&wall, &steady] {
         hand.fetch_add(8 * DAY, Ordering::SeqCst);
@@ -166,21 +166,21 @@ fn a_clock_that_jumps_is_as_good_as_a_start() {
             hand.fetch_add(DAY, Ordering::SeqCst);
         }
     }
-    assert_eq!(bench.stored(), days(-80..=0));
+    assert_eq!(fixture.stored(), days(-80..=0));
     // And back.
     wall.fetch_sub(3650 * DAY, Ordering::SeqCst);
     insert_days(&mut sink, &mut line, 1..=14);
-    assert_eq!(bench.stored(), days(-76..=14));
+    assert_eq!(fixture.stored(), days(-76..=14));
 }
 
 #[test]
 fn rows_that_are_kept_for_less_than_a_day_survive_a_wrong_clock_too() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let start = |ahead: i64| {
         let (clock, wall, _) = clock();
         wall.fetch_add(ahead, Ordering::SeqCst);
-        let mut sink = SqliteSink::new(bench.path(), Some(Duration::from_secs(3600)), LEDGER, clock);
-        sink.resume(&bench.last).unwrap();
+        let mut sink = SqliteSink::new(fixture.path(), Some(Duration::from_secs(3600)), LEDGER, clock);
+        sink.resume(&fixture.last).unwrap();
         sink
     };
     let mut sink = start(0);
@@ -189,15 +189,15 @@ fn rows_that_are_kept_for_less_than_a_day_survive_a_wrong_clock_too() {
     drop(sink);
     let mut sink = start(200 * DAY);
     sink.idle();
-    assert_eq!(bench.stored(), numbered(3));
+    assert_eq!(fixture.stored(), numbered(3));
     let mut sink = start(3_600_000);
     // Half an hour has gone by for sure, and then there is an event of this moment.
     sink.idle();
-    assert_eq!(bench.stored(), numbered(3));
+    assert_eq!(fixture.stored(), numbered(3));
     push_raw(&mut sink, 3, NOW + 3_600_001, &Verdict::Unverified, br#"{"query":"3"}"#);
     sink.flush(at(4), false).unwrap();
-    assert_eq!(bench.stored(), numbered(4), "not expired yet, to the millisecond");
+    assert_eq!(fixture.stored(), numbered(4), "not expired yet, to the millisecond");
     let mut sink = start(3_600_001);
     sink.idle();
-    assert_eq!(bench.stored(), ["3"]);
+    assert_eq!(fixture.stored(), ["3"]);
 }

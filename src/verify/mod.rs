@@ -10,5 +10,5 @@ pub mod explain;
 pub mod find;
 pub mod judge;
 pub mod read;
-mod respell;
 pub mod run;
+mod variants;

@@ -43,7 +43,7 @@ pub fn write_escaped(text: &str, notation: Notation, out: &mut dyn fmt::Write) -
 }
 
 /// Text for a terminal or a log.
-pub fn printable(text: &str) -> Cow<'_, str> {
+pub fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hazardous) {
         return Cow::Borrowed(text);
     }
@@ -55,7 +55,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 
 /// Text that already is JSON, for the same readers: in there only strings can hold something hazardous, and stay
 /// the same strings.
-pub fn printable_json(json: &str) -> Cow<'_, str> {
+pub fn escape_json(json: &str) -> Cow<'_, str> {
     if !json.contains(is_hazardous) {
         return Cow::Borrowed(json);
     }
@@ -73,15 +73,15 @@ mod tests {
     fn json_keeps_its_meaning() {
         let hazard = "\u{7f}\u{9b}31m\u{202e}\u{2028}\n";
         let json = serde_json::to_string(hazard).unwrap();
-        let harmless = printable_json(&json);
+        let harmless = escape_json(&json);
         assert!(json.contains(is_hazardous) && !harmless.contains(is_hazardous), "{harmless}");
         assert_eq!(serde_json::from_str::<String>(&harmless).unwrap(), hazard);
-        assert_eq!(printable_json("{\"plain\": 1}"), "{\"plain\": 1}");
+        assert_eq!(escape_json("{\"plain\": 1}"), "{\"plain\": 1}");
     }
 
     #[test]
     fn only_what_is_hazardous_is_escaped() {
-        assert_eq!(printable("plain Zürich 日本"), "plain Zürich 日本");
-        assert_eq!(printable("a\u{1b}b\n\u{202e}"), "a\\u{1b}b\\u{a}\\u{202e}");
+        assert_eq!(escape("plain Zürich 日本"), "plain Zürich 日本");
+        assert_eq!(escape("a\u{1b}b\n\u{202e}"), "a\\u{1b}b\\u{a}\\u{202e}");
     }
 }

@@ -8,19 +8,19 @@ use crate::wire::event::Format;
 use crate::wire::signature;
 
 /// The key with that number.
-pub(in crate::prove) fn key(seed: u8) -> SigningKey {
+pub(in crate::verify) fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
 /// The keys with those numbers, called `k1` and so on.
-pub(in crate::prove) fn keys(seeds: &[u8]) -> Keys {
+pub(in crate::verify) fn keys(seeds: &[u8]) -> Keys {
     let named: Vec<_> =
         seeds.iter().map(|seed| (Some(format!("k{seed}")), key(*seed).verifying_key().to_bytes())).collect();
     Keys::new(&[jwks::parse(jwks::document(&named).as_bytes(), named.len()).unwrap().keys])
 }
 
 /// A line signed by the key with that number.
-pub(in crate::prove) fn signed(seed: u8, line: &str) -> String {
+pub(in crate::verify) fn signed(seed: u8, line: &str) -> String {
     let format = if line.starts_with('{') { Format::Json } else { Format::Cef };
     let mut bytes = line.as_bytes().to_vec();
     let made = key(seed).sign(&bytes).to_bytes();
@@ -28,7 +28,7 @@ pub(in crate::prove) fn signed(seed: u8, line: &str) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-pub(in crate::prove) fn cef(rt: &str, trace: u64) -> String {
+pub(in crate::verify) fn cef(rt: &str, trace: u64) -> String {
     format!(
         "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|konnect|Authz.usage|1|rt={rt} trace_id={trace}"
     )
@@ -122,7 +122,7 @@ fn a_record_must_follow_from_its_line() {
 }
 
 /// The record of a line, as the daemon writes it.
-pub(in crate::prove) fn recorded(raw: &str, key_id: Option<&str>) -> String {
+pub(in crate::verify) fn recorded(raw: &str, key_id: Option<&str>) -> String {
     let mut bytes = Vec::new();
     let accepted = record::Accepted { received_at: 0, source: "us", key_id, raw: raw.as_bytes() };
     record::write_accepted(&mut bytes, &accepted);

@@ -254,7 +254,7 @@ mod tests {
             "jwks.json",
             crate::trust::jwks::document(&[(
                 None,
-                crate::prove::judge::tests::key(1).verifying_key().to_bytes(),
+                crate::verify::judge::tests::key(1).verifying_key().to_bytes(),
             )])
             .as_bytes(),
             1,
@@ -292,7 +292,7 @@ mod tests {
         let line = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect";
         let key_set = crate::trust::jwks::document(&[(
             None,
-            crate::prove::judge::tests::key(1).verifying_key().to_bytes(),
+            crate::verify::judge::tests::key(1).verifying_key().to_bytes(),
         )]);
         let sqlite = format!("SQLite format 3\0{}", "x".repeat(4096));
         for (name, text, wanted) in [

@@ -14,7 +14,7 @@ use super::judge::{
     Beside, Counts, Entry, Judged, Keys, TOGETHER, Window, contradiction, has_too_many_fields, judge,
     was_not_verified,
 };
-use super::respell::{
+use super::variants::{
     LONGEST_ALTERED, LONGEST_RESPELLED, Respelling, altered, reserialised, rounded, wrapped,
 };
 use crate::ingest::{Judgeable, open};
