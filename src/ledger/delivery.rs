@@ -3,7 +3,8 @@
 //! A row of `delivery` says that a sink has to get some events of one stream of a batch. It is made in the transaction
 //! of the commit, by what the sink takes then, and deleted when the sink has the whole batch, when its events are
 //! evicted, or when the operator gives them up. A batch is deleted with its last row. So a sink that is added, or made
-//! to take more, starts at the present with it.
+//! to take more, starts at the present with it. Rows stand in the order of batches, and a sink has none before its
+//! position, so that its rows are found without an index of their own.
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -108,7 +109,7 @@ pub(super) fn append(
     let position = connection.last_insert_rowid();
     let mut insert = connection.prepare_cached("INSERT INTO delivery VALUES (?1, ?2, ?3, ?4)")?;
     for (sink, stream, lines) in wanted {
-        insert.execute(params![sink, position, stream as u8, lines])?;
+        insert.execute(params![position, sink, stream as u8, lines])?;
     }
     let weight = Backlog { bytes, quarantine_bytes };
     Ok(Some(Appended { position, weight, streams: lines.map(|lines| lines > 0) }))
@@ -121,15 +122,17 @@ pub(super) fn advance(
     position: Position,
     mark: &[u8],
 ) -> rusqlite::Result<Deleted> {
-    let mut update =
-        connection.prepare_cached("UPDATE sink SET batch = ?2, line = ?3, mark = ?4 WHERE name = ?1")?;
-    update.execute(params![sink, position.batch, position.line, mark])?;
-    let mut delete =
-        connection.prepare_cached("DELETE FROM delivery WHERE sink = ?1 AND batch < ?2 RETURNING batch")?;
+    let mut delete = connection.prepare_cached(
+        "DELETE FROM delivery WHERE batch >= (SELECT batch FROM sink WHERE name = ?1) AND batch < ?2 \
+         AND sink = ?1 RETURNING batch",
+    )?;
     let mut batches: Vec<i64> =
         delete.query_map(params![sink, position.batch], |row| row.get(0))?.collect::<Result<_, _>>()?;
     batches.sort_unstable();
     batches.dedup();
+    let mut update =
+        connection.prepare_cached("UPDATE sink SET batch = ?2, line = ?3, mark = ?4 WHERE name = ?1")?;
+    update.execute(params![sink, position.batch, position.line, mark])?;
     delete_unwanted(connection, batches)
 }
 
@@ -178,9 +181,10 @@ pub(super) fn resume(connection: &Connection, sink: &str) -> rusqlite::Result<Op
 /// Returns what waits for a sink.
 pub(super) fn pending(connection: &Connection, sink: &str) -> rusqlite::Result<Pending> {
     let mut find = connection.prepare_cached(
-        "SELECT coalesce(sum(events), 0), \
-         (SELECT received_at FROM batch WHERE position = (SELECT min(batch) FROM delivery WHERE sink = ?1)) \
-         FROM delivery WHERE sink = ?1",
+        "WITH mine AS (SELECT batch, events FROM delivery \
+                       WHERE batch >= (SELECT batch FROM sink WHERE name = ?1) AND sink = ?1) \
+         SELECT coalesce((SELECT sum(events) FROM mine), 0), \
+         (SELECT received_at FROM batch WHERE position = (SELECT batch FROM mine ORDER BY batch LIMIT 1))",
     )?;
     find.query_row([sink], |row| Ok(Pending { events: row.get(0)?, oldest: row.get(1)? }))
 }
@@ -209,7 +213,8 @@ pub(super) fn unwanted(
 pub(super) fn last_begun(connection: &Connection, sink: &str, budget: u64) -> rusqlite::Result<i64> {
     let mut find = connection.prepare_cached(
         "SELECT DISTINCT delivery.batch, bytes FROM delivery JOIN batch INDEXED BY batch_summary \
-         ON position = delivery.batch WHERE sink = ?1 ORDER BY delivery.batch",
+         ON position = delivery.batch WHERE delivery.batch >= (SELECT batch FROM sink WHERE name = ?1) \
+         AND sink = ?1 ORDER BY delivery.batch",
     )?;
     let mut rows = find.query([sink])?;
     let (mut last, mut all) = (0, 0);

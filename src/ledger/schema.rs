@@ -23,13 +23,12 @@ const STEPS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
 /// lay behind the sink's position, of the streams and sources that it wanted now and earlier.
 const VERSION_3: &str = "
     CREATE TABLE delivery (
-        sink TEXT NOT NULL,
         batch INTEGER NOT NULL,
+        sink TEXT NOT NULL,
         stream INTEGER NOT NULL,
         events INTEGER NOT NULL,
-        PRIMARY KEY (sink, batch, stream)
+        PRIMARY KEY (batch, sink, stream)
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX delivery_batch ON delivery (batch);
     WITH
         line (batch, source, stream, name, events) AS (
             SELECT position, source, 0, 'verified', verified FROM batch
@@ -43,7 +42,7 @@ const VERSION_3: &str = "
             FROM sink, json_each(wants, '$.earlier')
         )
     INSERT INTO delivery
-        SELECT sink.name, line.batch, stream, events FROM sink JOIN line ON line.batch >= sink.batch
+        SELECT line.batch, sink.name, stream, events FROM sink JOIN line ON line.batch >= sink.batch
         WHERE events > 0 AND NOT EXISTS (
             SELECT 1 FROM wish WHERE wish.sink = sink.name AND line.batch < before AND (
                 (streams IS NOT NULL AND line.name NOT IN (SELECT value FROM json_each(streams)))
