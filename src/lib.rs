@@ -27,20 +27,49 @@
 //! `cli` → `verify` → (`ingest` | `deliver` | `wire` | `trust`), to judge and to read as they do.
 //! Nothing points up. `receive` and `deliver` meet only in the ledger; only `ingest` knows the order of the recipe.
 
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod clock;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod config;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod database;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod deliver;
+#[doc(hidden)]
 pub mod escape;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod ingest;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod ledger;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod log_throttle;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod memory_budget;
+#[cfg(feature = "send")]
 pub mod net;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod observe;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod receive;
+#[cfg(feature = "send")]
 pub mod send;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod trust;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod verify;
 pub mod wire;

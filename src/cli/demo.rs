@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ed25519_dalek::SigningKey;
 use rand::RngExt as _;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -19,9 +18,9 @@ use super::exit::Failure;
 use super::{keygen, verify};
 use crate::clock::Clock;
 use crate::escape::escape;
-use crate::net::{Endpoint, HeaderValue};
+use crate::net::Endpoint;
 use crate::send::sample::Samples;
-use crate::send::{self, BatchLimits, Options, Sender, Summary};
+use crate::send::{self, BatchLimits, Options, Sender, SigningKey, Summary};
 use crate::wire::event::{Event, Format};
 
 /// Runs the whole main job on this machine's loopback, and exits.
@@ -88,7 +87,7 @@ impl Story {
         if !key_file.exists() {
             keygen::run(&keygen::Args { dir: dir.clone() }, &mut io::sink())?;
         }
-        let key = send::read_key(&key_file).map_err(Failure::io)?;
+        let key = SigningKey::read(&key_file).map_err(Failure::io)?;
         say(out, "   signing-key.pem, jwks.json  the producer's Ed25519 key, and its published half")?;
         let token_file = dir.join("token");
         if !token_file.exists() {
@@ -196,7 +195,7 @@ impl Story {
     fn send(&self, lines: Vec<Vec<u8>>, out: &mut dyn Write) -> Result<Summary, Failure> {
         let endpoint = Endpoint::parse(&format!("https://127.0.0.1:{}/konnect/demo", self.port));
         let mut options = Options::new(endpoint.map_err(Failure::bug)?);
-        options.authorization = Some(HeaderValue::from_str(&self.token).map_err(Failure::io)?);
+        options.authorization = Some(self.token.clone());
         options.ca = Some(self.dir.join("ca.pem"));
         options.batch = BatchLimits { events: BATCH, ..BatchLimits::default() };
         let (reports, receipts) = mpsc::channel();

@@ -139,7 +139,7 @@ mod tests {
 
     use super::super::exit::Exit;
     use super::*;
-    use crate::send::read_key;
+    use crate::send;
 
     fn keygen(dir: &Path) -> Result<String, Failure> {
         let mut out = Vec::new();
@@ -156,11 +156,11 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("new").join("keys");
         let out = keygen(&dir).unwrap();
-        let key = read_key(&dir.join(KEY_FILE)).unwrap();
+        let key = send::SigningKey::read(&dir.join(KEY_FILE)).unwrap();
         let parsed = jwks::parse(&fs::read(dir.join(JWKS_FILE)).unwrap(), 1).unwrap();
         assert!(parsed.refused.is_empty());
         let [public] = parsed.keys.keys() else { panic!("{parsed:?}") };
-        assert_eq!(public.bytes(), key.verifying_key().as_bytes());
+        assert_eq!(public.bytes(), &key.public_key());
         assert_eq!(public.id(), public.thumbprint());
         assert!(out.contains(public.id()) && out.contains(KEY_FILE) && out.contains(JWKS_FILE), "{out}");
         // The fixed beginning of a version 1 key, up to the seed's length.
@@ -178,7 +178,10 @@ mod tests {
         let (one, two) = (parent.path().join("1"), parent.path().join("2"));
         keygen(&one).unwrap();
         keygen(&two).unwrap();
-        assert_ne!(read_key(&one.join(KEY_FILE)).unwrap(), read_key(&two.join(KEY_FILE)).unwrap());
+        assert_ne!(
+            send::SigningKey::read(&one.join(KEY_FILE)).unwrap(),
+            send::SigningKey::read(&two.join(KEY_FILE)).unwrap()
+        );
     }
 
     #[test]

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytesize::ByteSize;
-use ed25519_dalek::SigningKey;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
@@ -22,7 +21,8 @@ use super::exit::Failure;
 use crate::escape::escape;
 use crate::net::{Endpoint, HeaderValue};
 use crate::send::{
-    BatchLimits, Delivered, Options, Report, Retry, SendError, Sender, Summary, line, read_key, sample,
+    BatchLimits, Delivered, Options, Report, Retry, SendError, Sender, SigningKey, Summary, complete, line,
+    sample,
 };
 use crate::verify::read::unpacked;
 use crate::wire::batch::{Coding, Packing};
@@ -223,7 +223,7 @@ fn treatment(args: &Args) -> Result<Treatment, Failure> {
     let treatment = match args.input_format {
         InputFormat::Events => {
             let key = match (&args.key, args.unsigned) {
-                (Some(path), false) => Some(Box::new(read_key(path).map_err(Failure::config)?)),
+                (Some(path), false) => Some(Box::new(SigningKey::read(path).map_err(Failure::config)?)),
                 (None, true) => None,
                 (Some(_), true) => {
                     return Err(Failure::usage("--key and --unsigned exclude each other: leave one out"));
@@ -249,9 +249,9 @@ fn treatment(args: &Args) -> Result<Treatment, Failure> {
 fn authorization(
     args: &Args,
     environment: &dyn Fn(&str) -> Option<OsString>,
-) -> Result<Option<HeaderValue>, Failure> {
+) -> Result<Option<String>, Failure> {
     if let Some(value) = &args.authorization {
-        return Ok(Some(value.clone()));
+        return Ok(Some(String::from_utf8_lossy(value.as_bytes()).into_owned()));
     }
     let (text, origin) = if let Some(path) = &args.authorization_file {
         let unreadable = |error: &dyn std::fmt::Display| {
@@ -270,7 +270,7 @@ fn authorization(
         return Ok(None);
     };
     authorization_value(text.trim())
-        .map(Some)
+        .map(|_| Some(text.trim().to_owned()))
         .map_err(|problem| Failure::config(format!("the authorization in {origin} {problem}")))
 }
 
@@ -467,7 +467,7 @@ impl Treatment {
                 let format = format.unwrap_or(parsed.format());
                 // A CEF line says itself whether it has a class; the other formats may lack the whole header.
                 if format == Format::Cef {
-                    sample::complete(&mut event, now());
+                    complete(&mut event, now());
                 }
                 let line = line(format, &event, key.as_deref());
                 line.map(|line| vec![line]).map_err(|error| error.to_string())
@@ -697,7 +697,7 @@ mod tests {
                 stdin: Vec::new(),
                 variable: None,
             };
-            let pem = key().to_pkcs8_pem(LineEnding::LF).unwrap();
+            let pem = key().0.to_pkcs8_pem(LineEnding::LF).unwrap();
             fixture.file("key.pem", pem.as_bytes());
             fixture
         }
@@ -737,14 +737,14 @@ mod tests {
     }
 
     fn key() -> SigningKey {
-        SigningKey::from_bytes(&[9; 32])
+        SigningKey::from_seed(&[9; 32])
     }
 
     fn verifies(line: &str) -> bool {
         let parsed = Line::parse(line.as_bytes()).unwrap();
         let Some(signed) = parsed.signed() else { return false };
         let signature = ed25519_dalek::Signature::from_bytes(&signature::decode(signed.value).unwrap());
-        key().verifying_key().verify_strict(&signed.first.message(), &signature).is_ok()
+        key().0.verifying_key().verify_strict(&signed.first.message(), &signature).is_ok()
     }
 
     const CEF: &str = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|konnect|Authz.usage|1|rt=1684454619000 src=::1 action=list granted=true org_id=o principal_id=p user_agent=a b trace_id=1 sig=old";

@@ -17,12 +17,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
-use ed25519_dalek::SigningKey;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::send::{self, sample::Samples};
+use crate::send::{self, SigningKey, sample::Samples};
 
 use crate::trust::jwks;
 use crate::wire::batch;
@@ -294,7 +293,7 @@ struct Made {
 impl Made {
     fn new(count: u64, random: &mut StdRng) -> Self {
         let secrets: [[u8; 32]; KEYS] = std::array::from_fn(secret);
-        let ours = secrets.map(|secret| SigningKey::from_bytes(&secret));
+        let ours = secrets.map(|secret| SigningKey::from_seed(&secret));
         let theirs = secrets.map(|secret| Ed25519KeyPair::from_seed_unchecked(&secret).unwrap());
         let mut now = 1_767_323_045_678;
         let clock = || {
@@ -342,7 +341,7 @@ impl Made {
     fn keys(&self) -> KeySet {
         let named: Vec<_> = (0..KEYS - 1)
             .map(|number| {
-                let public = SigningKey::from_bytes(&secret(number)).verifying_key().to_bytes();
+                let public = SigningKey::from_seed(&secret(number)).public_key();
                 (Some(format!("k{number}")), public)
             })
             .collect();

@@ -45,6 +45,7 @@ pub struct Fetched {
 
 /// Why there is no whole answer. Whether to try again is for the caller to decide.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClientError {
     /// No connection: name resolution, TCP or the TLS handshake failed, or took too long. Nothing
     /// of the request was sent.
@@ -63,10 +64,10 @@ pub enum ClientError {
         /// Host and port of the URL.
         host: String,
         /// What the verification found.
-        cause: rustls::Error,
+        cause: String,
     },
     /// The answer was not there in time. The server may have acted on the request.
-    #[error("{host} did not answer within {}", humantime::format_duration(*.limit))]
+    #[error("{host} did not answer within {limit:?}")]
     Timeout {
         /// Host and port of the URL.
         host: String,
@@ -236,7 +237,7 @@ async fn read(host: &str, response: Response<Incoming>, limit_bytes: usize) -> R
 
 fn failure(host: &str, error: legacy::Error) -> ClientError {
     if let Some(cause @ rustls::Error::InvalidCertificate(_)) = find::<rustls::Error>(&error) {
-        return ClientError::Certificate { host: host.to_owned(), cause: cause.clone() };
+        return ClientError::Certificate { host: host.to_owned(), cause: cause.to_string() };
     }
     if error.is_connect() {
         return ClientError::Connect { host: host.to_owned(), source: error.into() };

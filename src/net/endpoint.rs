@@ -16,6 +16,7 @@ pub struct Endpoint {
 
 /// Why a URL is not one that we call. The configuration's author can mend each of these.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EndpointError {
     /// Not an absolute URL (RFC 3986).
     #[error("{url:?} is not a URL ({cause}): write it like https://host/path")]
@@ -101,7 +102,7 @@ impl Endpoint {
     }
 
     /// The whole URL.
-    pub fn uri(&self) -> &Uri {
+    pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
 
@@ -113,6 +114,14 @@ impl Endpoint {
     /// The host and, where given, `:` and the port: what messages call the peer.
     pub fn authority(&self) -> &str {
         self.uri.authority().map_or("", hyper::http::uri::Authority::as_str)
+    }
+}
+
+impl std::str::FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        Self::parse(url)
     }
 }
 

@@ -8,15 +8,24 @@ mod endpoint;
 #[cfg(test)]
 pub(crate) mod loopback;
 mod proxy;
+#[cfg(feature = "daemon")]
 mod syslog;
 mod tls;
 
-pub use client::{Client, ClientError, Fetched, InvalidToken, bearer};
+pub use client::ClientError;
+#[doc(hidden)]
+pub use client::{Client, Fetched, InvalidToken, bearer};
 pub use endpoint::{Endpoint, EndpointError};
+#[doc(hidden)]
 pub use hyper::body::Bytes;
+#[doc(hidden)]
 pub use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub use syslog::{
     Facility, Framing, HostPort, LONGEST_APP_NAME, SMALLEST_MAX_SIZE, SyslogAddress, SyslogAddressError,
     is_app_name,
 };
-pub use tls::{Identity, TlsError, client_tls, client_tls_as};
+pub use tls::TlsError;
+#[doc(hidden)]
+pub use tls::{Identity, client_tls, client_tls_as};

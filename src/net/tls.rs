@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WantsClientCert;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 /// Why there is no TLS client configuration. Each is for the operator of this machine to mend.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// The file cannot be read or is not PEM.
     #[error("cannot read certificate authorities from {path}: {cause}")]
@@ -17,7 +18,7 @@ pub enum TlsError {
         /// The PEM file.
         path: PathBuf,
         /// What went wrong.
-        cause: rustls::pki_types::pem::Error,
+        cause: String,
     },
     /// The file was read but holds no certificate.
     #[error("{path} holds no certificate: a PEM file with CERTIFICATE sections is needed")]
@@ -33,7 +34,7 @@ pub enum TlsError {
         /// Which certificate of the file, from 1.
         position: usize,
         /// What went wrong.
-        cause: rustls::Error,
+        cause: String,
     },
     /// The system offers no certificate authority at all.
     #[error("this system has no certificate authorities{}: install ca-certificates or name a ca", because(.cause))]
@@ -49,7 +50,7 @@ pub enum TlsError {
         /// The PEM file.
         path: PathBuf,
         /// What went wrong.
-        cause: rustls::pki_types::pem::Error,
+        cause: String,
     },
     /// The client certificate and its key do not belong together, or cannot be used.
     #[error("the client certificate {cert} cannot be used with the key {key}: {cause}")]
@@ -59,11 +60,11 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
         /// What went wrong.
-        cause: rustls::Error,
+        cause: String,
     },
     /// The TLS library refused the settings; a defect of ours.
     #[error("cannot set up TLS: {0}")]
-    Setup(rustls::Error),
+    Setup(String),
 }
 
 /// A configuration that verifies the server and offers no client certificate, for TLS 1.2 and 1.3.
@@ -105,7 +106,7 @@ pub fn client_tls_as(ca: Option<&Path>, identity: Option<&Identity>) -> Result<C
     };
     let unreadable = |what, path: &Path| {
         let path = path.to_owned();
-        move |cause| TlsError::Identity { what, path, cause }
+        move |cause: pem::Error| TlsError::Identity { what, path, cause: cause.to_string() }
     };
     let chain = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -114,7 +115,7 @@ pub fn client_tls_as(ca: Option<&Path>, identity: Option<&Identity>) -> Result<C
     trusting.with_client_auth_cert(chain, secret).map_err(|cause| TlsError::Pair {
         cert: cert.clone(),
         key: key.clone(),
-        cause,
+        cause: cause.to_string(),
     })
 }
 
@@ -127,18 +128,19 @@ fn trusting(roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsCli
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(TlsError::Setup)?
+        .map_err(|error| TlsError::Setup(error.to_string()))?
         .with_root_certificates(roots))
 }
 
 fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
-    let unreadable = |cause| TlsError::Unreadable { path: path.to_owned(), cause };
+    let unreadable =
+        |cause: pem::Error| TlsError::Unreadable { path: path.to_owned(), cause: cause.to_string() };
     let mut roots = RootCertStore::empty();
     for (index, certificate) in CertificateDer::pem_file_iter(path).map_err(unreadable)?.enumerate() {
         roots.add(certificate.map_err(unreadable)?).map_err(|cause| TlsError::Unusable {
             path: path.to_owned(),
             position: index + 1,
-            cause,
+            cause: cause.to_string(),
         })?;
     }
     if roots.is_empty() {

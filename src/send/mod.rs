@@ -4,23 +4,30 @@
 //! ```no_run
 //! use std::path::Path;
 //!
-//! use auditgate::net::{Endpoint, HeaderValue};
-//! use auditgate::send::{Options, Sender, read_key, sample};
+//! use auditgate::net::Endpoint;
+//! use auditgate::send::{Options, Sender, SigningKey, complete};
+//! use auditgate::wire::event::{Event, Value};
 //!
 //! # async fn produce() -> Result<(), Box<dyn std::error::Error>> {
-//! let endpoint = Endpoint::parse("https://audit.example.com:8443/konnect/us")?;
-//! let sender = Sender::new(Options {
-//!     authorization: Some(HeaderValue::from_static("Bearer abc")),
-//!     signing_key: Some(read_key(Path::new("keys/signing-key.pem"))?),
-//!     observer: Some(Box::new(|report| match &report.result {
-//!         Ok(delivered) => println!("batch {}: {:?}", report.number, delivered.receipt),
-//!         Err(error) => println!("batch {}: {error}", report.number),
-//!     })),
-//!     ..Options::new(endpoint)
-//! })?;
-//! for event in sample::Samples::new(rand::rng(), || 1_767_323_045_678).take(1000) {
-//!     sender.send(&event).await?;
-//! }
+//! let endpoint: Endpoint = "https://audit.example.com:8443/konnect/us".parse()?;
+//! let mut options = Options::new(endpoint);
+//! options.authorization = Some("Bearer abc".to_owned());
+//! options.signing_key = Some(SigningKey::read(Path::new("keys/signing-key.pem"))?);
+//! options.observer = Some(Box::new(|report| match &report.result {
+//!     Ok(delivered) => println!("batch {}: {:?}", report.number, delivered.receipt),
+//!     Err(error) => println!("batch {}: {error}", report.number),
+//! }));
+//! let sender = Sender::new(options)?;
+//!
+//! let mut event = Event::new();
+//! event.set("name", Value::Text("Ingress".to_owned()));
+//! event.set("rt", Value::Number("1767323045678".to_owned()));
+//! event.set("trace_id", Value::Text("4891823477".to_owned()));
+//! event.set("user_agent", Value::Text("example/1.0".to_owned()));
+//! event.set("src", Value::Text("192.0.2.7".to_owned()));
+//! complete(&mut event, 1_767_323_045_678);
+//! sender.send(&event).await?;
+//!
 //! let summary = sender.close().await?;
 //! assert_eq!(summary.events, summary.delivered);
 //! # Ok(())
@@ -32,10 +39,12 @@
 //! instead of filling its memory. A batch that cannot be delivered is reported and does not stop the next.
 
 mod batch;
+mod complete;
 mod post;
 #[cfg(test)]
 pub(crate) mod receiver;
-pub mod retry;
+mod retry;
+#[doc(hidden)]
 pub mod sample;
 mod sign;
 
@@ -44,18 +53,20 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ed25519_dalek::SigningKey;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use batch::{BatchLimits, LineError};
+pub use complete::complete;
 pub use post::{Delivered, Receipt, Undelivered};
 pub use retry::Retry;
-pub use sign::{KeyError, SignError, line, read_key};
+pub use sign::{KeyError, SignError, SigningKey, line};
 
-use crate::net::{Bytes, Client, Endpoint, HeaderValue, TlsError};
+pub use crate::wire::cef::WriteError;
+
+use crate::net::{Client, Endpoint, HeaderValue, TlsError};
 use crate::wire::event::{Event, Format};
 use batch::{Batch, Collector};
 use post::Poster;
@@ -69,11 +80,12 @@ const QUEUED_LINES: usize = 128;
 pub type Observer = Box<dyn FnMut(&Report) + Send>;
 
 /// Where events go and how. [`Options::new`] fills in the defaults.
+#[non_exhaustive]
 pub struct Options {
     /// Where batches are posted.
     pub endpoint: Endpoint,
-    /// The `Authorization` header, sent verbatim: any scheme. None by default.
-    pub authorization: Option<HeaderValue>,
+    /// The value of the `Authorization` header (RFC 9110, section 11.6.2), scheme included. None by default.
+    pub authorization: Option<String>,
     /// The PEM file of the certificate authorities to trust; by default those of the system.
     pub ca: Option<PathBuf>,
     /// How [`Sender::send`] spells an event. CEF by default.
@@ -113,6 +125,7 @@ impl Options {
 
 /// What became of one batch.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Report {
     /// Its number, from 1, in the order of sending.
     pub number: u64,
@@ -121,13 +134,14 @@ pub struct Report {
     /// How often it was posted.
     pub attempts: u32,
     /// Its lines, each with its terminator, before compression.
-    pub lines: Bytes,
+    pub lines: Vec<u8>,
     /// The answer, or why it was given up.
     pub result: Result<Delivered, Undelivered>,
 }
 
 /// A batch that could not be delivered. Its lines are in the [`Report`] that the observer saw.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Failed {
     /// Its number, from 1, in the order of sending.
     pub number: u64,
@@ -141,6 +155,7 @@ pub struct Failed {
 
 /// What became of everything.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Summary {
     /// How many batches there were.
     pub batches: u64,
@@ -158,7 +173,13 @@ pub struct Summary {
 
 /// Why a sender cannot be made, or does not take an event.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SendError {
+    /// [`Options::authorization`] cannot be the value of a header (RFC 9110, section 5.5).
+    #[error(
+        "the authorization holds a line break or another control character, which no HTTP header can carry"
+    )]
+    Authorization,
     /// There is no TLS configuration to call out with.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -194,12 +215,13 @@ impl Sender {
     /// blocks on the file system for a moment; connects only when the first batch is ready.
     ///
     /// # Errors
-    /// [`SendError::Tls`] and [`SendError::NoRuntime`].
+    /// [`SendError::Tls`], [`SendError::Authorization`] and [`SendError::NoRuntime`].
     pub fn new(options: Options) -> Result<Self, SendError> {
         let runtime = Handle::try_current().map_err(|_| SendError::NoRuntime)?;
         let client = Client::for_endpoint(&options.endpoint, options.ca.as_deref())?;
-        let poster =
-            Poster::new(client, options.endpoint, options.authorization, options.timeout, options.retry);
+        let authorization = options.authorization.map(HeaderValue::try_from).transpose();
+        let authorization = authorization.map_err(|_| SendError::Authorization)?;
+        let poster = Poster::new(client, options.endpoint, authorization, options.timeout, options.retry);
         let (lines, queue) = mpsc::channel(QUEUED_LINES);
         let dispatch = Dispatch {
             poster,
@@ -390,7 +412,7 @@ mod tests {
     #[tokio::test]
     async fn events_arrive_signed_in_order_and_in_batches() {
         let receiver = Receiver::start([Answer::receipt(4, 0, 0), Answer::receipt(1, 2, 1)]);
-        let key = SigningKey::from_bytes(&[1; 32]);
+        let key = SigningKey::from_seed(&[1; 32]);
         let events: Vec<Event> = sample::Samples::new(rand::rng(), || 1_767_323_045_678).take(8).collect();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);

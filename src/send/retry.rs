@@ -1,9 +1,6 @@
 //! Whether and when a post is tried again: the rules that Konnect documents for its own webhook.
 
-use std::time::Duration;
-
-use time::macros::format_description;
-use time::{OffsetDateTime, PrimitiveDateTime};
+use std::time::{Duration, SystemTime};
 
 /// How often a batch is tried and how long the pauses are. The defaults are Konnect's: at most 4 retries,
 /// after 1, 2, 4 and 8 seconds.
@@ -13,12 +10,12 @@ pub struct Retry {
     pub retries: u32,
     /// The first pause; each further one is twice as long.
     pub minimum: Duration,
-    /// No pause of our own is longer; one that the receiver asks for may be, up to [`LONGEST_RETRY_AFTER`].
+    /// No pause of our own is longer; one that the receiver asks for may be, up to 10 minutes.
     pub maximum: Duration,
 }
 
 /// Maximum pause that a receiver can ask for; beyond it, it is asked again all the same.
-pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
+pub(super) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 impl Default for Retry {
     fn default() -> Self {
@@ -28,7 +25,7 @@ impl Default for Retry {
 
 /// What became of one post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// The receiver answered with this status (RFC 9110, section 15).
     Status(u16),
     /// No whole answer: no connection, cut off, too late, not HTTP.
@@ -39,7 +36,7 @@ pub enum Outcome {
 
 /// What to do after a post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(super) enum Decision {
     /// The batch is delivered.
     Done,
     /// Post the batch again after this pause.
@@ -54,7 +51,7 @@ impl Retry {
     ///
     /// Any 2xx is a delivery. 429, 500 and a missing answer are tried again; everything else is not, because
     /// the same batch would meet the same refusal.
-    pub fn next(&self, attempt: u32, outcome: Outcome, retry_after: Option<Duration>) -> Decision {
+    pub(super) fn next(&self, attempt: u32, outcome: Outcome, retry_after: Option<Duration>) -> Decision {
         match outcome {
             Outcome::Status(200..=299) => Decision::Done,
             Outcome::Status(429 | 500) | Outcome::NoAnswer if attempt <= self.retries => {
@@ -71,18 +68,15 @@ impl Retry {
     }
 }
 
-/// Reads a `Retry-After` header (RFC 9110, section 10.2.3): seconds, or a date in the preferred form
-/// (section 5.6.7), whose past is no pause at all. Anything else is none.
-pub fn retry_after(value: &str, now: OffsetDateTime) -> Option<Duration> {
+/// Reads a `Retry-After` header (RFC 9110, section 10.2.3): seconds, or a date (section 5.6.7), whose past is no
+/// pause at all. Anything else is none.
+pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
-    let shape = format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
-    let moment = PrimitiveDateTime::parse(value, shape).ok()?.assume_utc();
-    Some((moment - now).try_into().unwrap_or(Duration::ZERO))
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
 }
 
 #[cfg(test)]
@@ -143,7 +137,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
-        let now = datetime!(2015-10-21 07:28:00 UTC);
+        let now = datetime!(2015-10-21 07:28:00 UTC).into();
         let cases = [
             ("120", Some(seconds(120))),
             (" 0 ", Some(seconds(0))),

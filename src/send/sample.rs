@@ -1,13 +1,11 @@
-//! Sample events as Konnect writes them, for trying things out; and the defaults of its CEF header.
+//! Sample events as Konnect writes them, for trying things out.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
 use rand::{Rng, RngExt};
-use time::OffsetDateTime;
-use time::macros::format_description;
 
-use crate::wire::event::schema::Type;
+use super::complete::complete;
 use crate::wire::event::{Event, Value};
 
 /// An endless series of events of Konnect's three types: authentication, authorization and access. The
@@ -105,42 +103,6 @@ impl<R: Rng, C: FnMut() -> i64> Iterator for Samples<R, C> {
         }
         self.pending.pop_front()
     }
-}
-
-/// Fills in what a CEF header needs and the event does not have: `cef_version` 0, `event_vendor` KongInc,
-/// `event_product` Konnect, `event_version` 1.0, `severity` 0 for an authentication and 1 for the rest, and
-/// `event_ts` from `rt`, or from `now` (both milliseconds since the Unix epoch) where `rt` is no time. There
-/// is no default for `name`, without which it is unknown what happened.
-pub fn complete(event: &mut Event, now: i64) {
-    let kind = Type::of(&event.text("name").unwrap_or_default());
-    let severity = if kind == Type::Authentication { "0" } else { "1" };
-    for (name, value) in [
-        ("cef_version", "0"),
-        ("event_vendor", "KongInc"),
-        ("event_product", "Konnect"),
-        ("event_version", "1.0"),
-        ("severity", severity),
-    ] {
-        if event.field(name).is_none() {
-            event.set(name, Value::Text(value.to_owned()));
-        }
-    }
-    if event.field("event_ts").is_none() {
-        let stamp = event.text("rt").and_then(|rt| time_stamp(rt.parse().ok()?)).or_else(|| time_stamp(now));
-        if let Some(stamp) = stamp {
-            event.set("event_ts", Value::Text(stamp));
-        }
-    }
-}
-
-/// RFC 3339 in UTC, whole seconds, as Kong's examples have it; none outside the years 0 to 9999.
-fn time_stamp(milliseconds: i64) -> Option<String> {
-    let shape = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
-    let moment = OffsetDateTime::from_unix_timestamp(milliseconds.div_euclid(1000)).ok()?;
-    if moment.year() < 0 {
-        return None;
-    }
-    moment.format(shape).ok()
 }
 
 /// Who calls: a person or a machine.
@@ -285,6 +247,7 @@ mod tests {
     use super::*;
     use crate::send::line;
     use crate::wire::event::Format;
+    use crate::wire::event::schema::Type;
     use crate::wire::event::schema::always_present;
     use crate::wire::line::Line;
 
@@ -331,36 +294,6 @@ mod tests {
                 assert!(events.iter().all(|event| event.field(field) == events[0].field(field)), "{field}");
             }
         }
-    }
-
-    #[test]
-    fn what_a_header_needs_is_filled_in_and_nothing_is_overwritten() {
-        let mut event = Event::new();
-        event.set("name", Value::Text("AUTHENTICATION_OUTCOME_SUCCESS".to_owned()));
-        event.set("event_vendor", Value::Text("ExampleOrg".to_owned()));
-        event.set("rt", Value::Number("1684454619999".to_owned()));
-        complete(&mut event, 0);
-        for (name, value) in [
-            ("cef_version", "0"),
-            ("event_vendor", "ExampleOrg"),
-            ("event_product", "Konnect"),
-            ("event_version", "1.0"),
-            ("severity", "0"),
-            ("event_ts", "2023-05-19T00:03:39Z"),
-        ] {
-            assert_eq!(event.text(name).unwrap(), value, "{name}");
-        }
-        for rt in ["3958q3097698", "9223372036854775807", "-99999999999999"] {
-            let mut event = Event::new();
-            event.set("name", Value::Text("Ingress".to_owned()));
-            event.set("rt", Value::Text(rt.to_owned()));
-            complete(&mut event, 1_684_454_619_000);
-            assert_eq!(event.text("event_ts").unwrap(), "2023-05-19T00:03:39Z", "{rt}");
-            assert_eq!(event.text("severity").unwrap(), "1");
-        }
-        let mut nameless = Event::new();
-        complete(&mut nameless, 0);
-        assert_eq!(nameless.field("name"), None);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use ed25519_dalek::Signer as _;
 use ed25519_dalek::pkcs8::DecodePrivateKey;
-use ed25519_dalek::{Signer, SigningKey};
 use zeroize::Zeroizing;
 
 use crate::wire::event::{Event, Format, Value};
@@ -17,6 +17,7 @@ const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
 
 /// Why an event cannot be made a line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SignError {
     /// It has no CEF form.
     #[error(transparent)]
@@ -48,7 +49,7 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
         Format::Cps => json::write_wrapped(&event),
     };
     if let Some(key) = key {
-        let signature = key.sign(&line).to_bytes();
+        let signature = key.0.sign(&line).to_bytes();
         signature::insert(format, &mut line, &signature);
         event.set("sig", Value::Text(signature::encode(&signature)));
     }
@@ -62,6 +63,7 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
 
 /// Why there is no signing key. Each is for the operator to mend; none repeats anything of the file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum KeyError {
     /// The file cannot be read.
     #[error("cannot read the signing key {}: {cause}", .path.display())]
@@ -81,19 +83,37 @@ pub enum KeyError {
     },
 }
 
-/// Reads an Ed25519 signing key from a PKCS#8 PEM file (RFC 5958, RFC 7468, RFC 8410). Blocks.
-///
-/// # Errors
-/// See [`KeyError`].
-pub fn read_key(path: &Path) -> Result<SigningKey, KeyError> {
-    let unreadable = |cause| KeyError::Unreadable { path: path.to_owned(), cause };
-    // The whole capacity at once, so that no copy of the key is left behind by growing.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_KEY_FILE_BYTES).unwrap_or(0) + 1));
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_KEY_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    let unusable = |problem| KeyError::Unusable { path: path.to_owned(), problem };
-    let text = std::str::from_utf8(&bytes).map_err(|_| unusable("is no text"))?;
-    SigningKey::from_pkcs8_pem(text.trim_start()).map_err(|_| unusable(problem(text)))
+/// An Ed25519 private key (RFC 8032). Zeroed when it is dropped; `Debug` shows its public half only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SigningKey(pub(crate) ed25519_dalek::SigningKey);
+
+impl SigningKey {
+    /// Makes the key of a seed: 32 bytes that must be random and secret.
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(ed25519_dalek::SigningKey::from_bytes(seed))
+    }
+
+    /// Reads a key from a PKCS#8 PEM file (RFC 5958, RFC 7468, RFC 8410). Blocks.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub fn read(path: &Path) -> Result<Self, KeyError> {
+        let unreadable = |cause| KeyError::Unreadable { path: path.to_owned(), cause };
+        // The whole capacity at once, so that no copy of the key is left behind by growing.
+        let mut bytes =
+            Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_KEY_FILE_BYTES).unwrap_or(0) + 1));
+        let file = File::open(path).map_err(unreadable)?;
+        file.take(MAX_KEY_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        let unusable = |problem| KeyError::Unusable { path: path.to_owned(), problem };
+        let text = std::str::from_utf8(&bytes).map_err(|_| unusable("is not text"))?;
+        let key = ed25519_dalek::SigningKey::from_pkcs8_pem(text.trim_start());
+        key.map(Self).map_err(|_| unusable(problem(text)))
+    }
+
+    /// The public half, as a key set publishes it (RFC 8032, section 5.1.5).
+    pub fn public_key(&self) -> [u8; 32] {
+        self.0.verifying_key().to_bytes()
+    }
 }
 
 /// What a file is that is no signing key.
@@ -123,7 +143,7 @@ mod tests {
     use super::*;
 
     fn key() -> SigningKey {
-        SigningKey::from_bytes(&[7; 32])
+        SigningKey::from_seed(&[7; 32])
     }
 
     fn event() -> Event {
@@ -139,7 +159,7 @@ mod tests {
             assert_eq!(read.format(), format);
             let signed = read.signed().unwrap();
             let signature = ed25519_dalek::Signature::from_bytes(&signature::decode(signed.value).unwrap());
-            key().verifying_key().verify_strict(&signed.first.message(), &signature).unwrap();
+            key().0.verifying_key().verify_strict(&signed.first.message(), &signature).unwrap();
             let mut said = read.event();
             let mut wanted = event();
             assert_eq!(said.remove("sig").unwrap().text().as_bytes(), signed.value);
@@ -176,10 +196,10 @@ mod tests {
     fn a_key_is_read_from_its_file_and_a_wrong_file_is_named_with_its_problem() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("signing-key.pem");
-        assert!(matches!(read_key(&path), Err(KeyError::Unreadable { .. })));
-        let pem = key().to_pkcs8_pem(LineEnding::LF).unwrap();
+        assert!(matches!(SigningKey::read(&path), Err(KeyError::Unreadable { .. })));
+        let pem = key().0.to_pkcs8_pem(LineEnding::LF).unwrap();
         std::fs::write(&path, pem.as_bytes()).unwrap();
-        assert_eq!(read_key(&path).unwrap(), key());
+        assert_eq!(SigningKey::read(&path).unwrap(), key());
         let damaged = pem.replacen("MF", "MG", 1);
         let long = "x".repeat(70_000);
         for (text, problem) in [
@@ -192,7 +212,7 @@ mod tests {
             (&long, "is too long for a key"),
         ] {
             std::fs::write(&path, text).unwrap();
-            let message = read_key(&path).unwrap_err().to_string();
+            let message = SigningKey::read(&path).unwrap_err().to_string();
             assert!(message.contains("signing-key.pem") && message.contains(problem), "{message}");
         }
     }

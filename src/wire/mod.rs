@@ -4,12 +4,18 @@
 //! [`cef`], [`json`] and [`signature`]; what it says, in whichever format it came, is an [`event::Event`].
 //! [`record`] holds what we write ourselves and read back later.
 
+#[doc(hidden)]
 pub mod batch;
+#[doc(hidden)]
 pub mod cef;
 pub mod event;
+#[doc(hidden)]
 pub mod json;
+#[doc(hidden)]
 pub mod line;
+#[doc(hidden)]
 pub mod record;
+#[doc(hidden)]
 pub mod signature;
 
 use event::Malformed;
