@@ -1,6 +1,5 @@
 //! From a configured sink to one that can be written to.
 
-use nix::unistd::{Group, User};
 
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
@@ -123,8 +122,8 @@ fn owner_ids(sink: &str, owner: Option<&Owner>) -> Result<(Option<u32>, Option<u
     let unknown = |what: &str, name: &str| {
         Failure::config(format!("sink `{sink}`: this machine has no {what} `{name}`"))
     };
-    let user = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    let group = |name: &str| Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
+    let user = |name: &str| uzers::get_user_by_name(name).map(|user| user.uid());
+    let group = |name: &str| uzers::get_group_by_name(name).map(|group| group.gid());
     let number = |name: Option<&String>, what: &str, known: &dyn Fn(&str) -> Option<u32>| {
         name.map(|name| name.parse().ok().or_else(|| known(name)).ok_or_else(|| unknown(what, name)))
             .transpose()
