@@ -1,6 +1,5 @@
 //! From a configured sink to one that can be written to.
 
-
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::{self, Compress, Config, Every, FileFormat, Fsync, Owner, SinkKind, WhenFull};

@@ -298,6 +298,19 @@ fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
     connection.query_row(HAS, [name], |row| row.get(0))
 }
 
+/// Counts events by their name, the most frequent first.
+pub const COUNT_BY_NAME: &str = "SELECT name, count(*) FROM events GROUP BY name ORDER BY 2 DESC";
+
+/// Returns what [`COUNT_BY_NAME`] finds.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn count_by_name(path: &Path) -> rusqlite::Result<Vec<(String, u64)>> {
+    let connection = connect(path)?;
+    let mut count = connection.prepare(COUNT_BY_NAME)?;
+    count.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
 /// Whether an error says that the file's contents are wrong, and not that reading them failed.
 pub fn is_damage(error: &rusqlite::Error) -> bool {
     match error.sqlite_error_code() {
