@@ -1,5 +1,13 @@
-//! auditgate stands between an audit-log producer and a SIEM: it receives batches of signed events over HTTPS,
-//! verifies every signature, keeps what it promised through crashes, and delivers each event once.
+//! Sends signed audit events over HTTPS as Kong Konnect does: formatted as CEF or JSON, signed with Ed25519, batched,
+//! compressed, posted, and posted again when the receiver is overloaded.
+//!
+//! [`send::Sender`] takes events ([`wire::event::Event`]) or ready lines and posts them to an endpoint
+//! ([`net::Endpoint`]); [`send`] has an example. It runs inside a tokio runtime. With `default-features = false` and
+//! `features = ["send"]` nothing else of this crate is built.
+//!
+//! The rest of the crate is the command `auditgate`, which is not a stable interface: the daemon stands between such a
+//! producer and a SIEM. It receives batches of signed events, verifies every signature, keeps its promises through
+//! crashes, and delivers each event once.
 //!
 //! # The journey of one delivery
 //!
@@ -26,6 +34,11 @@
 //! `cli` → `send` → (`wire` | `net`);
 //! `cli` → `verify` → (`ingest` | `deliver` | `wire` | `trust`), to judge and to read as they do.
 //! Nothing points up. `receive` and `deliver` meet only in the ledger; only `ingest` knows the order of the recipe.
+
+#![cfg_attr(
+    not(feature = "daemon"),
+    expect(rustdoc::broken_intra_doc_links, reason = "the journey names modules that are not built")
+)]
 
 #[cfg(feature = "daemon")]
 #[doc(hidden)]

@@ -4,7 +4,7 @@
 //! lines, inflated where its first bytes say so, or of rows of a database. [`judge`] tells of the lines of a block
 //! which prove themselves; it opens and verifies them as [`crate::ingest`] does. [`run`] reads and judges on all
 //! cores, in bounded memory, and reports in the order of files and lines. [`explain`] looks at one line and says
-//! why it fails, as far as checking it again in another spelling ([`respell`]) proves that.
+//! why it fails, as far as checking it again in another spelling ([`variants`]) proves that.
 
 pub mod explain;
 pub mod find;
