@@ -35,18 +35,22 @@ impl fmt::Display for Format {
 }
 
 impl std::str::FromStr for Format {
-    type Err = String;
+    type Err = UnknownFormat;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|format| format.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is no format; use cef, json or cps"))
+        let known = Self::ALL.into_iter().find(|format| format.as_str() == text);
+        known.ok_or_else(|| UnknownFormat(text.to_owned()))
     }
 }
 
+/// A text that is not the name of a [`Format`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a format; use cef, json or cps")]
+pub struct UnknownFormat(String);
+
 /// Why a line (or a whole body) is in quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(hidden)]
 pub enum Reason {
     /// It is no event: not UTF-8, no CEF header, no JSON object, two signatures.
     Malformed,
@@ -85,6 +89,7 @@ impl fmt::Display for Reason {
 
 /// What was found out about one line, before anybody asked whether it is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[doc(hidden)]
 pub enum Verdict {
     /// A trusted key made its signature.
     Verified {
@@ -115,6 +120,7 @@ impl Verdict {
 
 /// Which output a line belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[doc(hidden)]
 pub enum Stream {
     /// Lines whose signature a trusted key made.
     Verified,
@@ -141,6 +147,7 @@ impl Stream {
 /// A line that is no event, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
+#[doc(hidden)]
 pub struct Malformed(pub Cow<'static, str>);
 
 impl From<&'static str> for Malformed {
@@ -244,6 +251,7 @@ impl Event {
 }
 
 /// What Konnect documents about its fields. Source: Kong's audit-log reference, "Log formats".
+#[doc(hidden)]
 pub mod schema {
     use super::{Cow, Value};
 
