@@ -2,8 +2,9 @@
 //! it was left out: a leaf.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// When one such message was written last, for each that it is about.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl LogThrottle {
     }
 
     fn admit_at(&self, subject: &str, now: Instant) -> Option<u64> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written.lock();
         let Some((last, unlogged)) = written.get_mut(subject) else {
             written.insert(subject.into(), (now, 0));
             return Some(0);

@@ -8,8 +8,9 @@
 //! The work runs on blocking threads, which wait for their turn. There are fewer threads than bodies may be in work only
 //! when hundreds are.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 /// The cores. Costs are in checks of a signature, which take some 50 µs.
@@ -53,7 +54,7 @@ impl Cores {
     /// Waits, on a blocking thread, for a core for a body whose first step costs this.
     pub(super) fn begin(self: &Arc<Self>, cost: u64) -> Turn {
         let number = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.next += 1;
             state.next
         };
@@ -62,7 +63,7 @@ impl Cores {
     }
 
     fn take(&self, cost: u64, number: u64) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.free > 0 {
             state.free -= 1;
             return;
@@ -75,7 +76,7 @@ impl Cores {
     }
 
     fn give_back(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         while !state.waiting.is_empty() {
             state.went_to_least = !state.went_to_least;
             let rank =
@@ -88,18 +89,13 @@ impl Cores {
         }
         state.free += 1;
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics between two changes that belong together.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Turn {
     /// Ends a step, before another one that costs this.
     pub(super) fn step(&mut self, cost: u64) {
         self.cost += cost;
-        if !self.cores.state().waiting.is_empty() {
+        if !self.cores.state.lock().waiting.is_empty() {
             self.aside(|| ());
         }
     }
@@ -128,7 +124,7 @@ mod tests {
 
     /// Waits until that many bodies wait.
     fn until_waiting(cores: &Cores, count: usize) {
-        while cores.state().waiting.len() < count {
+        while cores.state.lock().waiting.len() < count {
             std::thread::yield_now();
         }
     }
@@ -155,7 +151,7 @@ mod tests {
         drop(busy);
         assert_eq!(said.iter().take(5).collect::<Vec<_>>(), [1, 900, 2, 800, 700]);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert_eq!(cores.state().free, 1);
+        assert_eq!(cores.state.lock().free, 1);
     }
 
     #[test]
@@ -183,6 +179,6 @@ mod tests {
         let mut waiting = cores.begin(1);
         waiting.aside(|| drop(cores.begin(1)));
         drop(waiting);
-        assert_eq!(cores.state().free, 1);
+        assert_eq!(cores.state.lock().free, 1);
     }
 }

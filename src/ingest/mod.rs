@@ -6,9 +6,10 @@
 mod cores;
 mod judge;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use self::cores::{Cores, Turn};
@@ -316,7 +317,7 @@ impl Work {
         let (inflating, mut alone) = (Arc::clone(&self.inflating), None);
         let mut grow = |memory: &mut MemoryPermit, bytes| {
             if alone.is_none() && memory.would_be_large(bytes) {
-                alone = Some(self.turn.aside(|| inflating.lock().unwrap_or_else(PoisonError::into_inner)));
+                alone = Some(self.turn.aside(|| inflating.lock()));
             }
             self.grow(memory, bytes)
         };

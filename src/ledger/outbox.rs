@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::subscription::{Position, Streams, Subscription};
@@ -108,7 +109,7 @@ impl Feed {
 
     /// Called by the writer after each commit, in the order of positions.
     pub(super) fn publish(&self, batch: Stored, streams: Streams) {
-        let mut guard = self.state();
+        let mut guard = self.state.lock();
         let state = &mut *guard;
         state.newest = batch.position;
         state.bytes += batch.memory();
@@ -124,7 +125,7 @@ impl Feed {
 
     /// Called by the writer when positions were recorded.
     pub(super) fn record(&self, sinks: impl Iterator<Item = (String, Position)>) {
-        self.state().recorded.extend(sinks.map(|(sink, position)| (sink, position.batch)));
+        self.state.lock().recorded.extend(sinks.map(|(sink, position)| (sink, position.batch)));
         self.news.notify_all();
     }
 
@@ -133,24 +134,19 @@ impl Feed {
         if batches.is_empty() {
             return;
         }
-        let mut guard = self.state();
+        let mut guard = self.state.lock();
         let state = &mut *guard;
         state.recent.retain(|(batch, _)| !batches.contains(&batch.position));
         state.bytes = state.recent.iter().map(|(batch, _)| batch.memory()).sum();
     }
 
     pub(super) fn close(&self) {
-        self.state().closed = true;
+        self.state.lock().closed = true;
         self.news.notify_all();
     }
 
     pub(super) fn newest(&self) -> i64 {
-        self.state().newest
-    }
-
-    fn state(&self) -> MutexGuard<'_, FeedState> {
-        // The state is consistent between any two statements above.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().newest
     }
 
     /// Waits until `deadline` while a condition holds.
@@ -159,8 +155,9 @@ impl Feed {
         deadline: Instant,
         condition: impl FnMut(&mut FeedState) -> bool,
     ) -> MutexGuard<'_, FeedState> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        self.news.wait_timeout_while(self.state(), left, condition).unwrap_or_else(PoisonError::into_inner).0
+        let mut state = self.state.lock();
+        self.news.wait_while_until(&mut state, condition, deadline);
+        state
     }
 }
 

@@ -6,11 +6,12 @@
 //! again, so what is on the disk is not known; after the restart, recovery reads it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
@@ -410,19 +411,19 @@ pub(super) struct Gauges {
 
 impl Gauges {
     pub(super) fn backlog(&self) -> Backlog {
-        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.backlog.lock()
     }
 
     fn set_backlog(&self, backlog: Backlog) {
-        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = backlog;
+        *self.backlog.lock() = backlog;
     }
 
     pub(super) fn take_skipped(&self) -> BTreeMap<String, Skipped> {
-        std::mem::take(&mut *self.skipped.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.skipped.lock())
     }
 
     fn add_skipped(&self, lost: BTreeMap<String, Skipped>) {
-        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut skipped = self.skipped.lock();
         for (sink, lost) in lost {
             skipped.entry(sink).or_default().add(lost);
         }

@@ -1,8 +1,8 @@
 //! Whether the daemon is ready for deliveries, and if not, why.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 /// The daemon's readiness: its phase of life and the named conditions that its parts report.
@@ -95,7 +95,7 @@ impl Health {
 
     /// A panic elsewhere leaves the state whole: each change is a single step.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -9,9 +9,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, MetricFamily};
 use prometheus::{
@@ -371,7 +372,7 @@ impl Metrics {
 
     /// Creates the series of a source that was configured later; those of a source that is gone stay.
     pub fn add_source(&self, name: &str) {
-        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = self.sources.write();
         sources.entry(name.to_owned()).or_insert_with(|| Arc::new(self.source_families.of(name)));
     }
 
@@ -533,7 +534,7 @@ impl Metrics {
     /// runs on an async thread of the admin endpoint: it reads what is already in memory, does not block,
     /// and calls neither this nor [`Metrics::render`].
     pub fn before_render(&self, hook: BeforeRender) {
-        self.before_render.write().unwrap_or_else(PoisonError::into_inner).push(hook);
+        self.before_render.write().push(hook);
     }
 
     /// Runs the callbacks, then writes every series in the format named by [`CONTENT_TYPE`].
@@ -541,7 +542,7 @@ impl Metrics {
     /// # Errors
     /// [`MetricsError::Encode`] when a series cannot be written.
     pub fn render(&self) -> Result<Vec<u8>, MetricsError> {
-        for hook in self.before_render.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for hook in self.before_render.read().iter() {
             hook(self);
         }
         let mut text = Vec::new();
@@ -550,7 +551,7 @@ impl Metrics {
     }
 
     fn source(&self, name: &str) -> Option<Arc<SourceSeries>> {
-        let series = self.sources.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let series = self.sources.read().get(name).cloned();
         debug_assert!(series.is_some(), "no source of this name is configured");
         series
     }

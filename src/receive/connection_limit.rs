@@ -8,9 +8,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 
@@ -87,7 +88,7 @@ impl ConnectionLimit {
     /// Sets what [`ConnectionLimit::new`] was given. Where it is less than there is, no connection is evicted until the
     /// next newcomer, which then waits until there is room.
     pub fn resize(&self, all: usize, per_peer: usize) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         (state.all, state.per_peer) = (all.max(1), per_peer.max(1));
         self.shared.changed.notify_one();
     }
@@ -103,9 +104,9 @@ impl ConnectionLimit {
     ) -> (ConnectionPermit, oneshot::Receiver<Evicted>) {
         loop {
             let changed = self.shared.changed.notified();
-            let before = self.shared.state().evicted_young;
+            let before = self.shared.state.lock().evicted_young;
             let admitted = self.try_admit(peer, is_proxy);
-            let evicted_young = self.shared.state().evicted_young;
+            let evicted_young = self.shared.state.lock().evicted_young;
             if evicted_young > before && evicted_young.is_multiple_of(BURST) {
                 sleep(BURST_DELAY).await;
             }
@@ -122,7 +123,7 @@ impl ConnectionLimit {
         is_proxy: bool,
     ) -> Option<(ConnectionPermit, oneshot::Receiver<Evicted>)> {
         let network = network(peer);
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if !is_proxy {
             state.make_room_of(network, 1);
         }
@@ -142,7 +143,7 @@ impl ConnectionLimit {
 
     /// Evicts a connection, because the system is short of descriptors.
     pub fn make_room(&self) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if let Some(goes) = state.oldest_of_the_most().or_else(|| state.longest_idle()) {
             state.evict(goes, Evicted::TooMany);
         }
@@ -152,7 +153,7 @@ impl ConnectionLimit {
     pub async fn all_left(&self) {
         loop {
             let changed = self.shared.changed.notified();
-            if self.shared.state().connections.is_empty() {
+            if self.shared.state.lock().connections.is_empty() {
                 return;
             }
             changed.await;
@@ -161,7 +162,7 @@ impl ConnectionLimit {
 
     /// Number of connections, and how many of them are authenticated.
     pub fn taken(&self) -> (usize, usize) {
-        let state = self.shared.state();
+        let state = self.shared.state.lock();
         (state.connections.len(), state.connections.len() - state.unauthenticated().count())
     }
 }
@@ -176,7 +177,7 @@ impl ConnectionPermit {
     pub fn is_for(&self, client: IpAddr) {
         let _ = self.client.set(client);
         let network = network(client);
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if let Some(connection) = state.connections.get_mut(&self.number) {
             connection.network = network;
             state.make_room_of(network, 0);
@@ -194,7 +195,7 @@ impl ConnectionPermit {
     }
 
     fn change(&self, change: impl FnOnce(&mut Connection, u64)) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         let now = state.tick();
         if let Some(connection) = state.connections.get_mut(&self.number) {
             change(connection, now);
@@ -204,23 +205,18 @@ impl ConnectionPermit {
 
     /// Whether it has shown a valid token.
     pub fn is_authenticated(&self) -> bool {
-        self.shared.state().connections.get(&self.number).is_some_and(|known| known.is_authenticated)
+        self.shared.state.lock().connections.get(&self.number).is_some_and(|known| known.is_authenticated)
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.shared.state().connections.remove(&self.number);
+        self.shared.state.lock().connections.remove(&self.number);
         self.shared.changed.notify_one();
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing below panics between two changes that belong together.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl Shared {}
 
 impl State {
     fn tick(&mut self) -> u64 {

@@ -4,7 +4,7 @@
 //! a batch at all, and only then the first byte of the body.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
@@ -14,6 +14,7 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use ipnet::IpNet;
+use parking_lot::RwLock;
 use tokio::time::timeout_at;
 
 use super::connection_limit::ConnectionPermit;
@@ -236,12 +237,12 @@ impl Service {
 
     /// What a request that begins now, or a connection, is treated by.
     pub fn in_force(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.rules.read())
     }
 
     /// From the next request on.
     pub fn replace(&self, rules: Rules) {
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        *self.rules.write() = Arc::new(rules);
     }
 
     async fn take(

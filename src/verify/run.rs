@@ -7,9 +7,11 @@
 //! a reader, since files are taken in their order: nothing waits in a circle.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::judge::{Block, Judged, Keys, Window, judge};
 use super::read::{Blocks, Fault, Kind};
@@ -75,7 +77,7 @@ pub fn check<E>(
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(path) = files.get(index) else { return };
-                    let tell = tell.lock().unwrap_or_else(PoisonError::into_inner)[index].take();
+                    let tell = tell.lock()[index].take();
                     if let Some(tell) = tell
                         && read_one(path, read, &jobs, &tell).is_none()
                     {
@@ -137,7 +139,7 @@ fn read_one(
 
 fn judge_all(queue: &Mutex<Receiver<Job>>, keys: &Keys, window: Window) {
     loop {
-        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let job = queue.lock().recv();
         let Ok((block, place)) = job else { return };
         // Nobody may wait for it any more.
         let _ = place.send(judge(&block.entries(), keys, window, &mut rand::rng()));

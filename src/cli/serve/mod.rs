@@ -16,11 +16,12 @@ mod sources;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot::error::TryRecvError;
@@ -261,7 +262,7 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
 
 /// Who may look at the admin endpoint: everybody, as long as there is no token.
 fn may_look(token: Arc<RwLock<Option<Secret>>>) -> admin::Authorise {
-    Box::new(move |presented| match &*token.read().unwrap_or_else(PoisonError::into_inner) {
+    Box::new(move |presented| match &*token.read() {
         None => true,
         Some(token) => presented.is_some_and(|presented| token.matches(presented)),
     })

@@ -1,8 +1,9 @@
 //! SIGHUP, and certificates that were replaced: what is new is checked first, and taken up as a whole or not at all.
 //! What the daemon was started with and cannot change while it runs is named.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::sources::Sources;
@@ -80,7 +81,7 @@ impl Reload {
             false => memory_budget(&new),
         };
         self.service.replace(rules(&new, &sources, &self.ingest, memory));
-        *self.admin_token.write().unwrap_or_else(PoisonError::into_inner) = new.admin.token.clone();
+        *self.admin_token.write() = new.admin.token.clone();
         let _ = self.in_force.send_replace(Arc::new(InForce::of(&new, &sources)));
         (self.config, self.sources) = (new, sources);
         self.look_at_expiry();

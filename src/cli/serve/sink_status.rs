@@ -1,8 +1,10 @@
 //! What the log, the metrics and `/readyz` say of each sink.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::Watcher;
@@ -45,7 +47,7 @@ impl SinkStatus {
 
     /// Reports the sinks that are stuck. To be called every second.
     pub(super) fn check(&self) {
-        for (sink, state) in self.sinks().iter_mut() {
+        for (sink, state) in self.sinks.lock().iter_mut() {
             let is_stuck = state.busy_since.is_some_and(|since| since.elapsed() >= STUCK);
             if is_stuck && !state.is_stuck {
                 tracing::error!(
@@ -59,10 +61,6 @@ impl SinkStatus {
             state.is_stuck |= is_stuck;
         }
     }
-
-    fn sinks(&self) -> MutexGuard<'_, BTreeMap<String, State>> {
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn condition(sink: &str) -> String {
@@ -71,7 +69,7 @@ fn condition(sink: &str) -> String {
 
 impl Watcher for Arc<SinkStatus> {
     fn working(&self, sink: &str, is_working: bool) {
-        let mut sinks = self.sinks();
+        let mut sinks = self.sinks.lock();
         if !sinks.contains_key(sink) {
             sinks.insert(sink.to_owned(), State::default());
         }
@@ -95,7 +93,7 @@ impl Watcher for Arc<SinkStatus> {
     fn failed(&self, sink: &str, error: &SinkError) {
         self.metrics.sink_error(sink);
         self.health.set(&condition(sink), Err(error.to_string()));
-        let mut sinks = self.sinks();
+        let mut sinks = self.sinks.lock();
         let Some(state) = sinks.get_mut(sink) else { return };
         let now = Instant::now();
         match &mut state.outage {
@@ -123,7 +121,7 @@ impl Watcher for Arc<SinkStatus> {
 
     fn recovered(&self, sink: &str) {
         self.health.clear(&condition(sink));
-        if let Some(outage) = self.sinks().get_mut(sink).and_then(|state| state.outage.take()) {
+        if let Some(outage) = self.sinks.lock().get_mut(sink).and_then(|state| state.outage.take()) {
             let (failures, seconds) = (outage.failures, outage.since.elapsed().as_secs());
             log_seldom!(info, sink, sink, failures, seconds, "the sink works again");
         }

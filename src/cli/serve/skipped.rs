@@ -1,8 +1,10 @@
 //! What sinks lost by `when_full = "skip"`: counted exactly, and said now and then.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::ledger::{Ledger, Skipped};
 use crate::observe::metrics::Metrics;
@@ -34,7 +36,7 @@ impl Skips {
 
     /// Counts what was lost since the last time.
     pub(super) fn count(&self) {
-        let mut reports = self.reports();
+        let mut reports = self.reports.lock();
         for (sink, skipped) in self.ledger.take_skipped() {
             self.metrics.sink_skipped(&sink, skipped.events);
             reports.entry(sink).or_default().unsaid.add(skipped);
@@ -58,7 +60,7 @@ impl Skips {
     }
 
     fn report(&self, is_time: impl Fn(Instant) -> bool) {
-        for (sink, report) in self.reports().iter_mut() {
+        for (sink, report) in self.reports.lock().iter_mut() {
             if report.unsaid.events == 0 || !report.said.is_none_or(&is_time) {
                 continue;
             }
@@ -73,9 +75,5 @@ impl Skips {
                  oldest events"
             );
         }
-    }
-
-    fn reports(&self) -> MutexGuard<'_, BTreeMap<String, Report>> {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,8 +4,9 @@
 mod clients;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -138,13 +139,13 @@ impl Certificates {
 
     /// For the next connection.
     pub fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.read().config)
+        Arc::clone(&self.current.read().config)
     }
 
     /// When the first of the server's certificate and its intermediates expires, in seconds since the Unix epoch; none when it does not say so in
     /// the way of RFC 5280.
     pub fn not_after(&self) -> Option<i64> {
-        self.read().not_after
+        self.current.read().not_after
     }
 
     /// Takes the files up that are served, if they have changed: whether they have. Bad ones are complained about
@@ -154,7 +155,7 @@ impl Certificates {
     /// As for [`Certificates::replace`].
     pub fn follow(&self, now: i64) -> Result<bool, TlsError> {
         let (files, stamps) = {
-            let current = self.read();
+            let current = self.current.read();
             // Before they are read: what changes meanwhile has changed again.
             let stamps = stamps(&current.files);
             if stamps == current.stamps || Some(&stamps) == current.overlooked.as_ref() {
@@ -163,7 +164,7 @@ impl Certificates {
             (current.files.clone(), stamps)
         };
         self.replace(files, now).map(|()| true).inspect_err(|_| {
-            self.current.write().unwrap_or_else(PoisonError::into_inner).overlooked = Some(stamps);
+            self.current.write().overlooked = Some(stamps);
         })
     }
 
@@ -174,19 +175,15 @@ impl Certificates {
     /// See [`TlsError`]; an expired certificate and a chain out of order are errors, too, unless they are what is
     /// served already. Then everything stays as it is.
     pub fn replace(&self, files: Files, now: i64) -> Result<(), TlsError> {
-        if self.read().serves(&files) {
+        if self.current.read().serves(&files) {
             return Ok(());
         }
         let (fresh, doubt) = Current::load(files, now)?;
         if let Some(doubt) = doubt {
             return Err(doubt);
         }
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *self.current.write() = fresh;
         Ok(())
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Current> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -409,7 +406,7 @@ mod tests {
         ] {
             let error = certificates.replace(bad, NOW).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
-            assert_eq!((certificates.not_after(), &certificates.read().files), (end, &files("good")));
+            assert_eq!((certificates.not_after(), &certificates.current.read().files), (end, &files("good")));
         }
         std::fs::write(dir.path().join("chain.pem"), own + &ca.pem()).unwrap();
         certificates.replace(files("chain"), NOW).unwrap();
