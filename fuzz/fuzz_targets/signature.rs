@@ -1,4 +1,4 @@
-//! Which bytes are signed: what is signed anew is accepted, what was changed behind the signature is not.
+//! Which bytes are signed: a line signed again is accepted, and a changed one is not.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     is_proven(line);
     let Some(read) = naive::read(line) else { return Corpus::Keep };
 
-    // Whatever stands in the signature's place is replaced by a good one, over one of the messages.
+    // The value of the signature is replaced by a valid one over one of the messages.
     if let (Some(value), false) = (&read.signature, read.messages.is_empty()) {
         let message = &read.messages[usize::from(how) % read.messages.len()];
         let good = signature::encode(&SIGNING_KEY.sign(message).to_bytes());
@@ -45,7 +45,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// Where the signature's value stands: the one occurrence of it without which the rest is the message.
+/// Returns the position of the signature's value: the one occurrence without which the rest is the message.
 fn place(line: &[u8], value: &[u8], message: &[u8]) -> usize {
     let naive_message = |start: usize| {
         let mut marked = line.to_vec();

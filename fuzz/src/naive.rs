@@ -201,9 +201,9 @@ fn always_there(name: &str, severity: &str) -> Vec<&'static str> {
     } else {
         return keys;
     }
-    let is_of_nobody =
+    let is_without_principal =
         (is_login && name != "AUTHENTICATION_OUTCOME_SUCCESS") || (name == "Ingress" && severity == "6");
-    if !is_of_nobody {
+    if !is_without_principal {
         keys.extend(["org_id", "principal_id"]);
     }
     keys

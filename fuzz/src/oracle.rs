@@ -1,9 +1,9 @@
-//! What must hold for every line, whoever wrote it.
+//! Checks that must hold for every line.
 
 use std::collections::BTreeMap;
 
-use auditgate::ingest::{Judgeable, open};
 use auditgate::escape::is_hazardous;
+use auditgate::ingest::{Judgeable, open};
 use auditgate::trust::verify;
 use auditgate::wire::event::Value;
 use auditgate::wire::line::Line;
@@ -65,7 +65,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// What is promised to whoever reads a field by its documented type.
+/// Checks that a field has its documented type.
 fn check_type(name: &str, value: &Value) {
     match (name, value) {
         (_, Value::Number(digits)) => {
