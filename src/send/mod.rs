@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_batch_is_listed_and_stops_nothing() {
+    async fn a_lost_batch_is_listed_and_does_not_stop_the_others() {
         let receiver = Receiver::start([Answer::new(400, "", "no"), Answer::new(200, "", "thanks")]);
         let mut options = options(&receiver);
         options.batch.events = 2;
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_observer_is_noticed() {
+    async fn a_panic_of_the_observer_is_an_error() {
         let receiver = Receiver::start([Answer::receipt(1, 0, 0)]);
         let mut options = options(&receiver);
         options.observer = Some(Box::new(|_| panic!("observer")));

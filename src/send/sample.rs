@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn every_event_has_its_type_s_fields_and_every_format() {
+    fn every_event_has_the_fields_of_its_type_in_every_format() {
         for event in samples(3).take(500) {
             let name = event.text("name").unwrap();
             assert_ne!(Type::of(&name), Type::Other);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_s_events_share_its_trace() {
+    fn the_events_of_a_request_share_its_trace() {
         let mut traces: BTreeMap<String, Vec<Event>> = BTreeMap::new();
         for event in samples(4).take(600) {
             traces.entry(event.text("trace_id").unwrap().into_owned()).or_default().push(event);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_needs_is_filled_in_and_nothing_is_overwritten() {
+    fn missing_header_fields_are_filled_in_and_none_is_overwritten() {
         let mut event = Event::new();
         event.set("name", Value::Text("AUTHENTICATION_OUTCOME_SUCCESS".to_owned()));
         event.set("event_vendor", Value::Text("ExampleOrg".to_owned()));

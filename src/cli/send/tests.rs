@@ -14,8 +14,8 @@ struct Command {
     args: Args,
 }
 
-/// What a run left behind.
-struct Ran {
+/// Result and output of a run.
+struct RunOutput {
     result: Result<(), Failure>,
     out: String,
     complaints: String,
@@ -51,7 +51,7 @@ impl Fixture {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn run(&self, args: &[&str]) -> Ran {
+    fn run(&self, args: &[&str]) -> RunOutput {
         let to = self.receiver.endpoint().to_string();
         let all = [&["send", "--to", &to, "--linger", "1h"], args].concat();
         let args = Command::try_parse_from(all).unwrap_or_else(|error| panic!("{error}")).args;
@@ -67,7 +67,7 @@ impl Fixture {
         };
         let result = send(&args, &environment, console);
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ran { result, out: text(out), complaints: text(complaints) }
+        RunOutput { result, out: text(out), complaints: text(complaints) }
     }
 
     fn lines(&self) -> Vec<String> {
@@ -95,15 +95,15 @@ const CPS: &str = r#"{"event":{"name":"Ingress","rt":"1684454619000","trace_id":
 fn generated_events_are_signed_and_receipts_printed() {
     let fixture = Fixture::new([Answer::receipt(3, 1, 0), Answer::receipt(1, 0, 0)]);
     let key = fixture.path("key.pem");
-    let ran = fixture.run(&["--key", &key, "--generate", "5", "--seed", "1", "--batch-events", "4"]);
-    ran.result.unwrap();
+    let output = fixture.run(&["--key", &key, "--generate", "5", "--seed", "1", "--batch-events", "4"]);
+    output.result.unwrap();
     assert_eq!(
-        ran.out,
+        output.out,
         "batch 1: 4 events, 200, accepted 3, duplicates 1, quarantined 0\n\
          batch 2: 1 event, 200, accepted 1, duplicates 0, quarantined 0\n\
          5 events in 2 batches: accepted 4, duplicates 1, quarantined 0\n"
     );
-    assert_eq!(ran.complaints, "");
+    assert_eq!(output.complaints, "");
     let lines = fixture.lines();
     assert_eq!(lines.len(), 5);
     assert!(lines.iter().all(|line| line.contains(" CEF:0|KongInc|Konnect|") && verifies(line)));
@@ -123,7 +123,7 @@ fn events_keep_their_format_and_get_a_new_signature() {
 }
 
 #[test]
-fn events_are_converted_and_what_a_header_needs_is_filled_in() {
+fn events_are_converted_and_missing_header_fields_are_filled_in() {
     let fixture = Fixture::new([Answer::receipt(2, 0, 0)]);
     let file = fixture.file("events", format!("{JSON}\n{CPS}\n").as_bytes());
     fixture.run(&["--unsigned", "--format", "cef", &file]).result.unwrap();
@@ -137,18 +137,18 @@ fn events_are_converted_and_what_a_header_needs_is_filled_in() {
 }
 
 #[test]
-fn a_bad_line_is_named_and_costs_the_others_nothing() {
+fn an_invalid_line_is_reported_and_the_others_are_sent() {
     let fixture = Fixture::new([Answer::receipt(2, 0, 0)]);
     let long = format!("{{\"a\":\"{}\"}}", "x".repeat(1000));
     let longer = "y".repeat(80_000);
     let text = format!("{JSON}\n\nno event\x1b\n{{\"a\":1,\"a\":2}}\n{long}\n{longer}\n{CPS}\n");
     let file = fixture.file("events", text.as_bytes());
-    let ran = fixture.run(&["--unsigned", "--batch-bytes", "1000B", &file]);
-    let failure = ran.result.unwrap_err();
+    let output = fixture.run(&["--unsigned", "--batch-bytes", "1000B", &file]);
+    let failure = output.result.unwrap_err();
     assert_eq!((failure.exit, failure.message.as_str()), (Exit::Finding, "4 input lines could not be sent"));
     assert_eq!(fixture.lines().len(), 2);
-    let said: Vec<&str> = ran.complaints.lines().collect();
-    assert_eq!(said.len(), 4, "{}", ran.complaints);
+    let said: Vec<&str> = output.complaints.lines().collect();
+    assert_eq!(said.len(), 4, "{}", output.complaints);
     for (said, what) in said.iter().zip([
         "events, line 3: cannot be sent: neither a JSON object nor a CEF header",
         "events, line 4: cannot be sent: the keys a are ambiguous",
@@ -160,21 +160,21 @@ fn a_bad_line_is_named_and_costs_the_others_nothing() {
 }
 
 #[test]
-fn raw_lines_go_as_they_are() {
+fn raw_lines_are_sent_unchanged() {
     let fixture = Fixture::new([Answer::new(202, "", "")]);
     let file = fixture.file("raw", b"no event\r\n \n{} \r\r\n");
-    let ran = fixture.run(&["--input-format", "raw", &file]);
-    ran.result.unwrap();
+    let output = fixture.run(&["--input-format", "raw", &file]);
+    output.result.unwrap();
     assert_eq!(fixture.lines(), ["no event", "{} \r"]);
     assert_eq!(
-        ran.out,
+        output.out,
         "batch 1: 2 events, 202, no receipt\n\
          2 events in 1 batch: accepted 0, duplicates 0, quarantined 0, without a receipt 2\n"
     );
 }
 
 #[test]
-fn quarantined_lines_go_in_again() {
+fn quarantined_lines_are_sent_again() {
     let mut fixture = Fixture::new([Answer::receipt(4, 0, 0)]);
     let (bad, whole) = (Reason::BadSignature, Reason::UndecodableBody);
     let raws: [(&[u8], Reason); 4] = [
@@ -188,15 +188,17 @@ fn quarantined_lines_go_in_again() {
         record::write_quarantined(&mut fixture.stdin, &record);
     }
     fixture.stdin.extend_from_slice(JSON.as_bytes());
-    let ran = fixture.run(&["--input-format", "quarantine", "-"]);
-    assert_eq!(ran.result.unwrap_err().message, "2 input lines could not be sent");
+    let output = fixture.run(&["--input-format", "quarantine", "-"]);
+    assert_eq!(output.result.unwrap_err().message, "2 input lines could not be sent");
     assert_eq!(fixture.lines(), [CEF, "\u{202e}x\u{1b}", "a", "b"]);
-    assert!(ran.complaints.contains("standard input, line 2: cannot be sent: it is a body without an event"));
-    assert!(ran.complaints.contains("standard input, line 5: cannot be sent: it is no quarantine record"));
+    assert!(
+        output.complaints.contains("standard input, line 2: cannot be sent: it is a body without an event")
+    );
+    assert!(output.complaints.contains("standard input, line 5: cannot be sent: it is no quarantine record"));
 }
 
 #[test]
-fn compressed_files_are_read_as_what_they_hold() {
+fn compressed_files_are_decompressed() {
     let fixture = Fixture::new([Answer::receipt(3, 0, 0)]);
     let mut record = Vec::new();
     let (raw, reason) = (CEF.as_bytes(), Reason::BadSignature);
@@ -210,10 +212,10 @@ fn compressed_files_are_read_as_what_they_hold() {
 }
 
 #[test]
-fn what_was_not_delivered_is_counted() {
+fn undelivered_events_are_counted() {
     let fixture = Fixture::new([Answer::receipt(2, 0, 0), Answer::new(401, "", "")]);
-    let ran = fixture.run(&["--unsigned", "--generate", "5", "--batch-events", "2"]);
-    let failure = ran.result.unwrap_err();
+    let output = fixture.run(&["--unsigned", "--generate", "5", "--batch-events", "2"]);
+    let failure = output.result.unwrap_err();
     let host = fixture.receiver.endpoint().authority().to_owned();
     assert_eq!(failure.exit, Exit::Finding);
     assert_eq!(
@@ -222,15 +224,15 @@ fn what_was_not_delivered_is_counted() {
             "3 events in 2 of 3 batches could not be delivered, the first because {host} answered 401: check the authorization"
         )
     );
-    assert!(ran.out.contains("batch 2: 2 events, not delivered, 1 attempt: "), "{}", ran.out);
-    assert!(ran.out.ends_with("duplicates 0, quarantined 0, not delivered 3\n"), "{}", ran.out);
+    assert!(output.out.contains("batch 2: 2 events, not delivered, 1 attempt: "), "{}", output.out);
+    assert!(output.out.ends_with("duplicates 0, quarantined 0, not delivered 3\n"), "{}", output.out);
 }
 
 #[test]
 fn retries_can_be_turned_off() {
     let fixture = Fixture::new([Answer::new(500, "", "")]);
-    let ran = fixture.run(&["--unsigned", "--generate", "1", "--retries", "0"]);
-    assert_eq!(ran.result.unwrap_err().exit, Exit::Finding);
+    let output = fixture.run(&["--unsigned", "--generate", "1", "--retries", "0"]);
+    assert_eq!(output.result.unwrap_err().exit, Exit::Finding);
     assert_eq!(fixture.receiver.requests().len(), 1);
 }
 
@@ -256,7 +258,7 @@ fn the_authorization_comes_from_one_of_three_places() {
 }
 
 #[test]
-fn what_makes_no_sense_together_is_refused_before_any_post() {
+fn conflicting_arguments_are_refused_before_any_post() {
     let fixture = Fixture::new([]);
     let key = fixture.path("key.pem");
     for args in [
@@ -285,12 +287,12 @@ fn what_makes_no_sense_together_is_refused_before_any_post() {
 #[test]
 fn unusable_files_have_their_exit_codes() {
     let fixture = Fixture::new([Answer::receipt(1, 0, 0)]);
-    let (missing, rubbish) = (fixture.path("missing"), fixture.file("rubbish", b"\x00\n\n"));
+    let (missing, garbage) = (fixture.path("missing"), fixture.file("garbage", b"\x00\n\n"));
     for (args, exit) in [
         (&["--key", &missing][..], Exit::Config),
-        (&["--key", &rubbish], Exit::Config),
+        (&["--key", &garbage], Exit::Config),
         (&["--unsigned", "--authorization-file", &missing], Exit::Config),
-        (&["--unsigned", "--authorization-file", &rubbish], Exit::Config),
+        (&["--unsigned", "--authorization-file", &garbage], Exit::Config),
         (&["--unsigned", &missing], Exit::Io),
         (&["--unsigned", fixture.dir.path().to_str().unwrap()], Exit::Io),
     ] {
@@ -299,17 +301,17 @@ fn unusable_files_have_their_exit_codes() {
         assert!(failure.message.contains(fixture.dir.path().to_str().unwrap()), "{failure}");
     }
     let args =
-        Command::try_parse_from(["send", "--to", "https://localhost/", "--unsigned", "--ca", &rubbish]);
+        Command::try_parse_from(["send", "--to", "https://localhost/", "--unsigned", "--ca", &garbage]);
     let failure = run(&args.unwrap().args, &mut Vec::new()).unwrap_err();
     assert_eq!(failure.exit, Exit::Config, "{failure}");
-    assert!(failure.message.contains("rubbish"), "{failure}");
+    assert!(failure.message.contains("garbage"), "{failure}");
     assert_eq!(fixture.receiver.requests().len(), 0);
 }
 
 #[test]
-fn a_file_that_breaks_off_is_told_after_what_was_read_is_sent() {
-    struct Breaks(bool);
-    impl Read for Breaks {
+fn a_read_error_is_reported_after_the_lines_before_it_are_sent() {
+    struct FailsAfterALine(bool);
+    impl Read for FailsAfterALine {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             if std::mem::replace(&mut self.0, true) {
                 return Err(io::Error::other("disk on fire"));
@@ -322,7 +324,8 @@ fn a_file_that_breaks_off_is_told_after_what_was_read_is_sent() {
     let to = fixture.receiver.endpoint().to_string();
     let args = Command::try_parse_from(["send", "--to", &to, "--input-format", "raw"]).unwrap().args;
     let (mut out, mut complaints) = (Vec::new(), Vec::new());
-    let console = Console { stdin: Box::new(Breaks(false)), out: &mut out, complaints: &mut complaints };
+    let console =
+        Console { stdin: Box::new(FailsAfterALine(false)), out: &mut out, complaints: &mut complaints };
     let failure = send(&args, &|_| None, console).unwrap_err();
     assert_eq!(failure.exit, Exit::Io);
     assert!(failure.message.starts_with("cannot read standard input beyond line 1: disk on fire"));

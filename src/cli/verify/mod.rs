@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_a_file_and_a_line() {
+    fn a_location_is_a_file_and_a_line() {
         let one = [PathBuf::from("a.log")];
         let two = [PathBuf::from("a.log"), PathBuf::from("b.log")];
         let found = |place, files: &[PathBuf]| located(place, files).ok();

@@ -1,11 +1,10 @@
 use std::sync::{Arc, Mutex};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::super::authority::{Authority, server_config};
 use super::super::loopback::{Answer, Server};
 use super::*;
 
@@ -20,7 +19,7 @@ async fn fetch(server: &Server, limit_bytes: usize) -> Result<Fetched, ClientErr
 }
 
 #[tokio::test]
-async fn an_answer_comes_back_whole_and_the_connection_is_used_again() {
+async fn an_answer_is_returned_whole_and_the_connection_is_reused() {
     let server = Server::start(Answer::ok("hello")).await;
     let client = plain_client(&server);
     let name = HeaderName::from_static("x-test");
@@ -56,7 +55,7 @@ async fn a_post_carries_its_body_and_the_callers_user_agent() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_just_its_status() {
+async fn a_redirect_is_not_followed() {
     let server = Server::start(Answer::redirect("http://127.0.0.1:1/elsewhere")).await;
     assert_eq!(fetch(&server, 10).await.unwrap().status, 302);
     assert_eq!(server.requests(), 1);
@@ -91,7 +90,7 @@ async fn a_stalled_body_times_out_too() {
 }
 
 #[tokio::test]
-async fn a_cut_off_answer_is_told_from_one_that_is_not_http() {
+async fn a_truncated_answer_and_one_that_is_not_http_are_different_errors() {
     let server = Server::start(Answer::raw("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")).await;
     let error = fetch(&server, 10).await.unwrap_err();
     assert!(matches!(error, ClientError::Interrupted { .. }), "{error:?}");
@@ -104,8 +103,8 @@ async fn a_cut_off_answer_is_told_from_one_that_is_not_http() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_says_so_in_one_line() {
-    let endpoint = Server::nobody_listens().await;
+async fn a_refused_connection_is_reported_in_one_line() {
+    let endpoint = Server::refusing();
     let client = Client::for_endpoint(&endpoint, None).unwrap();
     let error = client.get(&endpoint, &[], 10, TIMEOUT).await.unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error}");
@@ -114,45 +113,22 @@ async fn a_refused_connection_says_so_in_one_line() {
     assert_eq!(message.to_lowercase().matches("connection refused").count(), 1, "{message}");
 }
 
-/// An authority and a TLS server certificate for `name` that it issued.
-fn issue(name: &str) -> (String, TlsAcceptor) {
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec![name.to_owned()])
-        .unwrap()
-        .signed_by(&key, &Issuer::new(ca, ca_key))
-        .unwrap();
-    let config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![leaf.der().clone()],
-                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            )
-            .unwrap();
-    (ca_pem, TlsAcceptor::from(Arc::new(config)))
+/// Returns a TLS acceptor with a certificate for `name`.
+fn acceptor(authority: &Authority, name: &str) -> TlsAcceptor {
+    let config = server_config(&authority.identity(name), None, rustls::DEFAULT_VERSIONS);
+    TlsAcceptor::from(Arc::new(config))
 }
 
 #[tokio::test]
 async fn tls_works_with_the_right_authority_only() {
-    let (ca_pem, acceptor) = issue("127.0.0.1");
-    let (other_pem, _) = issue("127.0.0.1");
-    let server = Server::start_tls(Answer::ok("hello"), acceptor).await;
-    let dir = tempfile::tempdir().unwrap();
-    let (right, wrong) = (dir.path().join("ca.pem"), dir.path().join("other.pem"));
-    std::fs::write(&right, ca_pem).unwrap();
-    std::fs::write(&wrong, other_pem).unwrap();
+    let (right, wrong) = (Authority::new(), Authority::new());
+    let server = Server::start_tls(Answer::ok("hello"), acceptor(&right, "127.0.0.1")).await;
 
-    let client = Client::for_endpoint(&server.endpoint(), Some(&right)).unwrap();
+    let client = Client::for_endpoint(&server.endpoint(), Some(&right.ca())).unwrap();
     let fetched = client.get(&server.endpoint(), &[], 10, TIMEOUT).await.unwrap();
     assert_eq!(fetched.body.as_ref(), b"hello");
 
-    let client = Client::for_endpoint(&server.endpoint(), Some(&wrong)).unwrap();
+    let client = Client::for_endpoint(&server.endpoint(), Some(&wrong.ca())).unwrap();
     let error = client.get(&server.endpoint(), &[], 10, TIMEOUT).await.unwrap_err();
     assert!(matches!(error, ClientError::Certificate { .. }), "{error:?}");
     assert!(error.to_string().contains("invalid peer certificate"), "{error}");
@@ -160,13 +136,10 @@ async fn tls_works_with_the_right_authority_only() {
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_name_is_told_from_a_failed_connection() {
-    let (ca_pem, acceptor) = issue("example.com");
-    let server = Server::start_tls(Answer::ok("hello"), acceptor).await;
-    let dir = tempfile::tempdir().unwrap();
-    let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, ca_pem).unwrap();
-    let client = Client::for_endpoint(&server.endpoint(), Some(&ca)).unwrap();
+async fn a_certificate_for_another_name_is_another_error_than_a_failed_connection() {
+    let authority = Authority::new();
+    let server = Server::start_tls(Answer::ok("hello"), acceptor(&authority, "example.com")).await;
+    let client = Client::for_endpoint(&server.endpoint(), Some(&authority.ca())).unwrap();
     let error = client.get(&server.endpoint(), &[], 10, TIMEOUT).await.unwrap_err();
     assert!(matches!(error, ClientError::Certificate { .. }), "{error:?}");
 
@@ -176,7 +149,7 @@ async fn a_certificate_for_another_name_is_told_from_a_failed_connection() {
     assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
 }
 
-/// A proxy that leads every tunnel to one server; it gives its own address and what it was asked.
+/// Starts a proxy that connects every tunnel to one server. Returns its URL and the head of its last request.
 async fn proxy_to(server: std::net::SocketAddr, answer: &'static str) -> (String, Arc<Mutex<String>>) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://user:pass@{}", socket.local_addr().unwrap());
@@ -199,12 +172,10 @@ async fn proxy_to(server: std::net::SocketAddr, answer: &'static str) -> (String
 
 #[tokio::test]
 async fn https_goes_through_the_proxy_of_the_environment() {
-    let (ca_pem, acceptor) = issue("keys.example");
-    let server = Server::start_tls(Answer::ok("hello"), acceptor).await;
-    let dir = tempfile::tempdir().unwrap();
-    let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, ca_pem).unwrap();
-    let client = |proxies| Client::with_proxies(client_tls(Some(&ca)).unwrap(), TIMEOUT, proxies);
+    let authority = Authority::new();
+    let server = Server::start_tls(Answer::ok("hello"), acceptor(&authority, "keys.example")).await;
+    let tls = || client_tls(Some(&authority.ca())).unwrap();
+    let client = |proxies| Client::with_proxies(tls(), TIMEOUT, proxies);
     let endpoint = Endpoint::parse("https://keys.example/jwks").unwrap();
     let address = server.endpoint().authority().parse().unwrap();
 
@@ -216,7 +187,7 @@ async fn https_goes_through_the_proxy_of_the_environment() {
     assert!(head.starts_with("connect keys.example:443 http/1.1\r\n"), "{head}");
     assert!(head.contains("proxy-authorization: basic dxnlcjpwyxnz\r\n"), "{head}");
 
-    // Of this machine, and of what NO_PROXY names, it is not asked.
+    // Loopback addresses and hosts in NO_PROXY bypass the proxy.
     asked.lock().unwrap().clear();
     let error = client(proxies().build()).get(&server.endpoint(), &[], 10, TIMEOUT).await.unwrap_err();
     assert!(matches!(error, ClientError::Certificate { .. }), "{error:?}");

@@ -15,13 +15,14 @@ struct Endpoint {
     task: JoinHandle<()>,
 }
 
-fn everybody() -> Authorise {
+/// Accepts every request.
+fn without_token() -> Authorise {
     Box::new(|_| true)
 }
 
 impl Endpoint {
     async fn start() -> Self {
-        Self::start_for(everybody()).await
+        Self::start_for(without_token()).await
     }
 
     async fn start_for(authorise: Authorise) -> Self {
@@ -35,12 +36,12 @@ impl Endpoint {
         Self { address, metrics, health, stop, task }
     }
 
-    /// Sends one request on a connection of its own and reads the answer to its end.
+    /// Sends a request on a new connection, and reads the response to its end.
     async fn ask(&self, method: &str, target: &str) -> String {
         self.ask_with(method, target, "").await
     }
 
-    /// With further header fields, each with its line end.
+    /// Sends a request with further header fields, each with its line end.
     async fn ask_with(&self, method: &str, target: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let request =
@@ -61,7 +62,7 @@ fn body(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").unwrap().1
 }
 
-/// Reads until the bytes end as given: one answer on a connection that stays open.
+/// Reads until the bytes end like this: one response on a connection that stays open.
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut answer = Vec::new();
     while !answer.ends_with(end.as_bytes()) {
@@ -71,7 +72,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_name_of_somebody_else_is_answered_with_a_token_only() {
+async fn another_host_name_is_accepted_only_with_a_token() {
     let ask = async |endpoint: &Endpoint, host: &str, more: &str| {
         let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
         let request = format!("GET /metrics HTTP/1.1\r\n{host}{more}Connection: close\r\n\r\n");
@@ -126,7 +127,7 @@ async fn head_has_the_length_and_no_body() {
 }
 
 #[tokio::test]
-async fn the_process_is_alive_though_not_ready() {
+async fn the_process_is_healthy_before_it_is_ready() {
     let endpoint = Endpoint::start().await;
     assert_eq!(body(&endpoint.ask("GET", "/healthz").await), "ok");
     assert!(endpoint.ask("GET", "/readyz").await.starts_with("HTTP/1.1 503 "));
@@ -169,7 +170,7 @@ async fn other_paths_and_methods_are_refused() {
 }
 
 #[tokio::test]
-async fn with_a_token_nobody_else_sees_anything() {
+async fn with_a_token_requests_without_it_are_refused() {
     let token: Authorise = Box::new(|presented| presented == Some(b"let me see"));
     let endpoint = Endpoint::start_for(token).await;
     for headers in [
@@ -187,7 +188,7 @@ async fn with_a_token_nobody_else_sees_anything() {
             assert!(answer.contains("www-authenticate: Bearer\r\n"), "{answer}");
         }
     }
-    // A balancer has no token.
+    // A load balancer has no token.
     assert_eq!(body(&endpoint.ask_with("GET", "/healthz", "").await), "ok");
     for scheme in ["Bearer", "bearer", "BEARER "] {
         let headers = format!("Authorization: {scheme} let me see\r\n");
@@ -203,7 +204,7 @@ async fn a_unix_socket_serves_the_same() {
     let path = directory.path().join("admin.sock");
     let socket = Socket::Unix(UnixListener::bind(&path).unwrap());
     let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
-    let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: everybody() };
+    let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: without_token() };
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(serve(socket, pages, stopped));
     let mut stream = UnixStream::connect(&path).await.unwrap();
@@ -216,7 +217,7 @@ async fn a_unix_socket_serves_the_same() {
 }
 
 #[tokio::test]
-async fn a_connection_serves_several_requests_and_garbage_costs_only_its_own() {
+async fn a_connection_serves_several_requests_and_garbage_closes_only_its_own() {
     let endpoint = Endpoint::start().await;
     let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
     for _ in 0..3 {
@@ -243,14 +244,14 @@ async fn shutdown_closes_idle_connections_and_returns() {
 }
 
 #[tokio::test]
-async fn a_dropped_sender_stops_it_too() {
+async fn a_dropped_stop_channel_ends_the_endpoint() {
     let endpoint = Endpoint::start().await;
     drop(endpoint.stop);
     endpoint.task.await.unwrap();
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_for_a_place() {
+async fn connections_beyond_the_limit_wait() {
     let endpoint = Endpoint::start().await;
     let mut idle = Vec::new();
     for _ in 0..MAX_CONNECTIONS {
@@ -261,7 +262,7 @@ async fn connections_beyond_the_limit_wait_for_a_place() {
     }
     let mut waiting = TcpStream::connect(endpoint.address).await.unwrap();
     waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    // Every other connection is answered once more meanwhile.
+    // Meanwhile every open connection is answered once more.
     for stream in &mut idle {
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         read_until(stream, "\r\n\r\nok").await;
@@ -282,7 +283,7 @@ async fn failures_to_accept_are_survived() {
     let task = tokio::spawn({
         let attempts = Arc::clone(&attempts);
         let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
-        let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: everybody() };
+        let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: without_token() };
         async move {
             let accept = || {
                 let attempt = attempts.fetch_add(1, Ordering::Relaxed);
@@ -307,7 +308,7 @@ async fn failures_to_accept_are_survived() {
 }
 
 #[test]
-fn only_a_lost_peer_is_followed_by_the_next_at_once() {
+fn only_an_aborted_connection_is_followed_by_another_accept_at_once() {
     assert!(concerns_one_connection(&io::ErrorKind::ConnectionAborted.into()));
     assert!(!concerns_one_connection(&io::Error::from_raw_os_error(24)));
 }

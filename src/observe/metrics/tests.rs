@@ -12,7 +12,7 @@ fn text(metrics: &Metrics) -> String {
     String::from_utf8(metrics.render().unwrap()).unwrap()
 }
 
-/// The lines without their values: name and labels.
+/// Returns the name and labels of every series.
 fn series(metrics: &Metrics) -> BTreeSet<String> {
     text(metrics)
         .lines()
@@ -26,7 +26,7 @@ fn assert_has(text: &str, line: &str) {
 }
 
 #[test]
-fn every_metric_of_the_contract_is_there_before_the_first_event() {
+fn every_documented_metric_is_present_before_the_first_event() {
     let text = text(&metrics());
     for family in [
         "auditgate_http_requests_total counter",
@@ -85,7 +85,7 @@ fn every_family_has_help() {
 }
 
 #[test]
-fn an_outcome_counts_under_its_own_name() {
+fn an_outcome_is_counted_under_its_own_name() {
     for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
         let metrics = metrics();
         metrics.events("us", outcome, index as u64 + 5);
@@ -106,8 +106,8 @@ fn values_reach_their_series() {
     metrics.http_request(Some("us"), 200, Duration::from_millis(2));
     metrics.http_request(None, 404, Duration::from_millis(1));
     metrics.last_event("us", 1_700_000_000);
-    for (index, ending) in CloseReason::ALL.into_iter().enumerate() {
-        (0..=index).for_each(|_| metrics.connection_ended(ending));
+    for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
+        (0..=index).for_each(|_| metrics.connection_ended(reason));
     }
     metrics.authorized_connections(3);
     metrics.in_flight_bytes(4096);
@@ -151,7 +151,7 @@ fn values_reach_their_series() {
     ] {
         assert_has(&text, line);
     }
-    // Beyond i64 it stays at the top instead of turning negative; the text has the digits of an f64.
+    // Beyond i64 the value saturates instead of becoming negative; the text has the digits of an f64.
     assert_has(&text, "auditgate_ledger_bytes 9223372036854776000");
 }
 
@@ -195,7 +195,7 @@ fn hostile_traffic_adds_no_series() {
     metrics.event_delays("us", &[f64::MIN, f64::MAX, f64::NAN]);
     let _connections: Vec<_> = (0..1000).map(|_| metrics.connection_opened()).collect();
 
-    // What a careless call site could do: a debug build says so, a release build ignores it.
+    // Mistakes of a call site: a debug build panics, a release build ignores them.
     let mistakes: [&dyn Fn(); 8] = [
         &|| metrics.http_request(Some("../../etc/passwd"), 200, Duration::ZERO),
         &|| metrics.http_request(None, 599, Duration::ZERO),

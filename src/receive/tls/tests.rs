@@ -1,7 +1,8 @@
 use super::*;
+use crate::net::authority::Authority;
 
 #[test]
-fn a_certificate_says_when_it_expires() {
+fn the_expiry_of_a_certificate_is_read() {
     let expiring = |year| {
         let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
         parameters.not_before = rcgen::date_time_ymd(1970, 1, 1);
@@ -9,14 +10,14 @@ fn a_certificate_says_when_it_expires() {
         let made = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         (made.der().to_vec(), parameters.not_after.unix_timestamp())
     };
-    // The two spellings of a year, and the turn of the century that divides them.
+    // UTCTime has a year of two digits and ends in 2049; later years are GeneralizedTime (RFC 5280, section 4.1.2.5).
     for year in [1999, 2000, 2049, 2050, 4096] {
         let (certificate, expected) = expiring(year);
         assert_eq!(not_after(&certificate), Some(expected), "{year}");
     }
     let (certificate, _) = expiring(2030);
     for cut in 0..certificate.len() {
-        // Whatever is cut off: no panic.
+        // A truncated certificate must not panic.
         let _ = not_after(&certificate[..cut]);
     }
     assert_eq!(not_after(b""), None);
@@ -51,7 +52,7 @@ fn each_fault_names_its_file() {
     }
 }
 
-/// Writes a certificate valid in `years`, signed by an authority or by itself, and its key.
+/// Writes a certificate valid in `years`, issued by an authority or self-signed, and its key.
 fn write(dir: &Path, name: &str, years: [i32; 2], by: Option<&rcgen::Issuer<'_, rcgen::KeyPair>>) -> String {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::new([format!("{name}.example.com")]).unwrap();
@@ -68,7 +69,7 @@ fn write(dir: &Path, name: &str, years: [i32; 2], by: Option<&rcgen::Issuer<'_, 
 }
 
 #[test]
-fn a_bad_replacement_is_named_and_the_old_goes_on() {
+fn an_invalid_replacement_is_named_and_the_old_certificate_stays_in_use() {
     // The year 2020.
     const NOW: i64 = 1_590_000_000;
     let dir = tempfile::tempdir().unwrap();
@@ -78,35 +79,31 @@ fn a_bad_replacement_is_named_and_the_old_goes_on() {
         client_ca: None,
         client_names: Vec::new(),
     };
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut parameters = rcgen::CertificateParams::default();
-    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    parameters.distinguished_name.push(rcgen::DnType::CommonName, "the authority");
-    let ca = parameters.self_signed(&ca_key).unwrap();
-    let issuer = rcgen::Issuer::from_params(&parameters, ca_key);
+    let authority = Authority::new();
     write(dir.path(), "good", [2019, 2030], None);
-    write(dir.path(), "new", [2019, 2031], Some(&issuer));
+    write(dir.path(), "new", [2019, 2031], Some(authority.issuer()));
     write(dir.path(), "old", [2010, 2019], None);
     write(dir.path(), "early", [2025, 2030], None);
-    let own = write(dir.path(), "chain", [2019, 2030], Some(&issuer));
+    let own = write(dir.path(), "chain", [2019, 2030], Some(authority.issuer()));
     let certificates = Certificates::load(files("good"), NOW).unwrap();
     let end = certificates.not_after();
     std::fs::write(dir.path().join("chain.pem"), own.clone() + &own).unwrap();
-    let mut foreign = files("new");
-    foreign.key = files("good").key;
+    let mut other_key = files("new");
+    other_key.key = files("good").key;
     for (bad, why) in [
         (files("old"), "expired on 2019-01-01"),
         (files("early"), "not valid before 2025-01-01"),
         (files("chain"), "certificate 2 in it does not come from the issuer of certificate 1"),
         (files("missing"), "No such file"),
-        (foreign, "KeyMismatch"),
+        (other_key, "KeyMismatch"),
         (Files { client_ca: Some(files("old").key), ..files("new") }, "as the authority of clients"),
     ] {
         let error = certificates.replace(bad, NOW).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
         assert_eq!((certificates.not_after(), &certificates.read().files), (end, &files("good")));
     }
-    std::fs::write(dir.path().join("chain.pem"), own + &ca.pem()).unwrap();
+    std::fs::write(dir.path().join("chain.pem"), own + &std::fs::read_to_string(authority.ca()).unwrap())
+        .unwrap();
     certificates.replace(files("chain"), NOW).unwrap();
     certificates.replace(files("new"), NOW).unwrap();
     assert_ne!(certificates.not_after(), end);
@@ -114,7 +111,7 @@ fn a_bad_replacement_is_named_and_the_old_goes_on() {
     write(dir.path(), "new", [2019, 2032], None);
     assert!(certificates.follow(NOW).unwrap());
     assert!(!certificates.follow(NOW).unwrap());
-    // A bad one is complained about once, here; who reloads everything hears it each time.
+    // `follow` reports an invalid certificate once, `replace` each time.
     let served = certificates.not_after();
     std::fs::write(dir.path().join("new.pem"), "").unwrap();
     assert!(certificates.follow(NOW).is_err());
@@ -126,7 +123,7 @@ fn a_bad_replacement_is_named_and_the_old_goes_on() {
 }
 
 #[test]
-fn what_is_served_already_keeps_nothing_from_being_reloaded() {
+fn an_expired_certificate_already_in_use_does_not_prevent_a_reload() {
     // The year 2020.
     const NOW: i64 = 1_590_000_000;
     let dir = tempfile::tempdir().unwrap();
@@ -134,7 +131,7 @@ fn what_is_served_already_keeps_nothing_from_being_reloaded() {
     let path = |name: &str| dir.path().join(name);
     let old =
         Files { cert: path("old.pem"), key: path("old-key.pem"), client_ca: None, client_names: Vec::new() };
-    // At the start even what has expired is served.
+    // At the start even an expired certificate is used.
     let certificates = Certificates::load(old.clone(), NOW).unwrap();
     certificates.replace(old.clone(), NOW).unwrap();
     write(dir.path(), "old", [2010, 2018], None);
@@ -142,7 +139,7 @@ fn what_is_served_already_keeps_nothing_from_being_reloaded() {
 }
 
 #[test]
-fn a_change_while_bad_files_are_looked_at_is_seen_afterwards() {
+fn a_change_while_invalid_files_are_read_is_seen_afterwards() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     write(dir.path(), "one", [2019, 2030], None);
@@ -151,14 +148,14 @@ fn a_change_while_bad_files_are_looked_at_is_seen_afterwards() {
         Files { cert: path("one.pem"), key: path("one-key.pem"), client_ca: None, client_names: Vec::new() };
     let certificates = Certificates::load(files, 1_590_000_000).unwrap();
     let end = certificates.not_after();
-    // Half of a renewal; the other half comes while the first is being read.
+    // Half of a renewal; the other half happens while the first one is read.
     std::fs::rename(path("two.pem"), path("one.pem")).unwrap();
     let former = std::fs::read(path("one-key.pem")).unwrap();
     std::fs::remove_file(path("one-key.pem")).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(path("one-key.pem")).status().unwrap().success());
     std::thread::scope(|scope| {
         let followed = scope.spawn(|| certificates.follow(1_590_000_000));
-        // Opened when the other end is.
+        // Blocks until the pipe is opened for reading.
         let mut half = std::fs::File::options().write(true).open(path("one-key.pem")).unwrap();
         std::fs::rename(path("two-key.pem"), path("one-key.pem")).unwrap();
         std::io::Write::write_all(&mut half, &former).unwrap();
@@ -170,7 +167,7 @@ fn a_change_while_bad_files_are_looked_at_is_seen_afterwards() {
 }
 
 #[test]
-fn the_end_is_that_of_the_first_to_expire() {
+fn the_expiry_of_a_chain_is_the_earliest_one() {
     let dir = tempfile::tempdir().unwrap();
     let own = write(dir.path(), "leaf", [2019, 2030], None);
     let other = write(dir.path(), "intermediate", [2019, 2021], None);

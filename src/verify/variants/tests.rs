@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn tokens_are_the_line() {
+fn the_tokens_make_up_the_line() {
     for line in [
         r#"{"a":1,"b\"":[-1.5e+3, true,null],"ü":"\\"}"#,
         "{\"a",
@@ -17,7 +17,7 @@ fn tokens_are_the_line() {
 }
 
 #[test]
-fn the_spelling_before_is_among_the_respellings() {
+fn the_original_is_among_the_variants() {
     for (now, before) in [
         (r#"{"a": 1, "b": "x"}"#, r#"{"a":1,"b":"x"}"#),
         (r#"{"a":"x\/y"}"#, r#"{"a":"x/y"}"#),
@@ -31,16 +31,16 @@ fn the_spelling_before_is_among_the_respellings() {
         (r#"{"a": "x/y", "b": 1000.0}"#, r#"{"a":"x\/y","b":1e3}"#),
     ] {
         let all: Vec<_> = reserialised(now).collect();
-        let found = all.iter().find(|respelling| respelling.line == before.as_bytes());
+        let found = all.iter().find(|variant| variant.line == before.as_bytes());
         assert!(found.is_some_and(|found| !found.what.is_empty()), "{now}");
-        let lines: HashSet<_> = all.iter().map(|respelling| &respelling.line).collect();
+        let lines: HashSet<_> = all.iter().map(|variant| &variant.line).collect();
         assert_eq!(lines.len(), all.len());
     }
     assert_eq!(reserialised("no json").count(), 1);
 }
 
 #[test]
-fn the_integers_around_a_float_are_those_that_become_it() {
+fn the_neighbours_of_a_float_are_the_integers_that_round_to_it() {
     assert_eq!(neighbours(EXACT).collect::<Vec<_>>(), [1 << 53, (1 << 53) + 1]);
     let all: Vec<u128> = neighbours(1_146_381_705_542_353_508_u64 as f64).collect();
     assert!(all.contains(&1_146_381_705_542_353_508));
@@ -56,13 +56,13 @@ fn the_integers_around_a_float_are_those_that_become_it() {
 }
 
 #[test]
-fn the_first_respellings_of_a_long_line_cost_no_more_than_a_few_lines() {
+fn the_first_variants_of_a_long_line_need_little_memory() {
     let ids: Vec<String> = (0..10_000_u64).map(|n| ((1 << 60) + n * 1000).to_string()).collect();
     let ids = format!("{{\"a\":[{}]}}", ids.join(","));
     let floats: Vec<String> = (0..30_000).map(|n| format!("\"n{n}\":1e{}", n % 15)).collect();
     let floats = format!("{{{}}}", floats.join(","));
     for line in [ids, floats] {
-        // All of them at once would take more memory than there is.
+        // All variants at once would not fit into memory.
         let first = |all: Respellings<'_>| all.take(100).map(|one| one.line.len()).sum::<usize>();
         assert!(first(wrapped(line.as_bytes())) > 0);
         assert!(first(reserialised(&line)) >= 2 * line.len());

@@ -6,7 +6,7 @@ fn names(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn names_go_on_and_never_shift() {
+fn names_continue_in_order_and_never_change() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.log");
     for moment in [1000, 1999, 999, 5000] {
@@ -25,7 +25,7 @@ fn names_go_on_and_never_shift() {
 }
 
 #[test]
-fn a_name_tells_when_it_was_rotated() {
+fn a_name_has_the_time_of_the_rotation() {
     let wanted = Some(("20260102T030405Z", "0017"));
     for name in ["a.log.20260102T030405Z-0017", "a.20260102T030405Z-0017.zst", "b.c.20260102T030405Z-0017.gz"]
     {
@@ -37,7 +37,7 @@ fn a_name_tells_when_it_was_rotated() {
 }
 
 #[test]
-fn the_oldest_go_and_the_rest_is_compressed() {
+fn the_oldest_files_are_removed_and_the_others_compressed() {
     for (compression, magic) in [(Compression::Zstd, &[0x28, 0xb5][..]), (Compression::Gzip, &[0x1f, 0x8b])] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.log");
@@ -55,13 +55,13 @@ fn the_oldest_go_and_the_rest_is_compressed() {
         let found = rotated(&path).unwrap();
         assert_eq!(found.len(), 3);
         assert!(fs::read(&found[0]).unwrap().starts_with(magic));
-        assert_eq!(fs::read_to_string(&found[2]).unwrap(), "file 4\n", "still written to");
+        assert_eq!(fs::read_to_string(&found[2]).unwrap(), "file 4\n", "still being written");
         tend(&path, &rotation, 0).unwrap();
         assert!(fs::read(&rotated(&path).unwrap()[2]).unwrap().starts_with(magic));
     }
 }
 
-/// Makes the file that is rotated at a moment.
+/// Writes the file that a rotation at that time leaves.
 fn rotate(path: &Path, moment: i64) -> PathBuf {
     let name = rotated_name(path, moment).unwrap();
     fs::write(&name, moment.to_string()).unwrap();
@@ -69,7 +69,7 @@ fn rotate(path: &Path, moment: i64) -> PathBuf {
 }
 
 #[test]
-fn a_clock_that_was_ahead_makes_nothing_new_look_old() {
+fn a_clock_that_was_ahead_does_not_make_new_files_look_old() {
     const DAY: i64 = 86_400_000;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.log");
@@ -90,12 +90,12 @@ fn a_clock_that_was_ahead_makes_nothing_new_look_old() {
 }
 
 #[test]
-fn names_never_run_out_while_there_is_time() {
+fn a_name_is_found_until_the_year_9999() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.log");
     fs::write(with_suffix(&path, ".20261231T235959Z-9999.gz"), "x").unwrap();
     assert_eq!(rotate(&path, 0).extension().unwrap(), "20270101T000000Z-0001");
-    // A directory under the name that would be next.
+    // A directory has the next name.
     fs::create_dir(with_suffix(&path, ".20270101T000000Z-0002")).unwrap();
     assert_eq!(rotate(&path, 0).extension().unwrap(), "20270101T000000Z-0003");
     assert_eq!(rotate(&path, i64::MAX).extension().unwrap(), "99991231T235959Z-0001");
@@ -104,12 +104,12 @@ fn names_never_run_out_while_there_is_time() {
 }
 
 #[test]
-fn what_cannot_be_removed_or_compressed_stops_nothing_else() {
+fn a_file_that_cannot_be_removed_or_compressed_does_not_stop_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.log");
     fs::create_dir_all(with_suffix(&path, ".19690101T000000Z-0001/inside")).unwrap();
     let files: Vec<_> = (0..5).map(|n| rotate(&path, n * 1000)).collect();
-    // Nothing can be opened for writing where a directory is.
+    // The name of the compressed file is taken by a directory.
     fs::create_dir(with_suffix(&files[3], ".gz.unfinished")).unwrap();
     let rotation = Rotation { keep: Some(3), compress: Some(Compression::Gzip), ..Rotation::default() };
     let failures = tend(&path, &rotation, 0).unwrap();
@@ -119,11 +119,11 @@ fn what_cannot_be_removed_or_compressed_stops_nothing_else() {
 }
 
 #[test]
-fn what_an_interrupted_run_has_left_is_finished_and_costs_no_kept_file() {
+fn an_interrupted_compression_is_completed_and_counts_as_one_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.log");
     let files: Vec<_> = (0..4).map(|n| rotate(&path, n * 1000)).collect();
-    // Killed between the name of the compressed file and the removal of the plain one, and in the middle of another.
+    // Killed between the rename of the compressed file and the removal of the plain one, and within another file.
     let rotation = Rotation { keep: Some(4), compress: Some(Compression::Gzip), ..Rotation::default() };
     fs::write(with_suffix(&files[3], ".gz"), "whole").unwrap();
     fs::write(with_suffix(&path, ".19690101T000000Z-0001.gz.unfinished"), "half").unwrap();
@@ -136,7 +136,7 @@ fn what_an_interrupted_run_has_left_is_finished_and_costs_no_kept_file() {
 }
 
 #[test]
-fn what_has_gone_meanwhile_is_no_failure() {
+fn a_file_that_is_gone_is_no_failure() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.log");
     for n in 0..2 {
@@ -148,15 +148,15 @@ fn what_has_gone_meanwhile_is_no_failure() {
 }
 
 #[test]
-fn a_compressed_file_is_open_to_the_same_readers() {
+fn a_compressed_file_has_the_same_mode_and_owner() {
     for mode in [0o600, 0o640, 0o664] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.log");
         let name = rotate(&path, 0);
         let plain = File::open(&name).unwrap();
-        // Only root may give it to others; for everybody else it stays with its own group.
-        let foreign = set_access(&plain, mode, (Some(1), Some(2))).is_ok();
-        if !foreign {
+        // Only root may change the owner.
+        let is_changed = set_access(&plain, mode, (Some(1), Some(2))).is_ok();
+        if !is_changed {
             set_access(&plain, mode, (None, None)).unwrap();
         }
         let before = plain.metadata().unwrap();

@@ -2,7 +2,7 @@ use super::*;
 
 const RAW: &str = r#"{"rt":5,"status":200,"x":"y"}"#;
 
-/// A database under a name that a URI has to escape, with rows of that ID.
+/// Creates a database under a name that must be escaped in a URI, with rows of these ids.
 fn database(dir: &Path, ids: &[i64]) -> std::path::PathBuf {
     let path = dir.join("a b?mode=rwc#%41.db");
     let open = schema::open(&path).unwrap();
@@ -15,7 +15,7 @@ fn database(dir: &Path, ids: &[i64]) -> std::path::PathBuf {
 }
 
 #[test]
-fn rows_come_in_portions_in_the_order_of_their_id() {
+fn rows_are_read_in_portions_by_id() {
     let dir = tempfile::tempdir().unwrap();
     let path = database(dir.path(), &[9, 1, i64::MAX, 4, 7, i64::MIN, 2]);
     for how in ["mode=ro", "immutable=1"] {
@@ -34,7 +34,7 @@ fn rows_come_in_portions_in_the_order_of_their_id() {
 }
 
 #[test]
-fn rows_that_come_later_are_not_read_and_do_not_wait() {
+fn rows_inserted_later_are_not_read_and_the_writer_is_not_blocked() {
     let dir = tempfile::tempdir().unwrap();
     let path = database(dir.path(), &[1, 2]);
     let mut reader = Database::open(&path).unwrap();
@@ -42,7 +42,7 @@ fn rows_that_come_later_are_not_read_and_do_not_wait() {
     let writer = Connection::open(&path).unwrap();
     let insert = "INSERT INTO events (id, received_at, source, verified, format, raw) VALUES (3, 7, 'us', 1, 'json', '{}')";
     writer.execute(insert, []).unwrap();
-    // Nothing of the reader's keeps the log from being emptied.
+    // The reader does not prevent the log from being truncated.
     let busy: i64 = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
     assert_eq!(busy, 0);
     let rest: Vec<i64> = reader.next(9, usize::MAX).unwrap().iter().map(|row| row.id).collect();
@@ -75,7 +75,7 @@ fn every_column_must_follow_from_the_raw_line() {
     }
 }
 
-/// Reads all rows. What is said of damage is an error of reading or a finding at the end.
+/// Reads all rows, and returns their number and the damage: an error of reading or a finding at the end.
 fn read_all(path: &Path) -> (usize, Option<String>) {
     let mut database = match Database::open(path) {
         Ok(database) => database,
@@ -94,7 +94,7 @@ fn read_all(path: &Path) -> (usize, Option<String>) {
 }
 
 #[test]
-fn a_page_that_is_lost_is_never_read_over_in_silence() {
+fn a_lost_page_is_always_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("e.db");
     let open = schema::open(&path).unwrap();
@@ -107,7 +107,7 @@ fn a_page_that_is_lost_is_never_read_over_in_silence() {
     assert_eq!(read_all(&path), (300, None));
     let pages = whole.len() / 4096;
     let altered = dir.path().join("altered.db");
-    let mut silent_before = 0;
+    let mut found_at_end = 0;
     for page in 1..pages {
         let (at, other) = (page * 4096, (page + 7) % (pages - 1) + 1);
         for alter in [
@@ -124,16 +124,19 @@ fn a_page_that_is_lost_is_never_read_over_in_silence() {
             }
             std::fs::write(&altered, bytes).unwrap();
             let (count, damage) = read_all(&altered);
-            assert!(count == 300 || damage.is_some(), "{count} rows without page {page}, and not a word");
-            silent_before += usize::from(damage.is_some_and(|what| what.starts_with("rows may be missing")));
+            assert!(
+                count == 300 || damage.is_some(),
+                "{count} rows without page {page}, and no damage reported"
+            );
+            found_at_end += usize::from(damage.is_some_and(|what| what.starts_with("rows may be missing")));
         }
     }
-    // Else this shows nothing.
-    assert!(silent_before > 0);
+    // Otherwise reading alone finds all damage, and this test shows nothing.
+    assert!(found_at_end > 0);
 }
 
 #[test]
-fn a_database_is_known_by_its_events_and_not_by_what_it_says_of_itself() {
+fn a_database_is_recognised_by_its_tables_and_not_by_its_application_id() {
     let dir = tempfile::tempdir().unwrap();
     let path = database(dir.path(), &[1]);
     let writer = Connection::open(&path).unwrap();
@@ -153,10 +156,10 @@ fn a_database_is_known_by_its_events_and_not_by_what_it_says_of_itself() {
 }
 
 #[test]
-fn what_a_copy_without_its_log_or_an_index_of_it_lacks_is_said() {
+fn a_copy_without_its_log_or_with_an_unusable_index_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("e.db");
-    // Its tables are in the log while it is open.
+    // The tables are in the log while the database is open.
     let open = schema::open(&path).unwrap();
     let copied = |name: &str, with_log: bool| {
         let to = dir.path().join(name);
@@ -171,7 +174,7 @@ fn what_a_copy_without_its_log_or_an_index_of_it_lacks_is_said() {
     assert!(matches!(Database::open(&alone), Err(OpenError::NoEvents)));
     let both = copied("both.db", true);
     assert_eq!(read_all(&both), (0, None));
-    // As on a file system that cannot be written, the index cannot be made: SQLite follows no link to it.
+    // As on a read-only file system, the index cannot be created: SQLite does not follow a link.
     let stuck = copied("stuck.db", true);
     std::os::unix::fs::symlink("gone", dir.path().join("stuck.db-shm")).unwrap();
     let error = Database::open(&stuck).err();

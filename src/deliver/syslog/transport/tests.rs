@@ -30,7 +30,7 @@ fn deliver(transport: &mut Transport, messages: &Messages) -> io::Result<()> {
 }
 
 #[test]
-fn a_server_that_reads_nothing_is_not_believed_to_have_it() {
+fn nothing_counts_as_delivered_to_a_server_that_does_not_read() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp://{}", listener.local_addr().unwrap());
     let mut transport = transport(&address, Duration::from_secs(1));
@@ -42,7 +42,7 @@ fn a_server_that_reads_nothing_is_not_believed_to_have_it() {
 }
 
 #[test]
-fn what_is_written_counts_after_the_grace_time_and_each_part_at_its_own() {
+fn each_write_counts_as_delivered_after_its_own_grace_period() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut transport = plain(&listener);
     assert_eq!(transport.confirm(BEHIND, false).unwrap(), Some(BEHIND), "nothing waits");
@@ -64,7 +64,7 @@ fn what_is_written_counts_after_the_grace_time_and_each_part_at_its_own() {
 }
 
 #[test]
-fn a_server_that_closes_its_side_has_what_it_reads_and_gets_the_rest_over_another_connection() {
+fn after_a_half_close_written_messages_count_and_later_ones_use_another_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut transport = plain(&listener);
     let server = std::thread::spawn(move || {
@@ -82,11 +82,11 @@ fn a_server_that_closes_its_side_has_what_it_reads_and_gets_the_rest_over_anothe
 }
 
 #[test]
-fn a_server_that_closes_with_bytes_unread_is_not_believed_to_have_them() {
+fn nothing_counts_as_delivered_if_the_server_closes_with_unread_bytes() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut transport = plain(&listener);
     let server = std::thread::spawn(move || {
-        // It reads a part, and all of the next connection.
+        // It reads a part of the first connection, and all of the next.
         listener.accept().unwrap().0.read_exact(&mut [0; 4]).unwrap();
         let mut bytes = Vec::new();
         listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
@@ -100,11 +100,11 @@ fn a_server_that_closes_with_bytes_unread_is_not_believed_to_have_them() {
 }
 
 #[test]
-fn a_socket_whose_queue_is_full_does_not_hold_us() {
+fn a_socket_with_a_full_queue_does_not_block() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("stream");
     let listener = UnixListener::bind(&path).unwrap();
-    // Connections wait until they are accepted.
+    // Fills the queue of connections, which are never accepted.
     let mut waiting = Vec::new();
     loop {
         let socket =
@@ -121,7 +121,7 @@ fn a_socket_whose_queue_is_full_does_not_hold_us() {
 }
 
 #[test]
-fn messages_are_told_apart() {
+fn each_framing_separates_the_messages() {
     let messages = messages(&["one", "", "drei ü"]);
     let framed = |framing| {
         let mut out = Vec::new();
