@@ -1,4 +1,5 @@
-//! The baseline of the benchmarks: batch verification and nothing else, on as many threads as there are cores.
+//! The baseline of the benchmarks: batch verification and nothing else, on as many threads as there
+//! are cores.
 
 use auditgate::trust::verify::{Claim, verify_in_batches};
 use ed25519_dalek::SigningKey;

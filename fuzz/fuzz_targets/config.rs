@@ -1,4 +1,5 @@
-//! A configuration: every problem is reported without hazardous characters, and the printed form of a valid one is valid.
+//! A configuration: every problem is reported without hazardous characters, and the printed form of
+//! a valid one is valid.
 
 #![no_main]
 

@@ -20,7 +20,8 @@ fuzz_target!(|line: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// Compares with serde_json's own tree, which keeps the last of several equal keys and converts numbers.
+/// Compares with serde_json's own tree, which keeps the last of several equal keys and converts
+/// numbers.
 fn against_serde_json(line: &[u8], read: &Line<'_>) {
     // It refuses lone surrogates, numbers beyond a double and great depth; we keep their spelling.
     let Ok(tree) = serde_json::from_slice::<serde_json::Value>(line) else { return };

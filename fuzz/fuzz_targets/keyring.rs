@@ -1,4 +1,5 @@
-//! The cache of a key ring on disk: with any content the listed key stays in use, and the file is valid afterwards.
+//! The cache of a key ring on disk: with any content the listed key stays in use, and the file is
+//! valid afterwards.
 
 #![no_main]
 

@@ -92,7 +92,8 @@ mod tests {
 
     use super::*;
 
-    /// Environment variables cannot be set safely in a process with threads, so a second process sends the messages.
+    /// Environment variables cannot be set safely in a process with threads, so a second process
+    /// sends the messages.
     #[test]
     fn systemd_receives_the_notifications() {
         if std::env::var_os("AUDITGATE_TEST_NOTIFIER").is_some() {

@@ -321,7 +321,8 @@ mod tests {
             held.push(admit(&limit, 1).await);
         }
         assert_eq!(evicted(&mut held), []);
-        // Half of the limit is for those; beyond it, the oldest of the address with the most connections is evicted.
+        // Half of the limit is for those; beyond it, the oldest of the address with the most
+        // connections is evicted.
         for number in [1, 2, 2] {
             held.push(admit(&limit, number).await);
             assert_eq!(evicted(&mut held), [(0, Evicted::TooMany)]);

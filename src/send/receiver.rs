@@ -48,7 +48,8 @@ impl Request {
     }
 }
 
-/// A receiver with its own threads, so that tests with and without a runtime can use it. They run as long as the process.
+/// A receiver with its own threads, so that tests with and without a runtime can use it. They run
+/// as long as the process.
 pub(crate) struct Receiver {
     endpoint: Endpoint,
     state: Arc<State>,

@@ -425,7 +425,8 @@ mod tests {
         assert_eq!((finding.line, finding.verdict), (2, Verdict::Malformed));
     }
 
-    /// Returns a zstd frame with one raw block (RFC 8878, section 3.1.1) and a window of two to that power of bytes.
+    /// Returns a zstd frame with one raw block (RFC 8878, section 3.1.1) and a window of two to
+    /// that power of bytes.
     fn frame(window: u8, text: &[u8]) -> Vec<u8> {
         let block = u32::try_from(text.len()).unwrap() << 3 | 1;
         [&ZSTD_MAGIC, &[0, (window - 10) << 3][..], &block.to_le_bytes()[..3], text].concat()

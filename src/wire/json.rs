@@ -354,7 +354,8 @@ mod tests {
                 [WRAPPER.as_bytes(), &inner, b"}"].concat(),
                 inner,
             ];
-            // A wrapper in a wrapper must be signed as a whole: a signature over the inner object alone does not verify.
+            // A wrapper in a wrapper must be signed as a whole: a signature over the inner object
+            // alone does not verify.
             prop_assert_eq!(is_verified(&lines[1]), !looks_wrapped(&event));
             for line in lines.into_iter().filter(|line| is_verified(line)) {
                 for (at, other) in &changes {

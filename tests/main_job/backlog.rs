@@ -1,5 +1,5 @@
-//! A sink that does not keep up: with `hold` batches are refused until it has caught up, with `skip` it loses the oldest
-//! events.
+//! A sink that does not keep up: with `hold` batches are refused until it has caught up, with
+//! `skip` it loses the oldest events.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -207,7 +207,8 @@ fn with_skip_kills_tear_and_repeat_nothing() {
         let site = site(&slow(more)).edit(BACKLOG, "backlog = \"96KiB\"");
         let next = AtomicU64::new(0);
         for round in 0..ROUNDS {
-            // The backlog fills up, in about 20 batches, while the file with the interrupted write is out of reach.
+            // The backlog fills up, in about 20 batches, while the file with the interrupted write
+            // is out of reach.
             block(&site, round);
             let daemon = Daemon::start(&site);
             let first = next.load(Ordering::Relaxed);

@@ -37,7 +37,8 @@ fn zeros(length: usize) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Posts a body, checks that the daemon's peak memory grew by less than twice the decoded limit, and returns the status.
+/// Posts a body, checks that the daemon's peak memory grew by less than twice the decoded limit,
+/// and returns the status.
 fn status_within_memory(daemon: &Daemon<'_>, what: &str, bytes: &[u8]) -> u16 {
     let before = daemon.memory("VmHWM:");
     let status = daemon.post(Some("gzip"), bytes).status;
@@ -159,7 +160,8 @@ fn a_hundred_thousand_malformed_lines_are_a_batch() {
     assert_eq!(daemon.post(Some("gzip"), &gzip(&one_more)).status, 413);
 }
 
-/// Returns a compressed body of short lines. Only the first, which is an event, occurs more than once over all bodies.
+/// Returns a compressed body of short lines. Only the first, which is an event, occurs more than
+/// once over all bodies.
 fn short_lines(number: usize) -> Vec<u8> {
     let mut lines = b"{}\n".to_vec();
     for line in number * LINES + 1..(number + 1) * LINES {
@@ -168,8 +170,9 @@ fn short_lines(number: usize) -> Vec<u8> {
     gzip(&lines)
 }
 
-/// Posts bodies concurrently and, at the same time, one genuine event after the other. Returns the statuses of the bodies,
-/// the times that the events took, shortest first, and the statuses of the events.
+/// Posts bodies concurrently and, at the same time, one genuine event after the other. Returns the
+/// statuses of the bodies, the times that the events took, shortest first, and the statuses of the
+/// events.
 fn post_beside_a_genuine_sender(
     daemon: &Daemon<'_>,
     (path, bodies): (&str, &[Vec<u8>]),
@@ -244,8 +247,8 @@ fn short_lines_stay_within_the_memory_budget_and_delay_no_sender() {
     assert_eq!(site.verified().len(), 10 + count(&genuine, 200));
 }
 
-/// Posts bodies concurrently with a genuine sender's events. All must be accepted, and no event may take a quarter of the
-/// time that the bodies take.
+/// Posts bodies concurrently with a genuine sender's events. All must be accepted, and no event may
+/// take a quarter of the time that the bodies take.
 #[expect(clippy::print_stderr, reason = "the numbers are the test's report")]
 fn assert_no_sender_is_delayed(what: &str, daemon: &Daemon<'_>, path: &str, bodies: &[Vec<u8>]) {
     let start = Instant::now();
@@ -339,8 +342,8 @@ fn malformed_lines_and_another_source_delay_no_sender() {
 #[test]
 fn bodies_that_cannot_be_decoded_are_held_once() {
     const BODIES: usize = 64;
-    // The ledger and a sink hold such a body in the eighth of the budget that batches do not get; with a budget of this
-    // size that leaves a margin for the allocator.
+    // The ledger and a sink hold such a body in the eighth of the budget that batches do not get;
+    // with a budget of this size that leaves a margin for the allocator.
     const IN_FLIGHT: u64 = 384;
     let site = Site::new().limits(&format!("in_flight = \"{IN_FLIGHT}MiB\""));
     let daemon = Daemon::start(&site);

@@ -22,8 +22,8 @@ fn line(name: &str) -> Vec<u8> {
     line
 }
 
-/// Returns a site with three sources: one trusts the key of most cases, one the key of the case that is not UTF-8, and one
-/// checks no signatures.
+/// Returns a site with three sources: one trusts the key of most cases, one the key of the case
+/// that is not UTF-8, and one checks no signatures.
 fn site() -> Site {
     let keys = |name: &str| {
         let path = beside("../cases").join(name);
@@ -68,7 +68,8 @@ impl Delivered {
         self.database().query_row(&sql, [], |row| row.get(0)).unwrap()
     }
 
-    /// Checks that every delivered line verifies with a key set of the cases; returns the output of `verify`.
+    /// Checks that every delivered line verifies with a key set of the cases; returns the output of
+    /// `verify`.
     fn assert_verified_with(&self, jwks: &str, more: &[&str]) -> String {
         let output = auditgate()
             .arg("verify")

@@ -69,7 +69,8 @@ fn kills_around_rotations_lose_nothing_and_repeat_nothing() {
         let rotated = site.rotated(name);
         assert!(rotated.len() > 10, "only {} rotations", rotated.len());
         for file in rotated {
-            // After a crash the interrupted write is completed in the same file, which may exceed the size by one chunk.
+            // After a crash the interrupted write is completed in the same file, which may exceed
+            // the size by one chunk.
             assert!(site.read(&file).len() <= size * 2, "{file} is too large");
         }
     }
@@ -121,7 +122,8 @@ fn kills_with_every_kind_of_sink_lose_nothing() {
     eprintln!("rsyslog has {} messages for {} events", received.len(), verified.len());
 }
 
-/// Kills the daemon repeatedly under a stream of posts, disturbs its files in between, and checks the files at the end.
+/// Kills the daemon repeatedly under a stream of posts, disturbs its files in between, and checks
+/// the files at the end.
 fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) -> Site {
     let site = Site::new().sinks(
         &[
@@ -187,7 +189,8 @@ fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) ->
     site
 }
 
-/// Checks that every acknowledged event is in both files once, that batches are whole, and that nothing else is there.
+/// Checks that every acknowledged event is in both files once, that batches are whole, and that
+/// nothing else is there.
 fn check(site: &Site, record: &Record) {
     let raw = site.verified();
     let from_json: Vec<String> = objects(&site.with_rotated("events.jsonl"))

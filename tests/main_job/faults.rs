@@ -1,6 +1,6 @@
-//! At each named step of the commit and of the delivery a fault is injected into the real daemon, failed and failed but
-//! persisted: the daemon recovers by itself or exits with 74, or it is killed at that moment, and nothing is lost,
-//! duplicated or torn.
+//! At each named step of the commit and of the delivery a fault is injected into the real daemon,
+//! failed and failed but persisted: the daemon recovers by itself or exits with 74, or it is killed
+//! at that moment, and nothing is lost, duplicated or torn.
 //!
 //! The faults come from `faults.c`, which is preloaded; what it can do is described there. With
 //! `AUDITGATE_TESTS_FAULTS=TEXT` only the cases run whose name contains the text.
@@ -60,7 +60,8 @@ fn syslog_survives_each_fault() {
     inject_each("syslog", SYSLOG, LARGE_FILES);
 }
 
-/// Runs each fault of each step, once with a daemon that goes on and once with one that is killed at the fault.
+/// Runs each fault of each step, once with a daemon that goes on and once with one that is killed
+/// at the fault.
 fn inject_each(group: &str, steps: &[Step], file: &str) {
     /// Number of cases at a time; they wait for the daemon most of the time.
     const CONCURRENCY: usize = 6;

@@ -1,5 +1,5 @@
-//! A full disk: under the ledger, a 500 once, then 429 until there is space; under a sink, no batch is refused. Nothing is
-//! lost, repeated, torn or taken for a duplicate.
+//! A full disk: under the ledger, a 500 once, then 429 until there is space; under a sink, no batch
+//! is refused. Nothing is lost, repeated, torn or taken for a duplicate.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,8 +12,8 @@ use crate::harness::records::objects;
 use crate::harness::site::{Site, lines, sink, whole_lines};
 use crate::harness::{assert_contains, body, gzip, wait_until};
 
-/// Returns a site with one sink, which is stuck: only batches are written to the ledger, so that a batch meets the full
-/// disk.
+/// Returns a site with one sink, which is stuck: only batches are written to the ledger, so that a
+/// batch meets the full disk.
 fn stuck() -> Site {
     let site = Site::new().sinks(&sink("all", "json", "[\"verified\", \"quarantine\"]"));
     std::fs::create_dir(site.path("all.jsonl")).unwrap();

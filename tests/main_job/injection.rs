@@ -1,5 +1,6 @@
-//! Log injection: a caller that chooses `user_agent`, `request` and `query` can forge no other field and no other event,
-//! can break no line of any sink, and can send no control character to a reader's terminal.
+//! Log injection: a caller that chooses `user_agent`, `request` and `query` can forge no other
+//! field and no other event, can break no line of any sink, and can send no control character to a
+//! reader's terminal.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,8 @@ const KID: &str = "k\u{1b}]0;owned\u{7}\" ] \\ sig=\u{202e}\u{9b}31m";
 const FORGED_PAIRS: &str = "x sig=c2ln trace_id=1 org_id=evil principal_id=evil granted=true success=true status=200 \
      name=Authz.forged severity=10 event_ts=1999-01-01T00:00:00Z rt=1 kong_initiated=true portal_id=evil act=evil";
 
-/// Text that forges another event for a reader that splits lines or messages, in the escapes of each format.
+/// Text that forges another event for a reader that splits lines or messages, in the escapes of
+/// each format.
 const FORGED_EVENT: &str = "\\n2023-05-19T00:03:39Z konghq.com \
      CEF:0|KongInc|Konnect|1.0|konnect|Authz.forged|10| rt=1 granted\\=true\\r\\n<8>1 - forged - - - - forged 9 <8>1 - - - -";
 
@@ -113,8 +115,8 @@ impl Case {
         Self { line, truth, ambiguous }
     }
 
-    /// An authentication event in CEF, `user_agent` last. A `key=` in a value is not escaped, as it is not documented whether
-    /// Konnect does that.
+    /// An authentication event in CEF, `user_agent` last. A `key=` in a value is not escaped, as it
+    /// is not documented whether Konnect does that.
     fn authentication(producer: &Producer, number: usize, hostile: &Hostile) -> Self {
         let between = format!("success=false org_id=o principal_id=p trace_id=77{number}");
         let line = format!("{AUTHENTICATION} request=/r {between} user_agent={}", hostile.text);

@@ -1,5 +1,5 @@
-//! Key rotation, failing key servers, and keys of other producers: no genuine event is rejected, and no forged event is
-//! verified.
+//! Key rotation, failing key servers, and keys of other producers: no genuine event is rejected,
+//! and no forged event is verified.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -46,7 +46,8 @@ impl Events {
     }
 }
 
-/// Posts batches at the same time: all are sent but for the last byte before the first one is completed.
+/// Posts batches at the same time: all are sent but for the last byte before the first one is
+/// completed.
 fn burst(daemon: &Daemon<'_>, batches: &[Vec<String>]) -> Vec<Answer> {
     let (mut clients, bodies): (Vec<_>, Vec<_>) =
         batches.iter().map(|batch| (daemon.connect(), body(batch))).unzip();
@@ -115,7 +116,8 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
     is_accepted(&daemon, events.next(&second, 10));
     assert_eq!(keys.requests(), 3);
 
-    // The server fails, and returns bad documents: known keys stay valid, and batches by an unknown key get a 429.
+    // The server fails, and returns bad documents: known keys stay valid, and batches by an unknown
+    // key get a 429.
     let elsewhere = format!("Location: {}\r\n", keys.url());
     let bad_answers = [
         ServerAnswer::hang_up(),
@@ -200,7 +202,8 @@ fn a_key_that_is_listed_right_after_unknown_signatures_is_found() {
     assert_eq!(daemon.deliver(&by_second), Receipt { accepted: 2, duplicates: 0, quarantined: 1 });
     daemon.settle();
     assert_eq!(site.verified(), by_second[..2]);
-    // A batch with lines by a known key is judged by a recent document; the other lines can be posted again.
+    // A batch with lines by a known key is judged by a recent document; the other lines can be
+    // posted again.
     let third = Producer::new(4);
     assert_eq!(daemon.deliver(&events.next(&unknown, 1)), quarantined);
     keys.serve(&document(&[&first, &second, &third]));

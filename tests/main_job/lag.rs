@@ -1,4 +1,5 @@
-//! A sink that is down or far behind: it delays no other sink, takes little memory, and gets every event in the end.
+//! A sink that is down or far behind: it delays no other sink, takes little memory, and gets every
+//! event in the end.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,8 +103,8 @@ fn a_dead_syslog_server_delays_no_other_sink_and_gets_every_event_in_order() {
     assert!(memory < at_first + (32 << 10), "memory grew from {at_first} to {memory} KiB");
 }
 
-/// A backlog of 64 MiB, or as many bytes as `AUDITGATE_TESTS_BACKLOG` says. Neither the time of the start nor that of new
-/// batches depends on its size.
+/// A backlog of 64 MiB, or as many bytes as `AUDITGATE_TESTS_BACKLOG` says. Neither the time of the
+/// start nor that of new batches depends on its size.
 #[test]
 fn a_large_backlog_delays_neither_the_start_nor_new_batches() {
     let wanted: u64 =
@@ -150,8 +151,8 @@ fn a_large_backlog_delays_neither_the_start_nor_new_batches() {
     );
     assert!(behind.len() > 3, "no batch was accepted while it caught up");
     let bytes = || daemon.metric("auditgate_ledger_bytes");
-    // The ledger keeps the fingerprints, a quarter of free pages but at least 16 MiB, and SQLite's log, whose file never
-    // shrinks.
+    // The ledger keeps the fingerprints, a quarter of free pages but at least 16 MiB, and SQLite's
+    // log, whose file never shrinks.
     let fingerprints = posted * 120;
     let log = || std::fs::metadata(site.path("data/ledger.db-wal")).map_or(0, |log| log.len());
     let stays = || fingerprints / 3 * 4 + (16 << 20) + log();

@@ -1,7 +1,7 @@
 //! The main job from outside: the real binary, real sockets, real files.
 //!
-//! Nothing here links the library: keys, signatures, certificates and requests are made by independent code, so that a
-//! mistake cannot cancel itself out.
+//! Nothing here links the library: keys, signatures, certificates and requests are made by
+//! independent code, so that a mistake cannot cancel itself out.
 
 #![expect(
     clippy::unwrap_used,

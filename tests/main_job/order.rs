@@ -1,4 +1,5 @@
-//! The order of system calls: commit, sync, answer; then for each sink write, sync, record the position, delete.
+//! The order of system calls: commit, sync, answer; then for each sink write, sync, record the
+//! position, delete.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
@@ -61,7 +62,8 @@ fn assert_order(fsync: &str) {
     let site = Site::new().plain().sinks(&sinks.concat());
     let trace = site.path("trace");
     let mut command = machine::command("strace");
-    // -D: the child is the daemon and strace its grandchild. -xx -s: whole pages of the ledger, in hexadecimal.
+    // -D: the child is the daemon and strace its grandchild. -xx -s: whole pages of the ledger, in
+    // hexadecimal.
     command.args(["-D", "-f", "-yy", "-xx", "-s", "4200", "-o"]).arg(&trace);
     command.args([
         "-e",
@@ -170,8 +172,8 @@ impl Sink {
     }
 }
 
-/// Parses strace's output. A write counts where it begins and a sync where it has succeeded, even with calls of other
-/// threads in between.
+/// Parses strace's output. A write counts where it begins and a sync where it has succeeded, even
+/// with calls of other threads in between.
 fn steps(trace: &str, syslog: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut ledger = LedgerFiles::default();
@@ -179,7 +181,8 @@ fn steps(trace: &str, syslog: &str) -> Vec<Step> {
     for line in trace.lines() {
         let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
         let call = call.trim_start();
-        // `<... fdatasync resumed>) = 0` belongs to the thread's `fdatasync(9</path> <unfinished ...>`.
+        // `<... fdatasync resumed>) = 0` belongs to the thread's `fdatasync(9</path> <unfinished
+        // ...>`.
         let (begun, ended) = if call.starts_with("<...") {
             (None, unfinished.remove(thread))
         } else if call.ends_with("<unfinished ...>") {

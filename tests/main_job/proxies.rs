@@ -1,4 +1,5 @@
-//! Load balancers in front of the daemon: the address of the sender, and how long connections stay open.
+//! Load balancers in front of the daemon: the address of the sender, and how long connections stay
+//! open.
 
 use std::io::{Read as _, Write as _};
 
@@ -7,7 +8,8 @@ use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::site::{PATH, Site, TOKEN, source};
 use crate::harness::wait_until;
 
-/// Returns a site whose daemon accepts PROXY headers from one loopback address, and events from one client behind it.
+/// Returns a site whose daemon accepts PROXY headers from one loopback address, and events from one
+/// client behind it.
 fn site() -> Site {
     Site::new()
         .sources(&source("us", PATH, "allow = [\"192.0.2.7\"]"))

@@ -1,5 +1,5 @@
-//! Changes of everything that can change while the daemon runs, under load: no request fails, and an invalid configuration
-//! changes nothing.
+//! Changes of everything that can change while the daemon runs, under load: no request fails, and
+//! an invalid configuration changes nothing.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;

@@ -1,5 +1,5 @@
-//! A listening socket that outlives the daemon: another process opens it, as systemd does (sd_listen_fds(3)), and no sender
-//! notices a restart of the daemon.
+//! A listening socket that outlives the daemon: another process opens it, as systemd does
+//! (sd_listen_fds(3)), and no sender notices a restart of the daemon.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -44,8 +44,9 @@ struct Load<'s> {
 }
 
 impl Load<'_> {
-    /// Sends batches of two events until the test is over, without a retry: each must get a 200. Each batch has a connection
-    /// of its own, or they share one until the daemon announces that it closes it.
+    /// Sends batches of two events until the test is over, without a retry: each must get a 200.
+    /// Each batch has a connection of its own, or they share one until the daemon announces that it
+    /// closes it.
     fn send(&self, is_kept: bool) {
         let mut connection: Option<Client> = None;
         while !self.is_over.load(Ordering::Relaxed) {

@@ -1,4 +1,5 @@
-//! Notifications to the service manager (sd_notify(3)): readiness, reloads, the shutdown, and the watchdog.
+//! Notifications to the service manager (sd_notify(3)): readiness, reloads, the shutdown, and the
+//! watchdog.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;

@@ -1,4 +1,5 @@
-//! Changes of the configuration of sinks while events wait for them, and of their files by other processes.
+//! Changes of the configuration of sinks while events wait for them, and of their files by other
+//! processes.
 
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use crate::harness::site::{PATH, Site, raw_sinks, source, sqlite_sink, syslog_si
 use crate::harness::syslog::SyslogServer;
 use crate::harness::{assert_contains, body, wait_until};
 
-/// Returns a site with two sources, two file sinks, and a syslog sink with further lines whose server is at a port.
+/// Returns a site with two sources, two file sinks, and a syslog sink with further lines whose
+/// server is at a port.
 fn site(port: &ReservedPort, more: &str) -> Site {
     let siem = syslog_sink(&format!("tcp://127.0.0.1:{}", port.number()), &format!("{more}\n"));
     Site::new().sources(&(source("us", PATH, "") + &source("eu", "/eu", ""))).sinks(&(raw_sinks() + &siem))

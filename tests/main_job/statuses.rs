@@ -135,7 +135,8 @@ fn http_1_0_is_served_and_counted() {
     // Both are idle, and one is evicted at once.
     assert_eq!(Receipt::of(&daemon.post(None, first.as_bytes())).duplicates, 1);
     daemon.wait_for_count("auditgate_http_connections_closed_total{reason=\"evicted\"}", 1);
-    // A body that ends with the connection (RFC 1945, section 7.2): a truncated one would look complete.
+    // A body that ends with the connection (RFC 1945, section 7.2): a truncated one would look
+    // complete.
     let third = site.producer.event(2);
     let mut client = daemon.connect();
     client.send((head("") + &third).as_bytes());
@@ -441,7 +442,8 @@ fn a_429_when_there_is_no_memory_for_another_body() {
     let site =
         Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nlines = 2000\nin_flight = \"3100KiB\"");
     let daemon = Daemon::start(&site);
-    // Two bodies that do not fit together once they are inflated; the end of the first one is held back.
+    // Two bodies that do not fit together once they are inflated; the end of the first one is held
+    // back.
     let large = body(&site.producer.events(0..2000));
     assert!((800_000..1_000_000).contains(&large.len()), "{}", large.len());
     let mut slow = daemon.connect();

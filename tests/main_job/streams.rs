@@ -1,4 +1,5 @@
-//! Streams: which lines go to which sink, and that unverified lines are never presented as verified.
+//! Streams: which lines go to which sink, and that unverified lines are never presented as
+//! verified.
 
 use rusqlite::Connection;
 use serde_json::Value;

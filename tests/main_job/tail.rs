@@ -30,7 +30,8 @@ impl<'s> Tail<'s> {
         Self { site, child }
     }
 
-    /// Waits until it has seen that many lines: `tail` loses lines of files that are rotated faster than it polls.
+    /// Waits until it has seen that many lines: `tail` loses lines of files that are rotated faster
+    /// than it polls.
     fn wait_for(&self, count: usize) {
         wait_until("tail has seen the lines", || {
             let seen = self.site.read("seen").iter().filter(|byte| **byte == b'\n').count();
@@ -46,7 +47,8 @@ impl Drop for Tail<'_> {
     }
 }
 
-/// Posts batches, disturbs the file after each, and compares the lines that were posted, seen and stored.
+/// Posts batches, disturbs the file after each, and compares the lines that were posted, seen and
+/// stored.
 fn follow(more: &str, disturb: impl Fn(&Site, &Daemon<'_>, u64)) -> Site {
     const BATCHES: u64 = 24;
     const EVENTS: u64 = 20;

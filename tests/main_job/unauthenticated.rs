@@ -1,7 +1,8 @@
 //! Unauthenticated and misbehaving peers: too many connections, slow ones, malformed requests.
 //!
-//! `AUDITGATE_TESTS_CONNECTIONS` is the number of slow connections (400 by default), `AUDITGATE_TESTS_REQUESTS` the number
-//! of random and of mutated requests (2000 of each by default).
+//! `AUDITGATE_TESTS_CONNECTIONS` is the number of slow connections (400 by default),
+//! `AUDITGATE_TESTS_REQUESTS` the number of random and of mutated requests (2000 of each by
+//! default).
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -81,7 +82,8 @@ fn an_address_evicts_only_its_own_unauthenticated_connections() {
     for (number, sender) in (11..).zip(&mut senders) {
         assert_accepted(sender, &site, number);
     }
-    // The first sender evicted an unauthenticated connection; once authenticated, it left the slot to the next one.
+    // The first sender evicted an unauthenticated connection; once authenticated, it left the slot
+    // to the next one.
     wait_until("one unauthenticated connection is left", || {
         match flood.iter_mut().map(Client::is_open).filter(|is_open| *is_open).count() {
             1 => Ok(()),
@@ -163,7 +165,8 @@ fn a_shortage_of_descriptors_is_survived() {
         let said = daemon.log().iter().filter(|line| line.contains("cannot accept connections")).count();
         if said > 0 { Ok(()) } else { Err("not logged".to_owned()) }
     });
-    // The oldest unauthenticated connections are evicted, and a genuine sender is served while the others remain.
+    // The oldest unauthenticated connections are evicted, and a genuine sender is served while the
+    // others remain.
     assert_accepted(&mut daemon.connect(), &site, 1);
     let said = daemon.log().iter().filter(|line| line.contains("cannot accept connections")).count();
     assert!(said <= 2, "it was logged {said} times");
@@ -222,7 +225,8 @@ fn ambiguous_requests_are_refused_and_counted() {
             if counted == number { Ok(()) } else { Err(counted.to_string()) }
         });
     }
-    // Both lengths: the chunks count, and the connection is closed after them (RFC 9112, section 6.1).
+    // Both lengths: the chunks count, and the connection is closed after them (RFC 9112, section
+    // 6.1).
     for both in [
         format!("Content-Length: {length}\r\nTransfer-Encoding: chunked"),
         format!("Transfer-Encoding: chunked\r\nContent-Length: {length}"),
@@ -251,7 +255,8 @@ fn ambiguous_requests_are_refused_and_counted() {
 struct Latencies(Vec<Duration>);
 
 impl Latencies {
-    /// Sends batches, each on a new connection, until `stop` is set and at least `least` have been sent.
+    /// Sends batches, each on a new connection, until `stop` is set and at least `least` have been
+    /// sent.
     fn of(daemon: &Daemon<'_>, least: usize, stop: &AtomicBool) -> Self {
         let mut latencies = Vec::new();
         for number in 0.. {
@@ -274,8 +279,9 @@ impl Latencies {
     }
 }
 
-/// Calls `disturb` while a genuine sender sends. All of its batches must be accepted, and not much later than those of
-/// another sender to another daemon at the same time, which other load on the machine slows down as much.
+/// Calls `disturb` while a genuine sender sends. All of its batches must be accepted, and not much
+/// later than those of another sender to another daemon at the same time, which other load on the
+/// machine slows down as much.
 fn assert_sender_undisturbed(daemon: &Daemon<'_>, what: &str, disturb: impl FnOnce()) {
     let other_site = Site::new();
     let other = Daemon::start(&other_site);

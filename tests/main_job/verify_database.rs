@@ -102,7 +102,8 @@ fn a_database_with_a_hole_is_damaged() {
     assert!(report["findings"][0]["reason"].as_str().unwrap().contains("rows may be missing"), "{report}");
 }
 
-/// Statements that empty the index over `granted` and keep its definition: it is filled under another definition.
+/// Statements that empty the index over `granted` and keep its definition: it is filled under
+/// another definition.
 const EMPTIED: [&str; 3] = [
     "PRAGMA writable_schema = ON;
      UPDATE sqlite_schema SET sql = replace(sql, '= 0', '= 7') WHERE name = 'events_denied'",
@@ -121,7 +122,8 @@ fn a_database_that_was_tampered_with_is_a_finding() {
     daemon.settle();
     daemon.terminate();
     assert_all_good(&verify(&site, &["events.db"]), 21);
-    // Each entry has a connection of its own, so that it reads the schema that the previous one left.
+    // Each entry has a connection of its own, so that it reads the schema that the previous one
+    // left.
     let changed = |changes: &[&str]| {
         std::fs::copy(site.path("events.db"), site.path("changed.db")).unwrap();
         for change in changes {

@@ -125,7 +125,8 @@ fn signed_lines(count: u64) -> (Site, Vec<String>) {
 fn twenty_planted_faults_in_rotated_files_are_found_each_by_file_and_line() {
     let (site, lines) = signed_lines(12_000);
     std::fs::create_dir_all(site.path("log/deep")).unwrap();
-    // Five files in the order of their time, which is not that of their names. The ending says how each is compressed.
+    // Five files in the order of their time, which is not that of their names. The ending says how
+    // each is compressed.
     let names = [
         "log/z.log.20260101T000000Z-0001.zst",
         "log/deep/a.log.20260101T000000Z-0002.gz",

@@ -196,7 +196,8 @@ fn a_file_is_rotated_when_its_day_is_over() {
 
 #[test]
 fn a_kill_during_a_rotation_loses_and_repeats_nothing() {
-    // The process is killed after the rename, after the new file was created, or after its mark was recorded.
+    // The process is killed after the rename, after the new file was created, or after its mark was
+    // recorded.
     for step in 0..3 {
         let mut fixture = Fixture::new();
         let mut sink = fixture.sink();
@@ -511,7 +512,8 @@ fn a_copy_at_the_path_is_taken_for_the_file() {
 
 #[test]
 fn a_new_line_never_continues_an_incomplete_one() {
-    // The process was killed at any point after the end was recorded: this much was written behind it.
+    // The process was killed at any point after the end was recorded: this much was written behind
+    // it.
     let written = format!("\n{TEXT}");
     for cut in 0..=written.len() {
         let mut fixture = Fixture::new();
@@ -637,7 +639,8 @@ fn an_incomplete_write_in_a_removed_file_is_repeated_in_the_new_one() {
     }
 }
 
-/// Sets or clears a file's immutable flag (chattr(1)). Returns false if the file system or the user cannot.
+/// Sets or clears a file's immutable flag (chattr(1)). Returns false if the file system or the user
+/// cannot.
 fn set_immutable(path: &Path, is_immutable: bool) -> bool {
     let flags = if is_immutable { IFlags::IMMUTABLE } else { IFlags::empty() };
     ioctl_setflags(File::open(path).unwrap(), flags).is_ok()

@@ -1,4 +1,5 @@
-//! Tests of the SQLite sink through its public interface, and of the database through a reader's connection.
+//! Tests of the SQLite sink through its public interface, and of the database through a reader's
+//! connection.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -214,7 +215,8 @@ fn the_position_of_a_new_ledger_counts() {
     let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..9);
     sink.flush(at(9), false).unwrap();
-    // The old ledger's daemon is still running by mistake: it must not write to the database any more.
+    // The old ledger's daemon is still running by mistake: it must not write to the database any
+    // more.
     let mut newer = SqliteSink::new(fixture.path(), None, [8; 16], Clock::system());
     assert_eq!(newer.resume(&fixture.last).unwrap(), fixture.last);
     push(&mut sink, 9..10);

@@ -78,7 +78,8 @@ mod tests {
         }
     }
 
-    /// Checks the queue while the peer does not read: its system acknowledges only what fits into its buffer.
+    /// Checks the queue while the peer does not read: its system acknowledges only what fits into
+    /// its buffer.
     #[cfg(target_os = "linux")]
     fn assert_queue_is_seen(listener: &TcpListener) {
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

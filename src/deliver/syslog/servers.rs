@@ -1,7 +1,7 @@
 //! Tests of the syslog sink with rsyslog and syslog-ng, each over every transport.
 //!
-//! Debian has them in the packages rsyslog, rsyslog-gnutls and syslog-ng-core. They run in the foreground with their own
-//! files.
+//! Debian has them in the packages rsyslog, rsyslog-gnutls and syslog-ng-core. They run in the
+//! foreground with their own files.
 
 use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -177,7 +177,8 @@ fn assert_refused(setup: &Setup, identity: Option<Identity>) {
     assert!(!std::fs::read_to_string(setup.path("out")).unwrap_or_default().contains("refused"));
 }
 
-/// Sends numbered events in chunks, restarts the daemon between two of them, and checks that every event arrived.
+/// Sends numbered events in chunks, restarts the daemon between two of them, and checks that every
+/// event arrived.
 fn survive_restart(setup: &Setup, transport: &str, daemon: &mut Option<Daemon>, start: impl Fn() -> Daemon) {
     const CHUNKS: usize = 6;
     const EVENTS: usize = 200;
@@ -214,7 +215,8 @@ fn survive_restart(setup: &Setup, transport: &str, daemon: &mut Option<Daemon>, 
     assert!(came <= (CHUNKS + 1) * EVENTS, "{came}: only one chunk may be repeated");
 }
 
-/// Waits until the TCP ports and the named Unix sockets are open; for UDP, a refused message is sent again.
+/// Waits until the TCP ports and the named Unix sockets are open; for UDP, a refused message is
+/// sent again.
 fn wait_for(setup: &Setup, ports: &[&ReservedPort], sockets: &[&str]) {
     wait_until("the daemon listens", || {
         let tcp = ports.iter().all(|port| TcpStream::connect(("127.0.0.1", port.number())).is_ok());

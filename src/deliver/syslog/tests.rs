@@ -148,7 +148,8 @@ fn a_connection_that_was_closed_since_is_noticed_before_a_write() {
                 let mut connection = listener.accept().unwrap().0;
                 let mut bytes = vec![0; 4096];
                 let length = connection.read(&mut bytes).unwrap();
-                // The connection stays open until the sink has flushed, or the message would not count as delivered.
+                // The connection stays open until the sink has flushed, or the message would not
+                // count as delivered.
                 bytes.truncate(length);
                 (connection, bytes)
             })
@@ -284,8 +285,8 @@ fn a_unix_socket_can_be_for_datagrams_or_a_stream() {
     assert_eq!(bodies(&messages), LINES);
 }
 
-/// A TLS server for one connection. The thread returns the bytes, and whether the connection ended with close_notify (RFC
-/// 5425).
+/// A TLS server for one connection. The thread returns the bytes, and whether the connection ended
+/// with close_notify (RFC 5425).
 struct TlsServer {
     address: String,
     thread: JoinHandle<(Vec<u8>, bool)>,
@@ -378,8 +379,8 @@ fn a_server_can_require_a_client_certificate() {
     }
 }
 
-/// A TLS 1.3 server that reads its first connection but, after the ClientHello, processes nothing until the client counts
-/// everything as delivered, or for a while.
+/// A TLS 1.3 server that reads its first connection but, after the ClientHello, processes nothing
+/// until the client counts everything as delivered, or for a while.
 fn start_late_verifier(config: ServerConfig) -> (String, mpsc::Sender<()>, JoinHandle<Vec<u8>>) {
     /// More bytes than a client's part of the handshake, and fewer than the test's messages.
     const HANDSHAKE: usize = 50_000;

@@ -1,15 +1,19 @@
-//! Batch checks, single checks and an independent implementation give the same verdict on every line.
+//! Batch checks, single checks and an independent implementation give the same verdict on every
+//! line.
 //!
-//! 20 000 generated lines, or as many as `AUDITGATE_TESTS_LINES` says, one in a hundred damaged, are judged three times:
+//! 20 000 generated lines, or as many as `AUDITGATE_TESTS_LINES` says, one in a hundred damaged,
+//! are judged three times:
 //! - as the daemon judges a batch of 1000, through [`Judge::judge_all`];
 //! - one by one, each as a batch of one, through the same;
-//! - by a [`ReferenceVerifier`] that shares nothing with them: it splits, reads and cuts lines in its own way, by the
-//!   format's description, and has signatures checked by aws-lc-rs, whose curve arithmetic and accept rule (RFC 8032
-//!   without the cofactor) are different. The lines are signed by aws-lc-rs, or by ed25519-dalek through
+//! - by a [`ReferenceVerifier`] that shares nothing with them: it splits, reads and cuts lines in
+//!   its own way, by the format's description, and has signatures checked by aws-lc-rs, whose curve
+//!   arithmetic and accept rule (RFC 8032 without the cofactor) are different. The lines are signed
+//!   by aws-lc-rs, or by ed25519-dalek through
 //!   [`signature::insert`](crate::wire::signature::insert).
 //!
-//! The whole class is compared: verified *and by which key*, bad, unsigned, malformed. Random damage makes no signature
-//! that only the cofactor makes good; where the rules differ is shown in `accept_rule`.
+//! The whole class is compared: verified *and by which key*, bad, unsigned, malformed. Random
+//! damage makes no signature that only the cofactor makes good; where the rules differ is shown in
+//! `accept_rule`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -110,7 +114,8 @@ impl Tally {
         other.damaged.into_iter().for_each(|(kind, count)| *self.damaged.entry(kind).or_default() += count);
     }
 
-    /// Generates a body, judges it three times and compares. The number of its first line is its seed.
+    /// Generates a body, judges it three times and compares. The number of its first line is its
+    /// seed.
     fn compare(&mut self, first: u64, count: u64) {
         let mut random = StdRng::seed_from_u64(first);
         let generated = GeneratedLines::new(count, &mut random);

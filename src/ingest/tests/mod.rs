@@ -1,5 +1,5 @@
-//! Whether a line is judged as documented: the accept rule on known edge cases, and agreement with an independent
-//! implementation on many generated lines.
+//! Whether a line is judged as documented: the accept rule on known edge cases, and agreement with
+//! an independent implementation on many generated lines.
 
 mod accept_rule;
 mod agreement;

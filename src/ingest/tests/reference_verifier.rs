@@ -1,4 +1,5 @@
-//! A verifier of lines that shares no code with the daemon, written from the format's description alone.
+//! A verifier of lines that shares no code with the daemon, written from the format's description
+//! alone.
 
 use std::ops::Range;
 
@@ -60,7 +61,8 @@ struct NotAnEvent;
 /// Text of a signature, and the messages that it may be a signature of.
 type Cut<'a> = Result<Option<(&'a str, Vec<String>)>, NotAnEvent>;
 
-/// Decodes base64url of 64 bytes, with or without padding; the four bits behind the last byte must be zero.
+/// Decodes base64url of 64 bytes, with or without padding; the four bits behind the last byte must
+/// be zero.
 fn bytes_of(sig: &str) -> Option<[u8; 64]> {
     let digits = match sig.len() {
         86 => sig,
@@ -92,8 +94,8 @@ fn bytes_of(sig: &str) -> Option<[u8; 64]> {
     out.try_into().ok()
 }
 
-/// `{timestamp} konghq.com CEF:0|vendor|product|version|class id|name|severity|extension`, or without the class id.
-/// The signed message is what precedes the last ` sig=` of the extension.
+/// `{timestamp} konghq.com CEF:0|vendor|product|version|class id|name|severity|extension`, or
+/// without the class id. The signed message is what precedes the last ` sig=` of the extension.
 fn cut_cef(text: &str) -> Cut<'_> {
     let start = if text.starts_with("CEF:") { 0 } else { text.find(" CEF:").ok_or(NotAnEvent)? + 1 };
     let bytes = text.as_bytes();
@@ -159,7 +161,8 @@ fn cut_object(text: &str) -> Cut<'_> {
         (None, None) => Ok(None),
         (None, Some((sig, cut))) => {
             let mut messages = vec![without(text, &cut)];
-            // The wrapper is not signed then, so it must be exactly as documented, and the only one.
+            // The wrapper is not signed then, so it must be exactly as documented, and the only
+            // one.
             let (before, after) = (&text[..inner.start], &text[inner.end..]);
             let is_plain = (before == "{\"event\":" || before == "{\"event\": ") && after == "}";
             if is_plain && wrapped(text, &members).is_none() {
@@ -186,8 +189,9 @@ fn without(text: &str, cut: &Range<usize>) -> String {
 /// Value of the member `sig`, and the range that is cut out with it.
 type Found<'a> = (&'a str, Range<usize>);
 
-/// Finds the value of the member `sig` and the range that is cut out with it. Every byte of that range has one spelling:
-/// `,"sig":"..."` or `, "sig": "..."`; the first member has its comma behind it.
+/// Finds the value of the member `sig` and the range that is cut out with it. Every byte of that
+/// range has one spelling: `,"sig":"..."` or `, "sig": "..."`; the first member has its comma
+/// behind it.
 fn find_sig<'a>(text: &'a str, members: &[Member]) -> Result<Option<Found<'a>>, NotAnEvent> {
     let sigs: Vec<(usize, &Member)> =
         members.iter().enumerate().filter(|(_, member)| member.key == "sig").collect();
@@ -215,7 +219,8 @@ fn find_sig<'a>(text: &'a str, members: &[Member]) -> Result<Option<Found<'a>>, 
     Ok(Some((&value[1..value.len() - 1], cut)))
 }
 
-/// Parses as much of RFC 8259 as it takes to say whether a text is an object, and where its members are.
+/// Parses as much of RFC 8259 as it takes to say whether a text is an object, and where its members
+/// are.
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -16,8 +16,9 @@ fn handed_out(fixture: &Fixture, subscription: &Subscription) -> String {
     lines.collect::<Vec<_>>().join(" ")
 }
 
-/// Commits batches 1 and 2, changes the sinks, gives up the events that prevent a start, and commits batches 3 and 4.
-/// Returns which events prevented the start, and the lines that each sink gets, before and after another restart.
+/// Commits batches 1 and 2, changes the sinks, gives up the events that prevent a start, and
+/// commits batches 3 and 4. Returns which events prevented the start, and the lines that each sink
+/// gets, before and after another restart.
 fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
     let mut fixture = Fixture::new();
     fixture.close();

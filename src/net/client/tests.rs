@@ -149,7 +149,8 @@ async fn a_certificate_for_another_name_is_another_error_than_a_failed_connectio
     assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
 }
 
-/// Starts a proxy that connects every tunnel to one server. Returns its URL and the head of its last request.
+/// Starts a proxy that connects every tunnel to one server. Returns its URL and the head of its
+/// last request.
 async fn proxy_to(server: std::net::SocketAddr, answer: &'static str) -> (String, Arc<Mutex<String>>) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://user:pass@{}", socket.local_addr().unwrap());

@@ -151,7 +151,8 @@ fn values_reach_their_series() {
     ] {
         assert_has(&text, line);
     }
-    // Beyond i64 the value saturates instead of becoming negative; the text has the digits of an f64.
+    // Beyond i64 the value saturates instead of becoming negative; the text has the digits of an
+    // f64.
     assert_has(&text, "auditgate_ledger_bytes 9223372036854776000");
 }
 

@@ -10,7 +10,8 @@ fn the_expiry_of_a_certificate_is_read() {
         let made = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         (made.der().to_vec(), parameters.not_after.unix_timestamp())
     };
-    // UTCTime has a year of two digits and ends in 2049; later years are GeneralizedTime (RFC 5280, section 4.1.2.5).
+    // UTCTime has a year of two digits and ends in 2049; later years are GeneralizedTime (RFC 5280,
+    // section 4.1.2.5).
     for year in [1999, 2000, 2049, 2050, 4096] {
         let (certificate, expected) = expiring(year);
         assert_eq!(not_after(&certificate), Some(expected), "{year}");

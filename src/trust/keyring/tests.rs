@@ -394,7 +394,8 @@ async fn a_new_ring_asks_for_the_whole_document() {
 }
 
 impl Watched {
-    /// Loads the keys and keeps them fresh. Returns the ring, and the sender that ends this when it is dropped.
+    /// Loads the keys and keeps them fresh. Returns the ring, and the sender that ends this when it
+    /// is dropped.
     async fn run(mut self) -> (Arc<KeyRing>, watch::Sender<bool>) {
         self.fetcher.load_at_start(TIMEOUT).await.unwrap();
         let (stop, shutdown) = watch::channel(false);

@@ -195,7 +195,8 @@ fn documents(documents: &[&[(Option<&str>, u8)]]) -> Vec<KeySet> {
     documents.map(|keys| jwks::parse(jwks::document(&keys).as_bytes(), 9).unwrap().keys).collect()
 }
 
-/// Returns the findings on the record of a line signed by key 1, when the record names `id` as the key.
+/// Returns the findings on the record of a line signed by key 1, when the record names `id` as the
+/// key.
 fn found(id: &str, keys: &[KeySet]) -> Vec<Finding> {
     let bytes = recorded(&signed(1, &cef("1000", 1)), Some(id)).into_bytes();
     let block = Block::Lines { first: 1, bytes };

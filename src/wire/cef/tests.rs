@@ -184,7 +184,8 @@ fn keys_of_other_producers_are_accepted() {
     assert!(event.ambiguous().is_empty());
 }
 
-/// Keys of the documented extensions by type and outcome, in orders that Kong's examples have or could have.
+/// Keys of the documented extensions by type and outcome, in orders that Kong's examples have or
+/// could have.
 const EXTENSIONS: [(&str, &str, &str); 9] = [
     ("AUTHENTICATION_OUTCOME_SUCCESS", "0", "rt src request success org_id principal_id trace_id user_agent"),
     (
@@ -257,7 +258,8 @@ proptest! {
                 false => prop_assert_eq!(value.text(), own.as_str(), "{}: {}", key, &line),
             }
         }
-        // Nothing is lost: a pair that is no field is in the free text before it, and its key is ambiguous.
+        // Nothing is lost: a pair that is no field is in the free text before it, and its key is
+        // ambiguous.
         for (key, own) in pairs.iter().filter(|(key, _)| event.field(key).is_none()) {
             let pair = format!(" {key}={own}");
             prop_assert!(event.ambiguous().iter().any(|name| name == key), "{}: {}", key, &line);
@@ -385,7 +387,8 @@ fn is_writable_stamp(text: &str) -> bool {
     !text.is_empty() && !other_line && !["\n", "\r", " CEF:"].iter().any(|part| text.contains(part))
 }
 
-/// Generates an event as Konnect documents it, with any text that the documentation of [`write`] allows.
+/// Generates an event as Konnect documents it, with any text that the documentation of [`write`]
+/// allows.
 pub(in crate::wire) fn documented_event() -> impl Strategy<Value = Event> {
     const EVERY: [&str; 6] = ["rt", "src", "org_id", "principal_id", "trace_id", "user_agent"];
     const OPTIONAL: [&str; 5] =
@@ -483,8 +486,8 @@ pub(in crate::wire) fn byte() -> impl Strategy<Value = u8> {
     prop_oneof![any::<u8>(), prop::sample::select(&b" \t\"\\{}[],:=|sigA"[..])]
 }
 
-/// Checks that a change of any single byte of a line changes the signature or the message. That Ed25519 then fails is
-/// checked by `a_changed_byte_breaks_the_signature`, which takes longer.
+/// Checks that a change of any single byte of a line changes the signature or the message. That
+/// Ed25519 then fails is checked by `a_changed_byte_breaks_the_signature`, which takes longer.
 pub(in crate::wire) fn assert_every_byte_counts(line: &[u8]) {
     fn messages(signed: &signature::Signed<'_>) -> Vec<Vec<u8>> {
         let readings = [Some(signed.first), signed.second];

@@ -110,11 +110,13 @@ struct CaseRun<'s> {
     daemon: Daemon<'s>,
     /// Every event, in the order of first posting.
     posted: Vec<String>,
-    /// Number of batches. Each has a day of its own, for which the ledger makes a partition of its fingerprints.
+    /// Number of batches. Each has a day of its own, for which the ledger makes a partition of its
+    /// fingerprints.
     days: u64,
     /// Number of exits that were not requested by SIGTERM.
     exits: u32,
-    /// Connections are reused: the system remembers each for a minute, in a table that the syslog sink reads.
+    /// Connections are reused: the system remembers each for a minute, in a table that the syslog
+    /// sink reads.
     sender: RefCell<Option<Client>>,
     admin_client: RefCell<Option<Client>>,
 }
@@ -190,7 +192,8 @@ impl CaseRun<'_> {
                 other.execute_batch("ROLLBACK").unwrap();
             }
             Trigger::Shrinking => {
-                // More than the ledger frees without a checkpoint of its own, while one sink is held back.
+                // More than the ledger frees without a checkpoint of its own, while one sink is
+                // held back.
                 const BATCHES: usize = 36;
                 let other = Connection::open(self.site.path("events.db")).unwrap();
                 other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -294,7 +297,8 @@ impl CaseRun<'_> {
         self.post_lines((first..first + 5).map(event).collect());
     }
 
-    /// Posts a batch until it gets a 200, as Konnect does, and restarts the daemon if it has exited.
+    /// Posts a batch until it gets a 200, as Konnect does, and restarts the daemon if it has
+    /// exited.
     fn post_lines(&mut self, batch: Vec<String>) {
         let bytes = body(&batch);
         let events = batch.len() as u64;
@@ -309,7 +313,8 @@ impl CaseRun<'_> {
                     assert_eq!(accepted + duplicates, events);
                     assert!(accepted == 0 || duplicates == 0, "a part of the batch was known");
                     assert_eq!(quarantined, 0);
-                    // Only the answer failed, unless it was complete and the next batch found the connection closed.
+                    // Only the answer failed, unless it was complete and the next batch found the
+                    // connection closed.
                     let is_answer = self.case.step.name == "send the 200" && self.case.fault.0 != "persisted";
                     let must_be_known = was_sent && is_answer && !self.case.is_killed;
                     assert!(!must_be_known || duplicates == events, "the batch was forgotten");

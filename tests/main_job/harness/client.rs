@@ -128,7 +128,8 @@ impl Client {
         self.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", &length)], body));
     }
 
-    /// Begins a post of that many bytes to the default source, and waits for the 100 (RFC 9110, section 10.1.1).
+    /// Begins a post of that many bytes to the default source, and waits for the 100 (RFC 9110,
+    /// section 10.1.1).
     pub(crate) fn begin_post(&mut self, length: usize) {
         let length = length.to_string();
         let headers = [("Authorization", TOKEN), ("Content-Length", &*length), ("Expect", "100-continue")];

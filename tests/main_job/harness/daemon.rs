@@ -13,7 +13,8 @@ use super::programs::auditgate;
 use super::site::{PATH, Site};
 use super::{body, gzip, wait_until};
 
-/// A running daemon. It is killed when this is dropped; the end of its log is printed if the test fails.
+/// A running daemon. It is killed when this is dropped; the end of its log is printed if the test
+/// fails.
 pub(crate) struct Daemon<'s> {
     pub(crate) site: &'s Site,
     pub(crate) address: SocketAddr,
@@ -89,9 +90,9 @@ impl<'s> Daemon<'s> {
         Self::spawn_with(site, command, Stdio::null())
     }
 
-    /// Starts the daemon with an inherited socket of that name (sd_listen_fds(3)), or two names with a colon between them,
-    /// without waiting. Without `unsafe` a child inherits a descriptor only as its standard input; a shell moves it to
-    /// descriptors 3 and 4.
+    /// Starts the daemon with an inherited socket of that name (sd_listen_fds(3)), or two names
+    /// with a colon between them, without waiting. Without `unsafe` a child inherits a descriptor
+    /// only as its standard input; a shell moves it to descriptors 3 and 4.
     pub(crate) fn spawn_on(site: &'s Site, socket: impl Into<OwnedFd>, names: &str) -> Self {
         let mut command = Command::new("sh");
         command
@@ -151,7 +152,8 @@ impl<'s> Daemon<'s> {
         self.wait_for_log_behind(0, words);
     }
 
-    /// Waits until the log has a line with these words behind its first `skipped` lines, and returns the line.
+    /// Waits until the log has a line with these words behind its first `skipped` lines, and
+    /// returns the line.
     pub(crate) fn wait_for_log_behind(&self, skipped: usize, words: &str) -> String {
         wait_until(&format!("the log has `{words}`"), || {
             let log = self.log();
@@ -313,8 +315,8 @@ impl<'s> Daemon<'s> {
         Command::new("sh").arg("-c").arg(script).status().is_ok_and(|status| status.success())
     }
 
-    /// Returns a guard that kills the daemon when it is dropped, so that threads which talk to it until it exits end even if
-    /// the test fails.
+    /// Returns a guard that kills the daemon when it is dropped, so that threads which talk to it
+    /// until it exits end even if the test fails.
     pub(crate) fn kill_on_drop(&self) -> KillOnDrop<'_> {
         KillOnDrop(self)
     }

@@ -20,7 +20,8 @@ pub(crate) struct Fault<'a> {
 }
 
 impl Fault<'_> {
-    /// Injects the fault into the daemon that a command starts. It happens once the file `arm` exists.
+    /// Injects the fault into the daemon that a command starts. It happens once the file `arm`
+    /// exists.
     pub(crate) fn inject(&self, command: &mut Command, arm: &Path) {
         command
             .env("LD_PRELOAD", library())

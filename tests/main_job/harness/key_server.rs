@@ -17,7 +17,8 @@ pub(crate) enum ServerAnswer {
     Silence,
     /// A body without an end.
     Endless,
-    /// This document with its digest as the entity tag; 304 to a client that has it (RFC 9110, section 13.1.2).
+    /// This document with its digest as the entity tag; 304 to a client that has it (RFC 9110,
+    /// section 13.1.2).
     Tagged(String),
 }
 

@@ -1,5 +1,5 @@
-//! What tests need from the machine they run on: programs, permissions and ports. The library's tests include this
-//! file.
+//! What tests need from the machine they run on: programs, permissions and ports. The library's
+//! tests include this file.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -8,7 +8,8 @@ use std::process::Command;
 
 use tokio::net::TcpSocket;
 
-/// A requirement of a test: a message for when it is missing, and a command that succeeds when it is present.
+/// A requirement of a test: a message for when it is missing, and a command that succeeds when it
+/// is present.
 pub(crate) type Need = (&'static str, &'static [&'static str]);
 
 pub(crate) const RSYSLOG: Need = ("rsyslog is not installed", &["rsyslogd", "-v"]);
@@ -23,7 +24,8 @@ pub(crate) const RSYSLOG_TLS: Need = (
     ],
 );
 
-/// Returns whether the machine meets these requirements of the running test; [`skip`]s the test if it does not.
+/// Returns whether the machine meets these requirements of the running test; [`skip`]s the test if
+/// it does not.
 pub(crate) fn are_there(needs: &[Need]) -> bool {
     needs.iter().all(|(missing, probe)| {
         let ended = command(probe[0]).args(&probe[1..]).output();
@@ -49,7 +51,8 @@ pub(crate) fn skip(missing: &str) {
     let _ = writeln!(std::io::stderr(), "{said}");
 }
 
-/// Returns the command of another program, from `PATH` or from Debian's directories for the superuser's programs.
+/// Returns the command of another program, from `PATH` or from Debian's directories for the
+/// superuser's programs.
 pub(crate) fn command(name: &str) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
@@ -57,9 +60,9 @@ pub(crate) fn command(name: &str) -> Command {
     Command::new(found.unwrap_or_else(|| PathBuf::from(name)))
 }
 
-/// A TCP port of 127.0.0.1 on which nothing listens yet. While this exists, the system assigns the port to no other
-/// process, and connections are refused until a server with `SO_REUSEADDR` (socket(7)) listens there, as the tests' own,
-/// rsyslog and syslog-ng do.
+/// A TCP port of 127.0.0.1 on which nothing listens yet. While this exists, the system assigns the
+/// port to no other process, and connections are refused until a server with `SO_REUSEADDR`
+/// (socket(7)) listens there, as the tests' own, rsyslog and syslog-ng do.
 pub(crate) struct ReservedPort(TcpSocket);
 
 impl ReservedPort {

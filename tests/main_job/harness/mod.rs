@@ -18,7 +18,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Maximum time for anything that a test waits for. Long enough for a loaded machine; only a failing test takes it.
+/// Maximum time for anything that a test waits for. Long enough for a loaded machine; only a
+/// failing test takes it.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits until a condition returns a value. The only function of a test that polls.
@@ -28,8 +29,8 @@ pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Result<T,
         match condition() {
             Ok(value) => return value,
             Err(last) if start.elapsed() > TEST_TIMEOUT => panic!("timed out waiting until {what}: {last}"),
-            // The longer it takes, the less often: each attempt may be a connection, which the system remembers for a
-            // minute.
+            // The longer it takes, the less often: each attempt may be a connection, which the
+            // system remembers for a minute.
             Err(_) => std::thread::sleep(
                 (start.elapsed() / 10).clamp(Duration::from_millis(2), Duration::from_millis(50)),
             ),

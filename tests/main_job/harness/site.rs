@@ -30,7 +30,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A site with a source `us` that requires signatures, a raw file of verified events, and a quarantine.
+    /// A site with a source `us` that requires signatures, a raw file of verified events, and a
+    /// quarantine.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let producer = Producer::new(1);
@@ -117,7 +118,8 @@ impl Site {
         names
     }
 
-    /// Reads the rotated files of a file, oldest first, then the file. Rotated files must hold whole lines.
+    /// Reads the rotated files of a file, oldest first, then the file. Rotated files must hold
+    /// whole lines.
     pub(crate) fn with_rotated(&self, name: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
         for name in self.rotated(name) {
@@ -186,7 +188,8 @@ pub(crate) fn raw_sinks() -> String {
     sink("verified", "raw", "\"verified\"") + &sink("quarantine", "json", "\"quarantine\"")
 }
 
-/// Returns the tables of three file sinks: those of [`raw_sinks`], and `events`, which has verified events as JSON.
+/// Returns the tables of three file sinks: those of [`raw_sinks`], and `events`, which has verified
+/// events as JSON.
 pub(crate) fn raw_and_json_sinks() -> String {
     raw_sinks() + &sink("events", "json", "\"verified\"")
 }
@@ -204,8 +207,8 @@ pub(crate) fn whole_lines(bytes: &[u8]) -> Vec<String> {
     lines(&bytes[..end])
 }
 
-/// Writes a CA (`ca.pem`, `ca-key.pem`) and the daemon's certificate from it (`cert.pem`, `key.pem`); returns the TLS
-/// configuration of a client that trusts the CA.
+/// Writes a CA (`ca.pem`, `ca-key.pem`) and the daemon's certificate from it (`cert.pem`,
+/// `key.pem`); returns the TLS configuration of a client that trusts the CA.
 pub(crate) fn certificates(directory: &Path) -> Arc<ClientConfig> {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::default();
@@ -227,7 +230,8 @@ pub(crate) fn certificates(directory: &Path) -> Arc<ClientConfig> {
     Arc::new(trust(directory).with_no_client_auth())
 }
 
-/// Returns the TLS configuration of a client with a certificate for that name, issued by the CA of a directory.
+/// Returns the TLS configuration of a client with a certificate for that name, issued by the CA of
+/// a directory.
 pub(crate) fn client_with_certificate(site: &Site, certified_in: &Path, name: &str) -> Arc<ClientConfig> {
     let ca_key = std::fs::read_to_string(certified_in.join("ca-key.pem")).unwrap();
     let ca_key = rcgen::KeyPair::from_pem(&ca_key).unwrap();

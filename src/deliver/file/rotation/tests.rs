@@ -123,7 +123,8 @@ fn an_interrupted_compression_is_completed_and_counts_as_one_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.log");
     let files: Vec<_> = (0..4).map(|n| rotate(&path, n * 1000)).collect();
-    // Killed between the rename of the compressed file and the removal of the plain one, and within another file.
+    // Killed between the rename of the compressed file and the removal of the plain one, and within
+    // another file.
     let rotation = Rotation { keep: Some(4), compress: Some(Compression::Gzip), ..Rotation::default() };
     fs::write(with_suffix(&files[3], ".gz"), "whole").unwrap();
     fs::write(with_suffix(&path, ".19690101T000000Z-0001.gz.unfinished"), "half").unwrap();

@@ -75,7 +75,8 @@ fn every_column_must_follow_from_the_raw_line() {
     }
 }
 
-/// Reads all rows, and returns their number and the damage: an error of reading or a finding at the end.
+/// Reads all rows, and returns their number and the damage: an error of reading or a finding at the
+/// end.
 fn read_all(path: &Path) -> (usize, Option<String>) {
     let mut database = match Database::open(path) {
         Ok(database) => database,

@@ -37,7 +37,8 @@ fn expired_rows_are_deleted_in_steps_and_the_file_shrinks() {
     assert!(number(&fixture.reader(), "PRAGMA page_count") < pages / 3);
 }
 
-/// Returns a sink that keeps rows for 90 days, started at `start` by the wall clock, and its clock's times.
+/// Returns a sink that keeps rows for 90 days, started at `start` by the wall clock, and its
+/// clock's times.
 fn started_at(fixture: &Fixture, start: i64) -> (SqliteSink, Times) {
     let times = Times::new(start);
     let retain = Duration::from_secs(90 * 86_400);

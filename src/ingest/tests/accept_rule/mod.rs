@@ -1,16 +1,20 @@
-//! The accept rule, shown on the signatures on which implementations of Ed25519 are known to differ.
+//! The accept rule, shown on the signatures on which implementations of Ed25519 are known to
+//! differ.
 //!
 //! A signature (R, s) of a message M by a key A is accepted when
 //! 1. A was loaded: the canonical encoding of a point that is not of small order;
 //! 2. s is canonical, that is less than L, the order of the base point B (RFC 8032, section 5.1.7);
 //! 3. R decodes to a point; an encoding that is not canonical will do (ZIP 215);
-//! 4. \[8\]\[s\]B = \[8\]R + \[8\]\[k\]A with k = SHA-512(R ‖ A ‖ M) over the bytes as they came, modulo L (the equation
-//!    of RFC 8032, section 5.1.7, with its cofactor 8, which ZIP 215 makes binding).
+//! 4. \[8\]\[s\]B = \[8\]R + \[8\]\[k\]A with k = SHA-512(R ‖ A ‖ M) over the bytes as they came,
+//!    modulo L (the equation of RFC 8032, section 5.1.7, with its cofactor 8, which ZIP 215 makes
+//!    binding).
 //!
-//! The cofactor is why batch and single checks agree. Without it what is left of an equation can be a point of small
-//! order, and a batch multiplies that by a random number which may happen to be a multiple of its order.
+//! The cofactor is why batch and single checks agree. Without it what is left of an equation can be
+//! a point of small order, and a batch multiplies that by a random number which may happen to be a
+//! multiple of its order.
 //!
-//! Every verdict below follows from these four points and is written down with its reason; none was taken from a run.
+//! Every verdict below follows from these four points and is written down with its reason; none was
+//! taken from a run.
 
 use curve25519_dalek::constants::EIGHT_TORSION;
 use curve25519_dalek::edwards::CompressedEdwardsY;
@@ -61,8 +65,8 @@ fn refusal(key: [u8; 32]) -> Option<Refusal> {
     }
 }
 
-/// Checks each vector alone, and many times in batches: at random positions between valid and invalid signatures of an
-/// ordinary key.
+/// Checks each vector alone, and many times in batches: at random positions between valid and
+/// invalid signatures of an ordinary key.
 fn assert_verdicts(named: &[(String, Vector, bool)]) {
     const AT_A_TIME: usize = 16;
     for (name, vector, accepted) in named {
@@ -115,7 +119,8 @@ impl Signer {
         Self::twisted(number, EdwardsPoint::default())
     }
 
-    /// A signer whose public key has this point added, so that it is of mixed order unless the point is neutral.
+    /// A signer whose public key has this point added, so that it is of mixed order unless the
+    /// point is neutral.
     fn twisted(number: u8, torsion: EdwardsPoint) -> Self {
         let secret = wide(&[&[number; 32]]);
         Self { secret, public: (EdwardsPoint::mul_base(&secret) + torsion).compress().to_bytes() }
@@ -152,8 +157,8 @@ fn hex(text: &str) -> Vec<u8> {
     digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
-/// Every encoding of a point of small order (ZIP 215): eight canonical ones, and six with y not reduced or with a sign on
-/// x = 0.
+/// Every encoding of a point of small order (ZIP 215): eight canonical ones, and six with y not
+/// reduced or with a sign on x = 0.
 fn small_order_encodings() -> Vec<[u8; 32]> {
     let field = |low: u8, rest: u8, high: u8| {
         let mut bytes = [rest; 32];
@@ -176,8 +181,8 @@ fn small_order_encodings() -> Vec<[u8; 32]> {
 }
 
 /// Konstantinos Chalkias, François Garillot and Valeria Nikolaenko, "Taming the many EdDSAs"
-/// (<https://eprint.iacr.org/2020/1244>), table 6: message, key, R, s, whether our equation holds, whether the key
-/// is loaded, and why.
+/// (<https://eprint.iacr.org/2020/1244>), table 6: message, key, R, s, whether our equation holds,
+/// whether the key is loaded, and why.
 #[rustfmt::skip]
 const TAMING: [(&str, &str, &str, &str, bool, bool, &str); 12] = [
     ("8c93255d71dcab10e8f379c26200f3c7bd5f09d9bc3068d3ef4edeb4853022b6", SMALL_KEY,
@@ -363,8 +368,9 @@ fn of_wycheproof(number: u32, flag: &str) -> (bool, &'static str) {
         "TruncatedSignature" | "SignatureWithGarbage" | "CompressedSignature" => {
             (false, "it has no 64 bytes")
         }
-        // R is (0, 1) with a sign on x = 0: not canonical, which ZIP 215 has us accept, and s is k a. The owner of
-        // the key alone can make it. Wycheproof follows RFC 8032, section 5.1.3, which has R refused.
+        // R is (0, 1) with a sign on x = 0: not canonical, which ZIP 215 has us accept, and s is k
+        // a. The owner of the key alone can make it. Wycheproof follows RFC 8032, section 5.1.3,
+        // which has R refused.
         "InvalidEncoding" if number == 151 => (true, "an encoding of R that is not canonical will do"),
         "InvalidEncoding" => {
             (false, "R is no point, or differs by more than a point of small order from the signer's")
