@@ -1,9 +1,10 @@
-//! What everything is set beside: batch verification and nothing else, on as many threads as there are cores.
+//! The baseline of the benchmarks: batch verification and nothing else, on as many threads as there
+//! are cores.
 
 use auditgate::trust::verify::{Claim, verify_in_batches};
 use ed25519_dalek::SigningKey;
 
-/// Verifies lines in batches of so many, all of which must prove themselves.
+/// Verifies lines in batches of that many; every line must verify.
 pub(crate) fn verify_all<L: Sync>(
     key: &SigningKey,
     lines: &[L],

@@ -1,8 +1,9 @@
-//! What the whole main job costs: post over TLS to durable 200, then the file; beside bare batch verification of
-//! the same lines on the same machine, in turns, so that a noisy machine disturbs both.
+//! Cost of the whole main job, from the post over TLS to the durable 200 and the file, compared
+//! with bare batch verification of the same lines. The two run alternately, so that a noisy machine
+//! disturbs both.
 //!
-//! `cargo bench --bench main_job [-- ROUNDS]`. Prints server CPU per event and its share of bare verification.
-//! Figures are CPU time (`/proc/PID/stat`, all threads), not wall time.
+//! `cargo bench --bench main_job [-- ROUNDS]`. Prints server CPU per event and its share of bare
+//! verification. Figures are CPU time (`/proc/PID/stat`, all threads), not wall time.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench stops at the first surprise")]
 
@@ -25,7 +26,7 @@ const EVENTS_A_BATCH: usize = 500;
 const CONNECTIONS: usize = 4;
 const BATCHES: usize = 160;
 
-/// A signed line as the producer makes it.
+/// A signed line, as the producer writes it.
 struct Line {
     message: Vec<u8>,
     signature: [u8; 64],
@@ -58,7 +59,8 @@ fn main() {
     println!("median: bare verification is {:.2} of the whole path", shares[shares.len() / 2]);
 }
 
-/// CPU microseconds an event for batch verification and nothing else, on as many threads as there are cores.
+/// CPU microseconds an event for batch verification and nothing else, on as many threads as there
+/// are cores.
 fn bare(key: &SigningKey, lines: &[Line]) -> f64 {
     let before = cpu("self");
     bare::verify_all(key, lines, EVENTS_A_BATCH, |line| Claim {
@@ -131,8 +133,8 @@ impl Daemon {
         Self { child, dir, port, tls: Arc::new(tls) }
     }
 
-    /// CPU microseconds an event of the server, from the first post until the last line is in the file; and the
-    /// wall time.
+    /// CPU microseconds an event of the server, from the first post until the last line is in the
+    /// file; and the wall time.
     fn whole_path(&self, lines: &[Line]) -> (f64, Duration) {
         let bodies: Vec<Vec<u8>> = lines
             .chunks(EVENTS_A_BATCH)

@@ -1,9 +1,10 @@
-//! What `auditgate verify` costs beside bare batch verification of the same lines, on all cores, in turns, so that a
-//! noisy machine disturbs both.
+//! Cost of `auditgate verify` compared with bare batch verification of the same lines, on all
+//! cores. The two run alternately, so that a noisy machine disturbs both.
 //!
-//! `cargo bench --bench verify [-- LINES [ROUNDS]]`; 200000 lines and 5 rounds when nothing is said. The lines are in
-//! rotated zstd files; `verify` opens, inflates, splits, parses and verifies them and counts. Prints wall time and CPU
-//! time (`/proc/self/stat`) and their ratios; before that, what bare verification costs by the size of its batches.
+//! `cargo bench --bench verify [-- LINES [ROUNDS]]`; 200000 lines and 5 rounds by default. The
+//! lines are in rotated zstd files; `verify` opens, inflates, splits, parses and verifies them and
+//! counts. Prints wall time and CPU time (`/proc/self/stat`) and their ratios; before that, what
+//! bare verification costs by the size of its batches.
 
 #![expect(clippy::unwrap_used, reason = "a bench stops at the first surprise")]
 

@@ -26,3 +26,40 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+
+    /// The times that a [`Clock`] shows in a test, in milliseconds.
+    pub(crate) struct Times {
+        pub(crate) wall: Arc<AtomicI64>,
+        pub(crate) steady: Arc<AtomicI64>,
+    }
+
+    impl Times {
+        /// The wall clock shows `wall`, and the steady clock 0.
+        pub(crate) fn new(wall: i64) -> Self {
+            Self { wall: Arc::new(AtomicI64::new(wall)), steady: Arc::default() }
+        }
+
+        /// Returns a clock that shows these times.
+        pub(crate) fn clock(&self) -> Clock {
+            let (wall, steady) = (Arc::clone(&self.wall), Arc::clone(&self.steady));
+            Clock {
+                wall: Arc::new(move || wall.load(Ordering::SeqCst)),
+                steady: Arc::new(move || {
+                    Duration::from_millis(steady.load(Ordering::SeqCst).try_into().unwrap())
+                }),
+            }
+        }
+
+        /// Advances both clocks.
+        pub(crate) fn advance(&self, milliseconds: i64) {
+            self.wall.fetch_add(milliseconds, Ordering::SeqCst);
+            self.steady.fetch_add(milliseconds, Ordering::SeqCst);
+        }
+    }
+}

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_keeps_its_meaning() {
+    fn escaped_json_keeps_its_value() {
         let hazard = "\u{7f}\u{9b}31m\u{202e}\u{2028}\n";
         let json = serde_json::to_string(hazard).unwrap();
         let harmless = escape_json(&json);
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_hazardous_is_escaped() {
+    fn only_hazardous_characters_are_escaped() {
         assert_eq!(escape("plain Zürich 日本"), "plain Zürich 日本");
         assert_eq!(escape("a\u{1b}b\n\u{202e}"), "a\\u{1b}b\\u{a}\\u{202e}");
     }

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_logged_seldom_and_counted() {
+    fn a_flood_is_logged_at_most_every_10_s_and_counted() {
         let throttle = LogThrottle::new();
         let start = Instant::now();
         let admit =

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-    /// In parts: 15 for all batches, 14 for large ones.
+    /// 16 parts, of which all batches may have 15 and large ones 14.
     const IN_FLIGHT: usize = 16 * PART;
     const PART: usize = 1 << 20;
 
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_held_is_released() {
+    async fn a_dropped_permit_releases_its_memory() {
         let budget = budget();
         let mut first = budget.permit(Some(0));
         assert!(first.grow(1).await && first.grow(PART - 1).await && first.grow(9 * PART).await);
@@ -199,13 +199,13 @@ mod tests {
         for permit in &mut small {
             assert!(permit.try_grow(IN_FLIGHT / SMALL));
         }
-        assert!(!small[0].grow(1).await, "it is small no more");
+        assert!(!small[0].grow(1).await, "it is no longer small");
         drop(large);
         assert!(small[0].grow(1).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_may_become_large_holds_nothing_of_the_small_ones() {
+    async fn a_body_that_may_become_large_takes_no_memory_of_small_ones() {
         let budget = budget();
         let mut large: Vec<_> =
             [Some(PART as u64), None].into_iter().map(|body| budget.permit(body)).collect();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_gets_what_is_released() {
+    async fn a_waiting_request_gets_released_memory() {
         let budget = budget();
         let (mut first, mut second) = (budget.permit(Some(0)), budget.permit(Some(0)));
         assert!(first.grow(10 * PART).await);
@@ -227,12 +227,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_many_that_do_not_fit_together_some_come_through() {
+    async fn of_many_requests_that_do_not_fit_together_some_are_granted() {
         let budget = budget();
-        let through = Arc::new(AtomicUsize::new(0));
+        let granted = Arc::new(AtomicUsize::new(0));
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..64 {
-            let (budget, through) = (budget.clone(), Arc::clone(&through));
+            let (budget, granted) = (budget.clone(), Arc::clone(&granted));
             tasks.spawn(async move {
                 let mut permit = budget.permit(Some(0));
                 for _ in 0..40 {
@@ -242,11 +242,11 @@ mod tests {
                     assert!(budget.used() <= 14 * PART);
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                through.fetch_add(1, Ordering::Relaxed);
+                granted.fetch_add(1, Ordering::Relaxed);
             });
         }
         while tasks.join_next().await.is_some() {}
-        assert!(through.load(Ordering::Relaxed) > 0);
+        assert!(granted.load(Ordering::Relaxed) > 0);
         assert_eq!(budget.used(), 0);
     }
 }

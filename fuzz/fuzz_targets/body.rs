@@ -27,7 +27,7 @@ fn check(declared: Option<&str>, body: &[u8], caps: Caps) {
         assert!(declared == Some("br") && !body.starts_with(b"\x1f\x8b"));
         return;
     };
-    // The room that was asked for covers what is held, and stays near the cap.
+    // The reserved memory covers the decoded bytes, and stays near the cap.
     let mut reserved = 0;
     let decoded = decode(body, coding, caps, &mut |bytes| {
         reserved += bytes;
@@ -45,7 +45,7 @@ fn check(declared: Option<&str>, body: &[u8], caps: Caps) {
                 let reader = flate2::read::MultiGzDecoder::new(bytes);
                 reader.take(caps.decoded as u64 + 1).read_to_end(&mut plain).map(|_| plain)
             };
-            // What was compressed twice is inflated twice.
+            // A body compressed twice is inflated twice.
             inflate(body)
                 .and_then(|once| if once.starts_with(b"\x1f\x8b") { inflate(&once) } else { Ok(once) })
         }
@@ -65,14 +65,14 @@ fn check(declared: Option<&str>, body: &[u8], caps: Caps) {
             assert_eq!(ours, lines(&plain));
             assert!(ours.len() <= caps.lines);
             assert_eq!(decoded.into_bytes(), plain);
-            // Once accepted, it can be taken apart again, without caps.
+            // An accepted body can be decoded again, without caps.
             let packing = Packing::Lines(coding);
             let again = packing.unpack(body).expect("it was decoded before");
             assert!(packing.lines(&again).eq(ours.iter().map(Vec::as_slice)));
         }
         (Err(DecodeError::TooLarge(_)), Ok(plain)) => assert!(plain.len() > caps.decoded),
         (Err(DecodeError::TooManyLines(_)), Ok(plain)) => assert!(lines(&plain).len() > caps.lines),
-        // What is wrong may stand behind the first byte too many.
+        // The damage may be behind the first byte beyond the cap.
         (Err(DecodeError::TooManyLines(_) | DecodeError::TooLarge(_)), Err(_)) => {}
         (Err(DecodeError::Undecodable(_)), Err(_)) => {}
         (Err(DecodeError::Undecodable(_)), Ok(plain)) => assert!(plain.len() > caps.decoded),

@@ -1,4 +1,4 @@
-//! A line that is no JSON: header, extension, ambiguous keys, and the way back.
+//! A line that is not JSON: header, extension, ambiguous keys, and writing it again.
 
 #![no_main]
 
@@ -15,7 +15,7 @@ fuzz_target!(|line: &[u8]| -> Corpus {
         && let Ok(read) = Line::parse(line)
         && let Ok(written) = cef::write(&read.event())
     {
-        // What is written is read as the same event, and by the naive reader too.
+        // A written line is read as the same event, by the naive reader too.
         assert!(check_line(&written));
         assert_eq!(Line::parse(&written).expect("our own line").event(), read.event());
     }

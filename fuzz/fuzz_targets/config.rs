@@ -1,4 +1,5 @@
-//! A configuration: every problem is said in harmless words, and what is printed of a good one is as good.
+//! A configuration: every problem is reported without hazardous characters, and the printed form of
+//! a valid one is valid.
 
 #![no_main]
 
@@ -16,7 +17,7 @@ thread_local! {
 }
 
 fuzz_target!(|text: &[u8]| -> Corpus {
-    // Secrets and key files are read from wherever the text says: not from here, please.
+    // A configuration may name any file for secrets and keys; none is read here.
     if [&b"file"[..], b"env", b"credential"]
         .iter()
         .any(|word| text.windows(word.len()).any(|part| part == *word))

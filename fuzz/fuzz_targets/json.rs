@@ -1,4 +1,4 @@
-//! A JSON or CPS line: members, repeated keys, numbers kept as text, and the way back.
+//! A JSON or CPS line: members, repeated keys, numbers kept as text, and writing it again.
 
 #![no_main]
 
@@ -20,7 +20,8 @@ fuzz_target!(|line: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// serde_json's own tree: it keeps the last of several equal keys, and converts numbers.
+/// Compares with serde_json's own tree, which keeps the last of several equal keys and converts
+/// numbers.
 fn against_serde_json(line: &[u8], read: &Line<'_>) {
     // It refuses lone surrogates, numbers beyond a double and great depth; we keep their spelling.
     let Ok(tree) = serde_json::from_slice::<serde_json::Value>(line) else { return };
@@ -48,7 +49,7 @@ fn against_serde_json(line: &[u8], read: &Line<'_>) {
     }
 }
 
-/// Writing and reading again changes nothing, but for what [`json::write`] says.
+/// Checks that writing and reading again changes nothing but what [`json::write`] documents.
 fn rewritten(read: &Line<'_>) {
     let event = read.event();
     if !event.ambiguous().is_empty() || event.field("sig").is_some_and(|sig| !matches!(sig, Value::Text(_))) {

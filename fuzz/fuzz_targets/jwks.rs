@@ -1,4 +1,4 @@
-//! A key set: which keys are taken, and what is said about the others.
+//! A key set: which keys are accepted, and why the others are refused.
 
 #![no_main]
 
@@ -32,24 +32,24 @@ fuzz_target!(|bytes: &[u8]| {
 
     let listed = candidates(bytes);
     for key in keys {
-        assert!(listed.contains(key.bytes()), "a key that nobody listed");
+        assert!(listed.contains(key.bytes()), "a key that is not listed");
         let point = VerifyingKey::from_bytes(key.bytes()).expect("a point");
         assert!(!point.is_weak());
         assert_eq!(pinned(&key.x()).expect("a good key").bytes(), key.bytes());
     }
 
-    // What we write down is what we read.
+    // A written key set is read as the same.
     let named: Vec<_> = keys.iter().map(|key| (Some(key.id().to_owned()), *key.bytes())).collect();
     let again = parse(document(&named).as_bytes(), MAX_KEPT_KEYS).expect("our own document");
     assert_eq!(again.keys, parsed.keys);
     assert!(again.refused.is_empty());
 });
 
-/// Whatever could be taken for an Ed25519 key by the members that say so.
+/// Returns every value that could be an Ed25519 key by its members.
 fn candidates(bytes: &[u8]) -> BTreeSet<[u8; 32]> {
     let document: serde_json::Value = match serde_json::from_slice(bytes) {
         Ok(document) => document,
-        // Beyond what serde_json's tree can hold, and no reason to refuse a key beside it.
+        // More than serde_json's tree can represent; no reason to refuse a key beside it.
         Err(_) => return every_x(bytes),
     };
     document["keys"]

@@ -1,4 +1,5 @@
-//! The memory of a key ring on disk: whatever stands in it, the listed key stays in use and the file is good afterwards.
+//! The cache of a key ring on disk: with any content the listed key stays in use, and the file is
+//! valid afterwards.
 
 #![no_main]
 
@@ -61,7 +62,7 @@ fuzz_target!(|bytes: &[u8]| {
             "the listed key is in use"
         );
         assert!(first.keys().len() <= MAX_KEPT_KEYS, "{}", first.keys().len());
-        // What was written down meanwhile says the same.
+        // The cache that was written has the same keys.
         let second = load(stage.ring());
         assert_eq!(
             first.keys().iter().map(|key| key.bytes()).collect::<Vec<_>>(),

@@ -1,4 +1,4 @@
-//! Our own records, read back from files that anybody may have changed, and written of lines that are anything.
+//! The daemon's records, read from files with any content and written for any line.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
         && let Ok(line) = Line::parse(&saved.raw)
         && let Kind::Accepted(claims) = saved.kind
     {
-        // Whether it holds or not: it is found out without a panic.
+        // Any result is right, but not a panic.
         let _ = claims.hold_for(&line);
     }
     let detail = String::from_utf8_lossy(bytes);

@@ -1,4 +1,5 @@
-//! The whole way of a connection's bytes: HTTP/1.1, authorisation, body, verification, ledger, answer.
+//! The whole path of a connection's bytes: HTTP/1.1, authorisation, body, verification, ledger,
+//! answer.
 
 #![no_main]
 
@@ -7,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock, RwLock};
 use std::time::Duration;
 
-use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
 use auditgate::clock::Clock;
+use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
 use auditgate::ledger::{Backlog, Ledger, Options, Receipt, Window};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
@@ -81,15 +82,15 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             proxies: Vec::new(),
         })),
         now: Arc::new(|| 1_767_323_045_678),
-        observer: Box::new(Nobody),
+        observer: Box::new(NoObserver),
         in_work: Arc::new(Semaphore::new(IN_WORK)),
     });
     Stage { runtime, service, connections: ConnectionLimit::new(512, 32) }
 });
 
-struct Nobody;
+struct NoObserver;
 
-impl Observer for Nobody {
+impl Observer for NoObserver {
     fn answered(&self, source: Option<&str>, status: u16, _elapsed: Duration) {
         assert!(status < 500, "status {status} for {source:?}");
     }
@@ -126,7 +127,8 @@ async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     });
     let (refuse, taken) = (|status| stage.service.refuse(&Refusal::Head(status)), || permit.idle(true));
     let ours = ResponseStream::new(ours, MINUTE, owed.clone(), refuse, taken);
-    // As the listener does, without its clock: whoever waits for more has none, for the peer has said it all.
+    // As the listener does, without timeouts: the peer sends everything at once and then closes its
+    // half.
     let connection = http1::Builder::new()
         .max_headers(64)
         .max_buf_size(16 * 1024)
@@ -148,10 +150,11 @@ async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     answers
 }
 
-/// Only answers of the contract, and nothing for those who may not send.
+/// Checks that every answer is a documented one, and that nothing is accepted without
+/// authorisation.
 fn check(request: &[u8], answers: &[u8]) {
     let text = String::from_utf8_lossy(answers);
-    // The words `HTTP/1.1` stand in an answer's body, too.
+    // `HTTP/1.1` occurs in the bodies of answers too.
     let answers: Vec<(&str, &str)> = text
         .split("HTTP/1.")
         .filter_map(|answer| Some((answer.get(2..5)?, answer)))
@@ -169,15 +172,19 @@ fn check(request: &[u8], answers: &[u8]) {
             let receipt: serde_json::Value = serde_json::from_str(body).expect("JSON");
             let count = |name: &str| receipt[name].as_u64().expect("a number");
             let (accepted, duplicates) = (count("accepted"), count("duplicates"));
-            // One request for the source that asks for signatures: nothing is accepted that is not proven.
+            // One request for the source that asks for signatures: nothing is accepted that is not
+            // verified.
             if answers.len() == 1
                 && request.starts_with(b"POST /us ")
                 && let Some(body) = plain_body(request)
             {
-                let proven =
+                let verified =
                     body.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-                let proven = proven.filter(|line| oracle::is_proven(line)).count() as u64;
-                assert!(accepted <= proven && proven <= accepted + duplicates, "{proven} proven: {answer}");
+                let verified = verified.filter(|line| oracle::is_verified(line)).count() as u64;
+                assert!(
+                    accepted <= verified && verified <= accepted + duplicates,
+                    "{verified} verified: {answer}"
+                );
             }
         }
     }

@@ -1,11 +1,11 @@
-//! Which bytes are signed: what is signed anew is accepted, what was changed behind the signature is not.
+//! Which bytes are signed: a line signed again is accepted, and a changed one is not.
 
 #![no_main]
 
 use auditgate::send;
 use auditgate::wire::line::Line;
 use auditgate::wire::signature;
-use auditgate_fuzz::oracle::is_proven;
+use auditgate_fuzz::oracle::is_verified;
 use auditgate_fuzz::{SIGNING_KEY, naive};
 use ed25519_dalek::Signer as _;
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -17,22 +17,22 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     if line.contains(&b'\n') {
         return Corpus::Reject;
     }
-    is_proven(line);
+    is_verified(line);
     let Some(read) = naive::read(line) else { return Corpus::Keep };
 
-    // Whatever stands in the signature's place is replaced by a good one, over one of the messages.
+    // The value of the signature is replaced by a valid one over one of the messages.
     if let (Some(value), false) = (&read.signature, read.messages.is_empty()) {
         let message = &read.messages[usize::from(how) % read.messages.len()];
         let good = signature::encode(&SIGNING_KEY.sign(message).to_bytes());
-        // The message lies around the value: what is in front of the cut in both is the same.
+        // The message surrounds the value: both have the same bytes before the cut.
         let start = place(line, value, message);
         let signed = [&line[..start], good.as_bytes(), &line[start + value.len()..]].concat();
-        assert!(is_proven(&signed), "a good signature: {}", String::from_utf8_lossy(&signed));
+        assert!(is_verified(&signed), "a good signature: {}", String::from_utf8_lossy(&signed));
         let at = usize::from(at) * signed.len() / 256;
         if signed[at] != other && other != b'\n' {
             let mut changed = signed.clone();
             changed[at] = other;
-            assert!(!is_proven(&changed), "byte {at} of {}", String::from_utf8_lossy(&signed));
+            assert!(!is_verified(&changed), "byte {at} of {}", String::from_utf8_lossy(&signed));
         }
     }
 
@@ -40,12 +40,13 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     if let Ok(read) = Line::parse(line)
         && let Ok(signed) = send::line(read.format(), &read.event(), Some(&send::SigningKey::from_seed(&SIGNING_KEY.to_bytes())))
     {
-        assert!(is_proven(&signed), "our own signature: {}", String::from_utf8_lossy(&signed));
+        assert!(is_verified(&signed), "our own signature: {}", String::from_utf8_lossy(&signed));
     }
     Corpus::Keep
 });
 
-/// Where the signature's value stands: the one occurrence of it without which the rest is the message.
+/// Returns the position of the signature's value: the one occurrence without which the rest is the
+/// message.
 fn place(line: &[u8], value: &[u8], message: &[u8]) -> usize {
     let naive_message = |start: usize| {
         let mut marked = line.to_vec();

@@ -1,8 +1,8 @@
-//! What the fuzz targets share: [`naive`] readers of the format, written from its description and without a look at
-//! the program's own, and the [`oracle`] that compares the two.
+//! What the fuzz targets share: [`naive`] readers of the format, written from its description and
+//! without a look at the program's own, and the [`oracle`] that compares the two.
 //!
-//! The naive readers copy everything, look at every character and know nothing of speed, so that they are easy to
-//! believe.
+//! The naive readers copy everything, look at every character and know nothing of speed, so that
+//! they are easy to believe.
 
 pub mod naive;
 pub mod oracle;
@@ -24,8 +24,8 @@ pub fn key_set() -> KeySet {
     KeySet::of([pinned(&x).expect("a good key")]).expect("one key")
 }
 
-/// A directory in memory, where a sync costs nothing; it lives as long as the process and is named after it, so that
-/// `fuzz/run` can clear it away.
+/// A directory in memory, where a sync costs nothing; it lives as long as the process and is named
+/// after it, so that `fuzz/run` can clear it away.
 pub fn directory() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };

@@ -29,7 +29,7 @@ pub fn read(line: &[u8]) -> Option<Read> {
     Some(read)
 }
 
-/// Where the characters begin that stand for bytes which are no part of a character.
+/// First of the characters that represent bytes which are not UTF-8.
 const NO_CHARACTER: u32 = 0x10_fe00;
 
 /// The line as text from which its bytes come back.
@@ -146,7 +146,7 @@ fn cef(text: &str) -> Option<Read> {
     Some(read)
 }
 
-/// Which pairs the producer wrote, as `docs/fields.md` says it.
+/// Returns the pairs that the producer wrote, by the rules of `docs/fields.md`.
 fn producers(
     pairs: &[(&str, String)],
     always_there: &[&str],
@@ -201,9 +201,9 @@ fn always_there(name: &str, severity: &str) -> Vec<&'static str> {
     } else {
         return keys;
     }
-    let is_of_nobody =
+    let is_without_principal =
         (is_login && name != "AUTHENTICATION_OUTCOME_SUCCESS") || (name == "Ingress" && severity == "6");
-    if !is_of_nobody {
+    if !is_without_principal {
         keys.extend(["org_id", "principal_id"]);
     }
     keys
@@ -251,7 +251,7 @@ struct Member {
     /// As it is spelled, without the quotes.
     spelled: String,
     key: String,
-    /// Where the key's opening quote stands.
+    /// Position of the key's opening quote.
     key_at: usize,
     value_at: usize,
     value_end: usize,
@@ -299,7 +299,8 @@ fn json(text: &str) -> Option<Read> {
     Some(read)
 }
 
-/// Where the object is that an object wraps: its one member `event`, beside which there may be a signature.
+/// Returns the inner object of a wrapper: its one member `event`, next to which there may be a
+/// signature.
 fn wrapped(text: &str, members: &[Member]) -> Option<(usize, usize)> {
     let others: Vec<&Member> = members.iter().filter(|member| member.key != "sig").collect();
     match others[..] {
@@ -395,7 +396,7 @@ impl Reader<'_> {
         self.bytes[self.at..].starts_with(text.as_bytes()).then(|| self.at += text.len())
     }
 
-    /// Told of each member: where its key begins and ends, and its value.
+    /// Calls `found` with the bounds of each member's key and value.
     fn members(&mut self, found: &mut dyn FnMut(usize, usize, usize, usize) -> Option<()>) -> Option<()> {
         self.take("{")?;
         self.space();

@@ -1,9 +1,9 @@
-//! What must hold for every line, whoever wrote it.
+//! Checks that must hold for every line.
 
 use std::collections::BTreeMap;
 
-use auditgate::ingest::{Judgeable, open};
 use auditgate::escape::is_hazardous;
+use auditgate::ingest::{Judgeable, open};
 use auditgate::trust::verify;
 use auditgate::wire::event::Value;
 use auditgate::wire::line::Line;
@@ -18,8 +18,8 @@ use serde_json::value::RawValue;
 use crate::SIGNING_KEY;
 use crate::naive::{self, Read};
 
-/// Compares what the program reads in a line with what the naive reader does, and looks at the record that would be
-/// written of it. Tells whether it is an event.
+/// Compares what the program reads in a line with what the naive reader does, and looks at the
+/// record that would be written of it. Returns whether it is an event.
 pub fn check_line(bytes: &[u8]) -> bool {
     let naive = naive::read(bytes);
     let line = match (Line::parse(bytes), naive) {
@@ -65,7 +65,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// What is promised to whoever reads a field by its documented type.
+/// Checks that a field has its documented type.
 fn check_type(name: &str, value: &Value) {
     match (name, value) {
         (_, Value::Number(digits)) => {
@@ -79,7 +79,8 @@ fn check_type(name: &str, value: &Value) {
     }
 }
 
-/// The record of an accepted line: one line of JSON without a control, from which the line comes back.
+/// The record of an accepted line: one line of JSON without a control, from which the line comes
+/// back.
 fn check_record(raw: &[u8], line: &Line<'_>) {
     let mut written = Vec::new();
     record::write_accepted(&mut written, &Accepted { received_at: 0, source: "us", key_id: Some("k"), raw });
@@ -102,9 +103,9 @@ pub fn one_harmless_line(written: &[u8]) -> &str {
     line
 }
 
-/// Whether the program takes a line for one that [`SIGNING_KEY`] signed. The naive reader and another implementation
-/// of Ed25519 must agree.
-pub fn is_proven(bytes: &[u8]) -> bool {
+/// Whether the program takes a line for one that [`SIGNING_KEY`] signed. The naive reader and
+/// another implementation of Ed25519 must agree.
+pub fn is_verified(bytes: &[u8]) -> bool {
     let fit = match open(bytes) {
         Judgeable::Signed(_, claim) => {
             let key = SIGNING_KEY.verifying_key().to_bytes();

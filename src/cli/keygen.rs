@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_fits_together() {
+    fn the_private_and_the_public_key_belong_together() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("new").join("keys");
         let out = keygen(&dir).unwrap();
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(public.bytes(), &key.public_key());
         assert_eq!(public.id(), public.thumbprint());
         assert!(out.contains(public.id()) && out.contains(KEY_FILE) && out.contains(JWKS_FILE), "{out}");
-        // The fixed beginning of a version 1 key, up to the seed's length.
+        // A version 1 key always begins like this, up to the length of the seed.
         let pem = fs::read_to_string(dir.join(KEY_FILE)).unwrap();
         assert!(
             pem.starts_with("-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEI"),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_overwritten_and_nothing_half_is_left() {
+    fn no_file_is_overwritten_and_none_is_left_alone() {
         for (present, absent, says) in
             [(KEY_FILE, JWKS_FILE, "never overwritten"), (JWKS_FILE, KEY_FILE, "interrupted run")]
         {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_is_named() {
+    fn a_directory_that_cannot_be_created_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();

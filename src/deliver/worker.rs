@@ -338,19 +338,19 @@ fn unreadable(cause: &dyn std::fmt::Display) -> SinkError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
     use std::sync::Mutex;
 
     use super::*;
     use crate::clock::Clock;
-    use crate::ledger::{Backlog, Options, Running};
+    use crate::ledger::{Backlog, Options, Running, Window};
     use crate::wire::event::Stream;
 
-    /// A sink that is somewhere else than the ledger knows.
-    struct Elsewhere(Position);
+    /// A sink that has another position than the ledger recorded.
+    struct OtherPosition(Position);
 
-    impl Sink for Elsewhere {
+    impl Sink for OtherPosition {
         fn resume(&mut self, _last: &Resume) -> Result<Resume, SinkError> {
             Ok(Resume { position: self.0, mark: Vec::new() })
         }
@@ -366,29 +366,38 @@ mod tests {
         }
     }
 
-    /// Keeps the failures and ends the worker with the first.
-    struct Failures {
-        seen: Arc<Mutex<Vec<String>>>,
-        stop: Arc<AtomicBool>,
+    /// Keeps the failures, and stops the worker at the first one.
+    #[derive(Clone, Default)]
+    pub(in crate::deliver) struct FailureLog {
+        failures: Arc<Mutex<Vec<String>>>,
+        pub(in crate::deliver) stop: Arc<AtomicBool>,
     }
 
-    impl Watcher for Failures {
+    impl FailureLog {
+        pub(in crate::deliver) fn failures(&self) -> Vec<String> {
+            self.failures.lock().unwrap().clone()
+        }
+    }
+
+    impl Watcher for FailureLog {
         fn working(&self, _sink: &str, _is_working: bool) {}
         fn delivered(&self, _sink: &str, _events: u64) {}
         fn recovered(&self, _sink: &str) {}
         fn truncated(&self, _sink: &str, _lines: u64) {}
 
         fn failed(&self, _sink: &str, error: &SinkError) {
-            self.seen.lock().unwrap().push(error.to_string());
+            self.failures.lock().unwrap().push(error.to_string());
             self.stop.store(true, Ordering::Relaxed);
         }
     }
 
-    fn open_ledger(data_dir: &std::path::Path) -> (Ledger, Running, Subscription) {
+    /// Opens a ledger with one source, `us`, and one sink, `search`.
+    pub(in crate::deliver) fn open_ledger(data_dir: &std::path::Path) -> (Ledger, Running, Subscription) {
+        let window = Window { events: Duration::from_secs(60), rejects: Duration::from_secs(60) };
         let subscription = Subscription {
             sink: "search".to_owned(),
             kind: "sqlite",
-            streams: vec![Stream::Verified],
+            streams: vec![Stream::Verified, Stream::Quarantine],
             sources: None,
             skips: false,
         };
@@ -396,21 +405,21 @@ mod tests {
             data_dir: data_dir.to_owned(),
             subscriptions: vec![subscription.clone()],
             backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
-            windows: BTreeMap::new(),
+            windows: BTreeMap::from([("us".to_owned(), window)]),
             clock: Clock::system(),
         };
         let (ledger, running) = Ledger::open(options).unwrap();
         (ledger, running, subscription)
     }
 
-    /// A sink that is fixed by preparing it, once a flush has failed.
+    /// A sink whose first flush fails, and which works again once it has been prepared.
     #[derive(Default)]
-    struct Fixed {
+    struct FixedByPreparing {
         failed: bool,
         prepared: bool,
     }
 
-    impl Sink for Fixed {
+    impl Sink for FixedByPreparing {
         fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
             Ok(last.clone())
         }
@@ -427,7 +436,7 @@ mod tests {
         }
 
         fn flush(&mut self, _behind: Position, _at_once: bool) -> Result<Option<Resume>, SinkError> {
-            assert!(self.prepared || !self.failed, "the same is tried again in the same place");
+            assert!(self.prepared || !self.failed, "the flush is retried without preparing");
             self.failed = true;
             if self.prepared {
                 return Ok(None);
@@ -436,26 +445,15 @@ mod tests {
         }
     }
 
-    /// Hears nothing.
-    struct Deaf;
-
-    impl Watcher for Deaf {
-        fn working(&self, _sink: &str, _is_working: bool) {}
-        fn delivered(&self, _sink: &str, _events: u64) {}
-        fn truncated(&self, _sink: &str, _lines: u64) {}
-        fn failed(&self, _sink: &str, _error: &SinkError) {}
-        fn recovered(&self, _sink: &str) {}
-    }
-
     #[test]
-    fn a_sink_sees_to_its_place_before_each_attempt() {
+    fn a_sink_is_prepared_before_each_attempt() {
         let dir = tempfile::tempdir().unwrap();
         let (ledger, running, subscription) = open_ledger(dir.path());
         let worker = Worker {
             subscription,
-            sink: Box::new(Fixed::default()),
+            sink: Box::new(FixedByPreparing::default()),
             ledger: ledger.clone(),
-            watcher: Box::new(Deaf),
+            watcher: Box::new(FailureLog::default()),
             stop: Arc::default(),
         };
         let start = Position::default();
@@ -466,24 +464,24 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_is_ahead_of_its_ledger_waits_for_the_operator() {
+    fn a_sink_that_is_ahead_of_its_ledger_stops_with_an_error() {
         for (batch, is_ahead) in [(1, false), (2, true), (900, true)] {
             let dir = tempfile::tempdir().unwrap();
             let (ledger, running, subscription) = open_ledger(dir.path());
             ledger.close_feed();
-            let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+            let log = FailureLog::default();
             let worker = Worker {
                 subscription,
-                sink: Box::new(Elsewhere(Position { batch, line: 0 })),
+                sink: Box::new(OtherPosition(Position { batch, line: 0 })),
                 ledger: ledger.clone(),
-                watcher: Box::new(Failures { seen: Arc::clone(&seen), stop: Arc::clone(&stop) }),
-                stop,
+                watcher: Box::new(log.clone()),
+                stop: Arc::clone(&log.stop),
             };
             worker.run();
-            let seen = seen.lock().unwrap().clone();
-            assert_eq!(seen.len(), usize::from(is_ahead), "{seen:?}");
-            assert!(seen.iter().all(|error| error.contains("an older copy of data_dir")), "{seen:?}");
-            // The ledger's own position did not follow it.
+            let failures = log.failures();
+            assert_eq!(failures.len(), usize::from(is_ahead), "{failures:?}");
+            assert!(failures.iter().all(|error| error.contains("an older copy of data_dir")), "{failures:?}");
+            // The ledger's own position has not changed.
             assert_eq!(ledger.resume("search").unwrap().unwrap().position, Position { batch: 1, line: 0 });
             ledger.close();
             running.thread.join().unwrap();

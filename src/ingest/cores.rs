@@ -123,14 +123,14 @@ mod tests {
     use super::*;
 
     /// Waits until that many bodies wait.
-    fn until_waiting(cores: &Cores, count: usize) {
+    fn wait_for_waiting(cores: &Cores, count: usize) {
         while cores.state.lock().waiting.len() < count {
             std::thread::yield_now();
         }
     }
 
     #[test]
-    fn the_core_goes_by_turns_to_the_shortest_and_to_the_oldest() {
+    fn the_core_goes_alternately_to_the_shortest_and_the_oldest_body() {
         let cores = Arc::new(Cores::new(1));
         let busy = cores.begin(0);
         let (say, said) = mpsc::channel();
@@ -144,7 +144,7 @@ mod tests {
                     let _turn = cores.begin(cost);
                     say.send(cost).unwrap();
                 });
-                until_waiting(&waiting, at + 1);
+                wait_for_waiting(&waiting, at + 1);
                 thread
             })
             .collect();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_body_lets_others_in_between_its_steps() {
+    fn a_long_body_yields_the_core_between_its_steps() {
         let cores = Arc::new(Cores::new(1));
         let mut long = cores.begin(1000);
         long.step(1000);
@@ -165,7 +165,7 @@ mod tests {
                 let _turn = cores.begin(1);
                 say.send("short").unwrap();
             });
-            until_waiting(&cores, 1);
+            wait_for_waiting(&cores, 1);
             long.step(1000);
             say.send("long").unwrap();
         });

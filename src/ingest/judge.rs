@@ -277,15 +277,15 @@ mod tests {
     use crate::memory_budget;
 
     #[test]
-    fn a_line_takes_what_is_reserved_for_it() {
-        // What allocating a detail costs besides, and what the ledger makes of an entry in the end.
+    fn a_line_takes_no_more_memory_than_is_reserved_for_it() {
+        // Includes the overhead of allocating a detail, and the ledger's copy of an entry.
         let detail = LONGEST_DETAIL + 2 * size_of::<usize>();
         let verdict = size_of::<Option<Verdict>>();
         assert!(size_of::<Option<Entry>>() + verdict + size_of::<i64>() + detail <= memory_budget::LINE);
     }
 
     #[test]
-    fn a_detail_is_no_longer_than_its_memory() {
+    fn a_detail_is_truncated_to_its_reserved_memory() {
         let long = |letter: &str| Cow::Owned(letter.repeat(100_000));
         assert_eq!(shortened(long("a")).into_owned(), "a".repeat(LONGEST_DETAIL));
         let shortened = shortened(long("€")).into_owned();

@@ -442,7 +442,4 @@ fn looks_like(body: &[u8]) -> &'static str {
 }
 
 #[cfg(test)]
-mod accept_rule;
-
-#[cfg(test)]
-mod agreement;
+mod tests;

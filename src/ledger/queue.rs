@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::wire::batch::{Coding, Packing};
 
-    /// A batch with a name, of that many lines and bytes.
+    /// Returns a commit of a named batch with that many lines and bytes.
     fn commit(name: &str, lines: usize, bytes: usize) -> Commit {
         let body = Arc::new(vec![0; bytes]);
         let batch = Batch {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn small_batches_wait_for_one_large_one_at_most() {
+    fn small_batches_wait_for_at_most_one_large_one() {
         let mut queue = Queue::default();
         for (name, lines, bytes) in
             [("l1", GROUP_LINES, 0), ("l2", 5 * GROUP_LINES, 0), ("l3", 1, 2 * GROUP_BYTES), ("a", 1, 0)]

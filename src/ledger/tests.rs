@@ -1,13 +1,13 @@
-//! The ledger as its users see it.
+//! Tests of the ledger through its public interface.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::handle::PROGRESS;
 use super::*;
-use crate::clock::Clock;
+use crate::clock::tests::Times;
 use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::{Reason, Stream, Verdict};
 
@@ -17,11 +17,10 @@ mod skips;
 const NOON: i64 = 1_700_000_000_000;
 const HOUR: i64 = 3_600_000;
 
-/// A ledger whose clocks the test moves.
+/// A ledger with clocks that the test advances.
 struct Fixture {
     dir: tempfile::TempDir,
-    wall: Arc<AtomicI64>,
-    steady: Arc<AtomicI64>,
+    times: Times,
     open: Option<(Ledger, Running)>,
     by_trace: bool,
     /// The first sink.
@@ -31,41 +30,19 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut fixture = Self {
-            dir,
-            wall: Arc::new(AtomicI64::new(NOON)),
-            steady: Arc::new(AtomicI64::new(0)),
-            open: None,
-            by_trace: false,
-            first: None,
-        };
+        let mut fixture = Self { dir, times: Times::new(NOON), open: None, by_trace: false, first: None };
         fixture.reopen();
         fixture
     }
 
     fn options(&self, sinks: &[&str]) -> Options {
-        let (wall, steady) = (Arc::clone(&self.wall), Arc::clone(&self.steady));
         let window = Window { events: Duration::from_secs(8 * 86_400), rejects: Duration::from_secs(86_400) };
         Options {
             data_dir: self.dir.path().to_owned(),
-            subscriptions: sinks
-                .iter()
-                .map(|sink| Subscription {
-                    sink: (*sink).to_owned(),
-                    kind: "file",
-                    streams: Stream::ALL.to_vec(),
-                    sources: None,
-                    skips: false,
-                })
-                .collect(),
+            subscriptions: sinks.iter().map(|sink| file_sink(sink, &Stream::ALL, None)).collect(),
             backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
             windows: BTreeMap::from([("us".to_owned(), window), ("eu".to_owned(), window)]),
-            clock: Clock {
-                wall: Arc::new(move || wall.load(Ordering::SeqCst)),
-                steady: Arc::new(move || {
-                    Duration::from_millis(steady.load(Ordering::SeqCst).try_into().unwrap())
-                }),
-            },
+            clock: self.times.clock(),
         }
     }
 
@@ -80,7 +57,7 @@ impl Fixture {
         self.change(self.options(&["all"]));
     }
 
-    /// Starts again with another configuration.
+    /// Restarts with another configuration.
     fn change(&mut self, options: Options) {
         self.close();
         self.first = options.subscriptions.first().cloned();
@@ -89,12 +66,6 @@ impl Fixture {
 
     fn ledger(&self) -> &Ledger {
         &self.open.as_ref().unwrap().0
-    }
-
-    /// Time passes: both clocks agree.
-    fn pass(&self, milliseconds: i64) {
-        self.wall.fetch_add(milliseconds, Ordering::SeqCst);
-        self.steady.fetch_add(milliseconds, Ordering::SeqCst);
     }
 
     fn entry(&self, source: &str, line: &str, time: Option<i64>) -> Entry {
@@ -154,21 +125,21 @@ fn an_event_is_accepted_once_across_restarts_and_batches() {
 }
 
 #[test]
-fn an_event_is_new_again_only_after_its_window() {
+fn an_event_is_accepted_again_only_after_the_window() {
     for (time, by_trace) in [(Some(NOON), false), (None, false), (None, true)] {
         let mut fixture = Fixture::new();
         fixture.by_trace = by_trace;
         assert_eq!(fixture.commit_line("a", time), 1);
-        // Newer lines in the same partition must not keep it, nor lose it.
+        // Newer lines in the same partition must neither extend nor shorten its window.
         for day in 1..=8 {
             if day % 3 == 0 {
                 fixture.reopen();
             }
-            fixture.pass(24 * HOUR - 1);
+            fixture.times.advance(24 * HOUR - 1);
             assert_eq!(fixture.commit_line("a", time), 0, "day {day}");
             assert_eq!(fixture.commit_line(&format!("b{day} x"), time), 1);
         }
-        fixture.pass(2 * HOUR);
+        fixture.times.advance(2 * HOUR);
         assert_eq!(fixture.commit_line("a", time), 1, "{time:?}");
         assert_eq!(fixture.commit_line("a", time), 0);
         assert_eq!(fixture.commit_line("b8 x", time), 0);
@@ -176,7 +147,7 @@ fn an_event_is_new_again_only_after_its_window() {
 }
 
 #[test]
-fn times_that_events_claim_make_no_more_partitions_than_the_window_has_days() {
+fn the_times_of_events_create_no_more_partitions_than_the_window_has_days() {
     let mut fixture = Fixture::new();
     let entries = |fixture: &Fixture, days: std::ops::Range<i64>| -> Vec<Entry> {
         days.map(|day| fixture.entry("us", &format!("{day}"), Some(NOON + day * 24 * HOUR))).collect()
@@ -191,32 +162,32 @@ fn times_that_events_claim_make_no_more_partitions_than_the_window_has_days() {
 }
 
 #[test]
-fn a_day_that_comes_into_reach_or_leaves_it_makes_nothing_new() {
-    // Each is accepted once, and sent again every day within its window.
+fn an_event_stays_a_duplicate_when_its_day_enters_or_leaves_the_window() {
+    // Each is accepted once, and repeated every day within its window.
     for day in [-12, -10, -9, -8, -1, 0, 1, 2, 4, 7] {
         let fixture = Fixture::new();
         let time = Some(NOON + day * 24 * HOUR);
         assert_eq!(fixture.commit_line("a", time), 1);
         for _ in 1..=7 {
-            fixture.pass(24 * HOUR);
+            fixture.times.advance(24 * HOUR);
             assert_eq!(fixture.commit_line("a", time), 0, "{day}");
-            // Another one may make the partition of its day.
+            // Another event may create the partition of this day.
             fixture.commit_line(&format!("b{day}"), time);
         }
     }
 }
 
 #[test]
-fn a_jump_of_the_clock_makes_nothing_new() {
+fn an_event_stays_a_duplicate_when_the_clock_jumps() {
     let mut fixture = Fixture::new();
     assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
-    fixture.wall.fetch_add(30 * 24 * HOUR, Ordering::SeqCst);
+    fixture.times.wall.fetch_add(30 * 24 * HOUR, Ordering::SeqCst);
     assert_eq!(fixture.commit_line("a", Some(NOON)), 0);
     fixture.reopen();
     assert_eq!(fixture.commit_line("a", Some(NOON)), 0);
-    fixture.pass(8 * 24 * HOUR + HOUR);
+    fixture.times.advance(8 * 24 * HOUR + HOUR);
     assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
-    fixture.wall.fetch_sub(60 * 24 * HOUR, Ordering::SeqCst);
+    fixture.times.wall.fetch_sub(60 * 24 * HOUR, Ordering::SeqCst);
     assert_eq!(fixture.commit_line("a", Some(NOON)), 0);
 }
 
@@ -226,13 +197,27 @@ fn a_rejected_line_is_a_duplicate_for_a_day_and_suppresses_no_event() {
     let reject = |fixture: &Fixture| fixture.reject("us", "a");
     assert_eq!(fixture.commit("us", vec![reject(&fixture), reject(&fixture)]).quarantined(), 1);
     assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
-    fixture.pass(24 * HOUR);
+    fixture.times.advance(24 * HOUR);
     assert_eq!(fixture.commit("us", vec![reject(&fixture)]).quarantined(), 0);
-    fixture.pass(2000);
+    fixture.times.advance(2000);
     assert_eq!(fixture.commit("us", vec![reject(&fixture)]).quarantined(), 1);
 }
 
-/// So many different lines for the quarantine, from a number on.
+/// Returns a file sink that takes these streams, of these sources or of all.
+fn file_sink(name: &str, streams: &[Stream], sources: Option<&[&str]>) -> Subscription {
+    let sources = sources.map(|sources| sources.iter().map(|source| (*source).to_owned()).collect());
+    Subscription { sink: name.to_owned(), kind: "file", streams: streams.to_vec(), sources, skips: false }
+}
+
+/// Returns the position of the batch that a sink takes next.
+fn take(outbox: &mut Outbox, from: i64) -> Option<i64> {
+    match outbox.next(from, Duration::ZERO).unwrap() {
+        Next::Batch(batch, _) => Some(batch.position),
+        Next::Full | Next::Nothing | Next::Closed => None,
+    }
+}
+
+/// Returns that many distinct rejected lines, numbered from `first` on.
 fn rejects(fixture: &Fixture, first: usize, lines: usize) -> Vec<Entry> {
     let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: "no event".into() };
     let identity = |line: usize| fixture.ledger().identifier().reject("us", &line.to_le_bytes());
@@ -240,7 +225,7 @@ fn rejects(fixture: &Fixture, first: usize, lines: usize) -> Vec<Entry> {
 }
 
 #[test]
-fn rejected_lines_are_remembered_within_a_bound_and_the_newest_of_them() {
+fn the_newest_rejected_lines_are_remembered_up_to_a_limit() {
     const STEP: usize = 50_000;
     let mut fixture = Fixture::new();
     let mut most = 0;
@@ -250,8 +235,8 @@ fn rejected_lines_are_remembered_within_a_bound_and_the_newest_of_them() {
     };
     assert_eq!(fixture.commit_line("an event", Some(NOON)), 1);
     for step in 0..14 {
-        // All within a second of the clock, and then over hours.
-        fixture.pass(if step < 10 { 1 } else { HOUR });
+        // First within a second, then over hours.
+        fixture.times.advance(if step < 10 { 1 } else { HOUR });
         let receipt = fixture.commit("us", rejects(&fixture, step * STEP, STEP));
         assert_eq!(receipt.quarantined(), STEP as u64);
         most = most.max(remembered(&fixture));
@@ -262,14 +247,14 @@ fn rejected_lines_are_remembered_within_a_bound_and_the_newest_of_them() {
     assert!((200_000..=262_145).contains(&most), "{most}");
     let newest = rejects(&fixture, 12 * STEP, 2 * STEP);
     assert_eq!(fixture.commit("us", newest).quarantined(), 0, "the newest are known");
-    assert_eq!(fixture.commit_line("an event", Some(NOON)), 0, "events are not forgotten for it");
-    // Of those of the same second any may be kept.
+    assert_eq!(fixture.commit_line("an event", Some(NOON)), 0, "events are not forgotten instead");
+    // Of the lines of the same second, any may be kept.
     let oldest = fixture.commit("us", rejects(&fixture, 0, 1000)).quarantined();
     assert!(oldest > 500, "of the oldest only {oldest} are forgotten");
 }
 
 #[test]
-fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
+fn of_equal_rejected_lines_in_a_batch_the_first_is_new() {
     let fixture = Fixture::new();
     let mut twice = rejects(&fixture, 0, 3);
     twice.extend(rejects(&fixture, 0, 3));
@@ -283,7 +268,7 @@ fn of_the_same_bad_lines_in_a_batch_the_first_is_new() {
 }
 
 #[test]
-fn what_is_wrong_with_lines_counts_as_quarantine_too() {
+fn the_details_of_rejected_lines_count_as_quarantine_bytes() {
     let fixture = Fixture::new();
     fixture.commit("us", rejects(&fixture, 0, 100));
     let Backlog { bytes: all, quarantine_bytes: quarantined } = fixture.ledger().backlog();
@@ -291,10 +276,10 @@ fn what_is_wrong_with_lines_counts_as_quarantine_too() {
 }
 
 #[test]
-fn a_commit_does_not_wait_for_all_large_ones_before_it() {
+fn a_small_commit_does_not_wait_for_all_large_ones_before_it() {
     let fixture = Fixture::new();
     let batches: Vec<_> = (0..20).map(|step| rejects(&fixture, step * 20_000, 20_000)).collect();
-    // Nothing can be written before all of it waits.
+    // Blocks the writer until all commits are queued.
     let blocker = rusqlite::Connection::open(&fixture.ledger().shared.database).unwrap();
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
     let commit = |entries| fixture.ledger().send_commit(Fixture::batch("us", entries));
@@ -312,11 +297,11 @@ fn a_commit_does_not_wait_for_all_large_ones_before_it() {
             _ => panic!("there is a batch"),
         })
         .collect();
-    assert_ne!(lines[20], 1, "the small batch came after all large ones: {lines:?}");
+    assert_ne!(lines[20], 1, "the small batch was committed after all large ones: {lines:?}");
 }
 
 #[test]
-fn a_close_writes_what_came_before_it() {
+fn a_close_writes_the_commits_before_it() {
     let mut fixture = Fixture::new();
     let answers: Vec<_> = (0..3)
         .map(|step| {
@@ -330,15 +315,15 @@ fn a_close_writes_what_came_before_it() {
 }
 
 #[tokio::test]
-async fn the_writer_answers_while_a_transaction_goes_forward() {
+async fn the_writer_counts_as_alive_while_a_transaction_makes_progress() {
     let fixture = Fixture::new();
     let gauges = Arc::clone(&fixture.ledger().shared.gauges);
-    // Somebody else writes: the transaction waits, and nothing goes forward.
+    // Another connection writes: the transaction waits and makes no progress.
     let blocker = rusqlite::Connection::open(&fixture.ledger().shared.database).unwrap();
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
     let commit =
         fixture.ledger().send_commit(Fixture::batch("us", vec![fixture.entry("us", "a", Some(NOON))]));
-    // Until the commit has been taken, it is the next message that answers.
+    // Until the writer has received the commit, it answers the next message.
     let mut tries = 0;
     let answers = loop {
         let mut answers = Box::pin(fixture.ledger().answers());
@@ -364,22 +349,18 @@ fn an_unverified_copy_does_not_suppress_the_verified_line() {
 }
 
 #[test]
-fn batches_wait_for_their_sink_in_order_and_are_forgotten_behind_it() {
+fn batches_wait_for_their_sink_in_order_and_are_deleted_after_delivery() {
     let mut fixture = Fixture::new();
     for n in 0..3 {
         fixture.commit_line(&format!("{n}"), Some(NOON));
     }
     assert_eq!(fixture.commit_line("0", Some(NOON)), 0);
-    let position = |outbox: &mut Outbox, from| match outbox.next(from, Duration::ZERO).unwrap() {
-        Next::Batch(batch, _) => Some(batch.position),
-        Next::Full | Next::Nothing | Next::Closed => None,
-    };
     for restart in [false, true] {
         if restart {
             fixture.reopen();
         }
         let mut outbox = fixture.outbox();
-        assert_eq!([1, 2, 3, 4].map(|from| position(&mut outbox, from)), [Some(1), Some(2), Some(3), None]);
+        assert_eq!([1, 2, 3, 4].map(|from| take(&mut outbox, from)), [Some(1), Some(2), Some(3), None]);
         assert_eq!(fixture.ledger().pending("all").unwrap().events, 3);
     }
     assert!(fixture.ledger().backlog().bytes > 0);
@@ -392,9 +373,9 @@ fn batches_wait_for_their_sink_in_order_and_are_forgotten_behind_it() {
     fixture.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
     assert_eq!(fixture.ledger().backlog(), Backlog::default());
     fixture.reopen();
-    // Positions go on where they were although the table is empty.
+    // Positions continue although the table is empty.
     fixture.commit_line("3", Some(NOON));
-    assert_eq!(position(&mut fixture.outbox(), 0), Some(4));
+    assert_eq!(take(&mut fixture.outbox(), 0), Some(4));
 }
 
 #[test]
@@ -421,23 +402,25 @@ impl Fixture {
         }
     }
 
-    /// One sink that takes these.
+    /// Returns options with one sink, `all`, that takes these streams of these sources.
     fn taking(&self, streams: &[Stream], sources: Option<&[&str]>) -> Options {
-        let mut options = self.options(&["all"]);
-        options.subscriptions[0].streams = streams.to_vec();
-        options.subscriptions[0].sources =
-            sources.map(|sources| sources.iter().map(|source| (*source).to_owned()).collect());
-        options
+        Options { subscriptions: vec![file_sink("all", streams, sources)], ..self.options(&[]) }
     }
 
     fn outbox(&self) -> Outbox {
         self.ledger().outbox(self.first.as_ref().unwrap()).unwrap()
     }
 
-    /// What the sink gets from its position on: batch and line.
+    /// Returns the batch and line of everything that the first sink gets from its position on.
     fn handed_out(&self) -> Vec<(i64, usize)> {
-        let mut outbox = self.outbox();
-        let Position { mut batch, mut line } = self.ledger().resume("all").unwrap().unwrap().position;
+        self.handed_out_to(self.first.as_ref().unwrap())
+    }
+
+    /// Returns the batch and line of everything that a sink gets from its position on.
+    fn handed_out_to(&self, subscription: &Subscription) -> Vec<(i64, usize)> {
+        let mut outbox = self.ledger().outbox(subscription).unwrap();
+        let resume = self.ledger().resume(&subscription.sink).unwrap().unwrap();
+        let Position { mut batch, mut line } = resume.position;
         let mut found = Vec::new();
         while let Next::Batch(next, streams) = outbox.next(batch, Duration::ZERO).unwrap() {
             line = if next.position == batch { line } else { 0 };
@@ -451,7 +434,7 @@ impl Fixture {
 #[test]
 fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
     let mut fixture = Fixture::new();
-    // Batch 1, of which a part is delivered, and batch 2.
+    // Batch 1, which is delivered in part, and batch 2.
     for source in ["us", "eu"] {
         let entries = vec![fixture.entry(source, "a", None), fixture.reject(source, "b")];
         fixture.commit(source, entries);
@@ -473,7 +456,7 @@ fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
     refused(&mut fixture, renamed, 2);
     let verified = fixture.taking(&[Stream::Verified], None);
     refused(&mut fixture, verified.clone(), 2);
-    // The same in other words, and back.
+    // The same streams and sources, written differently.
     let both = fixture.taking(&Stream::ALL.map(|stream| stream), Some(&["us", "eu"]));
     fixture.change(both);
     let both =
@@ -490,11 +473,11 @@ fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
     let all = fixture.options(&["all"]);
     fixture.change(all);
     fixture.ledger().advance_now("all", Position { batch: 3, line: 0 }, Vec::new()).unwrap();
-    // Nothing that it took waits.
+    // Nothing waits that it took and no longer wants.
     fixture.change(us_verified);
     fixture.commit("us", vec![fixture.reject("us", "c"), fixture.entry("us", "c", None)]);
     assert_eq!(fixture.ledger().pending("all").unwrap().events, 1);
-    // It wants less than what is there, and gets along without it.
+    // It takes less than what is there, but nothing that it gives up waits for it.
     let us_verified = fixture.taking(&[Stream::Verified], Some(&["us"]));
     fixture.change(us_verified);
     let nothing = fixture.taking(&[Stream::Quarantine], None);
@@ -502,7 +485,7 @@ fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
 }
 
 #[test]
-fn a_sink_that_takes_more_starts_at_the_present_with_it() {
+fn a_sink_that_takes_more_gets_only_later_batches_of_it() {
     let mut fixture = Fixture::new();
     let us = fixture.taking(&[Stream::Verified], Some(&["us"]));
     fixture.close();
@@ -523,7 +506,7 @@ fn a_sink_that_takes_more_starts_at_the_present_with_it() {
     let all = fixture.options(&["all"]);
     fixture.change(all);
     post(&fixture, "c");
-    // Of the first batch of the other source nobody takes anything, so it is none.
+    // No sink takes anything of the first batch of the other source, so it is not stored.
     let expected = [(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0), (5, 1)];
     for restart in [false, true] {
         if restart {
@@ -532,7 +515,7 @@ fn a_sink_that_takes_more_starts_at_the_present_with_it() {
         assert_eq!(fixture.handed_out(), expected, "{restart}");
         assert_eq!(fixture.ledger().pending("all").unwrap().events, 7);
     }
-    // What it did not take then is not in the way now either.
+    // Lines that it did not take then do not prevent the change now.
     fixture.ledger().advance_now("all", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
     let us = fixture.taking(&Stream::ALL, Some(&["us"]));
     fixture.close();
@@ -542,7 +525,7 @@ fn a_sink_that_takes_more_starts_at_the_present_with_it() {
 }
 
 #[test]
-fn forgetting_gives_up_what_is_in_the_way_of_a_start_and_by_force_everything() {
+fn forget_sink_gives_up_events_that_prevent_a_start_and_by_force_all() {
     let mut fixture = Fixture::new();
     fixture.commit("us", vec![fixture.entry("us", "a", None)]);
     fixture.commit("eu", vec![fixture.entry("eu", "a", None), fixture.reject("eu", "a")]);
@@ -575,7 +558,7 @@ fn forgetting_gives_up_what_is_in_the_way_of_a_start_and_by_force_everything() {
 }
 
 #[test]
-fn what_waits_in_a_ledger_of_an_earlier_version_is_kept_for_each_sink() {
+fn a_migration_keeps_the_waiting_events_of_each_sink() {
     for version in [1, 2] {
         let mut fixture = Fixture::new();
         fixture.close();
@@ -630,7 +613,7 @@ fn what_waits_in_a_ledger_of_an_earlier_version_is_kept_for_each_sink() {
 }
 
 #[test]
-fn nothing_is_promised_once_a_file_of_the_ledger_is_not_in_its_place() {
+fn nothing_is_acknowledged_after_a_file_of_the_ledger_was_renamed_or_replaced() {
     for name in ["lock", "ledger.db", "ledger.db-wal", ""] {
         for is_replaced in [false, true] {
             let dir = tempfile::tempdir().unwrap();
@@ -647,7 +630,7 @@ fn nothing_is_promised_once_a_file_of_the_ledger_is_not_in_its_place() {
             } else if is_replaced {
                 std::fs::copy(&to, &from).unwrap();
             }
-            // Whether it is asked or idle.
+            // With a commit, and idle.
             if is_replaced {
                 let batch = Fixture::batch("us", vec![fixture.entry("us", "b", None)]);
                 assert!(fixture.ledger().send_commit(batch).blocking_recv().is_err(), "{name}");

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_never_repeated() {
+    fn a_password_is_never_printed() {
         for text in
             ["https://user:secret@h/", "https://user:sec ret@h/", "user:secret@h", "http://secret@h:x/"]
         {

@@ -1,4 +1,4 @@
-//! A real server on a free loopback port for tests, which answers what it is told to.
+//! An HTTP server on a loopback port for tests, with scripted responses.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,16 +10,16 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Endpoint;
 
-/// What the server does with the next request.
+/// Response to the next request.
 #[derive(Clone)]
 pub(crate) enum Answer {
-    /// These bytes; afterwards the connection is closed unless they declare their length.
+    /// These bytes, then possibly the end of the connection.
     Raw { bytes: Vec<u8>, close: bool },
     /// A chunked body without an end.
     Endless,
-    /// The head and a part of the body, then nothing.
+    /// The head and a part of the body, then nothing more.
     Stalled,
-    /// Nothing at all.
+    /// No response.
     Silence,
 }
 
@@ -28,7 +28,7 @@ impl Answer {
         Answer::whole("200 OK", "", body)
     }
 
-    /// With header fields, each with its line end.
+    /// A 200 with header fields, each with its line end.
     pub(crate) fn ok_with(headers: &str, body: &str) -> Answer {
         Answer::whole("200 OK", headers, body)
     }
@@ -61,7 +61,7 @@ struct State {
     requested: Notify,
 }
 
-/// Lives as long as the test's runtime.
+/// A server that runs as long as the test's runtime.
 pub(crate) struct Server {
     endpoint: Endpoint,
     state: Arc<State>,
@@ -76,8 +76,8 @@ impl Server {
         Server::listen(answer, Some(acceptor)).await
     }
 
-    /// An endpoint at a port that the system gives to nobody who does not ask for it.
-    pub(crate) async fn nobody_listens() -> Endpoint {
+    /// Returns an endpoint where no server listens: the system never assigns port 1 by itself.
+    pub(crate) fn refusing() -> Endpoint {
         Endpoint::parse("http://127.0.0.1:1/jwks.json").unwrap()
     }
 
@@ -97,7 +97,7 @@ impl Server {
             while let Ok((stream, _)) = listener.accept().await {
                 shared.connections.fetch_add(1, Ordering::SeqCst);
                 let (state, acceptor) = (Arc::clone(&shared), acceptor.clone());
-                // A peer that hangs up ends its own task only.
+                // A closed connection ends only its own task.
                 tokio::spawn(async move {
                     match acceptor {
                         None => converse(stream, &state).await,
@@ -113,7 +113,7 @@ impl Server {
         self.endpoint.clone()
     }
 
-    /// From the next request on.
+    /// Sets the response, from the next request on.
     pub(crate) fn answer(&self, answer: Answer) {
         *self.state.answer.lock().unwrap() = answer;
     }

@@ -3,6 +3,8 @@
 //! A leaf: it knows nothing of keys, events or the configuration file. Whoever calls decides
 //! what a status means and whether a failure is worth another try.
 
+#[cfg(test)]
+pub(crate) mod authority;
 mod client;
 mod endpoint;
 #[cfg(test)]

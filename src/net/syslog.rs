@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_says_why() {
+    fn an_invalid_address_is_refused_with_the_reason() {
         use SyslogAddressError as Error;
         type Make = fn(String) -> Error;
         let cases: [(&str, Make); 17] = [

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_system_without_authorities_says_what_to_do() {
+    fn without_authorities_of_the_system_the_error_says_what_to_do() {
         let message = system_roots(Vec::new(), None).unwrap_err().to_string();
         assert!(message.contains("install ca-certificates or name a ca"), "{message}");
         let message = system_roots(Vec::new(), Some("no /etc/ssl".to_owned())).unwrap_err().to_string();
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_is_named() {
+    fn an_invalid_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
         assert!(matches!(client_tls(Some(&path)), Err(TlsError::Unreadable { .. })));

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_ready_between_start_and_shutdown_only() {
+    fn the_daemon_is_ready_only_between_start_and_shutdown() {
         let health = Health::new();
         assert_eq!(conditions(&health), ["startup"]);
         health.started();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shutdown_during_the_start_stays_one() {
+    fn a_shutdown_during_the_start_is_not_undone() {
         let health = Health::new();
         health.draining();
         health.started();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_listed_until_they_are_taken_back() {
+    fn problems_are_listed_until_they_are_cleared() {
         let health = Health::new();
         health.started();
         health.set("sink siem", Err("The server does not answer.".into()));

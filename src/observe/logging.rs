@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    /// One of each kind, and what is next to them and harmless.
+    /// One hazardous character of each kind, and harmless ones next to them.
     const HOSTILE: &str = "a\n\r\t\x1b[31m\x00\x07\x7f\u{85}\u{9b}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\
          \u{2066}\u{2069}z\u{a0}\u{200d}\u{2027}\u{202f}\u{2065}\u{206a}é😀\"\\";
 
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_values_are_one_harmless_human_line() {
+    fn hostile_values_make_one_harmless_human_line() {
         let text = logged("info", Format::Human, false, |_| hostile_events()).text();
         assert_one_harmless_line(&text);
         assert!(text.contains(r"a\u{a}\u{d}\u{9}\u{1b}[31m\u{0}\u{7}\u{7f}\u{85}\u{9b}\u{61c}"), "{text}");
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_values_are_one_harmless_json_line_and_are_read_back_whole() {
+    fn hostile_values_make_one_harmless_json_line_and_read_back_unchanged() {
         let output = logged("info", Format::Json, false, |_| hostile_events());
         assert_one_harmless_line(&output.text());
         assert!(output.text().contains(r"\u007f\u0085\u009b\u061c\u200e\u200f\u2028\u2029\u202a\u202e"));
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_written_by_us_only() {
+    fn values_cannot_write_colours() {
         let text = logged("info", Format::Human, true, |_| hostile_events()).text();
         assert!(text.contains("\x1b[31mERROR\x1b[0m"), "{text:?}");
         assert!(text.contains("\x1b[3mtext\x1b[0m\x1b[2m=\x1b[0m\""), "{text:?}");
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_program_can_have_its_own_level() {
+    fn a_module_can_have_its_own_level() {
         let text = logged("auditgate::receive = debug , off", Format::Human, false, |_| {
             tracing::debug!(target: "auditgate::receive::tls", "shown");
             tracing::error!(target: "hyper", "hidden");
@@ -408,14 +408,14 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_without_its_log_says_so() {
+    fn a_handle_without_its_log_returns_an_error() {
         let (log, handle) = build(Targets::new(), Format::Human, false, io::sink);
         drop(log);
         assert!(matches!(handle.set_level("info"), Err(LoggingError::Reload(_))));
     }
 
     #[test]
-    fn exactly_the_steering_characters_are_escaped() {
+    fn exactly_the_hazardous_characters_are_escaped() {
         let expected: Vec<u32> = [0..=0x1f, 0x7f..=0x9f, 0x61c..=0x61c, 0x200e..=0x200f, 0x2028..=0x202e]
             .into_iter()
             .chain([0x2066..=0x2069])

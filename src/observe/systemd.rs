@@ -92,10 +92,11 @@ mod tests {
 
     use super::*;
 
-    /// Environment variables cannot be set safely in a process with threads, so a second process speaks.
+    /// Environment variables cannot be set safely in a process with threads, so a second process
+    /// sends the messages.
     #[test]
-    fn systemd_is_told() {
-        if std::env::var_os("AUDITGATE_TEST_SPEAKER").is_some() {
+    fn systemd_receives_the_notifications() {
+        if std::env::var_os("AUDITGATE_TEST_NOTIFIER").is_some() {
             ready("Receiving.\nMAINPID=1");
             reloading();
             stopping();
@@ -121,8 +122,8 @@ mod tests {
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_nonblocking(true).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "observe::systemd::tests::systemd_is_told"])
-            .env("AUDITGATE_TEST_SPEAKER", "1")
+            .args(["--exact", "observe::systemd::tests::systemd_receives_the_notifications"])
+            .env("AUDITGATE_TEST_NOTIFIER", "1")
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "2000")
             .env_remove("WATCHDOG_PID")
@@ -146,12 +147,12 @@ mod tests {
         ready("Receiving.");
         reloading();
         stopping();
-        watchdog(async || panic!("nobody asks")).await;
+        watchdog(async || panic!("the watchdog is off")).await;
     }
 
     #[tokio::test]
     async fn the_watchdog_is_pinged_only_while_the_daemon_is_alive() {
-        // Alive for two ticks, stuck for two, alive again.
+        // Alive for two ticks, not for the next two, then alive again.
         let asked = Cell::new(0);
         let (pinged, mut pings) = tokio::sync::mpsc::unbounded_channel();
         let alive = async || {
@@ -170,8 +171,9 @@ mod tests {
             at = three => assert_eq!(at, [1, 2, 5]),
         }
     }
+
     #[tokio::test(start_paused = true)]
-    async fn a_late_answer_is_pinged_when_it_comes_and_a_missing_one_never() {
+    async fn a_late_answer_causes_a_ping_and_a_missing_one_none() {
         let start = tokio::time::Instant::now();
         let second = Duration::from_secs(1);
         let asked = Cell::new(0);

@@ -62,13 +62,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endings_have_names_of_their_own() {
-        let mut names: Vec<_> = CloseReason::ALL.iter().map(|ending| ending.as_str()).collect();
+    fn reasons_have_distinct_names() {
+        let mut names: Vec<_> = CloseReason::ALL.iter().map(|reason| reason.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), CloseReason::ALL.len());
-        for (index, ending) in CloseReason::ALL.into_iter().enumerate() {
-            assert_eq!(ending as usize, index);
+        for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
         }
     }
 }

@@ -285,7 +285,8 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_millis(5);
+    /// More than an admission takes that does not wait.
+    const AT_ONCE: Duration = Duration::from_millis(5);
 
     type Held = Vec<(ConnectionPermit, oneshot::Receiver<Evicted>)>;
 
@@ -294,10 +295,10 @@ mod tests {
     }
 
     async fn admit(limit: &ConnectionLimit, number: u8) -> (ConnectionPermit, oneshot::Receiver<Evicted>) {
-        timeout(SOON, limit.admit(peer(number), false)).await.expect("there is room")
+        timeout(AT_ONCE, limit.admit(peer(number), false)).await.expect("admitted")
     }
 
-    /// Returns which connections were evicted, and forgets them.
+    /// Removes evicted connections, and returns which they were.
     fn evicted(held: &mut Held) -> Vec<(usize, Evicted)> {
         let tell =
             |(at, (_, told)): (usize, &mut (_, oneshot::Receiver<_>))| Some((at, told.try_recv().ok()?));
@@ -309,23 +310,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_unauthenticated_one_makes_room() {
+    async fn the_oldest_unauthenticated_connection_is_evicted() {
         let limit = ConnectionLimit::new(8, 100);
         let mut held = Vec::new();
         for _ in 0..4 {
             held.push(admit(&limit, 1).await);
         }
         assert_eq!(evicted(&mut held), []);
-        // Half of the connections are for those; then the next oldest of the address that has the most goes.
-        for newcomer in [1, 2, 2] {
-            held.push(admit(&limit, newcomer).await);
+        // Half of the limit is for those; beyond it, the oldest of the address with the most
+        // connections is evicted.
+        for number in [1, 2, 2] {
+            held.push(admit(&limit, number).await);
             assert_eq!(evicted(&mut held), [(0, Evicted::TooMany)]);
         }
         assert_eq!(limit.taken(), (4, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_evicts_itself() {
+    async fn an_address_evicts_its_own_connections() {
         let limit = ConnectionLimit::new(20, 3);
         let mut held = vec![admit(&limit, 2).await];
         for _ in 0..4 {
@@ -340,19 +342,18 @@ mod tests {
         assert_eq!(evicted(&mut held), [(4, Evicted::PerPeer)]);
         assert_eq!(limit.taken(), (7, 4));
         // The flood of one address evicts no others.
-        for newcomer in [3, 3, 3, 4, 5, 6, 7, 8] {
-            held.push(admit(&limit, newcomer).await);
+        for number in [3, 3, 3, 4, 5, 6, 7, 8] {
+            held.push(admit(&limit, number).await);
         }
         assert_eq!(evicted(&mut held), [(4, Evicted::TooMany)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_clients_of_a_proxy_have_their_own_shares() {
+    async fn each_client_of_a_proxy_has_its_own_share() {
         let limit = ConnectionLimit::new(100, 2);
         let mut held = Vec::new();
         for client in [7, 8, 7, 8, 7] {
-            let (permit, told) =
-                timeout(SOON, limit.admit(peer(1), true)).await.expect("of a proxy there is room");
+            let (permit, told) = timeout(AT_ONCE, limit.admit(peer(1), true)).await.expect("admitted");
             permit.is_for(peer(client));
             assert_eq!(permit.peer(), peer(client));
             held.push((permit, told));
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_authenticated_one_goes_only_when_idle() {
+    async fn an_authenticated_connection_is_evicted_only_when_idle() {
         let limit = ConnectionLimit::new(4, 100);
         let mut held = Vec::new();
         for _ in 0..4 {
@@ -370,49 +371,49 @@ mod tests {
             held.push((permit, told));
         }
         assert_eq!(limit.taken(), (4, 4));
-        assert!(timeout(SOON, limit.admit(peer(1), false)).await.is_err(), "all are at work");
+        assert!(timeout(AT_ONCE, limit.admit(peer(1), false)).await.is_err(), "all are busy");
         held[2].0.idle(true);
         held[1].0.idle(true);
         held.push(admit(&limit, 1).await);
         assert_eq!(evicted(&mut held), [(2, Evicted::TooMany)]);
-        // An unauthenticated one goes before any of them.
+        // An unauthenticated one is evicted before any of them.
         held.push(admit(&limit, 1).await);
         assert_eq!(evicted(&mut held), [(3, Evicted::TooMany)]);
         assert!(held[0].0.is_authenticated());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_newcomer_waits_until_one_is_idle_or_gone() {
+    async fn a_new_connection_waits_until_another_is_idle_or_closed() {
         let limit = ConnectionLimit::new(1, 1);
         let (only, _told) = admit(&limit, 1).await;
         only.authenticated();
         let admission = limit.admit(peer(2), false);
         tokio::pin!(admission);
-        assert!(timeout(SOON, &mut admission).await.is_err());
+        assert!(timeout(AT_ONCE, &mut admission).await.is_err());
         only.idle(true);
-        let (second, _told) = timeout(SOON, admission).await.expect("at once");
+        let (second, _told) = timeout(AT_ONCE, admission).await.expect("at once");
         second.authenticated();
         let admission = limit.admit(peer(2), false);
         tokio::pin!(admission);
-        assert!(timeout(SOON, &mut admission).await.is_err());
-        assert!(timeout(SOON, limit.all_left()).await.is_err());
+        assert!(timeout(AT_ONCE, &mut admission).await.is_err());
+        assert!(timeout(AT_ONCE, limit.all_left()).await.is_err());
         drop(second);
-        drop(timeout(SOON, admission).await.expect("at once"));
+        drop(timeout(AT_ONCE, admission).await.expect("at once"));
         limit.all_left().await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_limit_can_become_more_and_less() {
+    async fn the_limit_can_be_raised_and_lowered() {
         let limit = ConnectionLimit::new(4, 100);
         let mut held = vec![admit(&limit, 1).await, admit(&limit, 1).await];
         limit.resize(8, 100);
         held.push(admit(&limit, 2).await);
-        // None goes before a newcomer comes, then as many as have to.
+        // None is evicted before the next new connection, then as many as necessary.
         limit.resize(2, 100);
         assert_eq!(evicted(&mut held), []);
         held.push(admit(&limit, 3).await);
         assert_eq!(evicted(&mut held).len(), 3);
-        // One address's share, too.
+        // The share of an address changes too.
         limit.resize(100, 2);
         held = vec![admit(&limit, 1).await, admit(&limit, 1).await, admit(&limit, 1).await];
         assert_eq!(evicted(&mut held), [(0, Evicted::PerPeer)]);

@@ -55,7 +55,7 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Op
 mod tests {
     use super::*;
 
-    /// What is read, and what is left behind it.
+    /// Reads a header, and returns the result and the bytes behind it.
     async fn read_from(bytes: &[u8]) -> (io::Result<Option<IpAddr>>, Vec<u8>) {
         let mut rest = bytes;
         let result = read(&mut rest).await;
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_versions_name_the_client_and_leave_the_rest() {
+    async fn both_versions_give_the_client_and_leave_the_rest() {
         let ipv4 = v2_header(0x21, 0x11, &[192, 0, 2, 7, 10, 0, 0, 1, 1, 2, 3, 4]);
         // With an extension behind the addresses.
         let extended = v2_header(0x21, 0x11, &[192, 0, 2, 7, 10, 0, 0, 1, 1, 2, 3, 4, 4, 0, 2, 0, 0]);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_header_is_refused() {
+    async fn bytes_that_are_not_a_header_are_refused() {
         let long = format!("PROXY TCP4 {}", "1".repeat(200));
         for bytes in [
             &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\x00"[..],

@@ -430,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_earns_its_time() {
+    fn the_deadline_of_a_body_grows_with_its_bytes() {
         let pace = Pace { grace: Duration::from_secs(5), rate: 1000, total: Duration::from_secs(30) };
         let begun = Instant::now();
         for (received, seconds) in [(0, 5), (1000, 6), (20_000, 25), (25_000, 30), (usize::MAX, 30)] {

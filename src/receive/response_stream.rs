@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_known_by_its_first_line() {
+    fn a_response_is_recognised_by_its_first_line() {
         for (bytes, expected) in [
             (&b"HTTP/1.1 200 OK\r\n"[..], Some(200)),
             (b"HTTP/1.0 200 OK\r\n", Some(200)),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_owed_is_put_in_our_words() {
+    async fn responses_by_hyper_itself_are_replaced() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         let owed = ResponseDue::default();
         let refuse = |status: StatusCode| format!("ours {}", status.as_u16()).into_bytes();
@@ -202,16 +202,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_has_a_deadline() {
+    async fn a_peer_that_reads_nothing_has_a_deadline() {
         let (ours, mut theirs) = tokio::io::duplex(4);
-        let patience = Duration::from_secs(10);
+        let timeout = Duration::from_secs(10);
         let mut answers =
-            ResponseStream::new(ours, patience, ResponseDue::default(), |_: StatusCode| Vec::new(), || ());
+            ResponseStream::new(ours, timeout, ResponseDue::default(), |_: StatusCode| Vec::new(), || ());
         let begun = Instant::now();
         let error = answers.write_all(b"123456").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() >= patience);
-        // Whoever takes something, however late, has the whole time again.
+        assert!(begun.elapsed() >= timeout);
+        // A peer that reads something, however late, gets the whole time again.
         let mut taken = [0; 4];
         theirs.read_exact(&mut taken).await.unwrap();
         answers.write_all(b"56").await.unwrap();

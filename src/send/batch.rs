@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_ends_with_its_last_event() {
+    fn a_batch_ends_at_its_maximum_number_of_events() {
         let limits = limits(2, 100);
         let mut collector = Collector::default();
         assert_eq!(collector.take(), None);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_keeps_its_bytes_to_the_last_one() {
+    fn a_batch_never_exceeds_its_maximum_of_bytes() {
         let limits = limits(100, 6);
         let mut collector = Collector::default();
         collector.push(b"ab");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_line_is_refused() {
+    fn invalid_lines_are_refused() {
         let limits = BatchLimits::default();
         assert_eq!(limits.admit(b"a\nb"), Err(LineError::LineFeed));
         for blank in [&b""[..], b" \t", b"\r"] {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_arrive_as_they_left() {
+    fn lines_keep_their_bytes() {
         let sent = [&b"a"[..], b"b\r", b"\xff c ", b"d\r\r"];
         let mut collector = Collector::default();
         for line in sent {
@@ -163,10 +163,11 @@ mod tests {
         let batch = collector.take().unwrap();
         assert_eq!(lines(&batch.body).collect::<Vec<_>>(), sent);
     }
+
     proptest! {
-        /// However the body is cut into gzip members, and with what line terminators it was collected.
+        /// With any split into gzip members and any line terminators.
         #[test]
-        fn what_is_collected_is_decoded(
+        fn a_collected_body_decodes_to_its_lines(
             sent in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..30),
             mut cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
         ) {

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_header_needs_is_filled_in_and_nothing_is_overwritten() {
+    fn missing_header_fields_are_filled_in_and_none_is_overwritten() {
         let mut event = Event::new();
         event.set("name", Value::Text("AUTHENTICATION_OUTCOME_SUCCESS".to_owned()));
         event.set("event_vendor", Value::Text("ExampleOrg".to_owned()));

@@ -71,12 +71,12 @@ use crate::wire::event::{Event, Format};
 use batch::{Batch, Collector};
 use post::Poster;
 
-/// How many lines wait between [`Sender::send`] and the batch. Enough to keep the batch filling while the
-/// producer pauses; few enough that even the longest lines stay within some hundred MiB.
+/// How many lines wait between [`Sender::send`] and the batch. Enough to keep the batch filling
+/// while the producer pauses; few enough that even the longest lines stay within some hundred MiB.
 const QUEUED_LINES: usize = 128;
 
-/// Called with the report of each batch, in the order in which they were settled. It runs on the task that
-/// fills the batches, so it must not block.
+/// Called with the report of each batch, in the order in which they were settled. It runs on the
+/// task that fills the batches, so it must not block.
 pub type Observer = Box<dyn FnMut(&Report) + Send>;
 
 /// Where events go and how. [`Options::new`] fills in the defaults.
@@ -94,8 +94,8 @@ pub struct Options {
     pub batch: BatchLimits,
     /// Whether and when a batch is posted again.
     pub retry: Retry,
-    /// How many batches are under way at the same time. The order of batches is kept with 1 only, which is
-    /// the default; within a batch it always is.
+    /// How many batches are under way at the same time. The order of batches is kept with 1 only,
+    /// which is the default; within a batch it always is.
     pub connections: NonZeroUsize,
     /// How long one post may take, from name resolution to the answer's end. 30 s by default.
     pub timeout: Duration,
@@ -192,16 +192,16 @@ pub enum SendError {
     /// The line cannot travel. Nothing was queued.
     #[error("the line cannot be sent: {0}")]
     Line(#[from] LineError),
-    /// The background task has ended, because the runtime shut down or the observer panicked. What was not
-    /// reported may or may not have been delivered.
+    /// The background task has ended, because the runtime shut down or the observer panicked. What
+    /// was not reported may or may not have been delivered.
     #[error("the sender has stopped: its runtime was shut down or its observer panicked")]
     Stopped,
 }
 
 /// Sends events to one endpoint.
 ///
-/// Dropping it lets the background task send what is queued for as long as the runtime lives, but nobody is
-/// told what became of it; [`close`](Sender::close) it instead.
+/// Dropping it lets the background task send what is queued for as long as the runtime lives, but
+/// nobody is told what became of it; [`close`](Sender::close) it instead.
 pub struct Sender {
     lines: mpsc::Sender<Vec<u8>>,
     task: JoinHandle<Summary>,
@@ -211,8 +211,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Starts the background task on the current tokio runtime. Reads the certificate authorities, and so
-    /// blocks on the file system for a moment; connects only when the first batch is ready.
+    /// Starts the background task on the current tokio runtime. Reads the certificate authorities,
+    /// and so blocks on the file system for a moment; connects only when the first batch is ready.
     ///
     /// # Errors
     /// [`SendError::Tls`], [`SendError::Authorization`] and [`SendError::NoRuntime`].
@@ -235,8 +235,8 @@ impl Sender {
         Ok(Self { lines, task, format, signing_key, limits })
     }
 
-    /// Formats, signs and queues an event; waits while the queue is full. A `sig` that the event has is
-    /// replaced. A future that is dropped before it is ready has queued nothing.
+    /// Formats, signs and queues an event; waits while the queue is full. A `sig` that the event
+    /// has is replaced. A future that is dropped before it is ready has queued nothing.
     ///
     /// # Errors
     /// [`SendError::Sign`], [`SendError::Line`] and [`SendError::Stopped`].
@@ -244,8 +244,8 @@ impl Sender {
         self.send_line(line(self.format, event, self.signing_key.as_ref())?).await
     }
 
-    /// Queues a line, without its terminator, as it is; waits while the queue is full. A future that is
-    /// dropped before it is ready has queued nothing.
+    /// Queues a line, without its terminator, as it is; waits while the queue is full. A future
+    /// that is dropped before it is ready has queued nothing.
     ///
     /// # Errors
     /// [`SendError::Line`] and [`SendError::Stopped`].
@@ -285,7 +285,8 @@ async fn run(mut queue: mpsc::Receiver<Vec<u8>>, limits: BatchLimits, mut dispat
             }
         };
         let next = tokio::select! {
-            // What is queued goes before the deadline, so that a linger of zero still fills batches.
+            // What is queued goes before the deadline, so that a linger of zero still fills
+            // batches.
             biased;
             Some(settled) = dispatch.under_way.join_next() => {
                 dispatch.settle(settled);
@@ -352,8 +353,8 @@ impl Dispatch {
     fn settle(&mut self, settled: Result<Report, tokio::task::JoinError>) {
         let report = match settled {
             Ok(report) => report,
-            // Nothing cancels a delivery but the end of the runtime, which also ends this task; a panic is
-            // a bug and must not pass for a batch that never was.
+            // Nothing cancels a delivery but the end of the runtime, which also ends this task; a
+            // panic is a bug and must not pass for a batch that never was.
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => return,
@@ -471,7 +472,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_batch_is_listed_and_stops_nothing() {
+    async fn a_lost_batch_is_listed_and_does_not_stop_the_others() {
         let receiver = Receiver::start([Answer::new(400, "", "no"), Answer::new(200, "", "thanks")]);
         let mut options = options(&receiver);
         options.batch.events = 2;
@@ -503,7 +504,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_observer_is_noticed() {
+    async fn a_panic_of_the_observer_is_an_error() {
         let receiver = Receiver::start([Answer::receipt(1, 0, 0)]);
         let mut options = options(&receiver);
         options.observer = Some(Box::new(|_| panic!("observer")));

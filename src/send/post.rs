@@ -215,9 +215,9 @@ mod tests {
     use super::*;
     use crate::net::HeaderMap;
 
-    /// No pauses of our own.
+    /// Retries without a pause of our own.
     const AT_ONCE: Retry = Retry { retries: 4, minimum: Duration::ZERO, maximum: Duration::ZERO };
-    /// A test that waits for our own pause never ends.
+    /// Retries after a pause of our own that never ends.
     const NEVER: Retry = Retry { retries: 4, minimum: Duration::MAX, maximum: Duration::MAX };
 
     fn poster(endpoint: Endpoint, retry: Retry) -> Poster {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_post_looks_like_konnect_s() {
+    async fn a_post_looks_like_one_of_konnect() {
         let body = r#"{"accepted":1,"duplicates":0,"quarantined":1}"#;
         let receiver = Receiver::start([Answer::new(200, "", body)]);
         let (attempts, result) = deliver(&receiver, NEVER).await;
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_foreign_receiver_s_answer_is_no_receipt_and_yet_a_delivery() {
+    async fn an_answer_without_a_receipt_is_still_a_delivery() {
         for (status, body) in [(200, ""), (200, "{\"text\":\"Success\"}"), (202, "{\"accepted\":-1}")] {
             let receiver = Receiver::start([Answer::new(status, "", body)]);
             let (_, result) = deliver(&receiver, NEVER).await;
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_pass_is_tried_again_with_the_same_bytes() {
+    async fn temporary_failures_are_retried_with_the_same_bytes() {
         let script = [
             Answer::new(500, "", ""),
             Answer::new(429, "", ""),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_receiver_s_pause_replaces_ours() {
+    async fn the_receivers_pause_replaces_ours() {
         let script = [Answer::new(429, "retry-after: 0\r\n", ""), Answer::new(200, "", "")];
         let receiver = Receiver::start(script);
         let (attempts, result) = deliver(&receiver, NEVER).await;
@@ -302,8 +302,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_at_home_is_tried_again_and_then_said() {
-        let endpoint = crate::net::loopback::Server::nobody_listens().await;
+    async fn a_refused_connection_is_retried_and_then_reported() {
+        let endpoint = crate::net::loopback::Server::refusing();
         let batch = Batch { body: b"x\n".to_vec(), events: 1 };
         let (attempts, _, result) = poster(endpoint, AT_ONCE).deliver(batch).await;
         assert_eq!(attempts, 5);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_final_and_says_why() {
+    async fn a_refusal_is_final_and_reported_with_its_reason() {
         let problem = r#"{"title":"Unauthorized","status":401,"detail":"unknown\u001b token"}"#;
         for (status, body, message) in [
             (401, problem, "answered 401 (unknown\\u{1b} token): check the authorization"),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_pauses_are_konnect_s() {
+    async fn the_pauses_are_those_of_konnect() {
         let start = Instant::now();
         let (attempts, result) = persist(&Retry::default(), async || refusal(500, None)).await;
         assert_eq!((attempts, start.elapsed()), (5, Duration::from_secs(1 + 2 + 4 + 8)));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_s_date_counts_from_now() {
+    fn a_date_in_retry_after_counts_from_now() {
         let mut headers = HeaderMap::new();
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("Wed, 21 Oct 2015 07:28:30 GMT"));
         let answer = Fetched { status: 429, headers, body: Bytes::from(vec![b'x'; 1000]) };

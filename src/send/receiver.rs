@@ -1,4 +1,4 @@
-//! A real receiver on a free loopback port for tests, which answers as its script says.
+//! An HTTP receiver on a loopback port for tests, with scripted responses.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex};
 use crate::net::Endpoint;
 use crate::wire::batch::{Caps, Coding, decode};
 
-/// What the receiver does with a request.
+/// Response to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
-    /// This whole answer.
+    /// These bytes.
     Whole(String),
-    /// It hangs up without an answer.
+    /// The connection is closed without a response.
     HangUp,
 }
 
 impl Answer {
-    /// `headers` are whole lines.
+    /// A response with header fields, each with its line end.
     pub(crate) fn new(status: u16, headers: &str, body: &str) -> Self {
         let length = body.len();
         Self::Whole(format!("HTTP/1.1 {status} Test\r\n{headers}content-length: {length}\r\n\r\n{body}"))
@@ -31,7 +31,7 @@ impl Answer {
     }
 }
 
-/// A request as it arrived.
+/// A request as it was received.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     /// The request line and the headers.
@@ -41,14 +41,15 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// The lines of its inflated body.
+    /// Returns the lines of the inflated body.
     pub(crate) fn lines(&self) -> Vec<String> {
         let decoded = decode(&self.body, Coding::Gzip, Caps::NONE, &mut |_| true).unwrap();
         decoded.lines().map(|line| String::from_utf8(line.to_vec()).unwrap()).collect()
     }
 }
 
-/// Threads of its own, so that tests with and without a runtime can use it; they last as long as the process.
+/// A receiver with its own threads, so that tests with and without a runtime can use it. They run
+/// as long as the process.
 pub(crate) struct Receiver {
     endpoint: Endpoint,
     state: Arc<State>,
@@ -69,7 +70,7 @@ impl Receiver {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let state = Arc::clone(&shared);
-                // A peer that hangs up ends its own thread only.
+                // A closed connection ends only its own thread.
                 std::thread::spawn(move || stream.and_then(|stream| converse(stream, &state)));
             }
         });
@@ -80,7 +81,7 @@ impl Receiver {
         self.endpoint.clone()
     }
 
-    /// What has arrived so far.
+    /// Returns the requests so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.state.requests.lock().unwrap().clone()
     }

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn konnect_s_rules() {
+    fn the_rules_are_those_of_konnect() {
         use Decision::{Done, GiveUp, Wait};
         use Outcome::{NoAnswer, Status, Untrusted};
         let cases = [
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_pause_has_a_ceiling_however_many_retries_there_are() {
+    fn our_own_pause_is_bounded_with_any_number_of_retries() {
         let retry = Retry { retries: u32::MAX, ..Retry::default() };
         for attempt in [6, 7, 32, 33, 64, u32::MAX] {
             let decision = retry.next(attempt, Outcome::NoAnswer, None);

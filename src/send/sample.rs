@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn every_event_has_its_type_s_fields_and_every_format() {
+    fn every_event_has_the_fields_of_its_type_in_every_format() {
         for event in samples(3).take(500) {
             let name = event.text("name").unwrap();
             assert_ne!(Type::of(&name), Type::Other);
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_s_events_share_its_trace() {
+    fn the_events_of_a_request_share_its_trace() {
         let mut traces: BTreeMap<String, Vec<Event>> = BTreeMap::new();
         for event in samples(4).take(600) {
             traces.entry(event.text("trace_id").unwrap().into_owned()).or_default().push(event);

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_signed_over_its_own_bytes_and_says_the_same() {
+    fn a_line_is_signed_over_its_own_bytes_and_reads_back_as_the_event() {
         for format in Format::ALL {
             let line = line(format, &event(), Some(&key())).unwrap();
             let read = Line::parse(&line).unwrap();
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_key_the_line_carries_no_signature() {
+    fn without_a_key_the_line_has_no_signature() {
         for format in Format::ALL {
             let line = line(format, &event(), None).unwrap();
             assert!(Line::parse(&line).unwrap().signed().is_none(), "{format}");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_lost_or_misread_is_refused() {
+    fn an_event_that_would_be_lost_or_misread_is_refused() {
         let repeated = Line::parse(br#"{"a":1,"a":2}"#).unwrap().event();
         assert_eq!(line(Format::Json, &repeated, None), Err(SignError::Ambiguous(vec!["a".to_owned()])));
         let mut wrapper = Event::new();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_read_from_its_file_and_a_wrong_file_is_named_with_its_problem() {
+    fn a_key_is_read_from_its_file_and_a_wrong_file_is_reported_with_its_problem() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("signing-key.pem");
         assert!(matches!(SigningKey::read(&path), Err(KeyError::Unreadable { .. })));

@@ -415,4 +415,4 @@ fn listed(refused: &[RefusedKey]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

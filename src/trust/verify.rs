@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_line_is_found_at_every_density() {
+    fn each_bad_signature_is_found_at_every_density() {
         let (signing, public) = keys(3);
         let mut random = StdRng::seed_from_u64(7);
         for (count, bad_of_100) in
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn either_reading_will_do_and_no_third() {
+    fn either_reading_is_accepted_and_no_third() {
         let (signing, public) = keys(2);
         let mut random = StdRng::seed_from_u64(7);
         let signature = |message: &[u8]| signing[1].sign(message).to_bytes();

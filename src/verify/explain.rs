@@ -356,8 +356,8 @@ mod tests {
         explain(&entries[0], &Judged::default(), &keys(&[1, 2]), &mut StdRng::seed_from_u64(7))
     }
 
-    /// Whether one sentence says that.
-    fn says(line: impl AsRef<[u8]>, wanted: &str) {
+    /// Checks that one sentence of the explanation contains the wanted words.
+    fn assert_says(line: impl AsRef<[u8]>, wanted: &str) {
         let explanation = explained(line.as_ref());
         assert_ne!(explanation.verdict, "good");
         let found = explanation.shown.iter().any(|sentence| sentence.contains(wanted));
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_line_shows_what_was_signed_and_by_whom() {
+    fn a_good_line_shows_the_signed_bytes_and_the_key() {
         let line = cef("1000", 1);
         let explanation = explained(format!("{}\n", signed(2, &line)).as_bytes());
         assert_eq!((explanation.verdict, &explanation.shown[..]), ("good", &[][..]));
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tool_did_on_the_way_is_said_when_undoing_it_verifies() {
+    fn a_change_by_a_tool_is_explained_if_undoing_it_verifies() {
         let trace = r#"{"a":"x/y ü","n":1e3,"rt":1000,"trace_id":1146381705542353508}"#;
         let json = signed(1, trace);
         for (from, to, wanted) in [
@@ -391,100 +391,106 @@ mod tests {
             ("ü", "\\u00fc", "characters were written as `\\u` escapes"),
             (",\"", ", \"", "white space was added"),
         ] {
-            says(json.replace(from, to), wanted);
+            assert_says(json.replace(from, to), wanted);
         }
         let all = json
             .replace("1146381705542353508", "1146381705542353500")
             .replace('/', "\\/")
             .replace(",\"", ", \"");
-        says(&all, "with 1146381705542353508 the signature fits");
-        says(&all, "white space was added");
+        assert_says(&all, "with 1146381705542353508 the signature fits");
+        assert_says(&all, "white space was added");
         let escaped = signed(1, r#"{"a":"x\/y"}"#);
-        says(escaped.replace("\\/", "/"), "`\\/` was written as `/`");
+        assert_says(escaped.replace("\\/", "/"), "`\\/` was written as `/`");
         let line = signed(2, &cef("1000", 1_146_381_705_542_353_508));
-        says(line.replace("1146381705542353508", "1146381705542353500"), "by the key k2");
+        assert_says(line.replace("1146381705542353508", "1146381705542353500"), "by the key k2");
     }
 
     #[test]
-    fn what_was_put_around_a_line_is_said() {
+    fn bytes_added_around_a_line_are_explained() {
         let line = signed(1, &cef("1000", 1));
-        says(format!("{line}\r\r\n"), "a carriage return of its line end was kept");
-        says(format!("{line}  "), "white space stands behind it");
-        says(format!("\u{feff}{line}"), "a byte order mark");
-        says(
+        assert_says(format!("{line}\r\r\n"), "a carriage return of its line end was kept");
+        assert_says(format!("{line}  "), "white space stands behind it");
+        assert_says(format!("\u{feff}{line}"), "a byte order mark");
+        assert_says(
             format!("<134>Jan  2 03:04:05 host kong: {line}"),
             "32 bytes were put before it: `<134>Jan  2 03:04:05 host kong: `",
         );
-        says(format!("{line}{line}"), "bytes stand behind its signature");
-        says(format!("{line}="), "neither left out nor `==`");
-        says(line.replace(" sig=", "\tsig="), "a tab took the place");
+        assert_says(format!("{line}{line}"), "bytes stand behind its signature");
+        assert_says(format!("{line}="), "neither left out nor `==`");
+        assert_says(line.replace(" sig=", "\tsig="), "a tab took the place");
         let json = signed(1, r#"{"a":1}"#);
-        says(format!("Jan 2 host {json}"), "bytes were put before it");
-        says(json.replace(",\"sig\":", ",\t\"sig\":"), "white space was added");
+        assert_says(format!("Jan 2 host {json}"), "bytes were put before it");
+        assert_says(json.replace(",\"sig\":", ",\t\"sig\":"), "white space was added");
     }
 
     #[test]
-    fn another_spelling_of_the_signature_is_said() {
-        // Some signature among a few has both digits that the alphabets differ in.
+    fn another_encoding_of_the_signature_is_explained() {
+        // Finds a signature with both digits that differ between the alphabets.
         let line = (0..).map(|n| signed(1, &cef("1000", n))).find(|line| {
             let sig = &line[line.len() - 86..];
             sig.contains('-') && sig.contains('_')
         });
         let line = line.unwrap();
         let (start, sig) = line.split_at(line.len() - 86);
-        says(format!("{start}{}", sig.replace('-', "+").replace('_', "/")), "the other base64 alphabet");
+        assert_says(
+            format!("{start}{}", sig.replace('-', "+").replace('_', "/")),
+            "the other base64 alphabet",
+        );
         let last = sig.as_bytes()[85];
         let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         let value = digits.iter().position(|digit| *digit == last).unwrap();
         let other = char::from(digits[value ^ 1]);
-        says(
+        assert_says(
             format!("{start}{}{other}", &sig[..85]),
             "last character is another than the only canonical one",
         );
     }
 
     #[test]
-    fn small_changes_are_found_and_larger_ones_stay_open() {
+    fn small_changes_are_found_and_larger_ones_are_not() {
         let line = signed(1, &format!("{} granted=true", cef("1000", 1)));
-        says(line.replace("granted=true", "granted=false"), "`true` was changed into `false`");
-        says(line.replace("rt=1000", "rt=1900"), "the digit 0 at byte");
-        says(line.replace("Konnect", "konnect"), "one bit of byte");
-        says(line.replace("Konnect", "Kon nect"), "(0x20) was added");
-        says(line.replace("Konnect", "Discord"), "the signature does not tell which");
-        says(signed(3, &cef("1000", 1)), "the signature does not tell which");
-        says(cef("1000", 1), "It has no signature that a key can be tried on");
+        assert_says(line.replace("granted=true", "granted=false"), "`true` was changed into `false`");
+        assert_says(line.replace("rt=1000", "rt=1900"), "the digit 0 at byte");
+        assert_says(line.replace("Konnect", "konnect"), "one bit of byte");
+        assert_says(line.replace("Konnect", "Kon nect"), "(0x20) was added");
+        assert_says(line.replace("Konnect", "Discord"), "the signature does not tell which");
+        assert_says(signed(3, &cef("1000", 1)), "the signature does not tell which");
+        assert_says(cef("1000", 1), "It has no signature that a key can be tried on");
         let (start, _) = line.split_at(line.len() - 86);
         let impossible = format!("{start}{}", signature::encode(&[0xff; 64]));
-        says(impossible, "its number s is not below the order");
+        assert_says(impossible, "its number s is not below the order");
         let mut bytes = [0; 64];
         bytes[0] = 2;
-        says(format!("{start}{}", signature::encode(&bytes)), "its part R is no point");
+        assert_says(format!("{start}{}", signature::encode(&bytes)), "its part R is no point");
     }
 
     #[test]
-    fn a_line_that_is_cut_off_is_known_by_its_end() {
+    fn a_truncated_line_is_recognised_by_its_end() {
         let line = signed(1, &cef("1000", 1));
-        says(&line[..line.len() - 10], "ends within its signature, which has 76 characters");
+        assert_says(&line[..line.len() - 10], "ends within its signature, which has 76 characters");
         let json = signed(1, r#"{"a":1,"b":"x"}"#);
-        says(&json[..json.len() - 10], "The line ends before its JSON object does");
+        assert_says(&json[..json.len() - 10], "The line ends before its JSON object does");
         assert_eq!(explained(&json.as_bytes()[..20]).verdict, "torn");
     }
 
     #[test]
-    fn a_line_of_many_numbers_is_not_searched_without_end() {
+    fn the_search_in_a_line_of_many_numbers_is_bounded() {
         let ids: Vec<String> = (0..2_000_u64).map(|n| ((1 << 60) + n * 100_003).to_string()).collect();
         let raw = format!(r#"{{"rt":1,"ids":[{}]}}"#, ids.join(","));
-        says(signed(3, &raw), "respellings were tried, but not all there are: that would take too long");
+        assert_says(
+            signed(3, &raw),
+            "respellings were tried, but not all there are: that would take too long",
+        );
         let long = format!(r#"{{"rt":1,"a":"{}"}}"#, "x".repeat(LONGEST_RESPELLED));
-        says(signed(3, &long), "It is longer than 1 MiB, so that no respelling was tried.");
+        assert_says(signed(3, &long), "It is longer than 1 MiB, so that no respelling was tried.");
     }
 
     #[test]
-    fn what_the_daemon_wrote_without_a_key_is_said() {
+    fn a_record_without_a_key_is_explained() {
         let raw = signed(1, &cef("1000", 1));
         let explanation = explained(recorded(&raw, None).as_bytes());
         assert_eq!((explanation.verdict, &explanation.shown[..]), ("good", &[NOT_VERIFIED.to_owned()][..]));
         let both = recorded(&raw, Some("k1")).replacen('{', "{\"reason\":\"\",", 1);
-        says(&both, "never some of both");
+        assert_says(&both, "never some of both");
     }
 }

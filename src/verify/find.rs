@@ -231,6 +231,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
+    use crate::trust::jwks::tests::document_of;
 
     #[test]
     fn a_directory_is_searched_in_the_order_of_time() {
@@ -250,15 +251,7 @@ mod tests {
         write("b/c/y.log.1.gz", b"\x1f\x8b", moment - 1);
         write("b/same", b"", moment);
         write("b/torn.log", b"\0\0\0", moment + 101);
-        write(
-            "jwks.json",
-            crate::trust::jwks::document(&[(
-                None,
-                crate::verify::judge::tests::key(1).verifying_key().to_bytes(),
-            )])
-            .as_bytes(),
-            1,
-        );
+        write("jwks.json", document_of(&[1]).as_bytes(), 1);
         let other = rusqlite::Connection::open(dir.path().join("other.db")).unwrap();
         other.execute_batch("CREATE TABLE others (raw)").unwrap();
         write("key.pem", b"-----BEGIN PRIVATE KEY-----\n", 1);
@@ -287,13 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_name_nor_the_first_bytes_alone_make_a_file_foreign() {
+    fn a_file_is_skipped_only_if_both_its_name_and_its_first_bytes_say_so() {
         let dir = tempfile::tempdir().unwrap();
         let line = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect";
-        let key_set = crate::trust::jwks::document(&[(
-            None,
-            crate::verify::judge::tests::key(1).verifying_key().to_bytes(),
-        )]);
+        let key_set = document_of(&[1]);
         let sqlite = format!("SQLite format 3\0{}", "x".repeat(4096));
         for (name, text, wanted) in [
             ("forged.log", format!("BZh\n{line}"), true),

@@ -355,10 +355,10 @@ impl Read for Counted {
 mod tests {
     use super::*;
 
-    /// Hands out at most so many bytes at a time, and then fails or ends.
-    struct Slowly<'a>(&'a [u8], usize, Option<io::ErrorKind>);
+    /// A reader that returns at most that many bytes at a time, and fails or ends after the last.
+    struct SlowReader<'a>(&'a [u8], usize, Option<io::ErrorKind>);
 
-    impl Read for Slowly<'_> {
+    impl Read for SlowReader<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             let size = self.1.min(self.0.len()).min(buffer.len());
             if let (0, Some(kind)) = (size, self.2) {
@@ -370,7 +370,7 @@ mod tests {
         }
     }
 
-    fn lines(source: Slowly<'static>) -> (Vec<(u64, Vec<u8>)>, Option<Fault>) {
+    fn lines(source: SlowReader<'static>) -> (Vec<(u64, Vec<u8>)>, Option<Fault>) {
         let mut lines = Lines::new(Box::new(source), Arc::default());
         let mut found = Vec::new();
         let mut fault = None;
@@ -394,38 +394,39 @@ mod tests {
             (1..=40_000).flat_map(|n| format!("line {n} {}\n", "x".repeat(n % 300)).into_bytes()).collect();
         for cut in [0, 1] {
             let text = leaked(text[..text.len() - cut].to_vec());
-            let (found, fault) = lines(Slowly(text, 100_003, None));
+            let (found, fault) = lines(SlowReader(text, 100_003, None));
             assert!(fault.is_none());
             assert_eq!(found.len(), 40_000);
             assert!(found.iter().zip(1..).all(|((number, line), wanted)| {
                 *number == wanted && line.starts_with(format!("line {wanted} ").as_bytes())
             }));
         }
-        assert_eq!(lines(Slowly(b"", 1, None)).0, []);
-        assert_eq!(lines(Slowly(b"\n\n", 1, None)).0, []);
-        assert_eq!(lines(Slowly(b"\n\na", 1, None)).0, [(3, b"a".to_vec())]);
+        assert_eq!(lines(SlowReader(b"", 1, None)).0, []);
+        assert_eq!(lines(SlowReader(b"\n\n", 1, None)).0, []);
+        assert_eq!(lines(SlowReader(b"\n\na", 1, None)).0, [(3, b"a".to_vec())]);
     }
 
     #[test]
     fn lines_before_a_fault_count() {
-        let (found, fault) = lines(Slowly(b"a\nb\nc", 2, Some(io::ErrorKind::UnexpectedEof)));
+        let (found, fault) = lines(SlowReader(b"a\nb\nc", 2, Some(io::ErrorKind::UnexpectedEof)));
         assert_eq!(found, [(1, b"a".to_vec()), (2, b"b".to_vec())]);
         assert!(matches!(fault, Some(Fault::Finding(Finding { line: 3, .. }))), "{fault:?}");
-        let (found, fault) = lines(Slowly(b"", 1, Some(io::ErrorKind::InvalidData)));
+        let (found, fault) = lines(SlowReader(b"", 1, Some(io::ErrorKind::InvalidData)));
         assert_eq!(found, []);
         assert!(matches!(fault, Some(Fault::Finding(Finding { line: 1, .. }))), "{fault:?}");
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_passed_over() {
+    fn a_line_that_is_too_long_is_skipped() {
         let text = [b"a\n", &vec![b'x'; LONGEST_LINE + 3 * STEP][..], b"\nb\nc"].concat();
-        let (found, fault) = lines(Slowly(leaked(text), usize::MAX, None));
+        let (found, fault) = lines(SlowReader(leaked(text), usize::MAX, None));
         assert_eq!(found, [(1, b"a".to_vec()), (3, b"b".to_vec()), (4, b"c".to_vec())]);
         let Some(Fault::Finding(finding)) = fault else { panic!("{fault:?}") };
         assert_eq!((finding.line, finding.verdict), (2, Verdict::Malformed));
     }
 
-    /// A zstd frame with one raw block (RFC 8878, section 3.1.1), whose window has two to that power of bytes.
+    /// Returns a zstd frame with one raw block (RFC 8878, section 3.1.1) and a window of two to
+    /// that power of bytes.
     fn frame(window: u8, text: &[u8]) -> Vec<u8> {
         let block = u32::try_from(text.len()).unwrap() << 3 | 1;
         [&ZSTD_MAGIC, &[0, (window - 10) << 3][..], &block.to_le_bytes()[..3], text].concat()
@@ -449,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_are_to_be_skipped_are() {
+    fn skippable_frames_are_skipped() {
         for nibble in 0..16 {
             let skipped = [&[0x50 | nibble, 0x2a, 0x4d, 0x18, 4, 0, 0, 0][..], b"\n\xff\0a"].concat();
             let file = [&skipped[..], &frame(10, b"a\n"), &skipped, &frame(10, b"b\n"), &skipped].concat();

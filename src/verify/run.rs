@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_files_are_reported_in_their_order_whatever_the_number_of_threads() {
+    fn files_are_reported_in_order_with_any_number_of_threads() {
         let dir = tempfile::tempdir().unwrap();
         let pool: Vec<String> = (0..50).map(|n| signed(1, &cef("1000", n))).collect();
         let mut wanted = Vec::new();
@@ -203,7 +203,7 @@ mod tests {
                 files.iter().map(|file| file.metadata().unwrap().len()).sum::<u64>()
             );
         }
-        // Whoever does not want to hear more ends it.
+        // An error of the callback ends the run.
         let report = |_, _| Err("enough");
         assert_eq!(check(&files, &keys(&[1]), Window::default(), 2, &Arc::default(), report), Err("enough"));
     }

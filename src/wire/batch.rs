@@ -380,13 +380,13 @@ mod tests {
     }
 
     #[test]
-    fn members_follow_each_other_even_within_a_line() {
+    fn a_line_may_span_several_members() {
         let body = [encode(b"one\ntw").unwrap(), encode(b"o\nthree").unwrap(), encode(b"").unwrap()].concat();
         assert_eq!(inflate(&body, CAPS).unwrap(), [&b"one"[..], b"two", b"three"]);
     }
 
     #[test]
-    fn what_is_cut_or_damaged_is_undecodable() {
+    fn a_truncated_or_damaged_body_is_undecodable() {
         let body = encode(b"one\ntwo\n").unwrap();
         for cut in 2..body.len() {
             assert!(matches!(inflate(&body[..cut], CAPS), Err(DecodeError::Undecodable(_))), "{cut}");
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caps_hold_to_the_byte_and_to_the_line() {
+    fn the_caps_are_exact_to_the_byte_and_the_line() {
         let caps = Caps { decoded: 1 << 20, lines: 10 };
         for (size, fits) in [(caps.decoded, true), (caps.decoded + 1, false)] {
             let text = vec![b'x'; size];
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_costs_no_more_than_its_cap() {
+    fn a_bomb_takes_no_more_memory_than_its_cap() {
         let body = encode(&vec![0; 64 << 20]).unwrap();
         let mut reserved = 0;
         let result = decode(&body, Coding::Gzip, CAPS, &mut |more| {
@@ -436,7 +436,7 @@ mod tests {
         let twice = |text: &[u8]| encode(&encode(text).unwrap()).unwrap();
         assert_eq!(inflate(&twice(b"one\ntwo"), CAPS).unwrap(), [&b"one"[..], b"two"]);
         assert!(matches!(inflate(&twice(&vec![0; 2 << 20]), CAPS), Err(DecodeError::TooLarge(_))));
-        // What the first inflation gives is bounded too, even if it comes to nothing.
+        // The output of the first inflation is bounded too, even if it inflates to nothing.
         let nothing = encode(b"").unwrap().repeat(1 << 20);
         assert_eq!(inflate(&encode(&nothing).unwrap(), CAPS), Err(DecodeError::TooLarge(CAPS.decoded)));
         let mut damaged = encode(b"one").unwrap();
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn no_room_is_said_so() {
+    fn a_refused_reservation_is_reported() {
         let body = encode(&vec![b'x'; 1 << 19]).unwrap();
         let mut left = 300_000usize;
         let result = decode(&body, Coding::Gzip, CAPS, &mut |more| {

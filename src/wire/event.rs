@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_as_its_type_stays_text() {
+    fn a_value_of_another_type_stays_text() {
         for odd in ["3958q3097698", "007", "-", "", "1.5"] {
             let mut event = Event::new();
             event.set("rt", Value::Text(odd.into()));

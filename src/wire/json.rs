@@ -211,7 +211,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::cef::tests::{
-        any_event, assert_no_byte_is_loose, byte, documented_event, is_proven, key, signed, text,
+        any_event, assert_every_byte_counts, byte, documented_event, is_verified, key, signed, text,
         with_changed_byte,
     };
     use super::*;
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signature_is_cut_wherever_it_stands() {
+    fn the_signature_is_cut_out_wherever_it_is() {
         assert_eq!(message(r#"{"sig":"x","a":1,"b":2}"#), r#"{"a":1,"b":2}"#);
         assert_eq!(message(r#"{"a":1,"sig":"x","b":2}"#), r#"{"a":1,"b":2}"#);
         assert_eq!(message(r#"{"a":1,"b":2,"sig":"x"}"#), r#"{"a":1,"b":2}"#);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn two_signatures_or_a_disguised_one_are_malformed() {
+    fn two_signatures_or_an_escaped_one_are_malformed() {
         for line in [
             r#"{"sig":"x","sig":"y"}"#,
             r#"{"s\u0069g":"x"}"#,
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_member_is_ambiguous_however_it_is_spelled() {
+    fn a_repeated_member_is_ambiguous_even_with_escapes() {
         let event = parse(r#"{"a":1,"\u0061":2,"trace_id":18446744073709551616,"rt":"12"}"#).unwrap().event();
         assert_eq!(event.ambiguous(), ["a"]);
         assert_eq!(event.field("a"), None);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_malformed() {
+    fn a_line_that_is_not_an_object_is_malformed() {
         for line in
             ["{", "{}x", r#"{"a":1,}"#, r#"{"a":01}"#, r#"{"a":"\x"}"#, "{\"a\":\"\u{1}\"}", r#"{"a" 1}"#]
         {
@@ -300,13 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_surrogate_costs_no_event() {
+    fn a_lone_surrogate_keeps_its_spelling() {
         let event = parse(r#"{"user_agent":"x\ud800y"}"#).unwrap().event();
         assert_eq!(event.text("user_agent").unwrap(), r"x\ud800y");
     }
 
     #[test]
-    fn a_hostile_number_of_members_is_no_work() {
+    fn many_repeated_members_take_linear_time() {
         let mut line = String::from("{");
         for _ in 0..40_000 {
             line.push_str("\"a\":1,");
@@ -315,7 +315,8 @@ mod tests {
         let event = parse(&line).unwrap().event();
         assert_eq!(event.ambiguous(), ["a"]);
     }
-    /// An event of which [`write`] cannot tell a reader that it is no CPS wrapper.
+
+    /// Returns whether an event, written by [`write`], is read as a CPS wrapper.
     fn looks_wrapped(event: &Event) -> bool {
         let others = event.fields().filter(|(name, _)| !matches!(*name, "event" | "sig")).count();
         others == 0 && matches!(event.field("event"), Some(Value::Json(json)) if json.starts_with('{'))
@@ -341,7 +342,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_breaks_the_proof(
+        fn a_changed_byte_breaks_the_signature(
             event in prop_oneof![any_event(), documented_event()],
             changes in prop::collection::vec((any::<prop::sample::Index>(), byte()), 12),
         ) {
@@ -353,12 +354,13 @@ mod tests {
                 [WRAPPER.as_bytes(), &inner, b"}"].concat(),
                 inner,
             ];
-            // A wrapper in a wrapper is signed as a whole: the one whose inner object alone is signed proves nothing.
-            prop_assert_eq!(is_proven(&lines[1]), !looks_wrapped(&event));
-            for line in lines.into_iter().filter(|line| is_proven(line)) {
+            // A wrapper in a wrapper must be signed as a whole: a signature over the inner object
+            // alone does not verify.
+            prop_assert_eq!(is_verified(&lines[1]), !looks_wrapped(&event));
+            for line in lines.into_iter().filter(|line| is_verified(line)) {
                 for (at, other) in &changes {
                     if let Some(changed) = with_changed_byte(&line, *at, *other) {
-                        prop_assert!(!is_proven(&changed), "{}", String::from_utf8_lossy(&changed));
+                        prop_assert!(!is_verified(&changed), "{}", String::from_utf8_lossy(&changed));
                     }
                 }
             }
@@ -366,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn no_byte_of_a_json_or_cps_line_is_loose() {
+    fn every_byte_of_a_json_or_cps_line_counts() {
         use ed25519_dalek::Signer;
 
         let plain = br#"{"name":"Ingress","rt":1,"user_agent":"a \" b","x":[1, {"sig":"y"}]}"#;
@@ -378,11 +380,11 @@ mod tests {
             text.replacen(",\"rt\"", &format!(", \"sig\": \"{value}\",\"rt\""), 1),
             text.replacen("]}", &format!("],\"sig\":\"{value}\"}}"), 1),
         ] {
-            assert_no_byte_is_loose(line.as_bytes());
-            assert_no_byte_is_loose(format!("{{\"event\":{line}}}").as_bytes());
-            assert_no_byte_is_loose(format!("{{\"event\": {line}}}").as_bytes());
+            assert_every_byte_counts(line.as_bytes());
+            assert_every_byte_counts(format!("{{\"event\":{line}}}").as_bytes());
+            assert_every_byte_counts(format!("{{\"event\": {line}}}").as_bytes());
         }
-        assert_no_byte_is_loose(&signed(Format::Json, b"{}".to_vec()));
-        assert_no_byte_is_loose(&signed(Format::Cps, format!("{{\"event\":{text}}}").into_bytes()));
+        assert_every_byte_counts(&signed(Format::Json, b"{}".to_vec()));
+        assert_every_byte_counts(&signed(Format::Cps, format!("{{\"event\":{text}}}").into_bytes()));
     }
 }

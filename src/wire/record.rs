@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn controls_never_reach_the_reader() {
+    fn hazardous_characters_are_escaped() {
         let hazard = "\u{7f}\u{9b}31m\u{2028}\u{202e}\u{2066}\u{200e}";
         let record = accepted(&format!("{{\"a\":\"\\u001b[31m{hazard}\",\"b{hazard}\":[\"{hazard}\",\t1]}}"));
         assert!(!record.trim_end_matches('\n').contains(is_hazardous), "{record:?}");
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_read_back_and_proves_itself() {
+    fn a_record_is_read_back_and_must_match_its_line() {
         let raw = r#"{"a":"x y","rt":"1"}"#;
         let record = accepted(raw);
         let saved = read(record.trim_end().as_bytes()).unwrap();
@@ -436,9 +436,9 @@ mod tests {
             assert!(!is_misshapen(whole));
             let (own, other) =
                 (object(whole), object(if whole == &accepted { &quarantined } else { &accepted }));
-            // Any member that the other kind has, one that no kind has, and a `null`.
-            let foreign = other.iter().filter(|(name, _)| !own.contains_key(*name));
-            let more = foreign.map(|(name, value)| (name.clone(), value.clone()));
+            // Any member that only the other kind has, one that no kind has, and a `null`.
+            let of_other_kind = other.iter().filter(|(name, _)| !own.contains_key(*name));
+            let more = of_other_kind.map(|(name, value)| (name.clone(), value.clone()));
             for (name, value) in
                 more.chain([("granted".to_owned(), false.into()), ("Event".into(), 1.into())])
             {
@@ -450,12 +450,12 @@ mod tests {
                 for value in [serde_json::Value::Null, serde_json::json!({})] {
                     let mut altered = own.clone();
                     altered.insert(name.clone(), value.clone());
-                    // An event that is another one is told by what it says.
-                    let is_told = is_misshapen(&serde_json::to_string(&altered).unwrap());
-                    assert_eq!(is_told, name != "event" || value.is_null(), "{name} became {value}");
+                    // Another event is found when it is compared with its line.
+                    let is_found = is_misshapen(&serde_json::to_string(&altered).unwrap());
+                    assert_eq!(is_found, name != "event" || value.is_null(), "{name} became {value}");
                 }
                 let twice = whole.replacen('{', &format!("{{\"{name}\":{},", own[name]), 1);
-                assert!(is_misshapen(&twice), "{name} was doubled");
+                assert!(is_misshapen(&twice), "{name} was repeated");
             }
             for name in
                 ["format", "verified", "event", "reason"].iter().filter(|name| own.contains_key(**name))
@@ -465,11 +465,11 @@ mod tests {
                 assert!(is_misshapen(&serde_json::to_string(&altered).unwrap()), "{name} was removed");
             }
         }
-        // The reported way: what was verified in the guise of what was not.
+        // A reported attack: a verified event as an unverified one.
         let forged = accepted.replacen("\"format\":\"json\",", "\"reason\":\"\",", 1);
         assert!(is_misshapen(&forged));
         assert!(is_misshapen(&accepted.replacen("\"raw\"", "\"raw_base64\"", 1)));
-        // What has a signature of its own is an event, whatever its fields are called.
+        // An object with a signature of its own is an event, whatever its fields are called.
         assert!(read(forged.replacen('{', "{\"sig\":\"x\",", 1).trim_end().as_bytes()).is_none());
     }
 

@@ -150,14 +150,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_has_one_spelling_apart_from_padding() {
+    fn a_signature_has_one_encoding_apart_from_padding() {
         let bytes = [0xA5; 64];
         let text = encode(&bytes);
         assert_eq!(text.len(), 86);
         assert_eq!(decode(&text), Ok(bytes));
         assert_eq!(decode(&format!("{text}==")), Ok(bytes));
         assert_eq!(decode(&format!("{text}=")), Err(SignatureError::Encoding));
-        // The last digit holds four bits that belong to no byte.
+        // Four bits of the last digit belong to no byte.
         let last = text.chars().last().unwrap();
         for other in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".chars() {
             let changed = format!("{}{other}", &text[..85]);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_s_short_signature_parses_as_such() {
+    fn the_documentations_short_signature_is_reported_by_its_length() {
         let short = "JxJaQG3Bozrb5WdHE_Y0HaOsim2F1Xsq_bCfk71VgsfldkLAD_SF234cnKNS";
         assert_eq!(decode(short), Err(SignatureError::Length(45)));
         assert_eq!(decode(&"A".repeat(88)), Err(SignatureError::Length(66)));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cef_signature_is_the_last_one() {
+    fn the_signature_of_a_cef_line_is_the_last_one() {
         let signed = cut_cef("a user_agent=x sig=forged y sig=real").unwrap();
         assert_eq!(signed.value, b"real");
         assert_eq!(signed.first.before, b"a user_agent=x sig=forged y");

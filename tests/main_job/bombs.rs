@@ -1,4 +1,4 @@
-//! Small bodies that become big ones, or much work.
+//! Small bodies that inflate to large ones or cause much work.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,13 +18,13 @@ use crate::harness::{SetOnDrop, body, gzip};
 const MIB: usize = 1 << 20;
 const DECODED: usize = 64 * MIB;
 
-/// The lines that a body may have.
+/// Maximum number of lines of a body.
 const LINES: usize = 100_000;
 
-/// The most that the daemon's memory may grow, whatever comes: `limits.in_flight` and 64 MiB, in KiB.
-const ROOM: u64 = (256 + 64) << 10;
+/// Maximum growth of the daemon's memory: `limits.in_flight` and 64 MiB, in KiB.
+const MAX_GROWTH: u64 = (256 + 64) << 10;
 
-/// So many zeros as one gzip member, as small as it gets.
+/// Compresses that many zeros into one gzip member, as small as possible.
 fn zeros(length: usize) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     let piece = vec![0; MIB];
@@ -37,8 +37,8 @@ fn zeros(length: usize) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Posts a body and returns the status, having checked that the daemon's peak of memory did not grow by twice
-/// the decoded limit.
+/// Posts a body, checks that the daemon's peak memory grew by less than twice the decoded limit,
+/// and returns the status.
 fn status_within_memory(daemon: &Daemon<'_>, what: &str, bytes: &[u8]) -> u16 {
     let before = daemon.memory("VmHWM:");
     let status = daemon.post(Some("gzip"), bytes).status;
@@ -49,12 +49,12 @@ fn status_within_memory(daemon: &Daemon<'_>, what: &str, bytes: &[u8]) -> u16 {
 }
 
 #[test]
-fn a_bomb_is_refused_within_the_memory_that_a_batch_may_take() {
+fn a_bomb_is_refused_within_the_memory_of_a_batch() {
     let member = zeros(DECODED);
     let ten_gibibytes = member.repeat(160);
     assert!(ten_gibibytes.len() < 16 * MIB);
 
-    // Inflation refuses it.
+    // Refused while it is inflated.
     let site = Site::new().limits("body = \"16MiB\"");
     let daemon = Daemon::start(&site);
     daemon.deliver(&site.producer.events(0..10));
@@ -62,7 +62,7 @@ fn a_bomb_is_refused_within_the_memory_that_a_batch_may_take() {
     assert_eq!(status_within_memory(&daemon, "64 MiB and a byte in two members", &one_more), 413);
     assert_eq!(status_within_memory(&daemon, "64 MiB and a byte", &zeros(DECODED + 1)), 413);
     assert_eq!(status_within_memory(&daemon, "10 GiB", &ten_gibibytes), 413);
-    // What was compressed twice has the same caps, whichever inflation meets them.
+    // A body compressed twice has the same caps in both inflations.
     let nested = gzip(&ten_gibibytes);
     assert_eq!(status_within_memory(&daemon, "10 GiB in gzip in gzip", &nested), 413);
     let nothing = gzip(&gzip(b"").repeat(4 << 20));
@@ -72,11 +72,11 @@ fn a_bomb_is_refused_within_the_memory_that_a_batch_may_take() {
     assert_eq!(site.verified().len(), 20);
     drop(daemon);
 
-    // By default its compressed size does.
+    // With the default limits, refused by its compressed size.
     let site = Site::new();
     let daemon = Daemon::start(&site);
     assert_eq!(status_within_memory(&daemon, "10 GiB, default limits", &ten_gibibytes), 413);
-    // Exactly at the limit it is a batch, of one line that is too long.
+    // Exactly at the limit it is a batch of one line that is too long.
     let receipt = Receipt::of(&daemon.post(Some("gzip"), &member));
     assert_eq!(receipt, Receipt { quarantined: 1, ..Receipt::default() });
 }
@@ -97,9 +97,9 @@ fn sixty_four_bombs_at_once_are_refused_within_the_budget() {
     });
     let grown = daemon.memory("VmHWM:") - before;
     eprintln!("64 bombs: peak memory grew by {grown} KiB");
-    assert!(grown < ROOM, "peak memory grew by {grown} KiB");
+    assert!(grown < MAX_GROWTH, "peak memory grew by {grown} KiB");
 
-    // Without a token nothing of them is read.
+    // Without a token no body is read.
     let before = daemon.memory("VmHWM:");
     std::thread::scope(|scope| {
         for _ in 0..64 {
@@ -139,7 +139,7 @@ fn five_million_tiny_lines_are_refused() {
 fn a_hundred_thousand_malformed_lines_are_a_batch() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    // With an event among them, or the body would be kept whole.
+    // One line is an event, or the body would be kept whole as undecodable.
     let mut lines: Vec<String> = (0..100_000).map(|number| format!("no event {number}")).collect();
     lines[99_999] = "{}".to_owned();
     let receipt = daemon.deliver(&lines);
@@ -160,7 +160,8 @@ fn a_hundred_thousand_malformed_lines_are_a_batch() {
     assert_eq!(daemon.post(Some("gzip"), &gzip(&one_more)).status, 413);
 }
 
-/// A body of so many short lines, no two of which are the same in any body but for the one that is an event.
+/// Returns a compressed body of short lines. Only the first, which is an event, occurs more than
+/// once over all bodies.
 fn short_lines(number: usize) -> Vec<u8> {
     let mut lines = b"{}\n".to_vec();
     for line in number * LINES + 1..(number + 1) * LINES {
@@ -169,8 +170,9 @@ fn short_lines(number: usize) -> Vec<u8> {
     gzip(&lines)
 }
 
-/// Posts bodies at once; returns what each was answered. Beside it a genuine sender posts one event after the other:
-/// returns the times that they took, shortest first, and what each was answered.
+/// Posts bodies concurrently and, at the same time, one genuine event after the other. Returns the
+/// statuses of the bodies, the times that the events took, shortest first, and the statuses of the
+/// events.
 fn post_beside_a_genuine_sender(
     daemon: &Daemon<'_>,
     (path, bodies): (&str, &[Vec<u8>]),
@@ -209,13 +211,13 @@ fn count(statuses: &[u16], status: u16) -> usize {
 }
 
 #[test]
-fn short_lines_cost_no_more_memory_than_the_budget_and_hold_up_nobody() {
+fn short_lines_stay_within_the_memory_budget_and_delay_no_sender() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     daemon.deliver(&site.producer.events(100_000..100_010));
     let before = daemon.memory("VmHWM:");
     let mut bodies: Vec<_> = (0..20).map(short_lines).collect();
-    // 232 bytes that become a hundred thousand lines.
+    // 232 bytes that inflate to a hundred thousand lines.
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(b"{}\n").unwrap();
     encoder.write_all(&b"a\n".repeat(LINES - 1)).unwrap();
@@ -234,21 +236,21 @@ fn short_lines_cost_no_more_memory_than_the_budget_and_hold_up_nobody() {
         bodies.len(),
         genuine.len()
     );
-    assert!(grown < ROOM, "memory grew by {grown} KiB");
+    assert!(grown < MAX_GROWTH, "memory grew by {grown} KiB");
     assert!(taken > 0 && taken + count(&statuses, 429) == statuses.len(), "{statuses:?}");
     assert_eq!(count(&genuine, 200) + count(&genuine, 429), genuine.len(), "{genuine:?}");
     assert!(count(&genuine, 200) > count(&genuine, 429), "{genuine:?}");
-    // On a slow machine a small part of what all of it took.
+    // On a slow machine, a quarter of the whole time.
     let allowed = Duration::from_secs(20).max(all_of_it / 4);
     assert!(longest < allowed, "a genuine batch took {longest:?} of {all_of_it:?}");
     daemon.settle();
     assert_eq!(site.verified().len(), 10 + count(&genuine, 200));
 }
 
-/// Posts bodies at once beside a genuine sender, all of which must be taken. No genuine event may wait for a good part of
-/// the time that the bodies take.
+/// Posts bodies concurrently with a genuine sender's events. All must be accepted, and no event may
+/// take a quarter of the time that the bodies take.
 #[expect(clippy::print_stderr, reason = "the numbers are the test's report")]
-fn hold_up_nobody(what: &str, daemon: &Daemon<'_>, path: &str, bodies: &[Vec<u8>]) {
+fn assert_no_sender_is_delayed(what: &str, daemon: &Daemon<'_>, path: &str, bodies: &[Vec<u8>]) {
     let start = Instant::now();
     let (statuses, times, genuine) = post_beside_a_genuine_sender(daemon, (path, bodies));
     let all_of_it = start.elapsed();
@@ -262,36 +264,41 @@ fn hold_up_nobody(what: &str, daemon: &Daemon<'_>, path: &str, bodies: &[Vec<u8>
     assert!(longest < all_of_it / 4, "{what}: a genuine batch took {longest:?} of {all_of_it:?}");
 }
 
-/// How many lines each body has that makes much work; 99,000 is as many as there may be.
-fn lines_of_much_work(default: u64) -> u64 {
+/// Number of lines in each expensive body; `AUDITGATE_TESTS_WORK` can set it to up to 99,000.
+fn lines_per_body(default: u64) -> u64 {
     std::env::var("AUDITGATE_TESTS_WORK").map_or(default, |lines| lines.parse().unwrap())
 }
 
-/// A body of so many short signed events.
+/// Returns a compressed body of short signed events with these numbers.
 fn short_events(producer: &sign::Producer, numbers: std::ops::Range<u64>) -> Vec<u8> {
     let lines: Vec<_> = numbers.map(|number| producer.sign_json(&format!("{{\"rt\":{number}}}"))).collect();
     gzip(&body(&lines))
 }
 
 #[test]
-fn foreign_signatures_hold_up_nobody() {
-    let foreign = sign::Producer::new(200);
+fn signatures_by_unknown_keys_delay_no_sender() {
+    let unknown = sign::Producer::new(200);
     for (keys, lines) in [(1, 20_000), (4, 5000), (128, 300)] {
-        let lines = lines_of_much_work(lines);
-        let body = |number: u64| short_events(&foreign, number * lines..(number + 1) * lines);
+        let lines = lines_per_body(lines);
+        let body = |number: u64| short_events(&unknown, number * lines..(number + 1) * lines);
         let site = Site::new().limits("body = \"16MiB\"");
         let daemon = Daemon::start(&site);
-        // A key set lists 64 at most: those of the first are retired then.
+        // A key set lists at most 64 keys: those of the first one are retired then.
         for first in (1..=keys).step_by(64) {
             let listed: Vec<_> =
                 (first..=keys.min(first + 63)).map(|number| sign::Producer::new(number).public()).collect();
             let listed: Vec<_> = listed.iter().map(|key| ("key", key)).collect();
             site.write("jwks.json", sign::jwks(&listed));
             daemon.signal("HUP");
-            daemon.counted("auditgate_jwks_keys{source=\"us\"}", u64::from(keys.min(first + 63)));
+            daemon.wait_for_count("auditgate_jwks_keys{source=\"us\"}", u64::from(keys.min(first + 63)));
         }
         let bodies: Vec<_> = (0..4).map(body).collect();
-        hold_up_nobody(&format!("4 foreign bodies, {keys} keys"), &daemon, PATH, &bodies);
+        assert_no_sender_is_delayed(
+            &format!("4 bodies by an unknown key, {keys} keys"),
+            &daemon,
+            PATH,
+            &bodies,
+        );
         daemon.settle();
         assert!(quarantine(&site.read("quarantine.jsonl")).len() >= 4);
     }
@@ -299,12 +306,12 @@ fn foreign_signatures_hold_up_nobody() {
 
 #[test]
 fn large_bodies_leave_memory_to_small_ones() {
-    // Of such bodies a few fit at a time; those that wait for too long are told to come again.
+    // A few such bodies fit at a time; those that wait for too long get a 429.
     let limits = "body = \"4MiB\"\ndecoded = \"4MiB\"\nlines = 20000\nin_flight = \"24MiB\"";
     let site = Site::new().limits(limits);
     let daemon = Daemon::start(&site);
-    let foreign = sign::Producer::new(200);
-    let body = short_events(&foreign, 0..8_000);
+    let unknown = sign::Producer::new(200);
+    let body = short_events(&unknown, 0..8_000);
     let start = Instant::now();
     let (statuses, times, genuine) = post_beside_a_genuine_sender(&daemon, (PATH, &vec![body; 32]));
     let (all_of_it, longest) = (start.elapsed(), times[times.len() - 1]);
@@ -320,28 +327,28 @@ fn large_bodies_leave_memory_to_small_ones() {
 }
 
 #[test]
-fn malformed_lines_and_another_source_hold_up_nobody() {
-    let lines = lines_of_much_work(20_000);
+fn malformed_lines_and_another_source_delay_no_sender() {
+    let lines = lines_per_body(20_000);
     let site = Site::new().limits("body = \"16MiB\"");
     let site = site.sources(&(source("us", PATH, "") + &source("other", "/other", "")));
     let daemon = Daemon::start(&site);
     let bodies: Vec<_> = (0..64).map(short_lines).collect();
-    hold_up_nobody("64 bodies of malformed lines", &daemon, PATH, &bodies);
+    assert_no_sender_is_delayed("64 bodies of malformed lines", &daemon, PATH, &bodies);
     let genuine = |number: u64| short_events(&site.producer, number * lines..(number + 1) * lines);
     let bodies: Vec<_> = (0..4).map(genuine).collect();
-    hold_up_nobody("4 genuine bodies of another source", &daemon, "/other", &bodies);
+    assert_no_sender_is_delayed("4 genuine bodies of another source", &daemon, "/other", &bodies);
 }
 
 #[test]
 fn bodies_that_cannot_be_decoded_are_held_once() {
     const BODIES: usize = 64;
-    // What the ledger and a sink hold of one such body comes out of the eighth that batches do not get; in a room of
-    // this size that leaves a margin for the allocator.
+    // The ledger and a sink hold such a body in the eighth of the budget that batches do not get;
+    // with a budget of this size that leaves a margin for the allocator.
     const IN_FLIGHT: u64 = 384;
     let site = Site::new().limits(&format!("in_flight = \"{IN_FLIGHT}MiB\""));
     let daemon = Daemon::start(&site);
     let before = daemon.memory("VmHWM:");
-    // As large as may be, and wrong at the very end.
+    // As large as allowed, and damaged at the very end.
     let bodies: Vec<Vec<u8>> = (0..BODIES)
         .map(|number| {
             let mut state = number as u64 + 1;
@@ -370,7 +377,7 @@ fn bodies_that_cannot_be_decoded_are_held_once() {
 }
 
 #[test]
-fn a_batch_that_is_as_large_as_it_may_be_fits_into_the_least_budget() {
+fn a_batch_of_maximum_size_fits_into_the_minimum_budget() {
     // Seven eighths of it: 8 KiB, 64 KiB, 1000 lines of 256 bytes, and 128 KiB.
     let limits = |in_flight: &str| {
         format!(

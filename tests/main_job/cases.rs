@@ -1,4 +1,4 @@
-//! Inputs that once showed a fault (`tests/cases/`), through the whole daemon: what became of each.
+//! Inputs that once exposed a bug (`tests/cases/`), through the whole daemon.
 
 use std::process::Command;
 
@@ -9,20 +9,21 @@ use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::programs::{auditgate, beside};
 use crate::harness::records::{objects, quarantine};
-use crate::harness::site::{PATH, Site, TOKEN, sink, source};
+use crate::harness::site::{PATH, Site, TOKEN, raw_sinks, sink, source, sqlite_sink};
 
 fn case(name: &str) -> Vec<u8> {
     std::fs::read(beside("../cases").join(name)).unwrap()
 }
 
-/// A case that is one line, without its line end.
+/// Reads a case of one line, without its line end.
 fn line(name: &str) -> Vec<u8> {
     let mut line = case(name);
     line.pop_if(|last| *last == b'\n');
     line
 }
 
-/// Sources that trust the key of most cases, the key of the case with a byte that is no character, and everybody.
+/// Returns a site with three sources: one trusts the key of most cases, one the key of the case
+/// that is not UTF-8, and one checks no signatures.
 fn site() -> Site {
     let keys = |name: &str| {
         let path = beside("../cases").join(name);
@@ -31,22 +32,21 @@ fn site() -> Site {
     let sources = source("us", "/us", &keys("signed.jwks.json"))
         + &source("bytes", "/bytes", &keys("non-utf8-signed.jwks.json"))
         + &source("off", "/off", &format!("{}\nsignatures = \"off\"", keys("signed.jwks.json")));
-    let sinks = sink("verified", "raw", "\"verified\"")
+    let sinks = raw_sinks()
         + &sink("events", "json", "[\"verified\", \"unverified\"]")
-        + &sink("quarantine", "json", "\"quarantine\"")
-        + "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\n\
-           stream = [\"verified\", \"unverified\", \"quarantine\"]\n";
+        + &sqlite_sink("search.db", "[\"verified\", \"unverified\", \"quarantine\"]");
     Site::new().sources(&sources).sinks(&sinks)
 }
 
-/// What a daemon made of cases, each of them a body for a path.
-struct Outcome {
+/// What a daemon delivered after it received cases.
+struct Delivered {
     site: Site,
     receipts: Vec<Receipt>,
     records: Vec<Value>,
 }
 
-impl Outcome {
+impl Delivered {
+    /// Posts each case to a path.
     fn of(bodies: &[(&str, &str)]) -> Self {
         let site = site();
         let daemon = Daemon::start(&site);
@@ -62,14 +62,15 @@ impl Outcome {
         Connection::open(self.site.path("search.db")).unwrap()
     }
 
-    /// How many rows of the database meet a condition.
+    /// Returns how many rows of the database meet a condition.
     fn count(&self, condition: &str) -> u64 {
         let sql = format!("SELECT count(*) FROM events WHERE {condition}");
         self.database().query_row(&sql, [], |row| row.get(0)).unwrap()
     }
 
-    /// Everything that was delivered proves itself again by a key set of the cases; what `verify` says.
-    fn is_proven_by(&self, jwks: &str, more: &[&str]) -> String {
+    /// Checks that every delivered line verifies with a key set of the cases; returns the output of
+    /// `verify`.
+    fn assert_verified_with(&self, jwks: &str, more: &[&str]) -> String {
         let output = auditgate()
             .arg("verify")
             .arg("--jwks")
@@ -91,13 +92,14 @@ fn ambiguous(record: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn a_failed_login_has_no_principal_whatever_its_caller_says() {
-    let outcome = Outcome::of(&[
+fn a_failed_login_has_no_principal_whatever_its_user_agent_says() {
+    let delivered = Delivered::of(&[
         ("/us", "failed-login-no-principal.cef"),
         ("/us", "failed-login-forged-principal.cef"),
     ]);
-    assert_eq!(outcome.receipts, [ACCEPTED; 2]);
-    for (record, forged) in outcome.records.iter().zip([&[][..], &["org_id", "principal_id", "user_agent"]]) {
+    assert_eq!(delivered.receipts, [ACCEPTED; 2]);
+    for (record, forged) in delivered.records.iter().zip([&[][..], &["org_id", "principal_id", "user_agent"]])
+    {
         assert_eq!(record["verified"], true);
         assert_eq!(record["event"]["success"], false);
         assert_eq!(record["event"]["principal_id"], Value::Null);
@@ -105,38 +107,38 @@ fn a_failed_login_has_no_principal_whatever_its_caller_says() {
         assert_eq!(ambiguous(record), forged);
     }
     let agent = "curl/8 principal_id=someone-else org_id=another-org";
-    assert_eq!(outcome.records[1]["event"]["user_agent"], agent);
-    assert_eq!(outcome.count("success = 0 AND principal_id IS NULL AND org_id IS NULL"), 2);
-    assert_eq!(outcome.count(&format!("user_agent = '{agent}'")), 1);
-    outcome.is_proven_by("signed.jwks.json", &[]);
+    assert_eq!(delivered.records[1]["event"]["user_agent"], agent);
+    assert_eq!(delivered.count("success = 0 AND principal_id IS NULL AND org_id IS NULL"), 2);
+    assert_eq!(delivered.count(&format!("user_agent = '{agent}'")), 1);
+    delivered.assert_verified_with("signed.jwks.json", &[]);
 }
 
 #[test]
-fn a_denial_cannot_be_hidden_by_its_caller() {
-    let outcome = Outcome::of(&[("/us", "denied-hidden.cef")]);
-    assert_eq!(outcome.receipts, [ACCEPTED]);
-    let record = &outcome.records[0];
+fn a_denial_cannot_be_hidden_by_its_user_agent() {
+    let delivered = Delivered::of(&[("/us", "denied-hidden.cef")]);
+    assert_eq!(delivered.receipts, [ACCEPTED]);
+    let record = &delivered.records[0];
     assert_eq!(record["event"]["granted"], false);
     assert_eq!(record["event"]["principal_id"], "person-1");
     assert_eq!(record["event"]["rt"], 1_767_225_601_000_u64);
     assert_eq!(record["event"]["user_agent"], "agent granted=x principal_id=y rt=1");
     assert_eq!(ambiguous(record), ["granted", "principal_id", "rt", "user_agent"]);
-    // The documented query for denials, at the time of the event.
+    // Denials are found by the documented query, at the time of the event.
     let denials = "granted = 0 AND time >= 1767225600000";
-    assert_eq!(outcome.count(denials), 1);
-    assert_eq!(outcome.count("principal_id = 'person-1'"), 1);
-    outcome.is_proven_by("signed.jwks.json", &[]);
+    assert_eq!(delivered.count(denials), 1);
+    assert_eq!(delivered.count("principal_id = 'person-1'"), 1);
+    delivered.assert_verified_with("signed.jwks.json", &[]);
 }
 
 #[test]
 fn values_and_stamps_are_kept_whole() {
-    let outcome = Outcome::of(&[
+    let delivered = Delivered::of(&[
         ("/off", "truncated-query.cef"),
         ("/off", "hostless-date.cef"),
         ("/off", "comma-key.cef"),
     ]);
-    assert_eq!(outcome.receipts, [ACCEPTED; 3]);
-    let [query, hostless, comma] = &outcome.records[..] else { panic!("{:?}", outcome.records) };
+    assert_eq!(delivered.receipts, [ACCEPTED; 3]);
+    let [query, hostless, comma] = &delivered.records[..] else { panic!("{:?}", delivered.records) };
     assert_eq!(query["event"]["query"], r#"{"q":"delete all where name=x"}"#);
     assert_eq!(query["event"]["name"], "Ingress");
     assert_eq!(ambiguous(query), ["name", "query"]);
@@ -148,12 +150,12 @@ fn values_and_stamps_are_kept_whole() {
 }
 
 #[test]
-fn bytes_that_are_no_characters_are_verified_and_kept() {
-    let outcome = Outcome::of(&[("/bytes", "non-utf8-signed.cef")]);
-    assert_eq!(outcome.receipts, [ACCEPTED]);
+fn a_line_that_is_not_utf_8_is_verified_and_kept() {
+    let delivered = Delivered::of(&[("/bytes", "non-utf8-signed.cef")]);
+    assert_eq!(delivered.receipts, [ACCEPTED]);
     let raw = line("non-utf8-signed.cef");
-    assert_eq!(outcome.site.read("verified.log"), [&raw[..], b"\n"].concat());
-    let record = &outcome.records[0];
+    assert_eq!(delivered.site.read("verified.log"), [&raw[..], b"\n"].concat());
+    let record = &delivered.records[0];
     assert_eq!((&record["verified"], &record["raw"]), (&Value::Bool(true), &Value::Null));
     assert_eq!(record["event"]["user_agent"], "\u{fffd}");
     let encoded = record["raw_base64"].as_str().unwrap();
@@ -161,20 +163,20 @@ fn bytes_that_are_no_characters_are_verified_and_kept() {
     assert_eq!(decoded, raw);
     let hex: String = raw.iter().map(|byte| format!("{byte:02X}")).collect();
     assert_eq!(
-        outcome.count(&format!(
+        delivered.count(&format!(
             "typeof(raw) = 'blob' AND raw = x'{hex}' AND user_agent = char(0xfffd) AND verified = 1"
         )),
         1
     );
-    outcome.is_proven_by("non-utf8-signed.jwks.json", &[]);
-    // `--explain` says the same of the raw line and of the record.
+    delivered.assert_verified_with("non-utf8-signed.jwks.json", &[]);
+    // `--explain` accepts the raw line and the record.
     for file in ["verified.log:1", "events.jsonl:1"] {
         let output = auditgate()
             .arg("verify")
             .arg("--jwks")
             .arg(beside("../cases").join("non-utf8-signed.jwks.json"))
             .arg("--explain")
-            .arg(outcome.site.path(file))
+            .arg(delivered.site.path(file))
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -183,26 +185,26 @@ fn bytes_that_are_no_characters_are_verified_and_kept() {
 
 #[test]
 fn a_null_character_hides_nothing_from_a_query() {
-    let outcome = Outcome::of(&[("/us", "nul-escaped.jsonl")]);
-    assert_eq!(outcome.receipts, [ACCEPTED]);
-    assert_eq!(outcome.records[0]["event"]["user_agent"], "x\0hidden");
-    assert_eq!(outcome.count("user_agent LIKE '%hidden%' AND query LIKE '%drop table%'"), 1);
-    assert_eq!(outcome.count(r"user_agent = 'x\u0000hidden'"), 1);
+    let delivered = Delivered::of(&[("/us", "nul-escaped.jsonl")]);
+    assert_eq!(delivered.receipts, [ACCEPTED]);
+    assert_eq!(delivered.records[0]["event"]["user_agent"], "x\0hidden");
+    assert_eq!(delivered.count("user_agent LIKE '%hidden%' AND query LIKE '%drop table%'"), 1);
+    assert_eq!(delivered.count(r"user_agent = 'x\u0000hidden'"), 1);
     let shell = Command::new("sqlite3")
-        .arg(outcome.site.path("search.db"))
+        .arg(delivered.site.path("search.db"))
         .arg("SELECT user_agent FROM events")
         .output();
     if let Ok(shell) = shell {
         assert_eq!(String::from_utf8_lossy(&shell.stdout), "x\\u0000hidden\n");
     }
-    outcome.is_proven_by("signed.jwks.json", &[]);
+    delivered.assert_verified_with("signed.jwks.json", &[]);
 }
 
 #[test]
 fn a_captured_event_is_not_accepted_again_in_another_wrapper() {
-    let outcome = Outcome::of(&[("/us", "cps-whole.jsonl")]);
-    assert_eq!(outcome.receipts, [ACCEPTED]);
-    let daemon = Daemon::start(&outcome.site);
+    let delivered = Delivered::of(&[("/us", "cps-whole.jsonl")]);
+    assert_eq!(delivered.receipts, [ACCEPTED]);
+    let daemon = Daemon::start(&delivered.site);
     let event = line("cps-whole.jsonl");
     let twice = line("cps-wrapped-again.jsonl");
     let again = [[b"{\"event\": ", &twice[..], b"}"].concat(), twice, event];
@@ -210,7 +212,7 @@ fn a_captured_event_is_not_accepted_again_in_another_wrapper() {
     assert_eq!(receipt, Receipt { accepted: 0, duplicates: 1, quarantined: 2 });
     daemon.settle();
     daemon.terminate();
-    assert_eq!(objects(&outcome.site.read("events.jsonl")).len(), 1);
+    assert_eq!(objects(&delivered.site.read("events.jsonl")).len(), 1);
 }
 
 #[test]
@@ -222,9 +224,9 @@ fn a_body_without_an_event_is_kept_whole() {
         let answer = daemon.post_to("/us", None, body);
         assert_eq!(answer.status, 400, "{answer:?}");
     }
-    // Compressed it is the same body, which is there already.
-    let packed = crate::harness::gzip(&bodies[0]);
-    assert_eq!(daemon.post_to("/us", Some("application/gzip"), &packed).status, 400);
+    // Compressed it is the same body, which is in the quarantine already.
+    let compressed = crate::harness::gzip(&bodies[0]);
+    assert_eq!(daemon.post_to("/us", Some("application/gzip"), &compressed).status, 400);
     daemon.settle();
     daemon.terminate();
     let records = site.read("quarantine.jsonl");
@@ -236,7 +238,7 @@ fn a_body_without_an_event_is_kept_whole() {
 }
 
 #[test]
-fn the_events_of_a_body_that_was_compressed_twice_arrive() {
+fn a_body_that_was_compressed_twice_is_accepted() {
     let site = site();
     let daemon = Daemon::start(&site);
     let receipt = Receipt::of(&daemon.post_to("/off", Some("gzip"), &case("double-gzip.bin")));
@@ -247,7 +249,7 @@ fn the_events_of_a_body_that_was_compressed_twice_arrive() {
 }
 
 #[test]
-fn a_value_that_is_nested_without_end_keeps_nobody_from_reading_the_rest() {
+fn a_deeply_nested_value_leaves_the_record_readable() {
     let nested =
         |depth: usize| format!("{{\"name\":\"d{depth}\",\"x\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
     let site = site();
@@ -257,7 +259,7 @@ fn a_value_that_is_nested_without_end_keeps_nobody_from_reading_the_rest() {
     assert_eq!(receipt, Receipt { accepted: 3, ..Receipt::default() });
     daemon.settle();
     daemon.terminate();
-    // This reader takes 128 levels.
+    // serde_json reads at most 128 levels.
     let records = objects(&site.read("events.jsonl"));
     let is_text: Vec<bool> = records.iter().map(|record| record["event"]["x"].is_string()).collect();
     assert_eq!(is_text, [false, true, true]);
@@ -269,7 +271,7 @@ fn a_value_that_is_nested_without_end_keeps_nobody_from_reading_the_rest() {
 }
 
 #[test]
-fn token_files_are_read_as_people_save_them() {
+fn token_files_may_have_a_byte_order_mark_but_no_header_name() {
     let with_token = |name: &str| {
         let site = site();
         let file = format!("authorization = {{ file = \"{}\" }}", beside("../cases").join(name).display());
@@ -287,7 +289,7 @@ fn token_files_are_read_as_people_save_them() {
 }
 
 #[test]
-fn key_sets_are_read_as_servers_write_them() {
+fn key_sets_may_have_a_byte_order_mark_or_a_numeric_kid() {
     for name in ["jwks-bom.json", "jwks-numeric-kid.json"] {
         let output = auditgate()
             .arg("verify")
@@ -325,7 +327,7 @@ fn refused_requests_do_not_flood_the_log() {
     let log = daemon.log_at_end();
     let about = |words: &str| log.iter().filter(|line| line.contains(words)).count();
     for status in ["status=400", "status=415", "status=401"] {
-        // Again every ten seconds.
+        // At most one message every ten seconds.
         assert!((1..FLOOD / 4).contains(&about(status)), "{status}: {log:#?}");
     }
     let heads: Vec<_> = log.iter().filter(|line| line.contains("status=400")).collect();

@@ -1,4 +1,4 @@
-//! `kill -9` at any moment loses nothing that was promised and repeats nothing.
+//! `kill -9` at any moment loses no acknowledged event and repeats none.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,24 +8,25 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::database::{assert_intact, raw_events};
 use crate::harness::machine::{self, ReservedPort};
 use crate::harness::records::objects;
 use crate::harness::rsyslog::{self, Rsyslog};
-use crate::harness::site::{PATH, Site, sink, whole_lines};
-use crate::harness::{PATIENCE, body, gzip, wait_until};
+use crate::harness::site::{PATH, Site, sink, sqlite_sink, syslog_sink, whole_lines};
+use crate::harness::{body, gzip, wait_until};
 
 const CONNECTIONS: u32 = 4;
 
-/// How often each daemon is killed: 50 times, or as often as `AUDITGATE_TESTS_KILLS` says.
+/// Number of kills of each test: 50, or what `AUDITGATE_TESTS_KILLS` says.
 fn rounds() -> u32 {
     std::env::var("AUDITGATE_TESTS_KILLS").map_or(50, |rounds| rounds.parse().unwrap())
 }
 
-/// What was posted, and which batches were promised.
+/// What was posted, and which batches were acknowledged.
 #[derive(Default)]
 struct Record {
     posted: HashSet<String>,
-    promised: Vec<Vec<String>>,
+    acknowledged: Vec<Vec<String>>,
     without_answer: Vec<Vec<String>>,
 }
 
@@ -43,7 +44,7 @@ fn stream(daemon: &Daemon<'_>, next: &AtomicU64, record: &Mutex<Record>) {
         match answer {
             Ok(answer) => {
                 assert_eq!(Receipt::of(&answer).accepted, size, "{answer:?}");
-                record.promised.push(batch);
+                record.acknowledged.push(batch);
             }
             Err(_) => {
                 record.without_answer.push(batch);
@@ -68,19 +69,20 @@ fn kills_around_rotations_lose_nothing_and_repeat_nothing() {
         let rotated = site.rotated(name);
         assert!(rotated.len() > 10, "only {} rotations", rotated.len());
         for file in rotated {
-            // After a crash, what was interrupted is finished where it was begun: by one chunk too large.
+            // After a crash the interrupted write is completed in the same file, which may exceed
+            // the size by one chunk.
             assert!(site.read(&file).len() <= size * 2, "{file} is too large");
         }
     }
 }
 
 #[test]
-fn kills_while_files_are_moved_away_lose_nothing_and_repeat_nothing() {
-    let moved = AtomicU64::new(0);
+fn kills_while_files_are_renamed_lose_nothing_and_repeat_nothing() {
+    let renamed = AtomicU64::new(0);
     kill_again_and_again(["", "fsync = \"interval\"\n"], |site, round| {
         let name = if round % 2 == 0 { "verified.log" } else { "events.jsonl" };
-        let number = moved.fetch_add(1, Ordering::Relaxed);
-        // It may not be there: it was moved just before the last kill.
+        let number = renamed.fetch_add(1, Ordering::Relaxed);
+        // The file may be missing if it was renamed just before the last kill.
         let _ = std::fs::rename(site.path(name), site.path(format!("{name}.{number:06}")));
     });
 }
@@ -91,11 +93,8 @@ fn kills_with_every_kind_of_sink_lose_nothing() {
         return;
     }
     let port = ReservedPort::new();
-    let more = format!(
-        "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\n[sinks.siem]\ntype = \"syslog\"\naddress = \
-         \"tls://localhost:{}\"\nca = \"ca.pem\"\n",
-        port.number()
-    );
+    let address = format!("tls://localhost:{}", port.number());
+    let more = sqlite_sink("search.db", "\"verified\"") + &syslog_sink(&address, "ca = \"ca.pem\"\n");
     let server = OnceLock::new();
     let site = kill_again_and_again(["rotate = { size = \"300KiB\" }\n", &more], |site, _| {
         server.get_or_init(|| Rsyslog::start(site, &port));
@@ -103,13 +102,13 @@ fn kills_with_every_kind_of_sink_lose_nothing() {
     let verified = site.verified();
 
     let database = rusqlite::Connection::open(site.path("search.db")).unwrap();
-    let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(sound, "ok");
-    let mut rows = database.prepare("SELECT raw FROM events ORDER BY id").unwrap();
-    let rows: Vec<String> = rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    assert!(rows == verified, "the database has other events than the file, or in another order");
+    assert_intact(&database);
+    assert!(
+        raw_events(&database) == verified,
+        "the database has other events than the file, or in another order"
+    );
 
-    let received = wait_until(PATIENCE, "rsyslog has every event", || {
+    let received = wait_until("rsyslog has every event", || {
         let received = whole_lines(&site.read("received"));
         let known: HashSet<&String> = received.iter().collect();
         let missing = verified.iter().filter(|event| !known.contains(event)).count();
@@ -118,12 +117,13 @@ fn kills_with_every_kind_of_sink_lose_nothing() {
     let known: HashSet<&String> = verified.iter().collect();
     assert!(
         received.iter().all(|message| known.contains(message)),
-        "rsyslog has something that nobody posted"
+        "rsyslog has a message that was never posted"
     );
     eprintln!("rsyslog has {} messages for {} events", received.len(), verified.len());
 }
 
-/// Kills the daemon in a stream of posts, disturbs its files in between, and checks what is there in the end.
+/// Kills the daemon repeatedly under a stream of posts, disturbs its files in between, and checks
+/// the files at the end.
 fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) -> Site {
     let site = Site::new().sinks(
         &[
@@ -136,7 +136,7 @@ fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) ->
         .concat(),
     );
     let (next, record) = (AtomicU64::new(0), Mutex::new(Record::default()));
-    // Half of a round's time at most.
+    // Maximum of half a round's time.
     let mut microseconds = 125_000;
     for round in 0..rounds() {
         let daemon = Daemon::start(&site);
@@ -146,21 +146,21 @@ fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) ->
             for _ in 0..CONNECTIONS {
                 scope.spawn(|| stream(&daemon, &next, &record));
             }
-            // Not a wait for anything: the moments are what varies.
+            // Varies the moments; the test waits for nothing here.
             std::thread::sleep(moment());
             disturb(&site, round);
             std::thread::sleep(moment());
         });
         daemon.kill9();
-        // A machine on which little happens in that time gets more.
-        if record.lock().unwrap().promised.len() < 4 * (round as usize + 1) {
+        // A slow machine gets more time.
+        if record.lock().unwrap().acknowledged.len() < 4 * (round as usize + 1) {
             microseconds = (microseconds * 2).min(8_000_000);
         }
     }
 
     let mut record = record.into_inner().unwrap();
-    let answered = record.promised.len();
-    // Whoever got no answer sends again. Some of these batches were committed and some were not.
+    let answered = record.acknowledged.len();
+    // Batches without an answer are sent again. Some of them were committed and some were not.
     let daemon = Daemon::start(&site);
     daemon.settle();
     check(&site, &record);
@@ -169,11 +169,11 @@ fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) ->
         let receipt = daemon.deliver(&batch);
         assert!(
             receipt.accepted == 0 || receipt.duplicates == 0,
-            "half of a batch had been committed: {receipt:?}"
+            "a part of a batch had been committed: {receipt:?}"
         );
         accepted += receipt.accepted;
         duplicates += receipt.duplicates;
-        record.promised.push(batch);
+        record.acknowledged.push(batch);
     }
     daemon.settle();
     daemon.terminate();
@@ -185,11 +185,12 @@ fn kill_again_and_again(more: [&str; 2], disturb: impl Fn(&Site, u32) + Sync) ->
          {duplicates} known",
         record.posted.len()
     );
-    assert!(answered > rounds() as usize, "too little happened between the kills");
+    assert!(answered > rounds() as usize, "too few batches between the kills");
     site
 }
 
-/// Every promised event is in both files once, batches are whole, and nothing else is there.
+/// Checks that every acknowledged event is in both files once, that batches are whole, and that
+/// nothing else is there.
 fn check(site: &Site, record: &Record) {
     let raw = site.verified();
     let from_json: Vec<String> = objects(&site.with_rotated("events.jsonl"))
@@ -199,12 +200,15 @@ fn check(site: &Site, record: &Record) {
     assert!(raw == from_json, "both sinks have the same events in the same order");
     let mut times: BTreeMap<&str, u32> = BTreeMap::new();
     for line in &raw {
-        assert!(record.posted.contains(line), "nobody posted {line}");
+        assert!(record.posted.contains(line), "never posted: {line}");
         *times.entry(line).or_default() += 1;
     }
     assert!(times.values().all(|times| *times == 1), "an event was delivered twice");
-    for batch in &record.promised {
-        assert!(batch.iter().all(|line| times.contains_key(line.as_str())), "a promised event is missing");
+    for batch in &record.acknowledged {
+        assert!(
+            batch.iter().all(|line| times.contains_key(line.as_str())),
+            "an acknowledged event is missing"
+        );
     }
     for batch in &record.without_answer {
         let there = batch.iter().filter(|line| times.contains_key(line.as_str())).count();

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use crate::harness::daemon::{Daemon, Receipt};
-use crate::harness::records::quarantine;
+use crate::harness::records::{objects, quarantine};
 use crate::harness::sign::{self, Producer};
-use crate::harness::site::{PATH, Site, sink, source};
+use crate::harness::site::{PATH, Site, raw_and_json_sinks, sink, source};
 use crate::harness::{body, gzip};
 
 const LINE_LIMIT: usize = 4096;
 
-/// Lines of every kind, with what becomes of them: `None` is verified.
+/// Returns lines of every kind, each with the reason of its rejection; `None` is verified.
 fn mixed(producer: &Producer) -> Vec<(String, Option<&'static str>)> {
     let good = |line: &str| (producer.sign_cef(line), None);
     let mut lines: Vec<_> = producer.events(0..60).into_iter().map(|line| (line, None)).collect();
@@ -19,7 +19,7 @@ fn mixed(producer: &Producer) -> Vec<(String, Option<&'static str>)> {
     lines.push(good(&sign::cef(1002, "rt=-1")));
     lines.push(good(&sign::cef(1003, "rt=9223372036854775807")));
     lines.push(good(&sign::cef(1004, "")));
-    // No time at all, neither `rt` nor a time stamp.
+    // No time: neither `rt` nor a time stamp.
     lines.push(good("CEF:0|KongInc|Konnect|1.0|konnect|Authz.usage|1|trace_id=1005 user_agent=x"));
     lines.push((producer.sign_json(r#"{"name":"Ingress","trace_id":"1006"}"#), None));
     lines.push((sign::cef(2000, "rt=1684454619000"), Some("unsigned")));
@@ -35,18 +35,11 @@ fn mixed(producer: &Producer) -> Vec<(String, Option<&'static str>)> {
 
 #[test]
 fn a_repeat_changes_no_byte_of_any_file() {
-    let site = Site::new().limits(&format!("line = \"{LINE_LIMIT}B\"")).sinks(
-        &[
-            sink("verified", "raw", "\"verified\""),
-            sink("events", "json", "\"verified\""),
-            sink("quarantine", "json", "\"quarantine\""),
-        ]
-        .concat(),
-    );
+    let site = Site::new().limits(&format!("line = \"{LINE_LIMIT}B\"")).sinks(&raw_and_json_sinks());
     let mixed = mixed(&site.producer);
     let lines: Vec<&str> = mixed.iter().map(|(line, _)| line.as_str()).collect();
     let good: Vec<&str> =
-        mixed.iter().filter(|(_, fate)| fate.is_none()).map(|(line, _)| line.as_str()).collect();
+        mixed.iter().filter(|(_, reason)| reason.is_none()).map(|(line, _)| line.as_str()).collect();
     let files = || ["verified.log", "events.jsonl", "quarantine.jsonl"].map(|name| site.read(name));
     let only_repeats = Receipt { duplicates: lines.len() as u64, ..Receipt::default() };
 
@@ -57,13 +50,13 @@ fn a_repeat_changes_no_byte_of_any_file() {
     daemon.settle();
     let expected = files();
     assert_eq!(site.verified(), good);
-    let fates: Vec<_> = mixed
+    let rejected: Vec<_> = mixed
         .iter()
-        .filter_map(|(line, fate)| Some((fate.as_deref()?.to_owned(), line.clone().into_bytes())))
+        .filter_map(|(line, reason)| Some((reason.as_deref()?.to_owned(), line.clone().into_bytes())))
         .collect();
     let found: Vec<_> =
         quarantine(&expected[2]).into_iter().map(|record| (record.reason, record.raw)).collect();
-    assert_eq!(found, fates);
+    assert_eq!(found, rejected);
 
     let repeat = |daemon: &Daemon<'_>| {
         assert_eq!(daemon.deliver(&lines), only_repeats);
@@ -78,14 +71,14 @@ fn a_repeat_changes_no_byte_of_any_file() {
     let daemon = Daemon::start(&site);
     repeat(&daemon);
 
-    // The same lines in other company, in another order, otherwise coded.
+    // The same lines in other batches, in another order, with other codings.
     for (stride, coding) in [(7, None), (11, Some("gzip")), (13, Some("identity")), (5, Some("x-gzip"))] {
         let shuffled: Vec<&str> = (0..lines.len()).map(|at| lines[at * stride % lines.len()]).collect();
         for part in shuffled.chunks(stride) {
             let plain = body(part);
             let bytes = match coding {
                 Some("gzip") => gzip(&plain),
-                // A member for each half.
+                // One member for each half.
                 Some("x-gzip") => [gzip(&plain[..plain.len() / 2]), gzip(&plain[plain.len() / 2..])].concat(),
                 _ => plain,
             };
@@ -103,7 +96,7 @@ fn the_sum_of_every_receipt_is_the_number_of_lines_within_one_batch_too() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     let event = site.producer.event(1);
-    let receipt = daemon.deliver(&[&event, &event, "rubbish", "rubbish", &event]);
+    let receipt = daemon.deliver(&[&event, &event, "not an event", "not an event", &event]);
     assert_eq!(receipt, Receipt { accepted: 1, duplicates: 3, quarantined: 1 });
     daemon.settle();
     assert_eq!(site.verified(), [event]);
@@ -132,7 +125,7 @@ fn a_damaged_or_unsigned_copy_does_not_suppress_the_genuine_event() {
         let (open, signature) = genuine.rsplit_once("sig").unwrap();
         let last = signature.rfind(|character: char| character.is_ascii_alphanumeric()).unwrap();
         let mut damaged = signature.to_owned();
-        // The first digit of the signature, whose every bit counts.
+        // All bits of the signature's first digit are part of the signature.
         let at = signature.find(|character: char| character.is_ascii_alphanumeric()).unwrap();
         assert!(at < last);
         damaged.replace_range(at..=at, if &signature[at..=at] == "A" { "B" } else { "A" });
@@ -207,7 +200,7 @@ fn a_source_cannot_suppress_the_events_of_another() {
     daemon.settle();
     assert_eq!(site.read("of_eu.log"), body(&lines));
     let mut counts = BTreeMap::new();
-    for record in crate::harness::records::objects(&site.read("verified.jsonl")) {
+    for record in objects(&site.read("verified.jsonl")) {
         *counts.entry(record["source"].to_string()).or_insert(0) += 1;
     }
     assert_eq!(counts, BTreeMap::from([("\"eu\"".to_owned(), 3), ("\"us\"".to_owned(), 3)]));

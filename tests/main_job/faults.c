@@ -5,13 +5,13 @@
  *              directory-sync-after-create, connect or send
  * FAULT_PATH   a glob (fnmatch(3)) for the file: the old name of a rename; for the sync of a directory, the file
  *              whose name the same thread changed there just before. Not for sockets.
- * FAULT_AFTER  optional: a glob; the call counts only once a file of such a name was made while armed
+ * FAULT_AFTER  optional: a glob; the call counts only once a file of such a name was created while armed
  * FAULT_MODE   failed: nothing of it happened; persisted: all of it happened, and an error is reported; half: half
  *              of the bytes were written, and the next such call fails; hung: only for the sync of a file, which
- *              waits until FAULT_ARM is made a second time and then happens
+ *              waits until FAULT_ARM is created a second time and then happens
  * FAULT_ERRNO  the error by its name, see `errors`
- * FAULT_ARM    a file. Nothing is done before it is there; whoever removes it strikes, so once for each time that
- *              it is made. For sockets it holds the port, of either end.
+ * FAULT_ARM    a file. Nothing is done before it exists. The thread that removes it takes the fault, so there is one for
+ *              each time that the file is created. For sockets it holds the port, of either end.
  *
  * A sync that failed takes back everything that was written since the last one that succeeded, as a kernel does
  * that drops the pages which it could not write. A sync of a directory that failed leaves FAULT_ARM with `.names`

@@ -1,30 +1,30 @@
-//! A disk without space: under the ledger 500 once, then 429 until there is some; under a sink nobody is refused.
-//! Nothing is lost, doubled, torn or remembered wrongly.
+//! A full disk: under the ledger, a 500 once, then 429 until there is space; under a sink, no batch
+//! is refused. Nothing is lost, repeated, torn or taken for a duplicate.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::daemon::{Daemon, Receipt, refused};
 use crate::harness::machine;
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::objects;
 use crate::harness::site::{Site, lines, sink, whole_lines};
-use crate::harness::{PATIENCE, body, gzip, wait_until};
+use crate::harness::{assert_contains, body, gzip, wait_until};
 
-/// A site with one sink, which is stuck: nothing but batches is written to the ledger, so that it is a batch
-/// that meets the full disk.
+/// Returns a site with one sink, which is stuck: only batches are written to the ledger, so that a
+/// batch meets the full disk.
 fn stuck() -> Site {
     let site = Site::new().sinks(&sink("all", "json", "[\"verified\", \"quarantine\"]"));
     std::fs::create_dir(site.path("all.jsonl")).unwrap();
     site
 }
 
-/// Posts until the ledger is full, sees what is answered, lets `make_room`, and sends everything again.
-fn fill_and_recover(daemon: &Daemon<'_>, make_room: impl FnOnce()) {
+/// Posts until the ledger is full, checks the responses, frees space, and posts everything again.
+fn fill_and_recover(daemon: &Daemon<'_>, free_space: impl FnOnce()) {
     let site = daemon.site;
     let mut batches = Vec::new();
-    let refused = loop {
+    let failed = loop {
         let first = batches.len() as u64 * 100;
         let batch = site.producer.events(first..first + 100);
         let answer = daemon.post(None, &body(&batch));
@@ -35,27 +35,21 @@ fn fill_and_recover(daemon: &Daemon<'_>, make_room: impl FnOnce()) {
         assert_eq!(Receipt::of(&answer).accepted, 100);
         assert!(batches.len() < 200, "the ledger does not fill up");
     };
-    assert_eq!(refused.status, 500, "{refused:?}");
-    assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    failed.assert_problem(500);
     let since = Instant::now();
-    wait_until(PATIENCE, "the ledger makes the daemon unready", || {
-        // It tries every second whether it can write again; all the while it knows that it cannot.
-        let next = daemon.post(None, &body(batches.last().unwrap()));
-        assert_eq!(next.status, 429, "{next:?}");
-        assert_eq!(next.header("retry-after"), Some("30"));
+    wait_until("the ledger makes the daemon unready", || {
+        // The daemon retries the write every second, and refuses batches in between.
+        daemon.post(None, &body(batches.last().unwrap())).assert_retry_after_30_s();
         let answer = daemon.ask("/readyz");
         let said = String::from_utf8(answer.body).unwrap();
         let is_unready = answer.status == 503 && said.contains("ledger");
         if is_unready && since.elapsed() > Duration::from_millis(2500) { Ok(()) } else { Err(said) }
     });
 
-    make_room();
+    free_space();
     std::fs::remove_dir(site.path("all.jsonl")).unwrap();
-    // Nobody has to post for the daemon to find out.
-    wait_until(PATIENCE, "the daemon is ready again", || match daemon.ask("/readyz").status {
-        200 => Ok(()),
-        status => Err(status.to_string()),
-    });
+    // The daemon finds out without a post.
+    daemon.wait_until_ready();
     let last = batches.last().unwrap();
     assert_eq!(daemon.deliver(last), Receipt { accepted: 100, ..Receipt::default() });
     for batch in &batches {
@@ -68,7 +62,7 @@ fn fill_and_recover(daemon: &Daemon<'_>, make_room: impl FnOnce()) {
 }
 
 #[test]
-fn a_file_that_may_not_grow() {
+fn the_ledger_recovers_from_a_limit_on_the_size_of_its_file() {
     if !machine::are_there(&[("prlimit is not installed", &["prlimit", "--version"])]) {
         return;
     }
@@ -88,7 +82,7 @@ fn a_file_that_may_not_grow() {
 }
 
 #[test]
-fn a_disk_without_space() {
+fn the_ledger_recovers_from_a_full_disk() {
     let site = stuck();
     let Some(disk) = SmallDisk::mount(site.path("data")) else {
         return;
@@ -100,7 +94,7 @@ fn a_disk_without_space() {
 }
 
 #[test]
-fn a_start_on_a_disk_without_space() {
+fn a_start_on_a_full_disk_accepts_nothing_until_there_is_space() {
     let site = stuck();
     let Some(disk) = SmallDisk::mount(site.path("data")) else {
         return;
@@ -113,10 +107,10 @@ fn a_start_on_a_disk_without_space() {
     let _ = std::fs::write(&fill, vec![0; 4 << 20]);
     assert!(std::fs::metadata(&fill).unwrap().len() < 2 << 20, "the disk is not full");
 
-    // What it knows it knows, and it takes nothing until there is room.
+    // Duplicates are still known, and no batch is accepted until there is space.
     let daemon = Daemon::start(&site);
     let more = site.producer.events(1000..20_000);
-    wait_until(PATIENCE, "it is known that nothing can be written", || {
+    wait_until("the daemon refuses batches", || {
         match daemon.post(Some("gzip"), &gzip(&body(&more))).status {
             429 => Ok(()),
             500 => Err("500".to_owned()),
@@ -125,28 +119,23 @@ fn a_start_on_a_disk_without_space() {
     });
     std::fs::remove_file(&fill).unwrap();
     disk.grow();
-    wait_until(PATIENCE, "the daemon is ready for batches", || {
-        match daemon.post(None, &body(&first)).status {
-            200 => Ok(()),
-            status => Err(status.to_string()),
-        }
+    wait_until("the daemon accepts batches", || match daemon.post(None, &body(&first)).status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
     });
     assert_eq!(daemon.deliver(&first), Receipt { duplicates: 100, ..Receipt::default() });
     assert_eq!(daemon.deliver(&more).accepted, more.len() as u64);
     daemon.terminate();
 
-    // Without the reserve it says what to do.
+    // Without its spare space the daemon does not start, and says what to do.
     std::fs::remove_file(site.path("data/reserve")).ok();
     let _ = std::fs::write(&fill, vec![0; 65 << 20]);
-    let output = auditgate().args(["serve", "--config"]).arg(site.path("config.toml")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(74), "{said}");
-    assert!(said.contains("its disk is full") && said.contains("make some room"), "{said}");
+    assert_contains(&refused(&site, 74), &["its disk is full", "make some room"]);
     drop(disk);
 }
 
 #[test]
-fn a_sink_s_disk_without_space() {
+fn a_full_disk_under_a_sink_refuses_no_batch() {
     const BATCHES: u64 = 60;
     let sinks = [
         sink("small", "raw", "\"verified\"").replace("small.log", "small/verified.log"),
@@ -159,34 +148,27 @@ fn a_sink_s_disk_without_space() {
     let mut daemon = Daemon::start(&site);
     let events = site.producer.events(0..BATCHES * 100);
     for batch in events.chunks(100) {
-        assert_eq!(daemon.deliver(batch).accepted, 100, "a sink that is stuck refuses nobody");
+        assert_eq!(daemon.deliver(batch).accepted, 100, "a stuck sink refuses no batch");
     }
     for restarts in 0..2 {
         if restarts > 0 {
             daemon.kill9();
             daemon = Daemon::start(&site);
         }
-        wait_until(PATIENCE, "the other sink has everything", || {
+        wait_until("the other sink has delivered everything", || {
             match whole_lines(&site.read("large.jsonl")).len() {
                 6000 => Ok(()),
                 written => Err(written.to_string()),
             }
         });
-        wait_until(PATIENCE, "the stuck sink makes the daemon unready", || {
-            let answer = daemon.ask("/readyz");
-            let said = String::from_utf8(answer.body).unwrap();
-            if answer.status == 503 && said.contains("sink small") { Ok(()) } else { Err(said) }
-        });
-        // Whole lines only, and the first of them.
+        daemon.wait_until_unready("sink small");
+        // Only whole lines, the first ones.
         let written = lines(&at_rest(&site.path("small/verified.log")));
         assert!(!written.is_empty() && written.len() < events.len() && events.starts_with(&written));
     }
 
     disk.grow();
-    wait_until(PATIENCE, "the daemon is ready again", || match daemon.ask("/readyz").status {
-        200 => Ok(()),
-        status => Err(status.to_string()),
-    });
+    daemon.wait_until_ready();
     daemon.settle();
     daemon.terminate();
     assert!(lines(&site.read("small/verified.log")) == events, "every event once, in order");
@@ -194,7 +176,7 @@ fn a_sink_s_disk_without_space() {
 }
 
 #[test]
-fn a_log_that_makes_room_on_a_full_disk_loses_nothing() {
+fn renaming_or_removing_a_sinks_file_on_a_full_disk_loses_nothing() {
     for is_removed in [true, false] {
         let small = sink("small", "raw", "\"verified\"").replace("small.log", "small/verified.log");
         let site = Site::new().sinks(&[small, sink("quarantine", "json", "\"quarantine\"")].concat());
@@ -206,25 +188,18 @@ fn a_log_that_makes_room_on_a_full_disk_loses_nothing() {
         for batch in events.chunks(100) {
             assert_eq!(daemon.deliver(batch).accepted, 100);
         }
-        wait_until(PATIENCE, "the stuck sink makes the daemon unready", || {
-            let answer = daemon.ask("/readyz");
-            let said = String::from_utf8(answer.body).unwrap();
-            if answer.status == 503 && said.contains("sink small") { Ok(()) } else { Err(said) }
-        });
-        let (path, moved) = (site.path("small/verified.log"), site.path("small/verified.log.1"));
-        std::fs::rename(&path, &moved).unwrap();
-        let mut written = lines(&at_rest(&moved));
+        daemon.wait_until_unready("sink small");
+        let (path, renamed) = (site.path("small/verified.log"), site.path("small/verified.log.1"));
+        std::fs::rename(&path, &renamed).unwrap();
+        let mut written = lines(&at_rest(&renamed));
         if is_removed {
-            std::fs::remove_file(&moved).unwrap();
+            std::fs::remove_file(&renamed).unwrap();
         }
-        wait_until(PATIENCE, "the file is made anew", || {
-            if path.exists() { Ok(()) } else { Err("it is not there".to_owned()) }
+        wait_until("the file is created again", || {
+            if path.exists() { Ok(()) } else { Err("it is missing".to_owned()) }
         });
         disk.grow();
-        wait_until(PATIENCE, "the daemon is ready again", || match daemon.ask("/readyz").status {
-            200 => Ok(()),
-            status => Err(status.to_string()),
-        });
+        daemon.wait_until_ready();
         daemon.settle();
         daemon.terminate();
         written.extend(lines(&std::fs::read(&path).unwrap()));
@@ -233,15 +208,15 @@ fn a_log_that_makes_room_on_a_full_disk_loses_nothing() {
     }
 }
 
-/// What a file on a full disk holds while the sink does not try to write: what does not fit is taken back.
+/// Reads a file on a full disk between two attempts to write it: what does not fit is truncated.
 fn at_rest(path: &Path) -> Vec<u8> {
-    wait_until(PATIENCE, "the file holds whole lines", || {
+    wait_until("the file holds whole lines", || {
         let bytes = std::fs::read(path).unwrap();
         if bytes.ends_with(b"\n") { Ok(bytes) } else { Err(format!("{} bytes", bytes.len())) }
     })
 }
 
-/// A file system of 2 MiB in memory; only the superuser may make one.
+/// A file system of 2 MiB in memory; only the superuser may mount one.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -252,7 +227,7 @@ impl SmallDisk {
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Self(at));
         }
-        machine::skip("a tmpfs cannot be mounted, which takes the superuser");
+        machine::skip("only the superuser may mount a tmpfs");
         None
     }
 
@@ -263,7 +238,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: when the test failed, the daemon still has it open.
+        // Lazily: if the test failed, the daemon still has files open.
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }

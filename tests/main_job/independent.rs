@@ -17,15 +17,15 @@ const PYTHON: Need = (
     &["python3", "-c", "import cryptography"],
 );
 
-/// A site whose keys and lines are Python's.
+/// Returns a site whose keys and signed lines are made by Python.
 fn signed_by_python() -> Site {
     let site = Site::new();
     programs::run(Command::new("python3").arg(programs::beside("sign.py")).arg(site.path("")));
     site
 }
 
-/// The lines of a file, as bytes.
-fn lines(bytes: &[u8]) -> Vec<&[u8]> {
+/// Splits a file into lines of bytes.
+fn byte_lines(bytes: &[u8]) -> Vec<&[u8]> {
     bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').collect()
 }
 
@@ -46,7 +46,7 @@ fn what_python_signs_and_curl_posts_arrives_byte_for_byte() {
             .arg(format!("https://localhost:{}{PATH}", daemon.address.port())),
     );
     let sent = site.read("sent.log");
-    let count = lines(&sent).len();
+    let count = byte_lines(&sent).len();
     assert_eq!(
         String::from_utf8(posted.stdout).unwrap(),
         format!(r#"{{"accepted":{count},"duplicates":0,"quarantined":0}}"#),
@@ -67,7 +67,7 @@ fn no_byte_of_a_signed_line_can_change() {
     let daemon = Daemon::start(&site);
     let kinds = site.read("kinds.log");
     let mut damaged = BTreeSet::new();
-    for line in lines(&kinds) {
+    for line in byte_lines(&kinds) {
         for (at, byte) in line.iter().enumerate() {
             let nearby = [byte ^ 0x01, byte ^ 0x20, byte ^ 0x80, byte.wrapping_add(1)];
             for other in *b" \t\0\x80\"'\\,:{}=|09Aa-_" {
@@ -77,12 +77,12 @@ fn no_byte_of_a_signed_line_can_change() {
         }
     }
     damaged.retain(|line| !line.contains(&b'\n') && !line.contains(&b'\r'));
-    for line in lines(&kinds) {
+    for line in byte_lines(&kinds) {
         damaged.remove(line);
     }
 
     let all: Vec<_> = damaged.iter().collect();
-    // Of more rejected lines a body is kept in one piece.
+    // A body with more rejected lines is kept as one record.
     for batch in all.chunks(1000) {
         let receipt = daemon.deliver(batch);
         let quarantined = batch.len() as u64;
@@ -97,12 +97,12 @@ fn no_byte_of_a_signed_line_can_change() {
         *reasons.entry(record.reason).or_insert(0) += 1;
         kept.insert(record.raw);
     }
-    assert!(kept == damaged, "the quarantine holds the damaged lines, exact");
+    assert!(kept == damaged, "the quarantine holds exactly the damaged lines");
     eprintln!("{} damaged lines: {reasons:?}", damaged.len());
 
-    // And the lines themselves were good.
-    let receipt = daemon.deliver(&lines(&kinds));
-    assert_eq!(receipt, Receipt { accepted: lines(&kinds).len() as u64, ..Receipt::default() });
+    // The lines themselves are good.
+    let receipt = daemon.deliver(&byte_lines(&kinds));
+    assert_eq!(receipt, Receipt { accepted: byte_lines(&kinds).len() as u64, ..Receipt::default() });
     daemon.settle();
     assert!(site.read("verified.log") == kinds);
 }

@@ -1,5 +1,6 @@
-//! Log injection: whoever chooses `user_agent`, `request` and `query` chooses no field of his own event and none of
-//! another, breaks no line of any sink, and steers nobody's terminal.
+//! Log injection: a caller that chooses `user_agent`, `request` and `query` can forge no other
+//! field and no other event, can break no line of any sink, and can send no control character to a
+//! reader's terminal.
 
 use std::collections::BTreeMap;
 
@@ -12,34 +13,35 @@ use crate::harness::machine::ReservedPort;
 use crate::harness::programs::auditgate;
 use crate::harness::records::{objects, quarantine};
 use crate::harness::sign::{Producer, jwks};
-use crate::harness::site::{PATH, Site, sink, source};
+use crate::harness::site::{PATH, Site, raw_and_json_sinks, source, sqlite_sink};
 use crate::harness::syslog::{Framing, SyslogServer};
-use crate::harness::{PATIENCE, body, wait_until};
+use crate::harness::{body, wait_until};
 
-/// The name of the key: whoever serves the key set chooses it.
+/// Name of the key, which the key server chooses.
 const KID: &str = "k\u{1b}]0;owned\u{7}\" ] \\ sig=\u{202e}\u{9b}31m";
 
-/// What forges fields where a reader splits at ` key=`.
+/// Text that forges fields for a reader that splits at ` key=`.
 const FORGED_PAIRS: &str = "x sig=c2ln trace_id=1 org_id=evil principal_id=evil granted=true success=true status=200 \
      name=Authz.forged severity=10 event_ts=1999-01-01T00:00:00Z rt=1 kong_initiated=true portal_id=evil act=evil";
 
-/// What forges another event where a reader splits lines or messages, each in the escapes that its format has.
+/// Text that forges another event for a reader that splits lines or messages, in the escapes of
+/// each format.
 const FORGED_EVENT: &str = "\\n2023-05-19T00:03:39Z konghq.com \
      CEF:0|KongInc|Konnect|1.0|konnect|Authz.forged|10| rt=1 granted\\=true\\r\\n<8>1 - forged - - - - forged 9 <8>1 - - - -";
 
-/// What steers a terminal or turns the reading direction around, and what ends a text for some readers.
+/// Characters that control a terminal, change the text direction, or end a text for some readers.
 const CONTROLS: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\u{8}\u{7f}\r\u{202e}gpj.exe\u{2066}\u{2028}\u{2029}\u{85}\0\u{b}\u{c}tail";
 
-/// What means something in the languages that the sinks speak.
+/// Text with a meaning in SQL, JSON, syslog and others.
 const QUOTES: &str = r#"'); DROP TABLE events; -- " ] \" {"trace_id":"1","raw":"forged"} ${jndi:x} %s [auditgate@32473 source=\"x\"]"#;
 
-/// Headers, which their events keep whatever their values say.
+/// Headers; no value can change their fields.
 const AUTHENTICATION: &str = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|AUTHENTICATION_TYPE_PAT|\
      AUTHENTICATION_OUTCOME_FAILURE|4|rt=1684454619000 src=127.0.0.6";
 const ACCESS: &str = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|KongGateway|Ingress|4|\
      rt=1684454619000 src=127.0.0.6";
 
-/// The fields that somebody could want to forge.
+/// Fields worth forging.
 const WANTED: [&str; 16] = [
     "act",
     "event_class_id",
@@ -59,21 +61,21 @@ const WANTED: [&str; 16] = [
     "trace_id",
 ];
 
-/// An event, and what is true of it.
+/// A line, and what must be read in it.
 struct Case {
     line: String,
-    /// Its fields.
+    /// The event's true fields.
     truth: BTreeMap<&'static str, Value>,
     /// The keys that are ambiguous, sorted.
     ambiguous: Vec<&'static str>,
 }
 
-/// A text that a caller chose.
+/// Text that a caller chooses.
 struct Hostile {
     text: String,
     /// The text without the escapes of CEF.
     meant: String,
-    /// What looks like a key in it.
+    /// Words in it that look like keys.
     keys: Vec<&'static str>,
 }
 
@@ -83,12 +85,12 @@ impl Hostile {
         Self { text: text.to_owned(), meant, keys: keys.to_vec() }
     }
 
-    /// Whether it holds every key at which other free text could end.
-    fn hides(&self) -> bool {
+    /// Returns whether it contains every key at which other free text could end.
+    fn has_every_end(&self) -> bool {
         self.keys.contains(&"success")
     }
 
-    /// The keys that it makes ambiguous, where it is the value of those keys.
+    /// Returns the keys that it makes ambiguous as the value of these keys.
     fn ambiguous(&self, values: &[&'static str]) -> Vec<&'static str> {
         let mut keys = self.keys.clone();
         if !keys.is_empty() {
@@ -113,8 +115,8 @@ impl Case {
         Self { line, truth, ambiguous }
     }
 
-    /// An authentication event in CEF, `user_agent` last. A `key=` in a value is not escaped, since it is not known
-    /// whether Konnect does that.
+    /// An authentication event in CEF, `user_agent` last. A `key=` in a value is not escaped, as it
+    /// is not documented whether Konnect does that.
     fn authentication(producer: &Producer, number: usize, hostile: &Hostile) -> Self {
         let between = format!("success=false org_id=o principal_id=p trace_id=77{number}");
         let line = format!("{AUTHENTICATION} request=/r {between} user_agent={}", hostile.text);
@@ -123,7 +125,7 @@ impl Case {
             "user_agent": hostile.meant, "request": "/r",
         });
         let mut ambiguous = vec!["user_agent"];
-        if hostile.hides() {
+        if hostile.has_every_end() {
             fields["request"] = format!("/r {between}").into();
             ambiguous.push("request");
         } else {
@@ -149,7 +151,7 @@ impl Case {
         let mut fields = json!({
             "name": "Ingress", "event_class_id": "KongGateway", "request": meant, "user_agent": meant, "query": meant,
         });
-        if hostile.hides() {
+        if hostile.has_every_end() {
             fields["request"] = format!("{meant} act=POST status=200 org_id=o principal_id=p").into();
             fields["user_agent"] = format!("{meant} trace_id=77{number}").into();
         } else {
@@ -180,7 +182,7 @@ impl Case {
     }
 }
 
-/// Every hostile text in every format, with plain events between them.
+/// Returns every hostile text in every format, with plain events in between.
 fn cases(producer: &Producer) -> Vec<Case> {
     let long = format!("{} sig=x", "A\u{202e}".repeat(64_000));
     assert!(long.len() > 250 << 10);
@@ -221,9 +223,9 @@ fn cases(producer: &Producer) -> Vec<Case> {
     cases
 }
 
-/// Text that everybody may print, but for the ends of its lines.
+/// Checks that a text has no control or formatting character but line feeds.
 #[track_caller]
-fn harmless(what: &str, bytes: &[u8]) {
+fn assert_harmless(what: &str, bytes: &[u8]) {
     let text = std::str::from_utf8(bytes).unwrap_or_else(|error| panic!("{what}: {error}"));
     let found = text.chars().find(|&character| {
         (character.is_control() && character != '\n')
@@ -233,7 +235,7 @@ fn harmless(what: &str, bytes: &[u8]) {
     assert_eq!(found, None, "{what} holds a control");
 }
 
-/// The sinks of every kind, with syslog servers on these ports.
+/// Returns sinks of every kind, with syslog servers on these ports.
 fn every_sink(counted: u16, newline: u16) -> String {
     let syslog = |name: &str, port: u16, framing: &str| {
         format!(
@@ -242,11 +244,8 @@ fn every_sink(counted: u16, newline: u16) -> String {
         )
     };
     [
-        sink("verified", "raw", "\"verified\""),
-        sink("events", "json", "\"verified\""),
-        sink("quarantine", "json", "\"quarantine\""),
-        "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\nstream = [\"verified\", \"quarantine\"]\n"
-            .into(),
+        raw_and_json_sinks(),
+        sqlite_sink("search.db", "[\"verified\", \"quarantine\"]"),
         syslog("counted", counted, "octet-counting"),
         syslog("newline", newline, "newline"),
     ]
@@ -262,10 +261,10 @@ fn free_text_forges_nothing_in_any_sink() {
     site.write("jwks.json", jwks(&[(KID, &site.producer.public())]));
     let cases = cases(&site.producer);
     let lines: Vec<&str> = cases.iter().map(|case| case.line.as_str()).collect();
-    // And some that nobody signed, or that are no events.
-    let stranger = Producer::new(9);
+    // Lines without a valid signature, and lines that are not events.
+    let unknown = Producer::new(9);
     let rejected: Vec<Vec<u8>> = vec![
-        stranger.sign_cef(&format!("{AUTHENTICATION} user_agent={FORGED_PAIRS}")).into_bytes(),
+        unknown.sign_cef(&format!("{AUTHENTICATION} user_agent={FORGED_PAIRS}")).into_bytes(),
         format!("{AUTHENTICATION} user_agent={CONTROLS}").into_bytes(),
         format!("{FORGED_EVENT}{CONTROLS}{QUOTES}").into_bytes(),
         [CONTROLS.as_bytes(), b"\xff\xfe\x9b31m", QUOTES.as_bytes()].concat(),
@@ -277,38 +276,39 @@ fn free_text_forges_nothing_in_any_sink() {
     assert_eq!(daemon.deliver(&lines), Receipt { accepted, ..Receipt::default() });
     let quarantined = rejected.len() as u64;
     assert_eq!(daemon.deliver(&rejected), Receipt { quarantined, ..Receipt::default() });
-    // Each is its own event, and the same when it comes again.
+    // Each is an event of its own, and a duplicate when it is posted again.
     let again = Receipt { duplicates: accepted + quarantined, ..Receipt::default() };
     let all: Vec<&[u8]> =
         lines.iter().map(|line| line.as_bytes()).chain(rejected.iter().map(Vec::as_slice)).collect();
     assert_eq!(daemon.deliver(&all), again);
     daemon.settle();
     let ours: Vec<(String, String)> = daemon.metrics().into_iter().collect();
-    harmless("the metrics", format!("{ours:?}").as_bytes());
+    assert_harmless("the metrics", format!("{ours:?}").as_bytes());
     daemon.signal("TERM");
-    harmless("the log", body(&daemon.log_at_end()).as_slice());
+    assert_harmless("the log", body(&daemon.log_at_end()).as_slice());
 
-    // Raw: byte for byte, one line an event.
+    // Raw: byte for byte, one line per event.
     assert!(site.read("verified.log") == body(&lines), "verified.log holds the lines as they came");
 
-    in_json(&site.read("events.jsonl"), &cases);
+    assert_json(&site.read("events.jsonl"), &cases);
     let records = site.read("quarantine.jsonl");
-    harmless("quarantine.jsonl", &records);
+    assert_harmless("quarantine.jsonl", &records);
     let kept: Vec<Vec<u8>> = quarantine(&records).into_iter().map(|record| record.raw).collect();
     assert_eq!(kept, rejected);
-    in_sqlite(&site, &cases, &rejected);
+    assert_rows(&site, &cases, &rejected);
     for (name, server) in [("octet counting", &counted), ("newlines", &newline)] {
-        let messages = wait_until(PATIENCE, "the server has every message", || {
+        let messages = wait_until("the server has every message", || {
             let messages = server.whole_messages();
             let wanted = cases.len() + rejected.len();
             if messages.len() >= wanted { Ok(messages) } else { Err(messages.len().to_string()) }
         });
-        in_syslog(name, &messages, &cases, &records);
+        assert_messages(name, &messages, &cases, &records);
     }
 }
 
-fn in_json(bytes: &[u8], cases: &[Case]) {
-    harmless("events.jsonl", bytes);
+/// Checks the JSON lines.
+fn assert_json(bytes: &[u8], cases: &[Case]) {
+    assert_harmless("events.jsonl", bytes);
     let records = objects(bytes);
     assert_eq!(records.len(), cases.len());
     for (record, case) in records.iter().zip(cases) {
@@ -331,7 +331,8 @@ fn in_json(bytes: &[u8], cases: &[Case]) {
     }
 }
 
-fn in_sqlite(site: &Site, cases: &[Case], rejected: &[Vec<u8>]) {
+/// Checks the rows of the database.
+fn assert_rows(site: &Site, cases: &[Case], rejected: &[Vec<u8>]) {
     let database = Connection::open(site.path("search.db")).unwrap();
     let columns = format!(
         "user_agent, source, key_id, verified, extra, CAST(raw AS TEXT) AS raw, time, {}",
@@ -356,7 +357,7 @@ fn in_sqlite(site: &Site, cases: &[Case], rejected: &[Vec<u8>]) {
         for name in WANTED.into_iter().chain(["user_agent"]) {
             let expected = match case.truth.get(name) {
                 Some(Value::Bool(value)) => json!(u8::from(*value)),
-                // A NUL character would hide what follows.
+                // A NUL character would hide the text behind it.
                 Some(Value::String(text)) => text.replace('\0', "\\u0000").into(),
                 Some(value) => value.clone(),
                 None => Value::Null,
@@ -365,7 +366,7 @@ fn in_sqlite(site: &Site, cases: &[Case], rejected: &[Vec<u8>]) {
         }
         assert_ne!(row["time"], 1, "the forged time");
         let extra = row["extra"].as_str().unwrap_or("null");
-        harmless("extra", extra.as_bytes());
+        assert_harmless("extra", extra.as_bytes());
         let extra: Value = serde_json::from_str(extra).unwrap();
         let ambiguous = if case.ambiguous.is_empty() { Value::Null } else { json!(case.ambiguous) };
         assert_eq!(extra["ambiguous"], ambiguous);
@@ -384,17 +385,17 @@ fn column(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<Value> {
     })
 }
 
-/// Whole messages (RFC 5424): priority, time, structured data and message.
-fn in_syslog(framing: &str, messages: &[String], cases: &[Case], records: &[u8]) {
+/// Checks whole messages (RFC 5424): priority, time, structured data and message.
+fn assert_messages(framing: &str, messages: &[String], cases: &[Case], records: &[u8]) {
     let rejected: Vec<&[u8]> =
         records.split(|byte| *byte == b'\n').filter(|record| !record.is_empty()).collect();
     assert_eq!(messages.len(), cases.len() + rejected.len(), "{framing}");
     for (message, case) in messages.iter().zip(cases) {
         let (header, rest) = message.split_once(" [").unwrap();
-        // local0 is 16; 4 is `notice`, which is 5. The forged 10 would be `error`.
+        // local0 (16) and notice (5), from severity 4. The forged 10 would be error (3).
         assert!(header.starts_with("<133>1 2023-05-19T00:03:39.000Z "), "{framing}: {header}");
         assert!(header.ends_with(" verified"), "{framing}: {header}");
-        harmless("a syslog header", header.as_bytes());
+        assert_harmless("a syslog header", header.as_bytes());
         let is_clear = !["org_id", "trace_id"].iter().any(|key| case.ambiguous.contains(key));
         let trace = case.truth.get("trace_id").and_then(Value::as_str).filter(|_| is_clear);
         let trace = trace.map_or_else(String::new, |trace| format!(" trace_id=\"{trace}\""));
@@ -405,7 +406,7 @@ fn in_syslog(framing: &str, messages: &[String], cases: &[Case], records: &[u8])
         assert!(text == case.line, "{framing}: the message is the line");
     }
     for (message, record) in messages[cases.len()..].iter().zip(rejected) {
-        harmless("a syslog message of the quarantine", message.as_bytes());
+        assert_harmless("a syslog message of the quarantine", message.as_bytes());
         assert!(message.starts_with("<132>1 ") && message.contains(" quarantine ["), "{framing}: {message}");
         assert!(message.as_bytes().ends_with(&[b"] ", record].concat()), "{framing}: {message}");
     }
@@ -421,27 +422,27 @@ fn a_forged_trace_suppresses_no_event() {
             "{AUTHENTICATION} request=/r success=false org_id=o principal_id=p trace_id={trace} user_agent={agent}"
         ))
     };
-    // The forger comes first, and claims the trace of the event that he wants to be thrown away.
+    // The forged events come first, and claim the trace of the genuine event.
     let forged = event("1", "x trace_id=2 org_id=o");
     let also_forged = event("3", "x org_id=o trace_id=2 trace_id=2");
     let genuine = event("2", "browser");
     for line in [&forged, &also_forged, &genuine] {
         assert_eq!(daemon.deliver(&[line]), Receipt { accepted: 1, ..Receipt::default() }, "{line}");
     }
-    // A second event of the genuine trace is what the operator asked to be one.
+    // A second event of the genuine trace is a duplicate, as configured.
     assert_eq!(daemon.deliver(&[event("2", "other")]).duplicates, 1);
-    // What is in doubt is told apart by its bytes.
+    // Events with an ambiguous trace are compared by their bytes.
     assert_eq!(daemon.deliver(&[&forged]).duplicates, 1);
     assert_eq!(daemon.deliver(&[event("1", "y trace_id=2 org_id=o")]).accepted, 1);
 }
 
 #[test]
-fn verify_steers_no_terminal() {
+fn verify_prints_no_control_characters() {
     let site = Site::new();
     site.write("jwks.json", jwks(&[(KID, &site.producer.public())]));
     let mut lines: Vec<String> = cases(&site.producer).into_iter().map(|case| case.line).collect();
     let good = lines.len();
-    // A changed one for each, two without a signature, and two that are no events.
+    // A changed copy of each, two lines without a signature, and two that are not events.
     for line in 0..good {
         lines.push(lines[line].replacen("principal_id", "principal_iD", 1));
     }
@@ -450,15 +451,15 @@ fn verify_steers_no_terminal() {
     lines.push(format!("{{\"{CONTROLS}\":{CONTROLS}"));
     let mut bytes = body(&lines);
     bytes.extend_from_slice(b"\xff\x1b[31m\n");
-    // Whoever writes into the directory chooses the names in it.
+    // A file name may contain anything.
     let name = "saved\u{1b}[31m\u{202e}.log";
     site.write(name, &bytes);
     let run = |arguments: &[&str]| {
         let mut command = auditgate();
         command.arg("verify").arg("--jwks").arg(site.path("jwks.json")).args(arguments);
         let output = command.output().unwrap();
-        harmless(&format!("stdout of {arguments:?}"), &output.stdout);
-        harmless(&format!("stderr of {arguments:?}"), &output.stderr);
+        assert_harmless(&format!("stdout of {arguments:?}"), &output.stdout);
+        assert_harmless(&format!("stderr of {arguments:?}"), &output.stderr);
         output
     };
     let path = site.path(name);
@@ -469,7 +470,7 @@ fn verify_steers_no_terminal() {
     let text = String::from_utf8(output.stdout).unwrap();
     let sums = format!("good {good}, bad {good}, unsigned 2, malformed 2\n");
     assert!(text.ends_with(&sums), "{sums} is not at the end of {text}");
-    // One line for each finding, under its own number.
+    // One line for each finding, with its line number.
     assert_eq!(text.lines().count(), good + 4 + 1);
     for (index, line) in text.lines().take(good + 4).enumerate() {
         assert!(line.contains(&format!(".log:{}: ", good + 1 + index)), "{line}");
@@ -482,7 +483,7 @@ fn verify_steers_no_terminal() {
     assert_eq!(report["keys"][0]["kid"], KID);
     assert_eq!(report["good"], good);
 
-    // What a bad line may have been before is looked for at length: some of those will do.
+    // Explaining a bad line takes long, so only some are explained.
     let bad = (good + 1..=2 * good).step_by(5);
     for number in (1..=good).chain(bad).chain(2 * good + 1..=lines.len() + 1) {
         let place = format!("{path}:{number}");
@@ -491,7 +492,7 @@ fn verify_steers_no_terminal() {
         let said: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(said["verdict"] == "good", number <= good, "{said:.300}");
     }
-    // And what is said of a file that is not there.
+    // A missing file.
     let missing = site.path("no\u{1b}[31m\u{202e}ne.log");
     assert_ne!(run(&[missing.to_str().unwrap()]).status.code(), Some(0));
     run(&["--explain", &format!("{}:7", missing.display())]);

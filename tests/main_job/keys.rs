@@ -1,5 +1,5 @@
-//! Keys that rotate, servers that fail, and keys of others: no genuine event is held to be forged, and no forged one
-//! to be genuine.
+//! Key rotation, failing key servers, and keys of other producers: no genuine event is rejected,
+//! and no forged event is verified.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,9 +11,9 @@ use crate::harness::key_server::{KeyServer, ServerAnswer};
 use crate::harness::records::quarantine;
 use crate::harness::sign::{Producer, jwks};
 use crate::harness::site::{PATH, Site, TOKEN, source};
-use crate::harness::{PATIENCE, body, wait_until};
+use crate::harness::{body, wait_until};
 
-/// A document that lists these producers' keys.
+/// Returns a JWKS document with these producers' keys.
 fn document(producers: &[&Producer]) -> String {
     let named: Vec<(String, [u8; 32])> = producers
         .iter()
@@ -24,7 +24,7 @@ fn document(producers: &[&Producer]) -> String {
     jwks(&named)
 }
 
-/// RFC 7638, with the members of RFC 8037.
+/// Returns the thumbprint of a producer's key (RFC 7638, with the members of RFC 8037).
 fn thumbprint(producer: &Producer) -> String {
     let x = URL_SAFE_NO_PAD.encode(producer.public());
     let members = format!("{{\"crv\":\"Ed25519\",\"kty\":\"OKP\",\"x\":\"{x}\"}}");
@@ -36,7 +36,7 @@ fn site(keys: &KeyServer, more: &str) -> Site {
     Site::new().sources(&source("us", PATH, &jwks))
 }
 
-/// Numbers that no event had before.
+/// Generator of events with new numbers.
 struct Events(u64);
 
 impl Events {
@@ -46,7 +46,8 @@ impl Events {
     }
 }
 
-/// Posts all batches at the same time: each is there but for its last byte before the first is complete.
+/// Posts batches at the same time: all are sent but for the last byte before the first one is
+/// completed.
 fn burst(daemon: &Daemon<'_>, batches: &[Vec<String>]) -> Vec<Answer> {
     let (mut clients, bodies): (Vec<_>, Vec<_>) =
         batches.iter().map(|batch| (daemon.connect(), body(batch))).unzip();
@@ -61,18 +62,18 @@ fn burst(daemon: &Daemon<'_>, batches: &[Vec<String>]) -> Vec<Answer> {
     clients.iter_mut().map(Client::answer).collect()
 }
 
-/// How many keys are in use, and how many of them are retired.
+/// Returns how many keys are in use, and how many of them are retired.
 fn in_use(daemon: &Daemon<'_>) -> (String, String) {
     let metrics = daemon.metrics();
     let number = |name: &str| metrics[&format!("auditgate_jwks_{name}{{source=\"us\"}}")].clone();
     (number("keys"), number("retired_keys"))
 }
 
-/// Lets the daemon look for keys now, and waits until it has looked.
-fn look_now(daemon: &Daemon<'_>, keys: &KeyServer) {
+/// Makes the daemon fetch the keys, and waits for the request.
+fn refresh_now(daemon: &Daemon<'_>, keys: &KeyServer) {
     let before = keys.requests();
     daemon.signal("HUP");
-    wait_until(PATIENCE, "the daemon looks for keys", || {
+    wait_until("the daemon fetches the keys", || {
         if keys.requests() > before { Ok(()) } else { Err("not yet".to_owned()) }
     });
 }
@@ -80,7 +81,7 @@ fn look_now(daemon: &Daemon<'_>, keys: &KeyServer) {
 #[test]
 fn no_genuine_event_is_quarantined_over_a_rotation() {
     const BURST: usize = 8;
-    let [first, second, third, stranger] = [1, 2, 3, 4].map(Producer::new);
+    let [first, second, third, unknown] = [1, 2, 3, 4].map(Producer::new);
     let mut events = Events(0);
     let keys = KeyServer::start();
     keys.serve(&document(&[&first]));
@@ -95,7 +96,7 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
     is_accepted(&daemon, events.next(&first, 10));
     assert_eq!(keys.requests(), 1);
 
-    // A new key beside the old one: a burst of its events makes the daemon ask once.
+    // A new key beside the old one: a burst of its events makes the daemon fetch once.
     keys.serve(&document(&[&first, &second]));
     let batches: Vec<_> = (0..BURST).map(|_| events.next(&second, 5)).collect();
     for answer in burst(&daemon, &batches) {
@@ -104,10 +105,10 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
     let mut committed = batches.concat();
     assert_eq!(keys.requests(), 2, "one fetch for a burst");
 
-    // The old key is dropped, and its events still come.
+    // The old key leaves the set, and its events are still accepted.
     keys.serve(&document(&[&second]));
-    look_now(&daemon, &keys);
-    wait_until(PATIENCE, "the first key is retired", || {
+    refresh_now(&daemon, &keys);
+    wait_until("the first key is retired", || {
         let found = in_use(&daemon);
         if found == ("2".to_owned(), "1".to_owned()) { Ok(()) } else { Err(format!("{found:?}")) }
     });
@@ -115,9 +116,10 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
     is_accepted(&daemon, events.next(&second, 10));
     assert_eq!(keys.requests(), 3);
 
-    // It goes down, and comes back with rubbish: what was known stays known, and what was not is told to wait.
+    // The server fails, and returns bad documents: known keys stay valid, and batches by an unknown
+    // key get a 429.
     let elsewhere = format!("Location: {}\r\n", keys.url());
-    let bad_days = [
+    let bad_answers = [
         ServerAnswer::hang_up(),
         ServerAnswer::status("503 Service Unavailable"),
         ServerAnswer::with("302 Found", &elsewhere, ""),
@@ -129,13 +131,12 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
         ServerAnswer::Silence,
     ];
     let waiting: Vec<_> = (0..BURST).map(|_| events.next(&third, 5)).collect();
-    for answer in bad_days {
+    for answer in bad_answers {
         let said = format!("{answer:?}");
         keys.answer(answer);
         let before = keys.requests();
         for answer in burst(&daemon, &waiting) {
-            assert_eq!(answer.status, 429, "{said}: {answer:?}");
-            assert_eq!(answer.header("retry-after"), Some("30"));
+            answer.assert_retry_after_30_s();
         }
         assert_eq!(keys.requests(), before + 1, "{said}: one fetch for a burst");
         is_accepted(&daemon, events.next(&first, 3));
@@ -148,15 +149,15 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
     }
     committed.extend(waiting.concat());
 
-    // What no key ever made is asked for once, and then quarantined.
+    // Signatures by a key that is never listed cause one fetch, and then are quarantined.
     let before = keys.requests();
-    let forged: Vec<_> = (0..BURST).map(|_| events.next(&stranger, 2)).collect();
+    let forged: Vec<_> = (0..BURST).map(|_| events.next(&unknown, 2)).collect();
     for answer in burst(&daemon, &forged) {
         assert_eq!(Receipt::of(&answer), Receipt { quarantined: 2, ..Receipt::default() });
     }
     assert_eq!(keys.requests(), before + 1, "one fetch for a burst");
 
-    // After a restart without network all of it is still known.
+    // After a restart without a key server all keys are still known.
     daemon.settle();
     daemon.kill9();
     keys.answer(ServerAnswer::hang_up());
@@ -175,15 +176,15 @@ fn no_genuine_event_is_quarantined_over_a_rotation() {
     assert!(verified == committed, "every genuine event once");
     let mut rejected: Vec<Vec<u8>> =
         quarantine(&site.read("quarantine.jsonl")).into_iter().map(|line| line.raw).collect();
-    let mut strangers: Vec<Vec<u8>> = forged.concat().into_iter().map(String::into_bytes).collect();
+    let mut forged: Vec<Vec<u8>> = forged.concat().into_iter().map(String::into_bytes).collect();
     rejected.sort();
-    strangers.sort();
-    assert!(rejected == strangers, "nothing but what is forged is in quarantine");
+    forged.sort();
+    assert!(rejected == forged, "only forged events are in quarantine");
 }
 
 #[test]
-fn a_key_that_comes_right_after_foreign_signatures_is_found() {
-    let [first, second, stranger] = [1, 2, 3].map(Producer::new);
+fn a_key_that_is_listed_right_after_unknown_signatures_is_found() {
+    let [first, second, unknown] = [1, 2, 3].map(Producer::new);
     let mut events = Events(0);
     let keys = KeyServer::start();
     keys.serve(&document(&[&first]));
@@ -191,30 +192,31 @@ fn a_key_that_comes_right_after_foreign_signatures_is_found() {
     let daemon = Daemon::start(&site);
     let quarantined = Receipt { quarantined: 1, ..Receipt::default() };
     for asked in 2..=4 {
-        assert_eq!(daemon.deliver(&events.next(&stranger, 1)), quarantined);
-        assert_eq!(keys.requests(), asked, "nothing is judged by an older answer");
+        assert_eq!(daemon.deliver(&events.next(&unknown, 1)), quarantined);
+        assert_eq!(keys.requests(), asked, "no event is judged by an older document");
     }
-    // The daemon has asked a moment ago, and again and again; it must not take that for the last word.
+    // The daemon has fetched several times just before; it must fetch again.
     keys.serve(&document(&[&first, &second]));
     let mut by_second = events.next(&second, 2);
-    by_second.extend(events.next(&stranger, 1));
+    by_second.extend(events.next(&unknown, 1));
     assert_eq!(daemon.deliver(&by_second), Receipt { accepted: 2, duplicates: 0, quarantined: 1 });
     daemon.settle();
     assert_eq!(site.verified(), by_second[..2]);
-    // A batch of which some lines fit a known key is judged by a moment-old answer; the rest can be sent in again.
+    // A batch with lines by a known key is judged by a recent document; the other lines can be
+    // posted again.
     let third = Producer::new(4);
-    assert_eq!(daemon.deliver(&events.next(&stranger, 1)), quarantined);
+    assert_eq!(daemon.deliver(&events.next(&unknown, 1)), quarantined);
     keys.serve(&document(&[&first, &second, &third]));
     let mut mixed = events.next(&first, 2);
     mixed.extend(events.next(&third, 2));
     assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 2, duplicates: 0, quarantined: 2 });
-    look_now(&daemon, &keys);
-    daemon.counted("auditgate_jwks_keys{source=\"us\"}", 3);
+    refresh_now(&daemon, &keys);
+    daemon.wait_for_count("auditgate_jwks_keys{source=\"us\"}", 3);
     assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 2, duplicates: 2, quarantined: 0 });
 }
 
 #[test]
-fn a_batch_of_which_some_is_known_is_not_held_up_by_a_dead_key_server() {
+fn a_batch_with_lines_by_a_known_key_does_not_wait_for_a_dead_key_server() {
     let [first, second] = [1, 2].map(Producer::new);
     let mut events = Events(0);
     let keys = KeyServer::start();
@@ -225,7 +227,7 @@ fn a_batch_of_which_some_is_known_is_not_held_up_by_a_dead_key_server() {
     let mut mixed = events.next(&first, 2);
     mixed.extend(events.next(&second, 1));
     assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 2, duplicates: 0, quarantined: 1 });
-    // The key came late: what is in quarantine is sent in again, and found genuine.
+    // The key is listed later: quarantined lines are posted again, and verify.
     keys.serve(&document(&[&first, &second]));
     assert_eq!(daemon.deliver(&mixed), Receipt { accepted: 1, duplicates: 2, quarantined: 0 });
     daemon.settle();
@@ -234,7 +236,7 @@ fn a_batch_of_which_some_is_known_is_not_held_up_by_a_dead_key_server() {
 
 #[test]
 fn one_bad_line_in_every_batch_does_not_slow_a_source() {
-    let (known, foreign) = (Producer::new(1), Producer::new(9));
+    let (known, unknown) = (Producer::new(1), Producer::new(9));
     let keys = KeyServer::start();
     keys.serve(&document(&[&known]));
     let site = site(&keys, "");
@@ -242,24 +244,24 @@ fn one_bad_line_in_every_batch_does_not_slow_a_source() {
     let mut events = Events(0);
     for _ in 0..20 {
         let mut batch = events.next(&known, 24);
-        batch.extend(events.next(&foreign, 1));
+        batch.extend(events.next(&unknown, 1));
         let receipt = daemon.deliver(&batch);
         assert_eq!(receipt, Receipt { accepted: 24, quarantined: 1, ..Receipt::default() });
     }
-    // Each further one would have been waited for five seconds for.
+    // Each further fetch would have taken five seconds.
     assert!(keys.requests() <= 4, "{}", keys.requests());
 }
 
 #[test]
-fn without_keys_senders_wait_and_then_everything_flows() {
+fn without_keys_batches_are_refused_until_the_keys_are_loaded() {
     let keys = KeyServer::start();
     let site = site(&keys, "");
     let daemon = Daemon::start(&site);
     let events = site.producer.events(0..20);
     let refused = daemon.post(None, &body(&events));
-    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("30")));
+    refused.assert_retry_after_30_s();
     keys.serve(&document(&[&site.producer]));
-    wait_until(PATIENCE, "the keys are there", || match daemon.post(None, &body(&events)).status {
+    wait_until("the keys are loaded", || match daemon.post(None, &body(&events)).status {
         200 => Ok(()),
         status => Err(status.to_string()),
     });
@@ -269,7 +271,7 @@ fn without_keys_senders_wait_and_then_everything_flows() {
 }
 
 #[test]
-fn pinned_and_revoked_keys() {
+fn pinned_keys_are_the_only_ones_and_revoked_keys_end() {
     let [first, second] = [1, 2].map(Producer::new);
     let mut events = Events(0);
     let keys = KeyServer::start();
@@ -286,7 +288,7 @@ fn pinned_and_revoked_keys() {
         assert_eq!(daemon.deliver(&batch), only_first, "{more}");
         daemon.terminate();
     }
-    // A key whose name is the pinned thumbprint is another key all the same.
+    // A key whose `kid` is the pinned thumbprint is still another key.
     let pin = thumbprint(&first);
     keys.serve(&jwks(&[(&pin, &second.public()), ("k", &first.public())]));
     let pinning = site(&keys, &format!(", pin = [\"{pin}\"]"));
@@ -294,14 +296,14 @@ fn pinned_and_revoked_keys() {
     let batch = [events.next(&first, 1), events.next(&second, 1)].concat();
     assert_eq!(daemon.deliver(&batch), only_first, "an impostor");
     daemon.terminate();
-    // A key that was in use ends with the next start, also when it is retired.
+    // A revoked key ends with the next start, even if it was retired.
     let site = site(&keys, "");
     let daemon = Daemon::start(&site);
     let batch = [events.next(&first, 1), events.next(&second, 1)].concat();
     assert_eq!(daemon.deliver(&batch).accepted, 2);
     keys.serve(&document(&[&first]));
-    look_now(&daemon, &keys);
-    wait_until(PATIENCE, "the second key is retired", || {
+    refresh_now(&daemon, &keys);
+    wait_until("the second key is retired", || {
         let found = in_use(&daemon);
         if found == ("2".to_owned(), "1".to_owned()) { Ok(()) } else { Err(format!("{found:?}")) }
     });
@@ -315,7 +317,7 @@ fn pinned_and_revoked_keys() {
 }
 
 #[test]
-fn a_key_that_is_allowed_again_counts_although_the_document_is_the_same() {
+fn a_key_that_is_allowed_again_is_used_although_the_document_has_not_changed() {
     let [first, second] = [1, 2].map(Producer::new);
     let mut events = Events(0);
     let keys = KeyServer::start();
@@ -335,14 +337,14 @@ fn a_key_that_is_allowed_again_counts_although_the_document_is_the_same() {
         let mut one_of_each = || [events.next(&first, 1), events.next(&second, 1)].concat();
         assert_eq!(daemon.deliver(&one_of_each()), only_first, "{narrow}");
         site.reconfigure(&format!("refresh = \"1h\"{narrow} }}"), &format!("refresh = \"1h\"{wide} }}"));
-        look_now(&daemon, &keys);
+        refresh_now(&daemon, &keys);
         assert_eq!(daemon.deliver(&one_of_each()), both, "after {narrow}: {wide}");
         daemon.terminate();
     }
 }
 
 #[test]
-fn another_source_s_key_proves_nothing_here() {
+fn a_signature_by_another_sources_key_does_not_verify() {
     let [ours, theirs] = [1, 2].map(Producer::new);
     let key = |producer: &Producer| {
         let document: serde_json::Value = serde_json::from_str(&producer.jwks()).unwrap();
@@ -353,7 +355,7 @@ fn another_source_s_key_proves_nothing_here() {
     let daemon = Daemon::start(&site);
     let event = theirs.event(7);
     assert_eq!(daemon.deliver(&[&event]), Receipt { quarantined: 1, ..Receipt::default() });
-    // And it did not suppress the event where that is genuine.
+    // It did not suppress the event in the source where it is genuine.
     let accepted = Receipt::of(&daemon.post_to("/konnect/eu", None, event.as_bytes()));
     assert_eq!(accepted, Receipt { accepted: 1, ..Receipt::default() });
     // The same bytes, signed by another source's own key, are another event.

@@ -1,33 +1,28 @@
-//! A sink that is down or far behind: it delays nobody, costs little memory, and gets everything in the end.
+//! A sink that is down or far behind: it delays no other sink, takes little memory, and gets every
+//! event in the end.
 
-use std::collections::HashSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::faults::{CC, preloaded};
-use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::daemon::{Daemon, Receipt, serve};
+use crate::harness::fault::{self, Fault};
 use crate::harness::machine::{self, ReservedPort};
-use crate::harness::programs::auditgate;
+use crate::harness::records::objects;
 use crate::harness::rsyslog::{self, Rsyslog};
-use crate::harness::site::{Site, lines, sink};
-use crate::harness::{PATIENCE, SetOnDrop, body, gzip, wait_until};
+use crate::harness::site::{Site, lines, raw_sinks, sink, syslog_sink};
+use crate::harness::{SetOnDrop, body, gzip, wait_until, without_repeats};
 
-/// Events in one post.
+/// Number of events in a batch.
 const BATCH: usize = 1000;
 
-/// A file sink beside a syslog server of this machine.
+/// Returns a site with file sinks and a syslog sink.
 fn site(port: &ReservedPort) -> Site {
-    let port = port.number();
-    let siem =
-        format!("[sinks.siem]\ntype = \"syslog\"\naddress = \"tls://localhost:{port}\"\nca = \"ca.pem\"\n");
-    Site::new().sinks(
-        &[sink("verified", "raw", "\"verified\""), sink("quarantine", "json", "\"quarantine\""), siem]
-            .concat(),
-    )
+    let address = format!("tls://localhost:{}", port.number());
+    Site::new().sinks(&(raw_sinks() + &syslog_sink(&address, "ca = \"ca.pem\"\n")))
 }
 
-/// Posts batches that are ready to be sent, one after the other on one connection.
+/// Posts bodies one after the other on one connection.
 fn post(daemon: &Daemon<'_>, bodies: &[Vec<u8>]) {
     let mut client = daemon.connect();
     for body in bodies {
@@ -41,7 +36,7 @@ fn bodies(events: &[String]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_dead_syslog_server_delays_nobody_and_gets_everything_in_order() {
+fn a_dead_syslog_server_delays_no_other_sink_and_gets_every_event_in_order() {
     if !machine::are_there(&rsyslog::NEEDS) {
         return;
     }
@@ -75,18 +70,18 @@ fn a_dead_syslog_server_delays_nobody_and_gets_everything_in_order() {
             most_memory.set(memory).unwrap();
         });
         post(&daemon, down);
-        // The server comes back behind all of it.
-        wait_until(PATIENCE, "the file has everything", || {
-            let pending = daemon.metrics()["auditgate_sink_pending_events{sink=\"verified\"}"].clone();
-            if pending == "0" { Ok(()) } else { Err(pending) }
+        // The server restarts after all of them.
+        wait_until("the file has every event", || match daemon.sink_metric("pending_events", "verified") {
+            0 => Ok(()),
+            pending => Err(pending.to_string()),
         });
-        assert_ne!(daemon.metrics()["auditgate_sink_pending_events{sink=\"siem\"}"], "0");
+        assert_ne!(daemon.sink_metric("pending_events", "siem"), 0);
         let _server = Rsyslog::start(&site, &port);
         daemon.settle();
         drop(end);
-        // The last event is the last line: some of those before it may have come twice.
+        // The last event is the last line; earlier ones may have been sent twice.
         let last = body(&events[events.len() - 1..]);
-        wait_until(PATIENCE, "rsyslog has written everything", || {
+        wait_until("rsyslog has written everything", || {
             let received = site.read("received");
             if received.ends_with(&last) { Ok(()) } else { Err(format!("{} bytes", received.len())) }
         });
@@ -97,21 +92,21 @@ fn a_dead_syslog_server_delays_nobody_and_gets_everything_in_order() {
     );
     daemon.terminate();
 
-    let mut received = lines(&site.read("received"));
-    // At least once: a chunk that was on its way when the server went can come again.
-    let (all, mut seen) = (received.len(), HashSet::new());
-    received.retain(|line| seen.insert(line.clone()));
+    let received = lines(&site.read("received"));
+    // At least once: a chunk that was in flight when the server stopped is sent again.
+    let all = received.len();
+    let received = without_repeats(received);
     let first_wrong = received.iter().zip(&events).position(|(received, event)| received != event);
-    let what = format!("{all} lines, {} different; the first that is wrong: {first_wrong:?}", seen.len());
-    assert!(received == events, "everything, in order: {what}");
+    let what = format!("{all} lines, {} distinct; the first wrong one: {first_wrong:?}", received.len());
+    assert!(received == events, "every event, in order: {what}");
     assert_eq!(site.verified(), events);
     assert!(memory < at_first + (32 << 10), "memory grew from {at_first} to {memory} KiB");
 }
 
-/// A backlog of 64 MiB, or as many bytes as `AUDITGATE_TESTS_BACKLOG` says: in the time of its start and of what
-/// it does meanwhile nothing depends on its size.
+/// A backlog of 64 MiB, or as many bytes as `AUDITGATE_TESTS_BACKLOG` says. Neither the time of the
+/// start nor that of new batches depends on its size.
 #[test]
-fn a_large_backlog_holds_up_neither_the_start_nor_new_batches() {
+fn a_large_backlog_delays_neither_the_start_nor_new_batches() {
     let wanted: u64 =
         std::env::var("AUDITGATE_TESTS_BACKLOG").map_or(64 << 20, |bytes| bytes.parse().unwrap());
     let site = Site::new().sinks(&sink("all", "json", "[\"verified\", \"quarantine\"]"));
@@ -120,8 +115,8 @@ fn a_large_backlog_holds_up_neither_the_start_nor_new_batches() {
     let daemon = Daemon::start(&site);
     let mut posted = 0;
     let mut client = daemon.connect();
-    while daemon.metrics()["auditgate_ledger_bytes"].parse::<u64>().unwrap() < wanted {
-        // As they are, so that the ledger has to keep them at their length.
+    while daemon.metric("auditgate_ledger_bytes") < wanted {
+        // Uncompressed, so that the ledger stores them at full length.
         let batch = site.producer.events(posted..posted + 10_000);
         assert_eq!(Receipt::of(&client.post(None, &body(&batch))).accepted, 10_000);
         posted += 10_000;
@@ -132,15 +127,12 @@ fn a_large_backlog_holds_up_neither_the_start_nor_new_batches() {
     let daemon = Daemon::start(&site);
     let listening = start.elapsed();
     std::fs::remove_dir(site.path("all.jsonl")).unwrap();
-    wait_until(PATIENCE, "it is ready", || match daemon.ask("/readyz").status {
-        200 => Ok(()),
-        status => Err(status.to_string()),
-    });
+    daemon.wait_until_ready();
     let ready = start.elapsed();
     let mut slowest = Duration::ZERO;
     let mut behind = Vec::new();
     let mut client = daemon.connect();
-    let pending = || daemon.metrics()["auditgate_sink_pending_events{sink=\"all\"}"].parse::<u64>().unwrap();
+    let pending = || daemon.sink_metric("pending_events", "all");
     while pending() > 10_000 {
         let batch = site.producer.events(posted..posted + 10);
         let start = Instant::now();
@@ -157,19 +149,19 @@ fn a_large_backlog_holds_up_neither_the_start_nor_new_batches() {
         behind.len(),
         daemon.memory("VmHWM:"),
     );
-    assert!(behind.len() > 3, "nothing was taken while it caught up");
-    let bytes = || daemon.metrics()["auditgate_ledger_bytes"].parse::<u64>().unwrap();
-    // What stays are the fingerprints, a quarter of free pages, which are soon used again, but 16 MiB of them in any case,
-    // and SQLite's log, whose file is as large as it was once.
+    assert!(behind.len() > 3, "no batch was accepted while it caught up");
+    let bytes = || daemon.metric("auditgate_ledger_bytes");
+    // The ledger keeps the fingerprints, a quarter of free pages but at least 16 MiB, and SQLite's
+    // log, whose file never shrinks.
     let fingerprints = posted * 120;
     let log = || std::fs::metadata(site.path("data/ledger.db-wal")).map_or(0, |log| log.len());
     let stays = || fingerprints / 3 * 4 + (16 << 20) + log();
-    wait_until(PATIENCE, "the ledger shrinks again", || {
+    wait_until("the ledger shrinks again", || {
         let (left, stays) = (bytes(), stays());
         if left < stays { Ok(()) } else { Err(format!("{left} bytes, not {stays}")) }
     });
     daemon.terminate();
-    let written = crate::harness::records::objects(&site.read("all.jsonl"));
+    let written = objects(&site.read("all.jsonl"));
     assert_eq!(written.len() as u64, posted);
     for (number, record) in written.iter().enumerate().step_by(997) {
         assert_eq!(record["raw"].as_str().unwrap(), site.producer.event(number as u64));
@@ -177,29 +169,22 @@ fn a_large_backlog_holds_up_neither_the_start_nor_new_batches() {
 }
 
 #[test]
-fn a_sink_that_hangs_is_reported_and_does_not_keep_the_daemon_from_ending() {
-    if !machine::are_there(&[CC]) {
+fn a_sink_that_hangs_is_reported_and_does_not_prevent_the_exit() {
+    if !machine::are_there(&[fault::CC]) {
         return;
     }
     let site = Site::new();
     let arm = site.path("arm");
-    let mut command = auditgate();
-    command
-        .args(["serve", "--config"])
-        .arg(site.path("config.toml"))
-        .env("LD_PRELOAD", preloaded())
-        .env("FAULT_CALL", "sync")
-        .env("FAULT_PATH", "*/verified.log")
-        .env("FAULT_MODE", "hung")
-        .env("FAULT_ERRNO", "EIO")
-        .env("FAULT_ARM", &arm);
+    let mut command = serve(&site);
+    let fault = Fault { call: "sync", path: "*/verified.log", mode: "hung", error: "EIO" };
+    fault.inject(&mut command, &arm);
     let daemon = Daemon::start_by(&site, command);
     let events = site.producer.events(0..20);
     daemon.deliver(&events[..10]);
     daemon.settle();
     std::fs::write(&arm, "").unwrap();
     daemon.deliver(&events[10..]);
-    daemon.says("the sink is stuck");
+    daemon.wait_for_log("the sink is stuck");
     let ready = daemon.ask("/readyz");
     assert_eq!(ready.status, 503);
     assert!(String::from_utf8(ready.body).unwrap().contains("sink verified"));

@@ -1,14 +1,14 @@
 //! The main job from outside: the real binary, real sockets, real files.
 //!
-//! Nothing here links the library: keys, signatures, certificates and requests are made by other hands, so
-//! that a mistake cannot cancel itself out.
+//! Nothing here links the library: keys, signatures, certificates and requests are made by
+//! independent code, so that a mistake cannot cancel itself out.
 
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
-    reason = "the whole crate is a test, and what was skipped is said on stderr"
+    reason = "the whole crate is a test, and skipped tests are reported on stderr"
 )]
 
 mod harness;
@@ -34,7 +34,8 @@ mod restart;
 mod service;
 mod sinks;
 mod statuses;
-mod strangers;
 mod streams;
 mod tail;
+mod unauthenticated;
+mod verify_database;
 mod verify_file;

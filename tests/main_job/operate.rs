@@ -1,30 +1,16 @@
-//! What an operator meets: a start that fails with a reason, metrics, health, an orderly end.
+//! Operation: failing starts with their reasons, metrics, health, and a normal exit.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 
 use crate::harness::client::request;
-use crate::harness::daemon::{Daemon, Receipt};
+use crate::harness::daemon::{Daemon, Receipt, refused};
 use crate::harness::programs::auditgate;
-use crate::harness::site::{PATH, Site, TOKEN, sink, source};
-use crate::harness::{PATIENCE, body, wait_until};
-
-/// Starts a daemon that must fail; what it said.
-fn refused(site: &Site, code: i32) -> String {
-    let output = auditgate().arg("serve").arg("--config").arg(site.path("config.toml")).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    stderr
-}
-
-fn says(stderr: &str, words: &[&str]) {
-    for word in words {
-        assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
-    }
-}
+use crate::harness::site::{PATH, Site, sink, source};
+use crate::harness::{assert_contains, body, wait_until};
 
 #[test]
-fn a_sink_that_could_be_made_to_forget_verified_events_is_warned_of() {
+fn a_quarantine_that_could_rotate_verified_events_away_is_warned_of() {
     for (streams, is_warned) in [("[\"verified\", \"quarantine\"]", true), ("\"verified\"", false)] {
         let keep = "rotate = { size = \"1MiB\", keep = 2 }\n";
         let site = Site::new().sinks(&format!(
@@ -40,56 +26,59 @@ fn a_sink_that_could_be_made_to_forget_verified_events_is_warned_of() {
 }
 
 #[test]
-fn a_wrong_configuration_is_named_by_line_with_a_hint() {
+fn a_mistake_in_the_configuration_is_reported_with_its_line_and_a_hint() {
     let site = Site::new().edit("[listen]\naddress", "[listen]\nadress");
     let file = site.path("config.toml").display().to_string();
-    says(&refused(&site, 78), &[&format!("{file}:4:"), "adress", "did you mean `address`?"]);
+    assert_contains(&refused(&site, 78), &[&format!("{file}:4:"), "adress", "did you mean `address`?"]);
     let checked = auditgate().arg("check-config").arg(site.path("config.toml")).output().unwrap();
     assert_eq!(checked.status.code(), Some(78));
-    says(&String::from_utf8(checked.stderr).unwrap(), &[&format!("{file}:4:"), "did you mean `address`?"]);
+    assert_contains(
+        &String::from_utf8(checked.stderr).unwrap(),
+        &[&format!("{file}:4:"), "did you mean `address`?"],
+    );
 
     let site = Site::new();
     std::fs::remove_file(site.path("config.toml")).unwrap();
-    says(&refused(&site, 78), &["config.toml", "No such file"]);
+    assert_contains(&refused(&site, 78), &["config.toml", "No such file"]);
 }
 
 #[test]
-fn what_the_configuration_names_must_be_there() {
+fn files_named_in_the_configuration_must_exist() {
     let site = Site::new();
     std::fs::remove_file(site.path("cert.pem")).unwrap();
-    says(&refused(&site, 78), &["cert.pem", "No such file"]);
+    assert_contains(&refused(&site, 78), &["cert.pem", "No such file"]);
 
     let site = Site::new();
     std::fs::remove_file(site.path("jwks.json")).unwrap();
-    says(&refused(&site, 78), &["us", "jwks.json", "No such file"]);
+    assert_contains(&refused(&site, 78), &["us", "jwks.json", "No such file"]);
 
-    // The documentation's sample key, which has 33 bytes.
+    // The sample key of Kong's documentation, which has 33 bytes.
     let site = Site::new();
     site.write(
         "jwks.json",
         r#"{"keys":[{"alg":"EdDSA","crv":"Ed25519","kid":"k","kty":"OKP","x":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}]}"#,
     );
-    says(&refused(&site, 78), &["us", "jwks.json", "33"]);
+    assert_contains(&refused(&site, 78), &["us", "jwks.json", "33"]);
 
     let site = Site::new().edit("path = \"verified.log\"", "path = \"missing/verified.log\"");
-    says(&refused(&site, 78), &["verified", "missing"]);
+    assert_contains(&refused(&site, 78), &["verified", "missing"]);
 }
 
 #[test]
-fn a_port_or_a_directory_in_use_is_said() {
+fn a_port_or_a_directory_in_use_is_reported() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
     let site = Site::new().edit("127.0.0.1:0", &address);
-    says(&refused(&site, 74), &[&address, "listen.address"]);
+    assert_contains(&refused(&site, 74), &[&address, "listen.address"]);
 
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    says(&refused(&site, 74), &["data", "in use"]);
+    assert_contains(&refused(&site, 74), &["data", "in use"]);
     assert_eq!(daemon.deliver(&[site.producer.event(0)]).accepted, 1);
     daemon.terminate();
 }
 
-/// The names and label names of the contract.
+/// Documented names and label names.
 const FAMILIES: [(&str, &[&str]); 23] = [
     ("auditgate_http_requests_total", &["code", "source"]),
     ("auditgate_http_request_duration_seconds_count", &["source"]),
@@ -134,7 +123,7 @@ fn metrics_are_complete_and_no_sender_can_add_a_series() {
 
     let mut lines = site.producer.events(0..7);
     lines.push(lines[0].clone());
-    lines.push("rubbish".to_owned());
+    lines.push("not an event".to_owned());
     assert_eq!(daemon.deliver(&lines), Receipt { accepted: 7, duplicates: 1, quarantined: 1 });
     daemon.post(Some("gzip"), b"no gzip");
     let mut client = daemon.connect();
@@ -185,13 +174,10 @@ fn health_and_readiness() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     assert_eq!(daemon.ask("/healthz").status, 200);
-    wait_until(PATIENCE, "the daemon is ready", || match daemon.ask("/readyz").status {
-        200 => Ok(()),
-        status => Err(status.to_string()),
-    });
+    daemon.wait_until_ready();
     assert_eq!(daemon.ask("/other").status, 404);
-    // Readiness does not wait for the sink to make its file.
-    wait_until(PATIENCE, "the sink has made its file", || {
+    // Readiness does not wait until the sink has created its file.
+    wait_until("the sink has created its file", || {
         site.path("verified.log").is_file().then_some(()).ok_or("not yet".to_owned())
     });
     drop(daemon);
@@ -199,38 +185,25 @@ fn health_and_readiness() {
     std::fs::remove_file(site.path("verified.log")).unwrap();
     std::fs::create_dir(site.path("verified.log")).unwrap();
     let daemon = Daemon::start(&site);
-    let answer = wait_until(PATIENCE, "a failing sink makes it unready", || {
-        let answer = daemon.ask("/readyz");
-        if answer.status == 503 && String::from_utf8_lossy(&answer.body).contains("sink verified") {
-            Ok(answer)
-        } else {
-            Err(format!("{answer:?}"))
-        }
-    });
-    says(&String::from_utf8(answer.body).unwrap(), &["verified.log"]);
+    let problems = daemon.wait_until_unready("sink verified");
+    assert_contains(&problems, &["verified.log"]);
     assert_eq!(daemon.ask("/healthz").status, 200);
 }
 
 #[test]
-fn sigterm_lets_a_request_end_and_delivers_what_is_committed() {
+fn sigterm_lets_a_request_finish_and_delivers_committed_events() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     let lines = site.producer.events(0..5000);
     assert_eq!(daemon.deliver(&lines[..4990]).accepted, 4990);
     let last = body(&lines[4990..]);
-    let length = last.len().to_string();
-    let headers = [("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")];
     let mut client = daemon.connect();
-    client.send(&request("POST", PATH, &headers, b""));
-    assert_eq!(client.answer().status, 100, "the request has begun");
+    client.begin_post(last.len());
     client.send(&last[..last.len() / 2]);
 
     daemon.signal("TERM");
-    wait_until(PATIENCE, "the daemon drains", || match daemon.ask("/readyz").status {
-        503 => Ok(()),
-        status => Err(status.to_string()),
-    });
-    wait_until(PATIENCE, "new connections are refused", || match daemon.try_connect() {
+    daemon.wait_until_unready("");
+    wait_until("new connections are refused", || match daemon.try_connect() {
         Err(_) => Ok(()),
         Ok(_) => Err("still accepted".to_owned()),
     });
@@ -238,28 +211,24 @@ fn sigterm_lets_a_request_end_and_delivers_what_is_committed() {
     assert_eq!(Receipt::of(&client.answer()).accepted, 10);
     assert_eq!(client.rest(), b"", "the connection ends");
     assert_eq!(daemon.ended().code(), Some(0));
-    assert!(site.verified() == lines, "everything that was committed is in the file");
+    assert!(site.verified() == lines, "every committed event is in the file");
 }
 
 #[test]
-fn idle_connections_do_not_hold_up_the_end() {
+fn idle_connections_do_not_delay_the_exit() {
     let site = Site::new().limits("request_timeout = \"10s\"");
     let daemon = Daemon::start(&site);
-    // One that has been answered, one that has only shaken hands, one that has not even done that.
+    // One with an answered request, one after its TLS handshake, one before it.
     let mut answered = daemon.connect();
     answered.send(&request("GET", PATH, &[], b""));
     assert_eq!(answered.answer().status, 405);
     let mut greeted = daemon.connect();
     greeted.send(b"");
     let silent = daemon.try_connect().unwrap();
-    wait_until(
-        PATIENCE,
-        "all of them are accepted",
-        || match &*daemon.metrics()["auditgate_http_connections"] {
-            "3" => Ok(()),
-            count => Err(count.to_owned()),
-        },
-    );
+    wait_until("all of them are accepted", || match &*daemon.metrics()["auditgate_http_connections"] {
+        "3" => Ok(()),
+        count => Err(count.to_owned()),
+    });
     daemon.signal("TERM");
     assert_eq!(answered.rest(), b"");
     assert_eq!(greeted.rest(), b"");
@@ -270,8 +239,7 @@ fn idle_connections_do_not_hold_up_the_end() {
 }
 
 #[test]
-fn an_unverifying_source_says_so_in_the_configuration_check() {
+fn a_source_whose_unverified_lines_go_to_no_sink_is_refused() {
     let site = Site::new().sources(&source("us", PATH, "signatures = \"off\""));
-    // Its unverified lines would go nowhere.
-    says(&refused(&site, 78), &["us", "unverified"]);
+    assert_contains(&refused(&site, 78), &["us", "unverified"]);
 }

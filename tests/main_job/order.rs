@@ -1,4 +1,5 @@
-//! The order of system calls: commit, sync, answer; then in each sink write, sync, note, forget.
+//! The order of system calls: commit, sync, answer; then for each sink write, sync, record the
+//! position, delete.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
@@ -9,14 +10,14 @@ use rusqlite::Connection;
 use crate::harness::daemon::Daemon;
 use crate::harness::machine;
 use crate::harness::programs::auditgate;
-use crate::harness::site::{Site, sink};
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::site::{Site, sink, sqlite_sink, syslog_sink};
+use crate::harness::wait_until;
 
-/// What matters in a trace, in the order in which it happened.
+/// A relevant step in a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Request,
-    /// With what is recorded by then: the first batch that each sink does not have wholly.
+    /// With the recorded positions: the first batch that each sink does not have completely.
     LedgerWriteBegins(Vec<(String, i64)>),
     LedgerSynced,
     AnswerBegins,
@@ -24,20 +25,20 @@ enum Step {
     SinkSynced(&'static str),
 }
 
-/// The sinks, and the file that each one writes to.
+/// Sinks, and the file that each one writes to.
 const SINKS: [(&str, &str); 3] = [("all", "/all.jsonl"), ("search", "/search.db-wal"), ("siem", "")];
 
 #[test]
-fn a_sync_stands_before_every_promise_and_before_every_forgetting() {
-    the_order_is_kept("");
+fn a_sync_precedes_every_acknowledgement_and_every_deletion() {
+    assert_order("");
 }
 
 #[test]
 fn a_position_moves_only_after_the_sync_of_an_interval() {
-    the_order_is_kept("fsync = \"interval\"\nfsync_interval = \"100ms\"\n");
+    assert_order("fsync = \"interval\"\nfsync_interval = \"100ms\"\n");
 }
 
-fn the_order_is_kept(fsync: &str) {
+fn assert_order(fsync: &str) {
     const STRACE: machine::Need = (
         "strace is not installed, or may not trace its own children",
         &["strace", "-D", "-f", "-o", "/dev/null", "true"],
@@ -51,15 +52,18 @@ fn the_order_is_kept(fsync: &str) {
         let mut received = Vec::new();
         server.accept().unwrap().0.read_to_end(&mut received).map(|_| received)
     });
-    // Without TLS, so that requests and answers can be read in the trace.
-    let site = Site::new().plain().sinks(&format!(
-        "{}{fsync}[sinks.search]\ntype = \"sqlite\"\nstream = [\"verified\", \"quarantine\"]\npath = \"search.db\"\n\
-         [sinks.siem]\ntype = \"syslog\"\naddress = \"tcp://{address}\"\n",
-        sink("all", "json", "[\"verified\", \"quarantine\"]"),
-    ));
+    // Without TLS, so that the trace shows requests and answers.
+    let streams = "[\"verified\", \"quarantine\"]";
+    let sinks = [
+        sink("all", "json", streams) + fsync,
+        sqlite_sink("search.db", streams),
+        syslog_sink(&format!("tcp://{address}"), ""),
+    ];
+    let site = Site::new().plain().sinks(&sinks.concat());
     let trace = site.path("trace");
     let mut command = machine::command("strace");
-    // -D: the child is the daemon itself, strace its grandchild. -xx -s: whole pages of the ledger, in hexadecimal.
+    // -D: the child is the daemon and strace its grandchild. -xx -s: whole pages of the ledger, in
+    // hexadecimal.
     command.args(["-D", "-f", "-yy", "-xx", "-s", "4200", "-o"]).arg(&trace);
     command.args([
         "-e",
@@ -76,7 +80,7 @@ fn the_order_is_kept(fsync: &str) {
     let process = daemon.process();
     daemon.terminate();
     assert!(!reader.join().unwrap().unwrap().is_empty());
-    let text = wait_until(PATIENCE, "the trace is complete", || {
+    let text = wait_until("the trace is complete", || {
         let text = String::from_utf8_lossy(&std::fs::read(&trace).unwrap()).into_owned();
         let end = format!("{process} +++ exited with 0 +++");
         // strace pads the number.
@@ -99,12 +103,12 @@ fn the_order_is_kept(fsync: &str) {
         match step {
             Step::Request => commit = Commit::Idle,
             Step::LedgerWriteBegins(positions) => {
-                // What sinks have delivered may be noted between the commit and its answer.
+                // Positions of sinks may be recorded between a commit and its answer.
                 if commit != Commit::Synced {
                     commit = Commit::Written;
                 }
                 for (sink, batch) in positions {
-                    sinks.get_mut(sink.as_str()).unwrap().is_recorded(sink, *batch);
+                    sinks.get_mut(sink.as_str()).unwrap().record(sink, *batch);
                 }
             }
             Step::LedgerSynced if commit == Commit::Written => commit = Commit::Synced,
@@ -114,13 +118,13 @@ fn the_order_is_kept(fsync: &str) {
                 answers += 1;
             }
             Step::SinkWriteBegins(sink) => {
-                // The database's tables are made as soon as the daemon starts.
+                // The database's tables are created as soon as the daemon starts.
                 let is_opened = *sink == "search" && answers == 0;
                 assert!(
                     is_opened || commit != Commit::Idle,
                     "a sink had events before they were durable: {steps:?}"
                 );
-                // Nothing says more about a message than that it was sent.
+                // A message that was sent is all that can be observed.
                 let is_safe = *sink == "siem";
                 let sink = sinks.get_mut(sink).unwrap();
                 (sink.is_written, sink.is_safe) = (true, is_safe);
@@ -141,21 +145,21 @@ enum Commit {
     Synced,
 }
 
-/// What is known about a sink.
+/// State of a sink.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sink {
-    /// Something was written since its position moved.
+    /// Events were written since the position moved.
     is_written: bool,
-    /// What was written is synced.
+    /// The written events are synced.
     is_safe: bool,
     /// The position in the ledger, once it is known.
     recorded: Option<i64>,
-    /// How often it moved.
+    /// Number of times that the position moved.
     moves: u64,
 }
 
 impl Sink {
-    fn is_recorded(&mut self, name: &str, batch: i64) {
+    fn record(&mut self, name: &str, batch: i64) {
         if self.recorded.is_some_and(|recorded| recorded < batch) {
             assert!(
                 self.is_written && self.is_safe,
@@ -168,16 +172,17 @@ impl Sink {
     }
 }
 
-/// Reads strace's lines. A call counts where the rule needs it: a write where it begins, a sync where it has
-/// succeeded, even when other threads' calls stand in between.
+/// Parses strace's output. A write counts where it begins and a sync where it has succeeded, even
+/// with calls of other threads in between.
 fn steps(trace: &str, syslog: &str) -> Vec<Step> {
     let mut steps = Vec::new();
-    let mut ledger = Shadow::default();
+    let mut ledger = LedgerFiles::default();
     let mut unfinished: HashMap<&str, &str> = HashMap::new();
     for line in trace.lines() {
         let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
         let call = call.trim_start();
-        // `<... fdatasync resumed>) = 0` belongs to the thread's `fdatasync(9</path> <unfinished ...>`.
+        // `<... fdatasync resumed>) = 0` belongs to the thread's `fdatasync(9</path> <unfinished
+        // ...>`.
         let (begun, ended) = if call.starts_with("<...") {
             (None, unfinished.remove(thread))
         } else if call.ends_with("<unfinished ...>") {
@@ -192,7 +197,7 @@ fn steps(trace: &str, syslog: &str) -> Vec<Step> {
         }
         let writes = ["write(", "writev(", "pwrite64(", "pwritev(", "sendto(", "sendmsg("];
         if let Some(call) = begun.filter(|call| writes.iter().any(|name| call.starts_with(name))) {
-            // The admin endpoint's answers are of another type.
+            // The admin endpoint's answers have another type.
             let is_json = data.windows(16).any(|window| window == b"application/json");
             if data.starts_with(b"HTTP/1.1 200 OK") && is_json {
                 steps.push(Step::AnswerBegins);
@@ -221,27 +226,27 @@ fn steps(trace: &str, syslog: &str) -> Vec<Step> {
     steps
 }
 
-/// Whether a call's file has a path with that end, which strace shows in hexadecimal as well.
+/// Returns whether the path of a call's file ends like this. strace prints paths in hexadecimal.
 fn is_file(call: &str, end: &str) -> bool {
     let end: String = end.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
     call.contains(&(end + ">"))
 }
 
-/// The bytes that a call read or wrote, as far as strace shows them: `"\x41\x42"`.
+/// Returns the bytes that a call read or wrote, as far as strace prints them: `"\x41\x42"`.
 fn data(call: &str) -> Vec<u8> {
     let Some(text) = call.split('"').nth(1) else { return Vec::new() };
     text.split("\\x").skip(1).filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect()
 }
 
-/// The ledger's files as far as they have been written.
+/// The contents of the ledger's files at a point of the trace.
 #[derive(Default)]
-struct Shadow {
+struct LedgerFiles {
     database: Vec<u8>,
     log: Vec<u8>,
 }
 
-impl Shadow {
-    /// What a process would find that is killed now; nothing while there are no tables.
+impl LedgerFiles {
+    /// Returns the positions that a restart would find now; none before the tables exist.
     fn positions(&self) -> Vec<(String, i64)> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.db");

@@ -7,10 +7,10 @@ use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::machine::ReservedPort;
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::{objects, quarantine};
-use crate::harness::site::{PATH, Site, TOKEN, sink};
-use crate::harness::{PATIENCE, body, sign, wait_until};
+use crate::harness::site::{PATH, Site, TOKEN, raw_and_json_sinks};
+use crate::harness::{body, sign, wait_until};
 
-/// The sender, aimed at the daemon.
+/// Returns a command of `auditgate send` to the daemon.
 fn send(daemon: &Daemon<'_>) -> Command {
     let mut command = auditgate();
     command.args(["send", "--to", &format!("https://localhost:{}{PATH}", daemon.address.port()), "--ca"]);
@@ -18,22 +18,16 @@ fn send(daemon: &Daemon<'_>) -> Command {
     command
 }
 
-/// A site that trusts a key of `keygen`.
+/// Returns a site that trusts a key of `keygen`.
 fn with_own_key() -> Site {
-    let site = Site::new().sinks(
-        &[
-            sink("verified", "raw", "\"verified\""),
-            sink("events", "json", "\"verified\""),
-            sink("quarantine", "json", "\"quarantine\""),
-        ]
-        .concat(),
-    );
+    let site = Site::new().sinks(&raw_and_json_sinks());
     programs::run(auditgate().arg("keygen").arg("--dir").arg(site.path("keys")));
     std::fs::copy(site.path("keys/jwks.json"), site.path("jwks.json")).unwrap();
     site
 }
 
-fn ends_with(output: &Output, code: i32) {
+#[track_caller]
+fn assert_exit(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "{output:?}");
 }
 
@@ -59,7 +53,7 @@ fn sent_events_arrive_in_every_format() {
             .arg(site.path("keys/signing-key.pem"))
             .output()
             .unwrap();
-        ends_with(&output, 0);
+        assert_exit(&output, 0);
         daemon.settle();
         all += 250;
         let records = objects(&site.read("events.jsonl"));
@@ -75,7 +69,7 @@ fn sent_events_arrive_in_every_format() {
     // Raw lines are sent as they are: the daemon knows them.
     let output =
         send(&daemon).args(["--input-format", "raw"]).arg(site.path("verified.log")).output().unwrap();
-    ends_with(&output, 0);
+    assert_exit(&output, 0);
     daemon.settle();
     assert_eq!(site.verified().len(), all);
     let metrics = daemon.metrics();
@@ -84,7 +78,7 @@ fn sent_events_arrive_in_every_format() {
 }
 
 #[test]
-fn a_quarantine_goes_in_again_when_its_key_is_there() {
+fn a_quarantine_can_be_sent_again_when_its_key_is_trusted() {
     let site = with_own_key();
     let daemon = Daemon::start(&site);
     // The harness's producer is not trusted yet.
@@ -101,22 +95,22 @@ fn a_quarantine_goes_in_again_when_its_key_is_there() {
     let daemon = Daemon::start(&site);
     let output =
         send(&daemon).args(["--input-format", "quarantine"]).arg(site.path("again.jsonl")).output().unwrap();
-    ends_with(&output, 0);
+    assert_exit(&output, 0);
     daemon.settle();
     assert_eq!(site.read("verified.log"), body(&lines));
-    // What is still no event is known as such already.
+    // Lines that are still rejected are duplicates.
     assert!(site.read("quarantine.jsonl") == kept);
     assert_eq!(quarantine(&kept).last().unwrap().raw, no_text);
 }
 
 #[test]
-fn a_body_of_many_rejected_lines_is_one_record_whose_lines_go_in_again() {
+fn a_body_of_many_rejected_lines_is_one_record_whose_lines_can_be_sent_again() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     let (own, other) = (site.producer.events(0..5), sign::Producer::new(7));
     let mut lines = other.events(100..1600);
     lines.splice(700..700, own.clone());
-    // What fits a key comes through, the rest is kept with its body.
+    // Verified lines are accepted; the others are kept with the whole body.
     assert_eq!(daemon.deliver(&lines), Receipt { accepted: 5, duplicates: 0, quarantined: 1500 });
     assert_eq!(daemon.deliver(&lines), Receipt { accepted: 0, duplicates: 1505, quarantined: 0 });
     daemon.settle();
@@ -124,14 +118,14 @@ fn a_body_of_many_rejected_lines_is_one_record_whose_lines_go_in_again() {
     let kept = quarantine(&site.read("quarantine.jsonl"));
     assert_eq!(kept.len(), 1);
     assert_eq!((&*kept[0].reason, &kept[0].raw), ("bad_signature", &body(&lines)));
-    daemon.counted("auditgate_events_total{outcome=\"bad_signature\",source=\"us\"}", 1500);
+    daemon.wait_for_count("auditgate_events_total{outcome=\"bad_signature\",source=\"us\"}", 1500);
 
     site.write("jwks.json", sign::jwks(&[("k1", &site.producer.public()), ("k2", &other.public())]));
     daemon.signal("HUP");
-    daemon.counted("auditgate_jwks_keys{source=\"us\"}", 2);
+    daemon.wait_for_count("auditgate_jwks_keys{source=\"us\"}", 2);
     let record = site.path("quarantine.jsonl");
     let output = send(&daemon).args(["--input-format", "quarantine"]).arg(record).output().unwrap();
-    ends_with(&output, 0);
+    assert_exit(&output, 0);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("accepted 1500, duplicates 5, quarantined 0"), "{said}");
 }
@@ -146,13 +140,13 @@ fn a_batch_that_cannot_be_delivered_is_a_finding() {
         .arg(site.path("keys/signing-key.pem"))
         .output()
         .unwrap();
-    ends_with(&output, 1);
+    assert_exit(&output, 1);
     assert_eq!(site.read("verified.log"), b"");
 }
 
 #[test]
-fn a_sender_outlives_a_restart_of_the_daemon() {
-    // The sender knows no other port than this one.
+fn a_sender_survives_a_restart_of_the_daemon() {
+    // The port must stay the same.
     let port = ReservedPort::new();
     let site = with_own_key().edit("127.0.0.1:0", &format!("127.0.0.1:{}", port.number()));
     let daemon = Daemon::start(&site);
@@ -161,7 +155,7 @@ fn a_sender_outlives_a_restart_of_the_daemon() {
         .arg(site.path("keys/signing-key.pem"))
         .spawn()
         .unwrap();
-    wait_until(PATIENCE, "something has arrived", || match site.read("verified.log").len() {
+    wait_until("an event has arrived", || match site.read("verified.log").len() {
         0 => Err("nothing".to_owned()),
         _ => Ok(()),
     });
@@ -187,7 +181,7 @@ fn the_demo_shows_the_whole_job_twice() {
                 .arg(site.path("demo"))
                 .output()
                 .unwrap();
-            ends_with(&output, 0);
+            assert_exit(&output, 0);
             let said = String::from_utf8(output.stdout).unwrap();
             for shown in ["bad_signature", "unsigned", "malformed", "once this is undone", "Ingress"] {
                 assert!(said.contains(shown), "{said}");

@@ -1,34 +1,36 @@
-//! Balancers in front of the daemon: whose connection it is, and how long it stays open.
+//! Load balancers in front of the daemon: the address of the sender, and how long connections stay
+//! open.
 
 use std::io::{Read as _, Write as _};
 
 use crate::harness::client::{Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::site::{PATH, Site, TOKEN, source};
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::wait_until;
 
-/// A site whose daemon takes PROXY headers from one loopback address, and events from a single client behind it.
+/// Returns a site whose daemon accepts PROXY headers from one loopback address, and events from one
+/// client behind it.
 fn site() -> Site {
     Site::new()
         .sources(&source("us", PATH, "allow = [\"192.0.2.7\"]"))
         .edit("[listen]\n", "[listen]\nproxy_protocol = [\"127.0.0.2\"]\n")
 }
 
-/// A connection from an address, on which something was said before TLS.
+/// Opens a connection from an address, and sends a header before the TLS handshake.
 fn connect(daemon: &Daemon<'_>, from: [u8; 4], header: &[u8]) -> Client {
     let mut socket = daemon.socket_from(from);
     socket.write_all(header).unwrap();
     Client::over(socket, Some(std::sync::Arc::clone(&daemon.site.client))).unwrap()
 }
 
-/// The PROXY header of version 2 for a client with an IPv4 address.
+/// Returns a PROXY header of version 2 for a client with an IPv4 address.
 fn version_2(client: [u8; 4]) -> Vec<u8> {
     let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c";
     [&fixed[..], &client, &[10, 0, 0, 1], &[1, 2, 3, 4]].concat()
 }
 
 #[test]
-fn the_sender_behind_a_proxy_is_the_one_that_counts() {
+fn the_address_behind_a_proxy_is_the_senders_address() {
     let site = site();
     let daemon = Daemon::start(&site);
     let mut number = 0;
@@ -43,42 +45,42 @@ fn the_sender_behind_a_proxy_is_the_one_that_counts() {
         (version_1("192.0.2.8"), 403),
         (version_2([192, 0, 2, 7]), 200),
         (version_2([192, 0, 2, 8]), 403),
-        // The proxy speaks for itself.
+        // The proxy's own connection.
         (b"PROXY UNKNOWN\r\n".to_vec(), 403),
     ] {
         assert_eq!(post(&mut connect(&daemon, proxy, &header)).unwrap(), status);
     }
-    // No header from who must have one, and one from who may not.
+    // A missing header from the proxy, and a header from another address.
     assert!(post(&mut connect(&daemon, proxy, b"")).is_err());
     assert!(post(&mut connect(&daemon, [127, 0, 0, 3], &version_1("192.0.2.7"))).is_err());
-    daemon.says("a connection from a proxy has no good PROXY header");
+    daemon.wait_for_log("a connection from a proxy has no good PROXY header");
     daemon.settle();
     assert_eq!(site.verified().len(), 2);
 }
 
 #[test]
-fn the_clients_of_a_proxy_have_their_shares_of_the_connections() {
+fn each_client_of_a_proxy_has_its_own_share_of_the_connections() {
     let site = Site::new().limits("connections_per_peer = 2");
     site.reconfigure("[listen]\n", "[listen]\nproxy_protocol = [\"127.0.0.2\"]\n");
     let daemon = Daemon::start(&site);
     let mut open: Vec<_> =
         (0..6).map(|client| connect(&daemon, [127, 0, 0, 2], &version_2([192, 0, 2, client / 2]))).collect();
-    daemon.counted("auditgate_http_connections", 6);
+    daemon.wait_for_count("auditgate_http_connections", 6);
     let _third = connect(&daemon, [127, 0, 0, 2], &version_2([192, 0, 2, 0]));
-    daemon.counted("auditgate_http_connections_closed_total{reason=\"per_peer_limit\"}", 1);
+    daemon.wait_for_count("auditgate_http_connections_closed_total{reason=\"per_peer_limit\"}", 1);
     assert!(!open.remove(0).is_open() && open.iter_mut().all(Client::is_open));
 }
 
 #[test]
-fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
+fn a_connection_may_be_idle_for_longer_than_the_request_timeout() {
     let site = Site::new().limits("request_timeout = \"500ms\"\nidle_timeout = \"1h\"");
     let daemon = Daemon::start(&site);
     let mut idle = daemon.connect();
     assert_eq!(Receipt::of(&idle.post(None, site.producer.event(0).as_bytes())).accepted, 1);
-    // Its first request never comes.
+    // A connection without a whole request is closed.
     let mut silent = daemon.connect();
     silent.send(b"POST");
-    daemon.counted("auditgate_http_connections_closed_total{reason=\"header_timeout\"}", 1);
+    daemon.wait_for_count("auditgate_http_connections_closed_total{reason=\"header_timeout\"}", 1);
     assert!(!silent.is_open());
     assert_eq!(Receipt::of(&idle.post(None, site.producer.event(1).as_bytes())).accepted, 1);
     drop(daemon);
@@ -87,11 +89,11 @@ fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
     let daemon = Daemon::start(&site);
     let mut idle = daemon.connect();
     assert_eq!(Receipt::of(&idle.post(None, site.producer.event(2).as_bytes())).accepted, 1);
-    wait_until(PATIENCE, "it is closed", || if idle.is_open() { Err("open".to_owned()) } else { Ok(()) });
+    wait_until("it is closed", || if idle.is_open() { Err("open".to_owned()) } else { Ok(()) });
 }
 
 #[test]
-fn http_on_the_port_of_https_is_told_so() {
+fn plain_http_on_the_https_port_gets_a_400_that_says_so() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     let mut plain = daemon.socket_from([127, 0, 0, 1]);
@@ -100,8 +102,8 @@ fn http_on_the_port_of_https_is_told_so() {
     plain.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
     assert!(answer.contains("this port speaks HTTPS; begin the URL with https://"), "{answer}");
-    daemon.counted("auditgate_http_requests_total{code=\"400\",source=\"\"}", 1);
-    // A balancer may ask whether anybody is there.
+    daemon.wait_for_count("auditgate_http_requests_total{code=\"400\",source=\"\"}", 1);
+    // A load balancer may check the daemon's health.
     let mut client = daemon.connect();
     client.send(&request("GET", "/healthz", &[], b""));
     let answer = client.answer();

@@ -1,5 +1,5 @@
-//! Everything that can change while the daemon runs, changed under load: nobody notices, and what is wrong with the
-//! new changes nothing.
+//! Changes of everything that can change while the daemon runs, under load: no request fails, and
+//! an invalid configuration changes nothing.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -9,25 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::OFlags;
 use rustls::ClientConfig;
 
-use crate::harness::client::{Client, request};
+use crate::harness::client::Client;
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::sign::Producer;
 use crate::harness::site::{PATH, Site, TOKEN, certificates, client_with_certificate, source};
-use crate::harness::{PATIENCE, SetOnDrop, body, wait_until};
+use crate::harness::{SetOnDrop, body, wait_until};
 
-/// Waits until the log has a line with these words, behind the first `from` lines.
-fn said(daemon: &Daemon<'_>, from: usize, words: &str) -> String {
-    wait_until(PATIENCE, words, || {
-        let log = daemon.log();
-        log.iter().skip(from).find(|line| line.contains(words)).cloned().ok_or_else(|| log.join("\n"))
-    })
-}
-
-/// Asks for a reload, and waits for what is said about it.
+/// Requests a reload, and waits for the line of the log about it.
 fn reload(daemon: &Daemon<'_>, words: &str) -> String {
-    let from = daemon.log().len();
+    let skipped = daemon.log().len();
     daemon.signal("HUP");
-    said(daemon, from, words)
+    daemon.wait_for_log_behind(skipped, words)
 }
 
 const RELOADED: &str = "the configuration is reloaded";
@@ -35,11 +27,6 @@ const REFUSED: &str = "the configuration is not reloaded";
 
 fn errors(daemon: &Daemon<'_>) -> String {
     daemon.metrics()["auditgate_config_reload_errors_total"].clone()
-}
-
-/// Replaces text in the configuration of a running daemon.
-fn edit(site: &Site, from: &str, to: &str) {
-    site.reconfigure(from, to);
 }
 
 fn post(daemon: &Daemon<'_>, path: &str, token: &str, event: &str) -> u16 {
@@ -58,21 +45,21 @@ fn tokens_sources_and_limits_change_without_a_restart() {
     };
     assert_eq!(post(&daemon, PATH, TOKEN, &event()), 200);
 
-    // The token, without a gap.
+    // A new token; in between both are valid.
     let written = format!("authorization = {{ value = \"{TOKEN}\" }}");
     let both = format!("authorization = [{{ value = \"{TOKEN}\" }}, {{ value = \"Bearer new\" }}]");
-    edit(&site, &written, &both);
+    site.reconfigure(&written, &both);
     reload(&daemon, RELOADED);
     assert_eq!([TOKEN, "Bearer new"].map(|token| post(&daemon, PATH, token, &event())), [200; 2]);
-    edit(&site, &both, "authorization = { value = \"Bearer new\" }");
+    site.reconfigure(&both, "authorization = { value = \"Bearer new\" }");
     reload(&daemon, RELOADED);
     assert_eq!([TOKEN, "Bearer new"].map(|token| post(&daemon, PATH, token, &event())), [401, 200]);
 
-    // A new source with a key of its own, a limit, and the level of the log.
+    // A new source with its own key, a limit, and the log level.
     let theirs = Producer::new(2);
     site.write("theirs.json", theirs.jwks());
     let eu = source("eu", "/konnect/eu", "jwks = { file = \"theirs.json\" }");
-    edit(&site, "[limits]\n", &format!("[log]\nlevel = \"debug\"\n[limits]\nbody = \"1KiB\"\n{eu}"));
+    site.reconfigure("[limits]\n", &format!("[log]\nlevel = \"debug\"\n[limits]\nbody = \"1KiB\"\n{eu}"));
     assert_eq!(post(&daemon, "/konnect/eu", TOKEN, &theirs.event(1)), 404);
     reload(&daemon, RELOADED);
     assert_eq!(post(&daemon, "/konnect/eu", TOKEN, &theirs.event(1)), 200);
@@ -87,8 +74,8 @@ fn tokens_sources_and_limits_change_without_a_restart() {
     };
     assert_eq!(find("auditgate_events_total").expect(series).1, "1");
 
-    // The source goes again, and its path with it.
-    edit(&site, &eu, "");
+    // Without the source, its path is unknown again.
+    site.reconfigure(&eu, "");
     reload(&daemon, RELOADED);
     assert_eq!(post(&daemon, "/konnect/eu", TOKEN, &theirs.event(2)), 404);
     assert_eq!(errors(&daemon), "0");
@@ -101,47 +88,41 @@ fn tokens_sources_and_limits_change_without_a_restart() {
 fn memory_and_connections_change_without_a_restart() {
     let site = Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nlines = 2000\nin_flight = \"16MiB\"");
     let daemon = Daemon::start(&site);
-    edit(&site, "in_flight = \"16MiB\"", "in_flight = \"3100KiB\"");
+    site.reconfigure("in_flight = \"16MiB\"", "in_flight = \"3100KiB\"");
     reload(&daemon, RELOADED);
-    // A body that is there but for its end.
+    // A body is received but for its end.
     let large = body(&site.producer.events(0..2000));
-    let length = large.len().to_string();
     let mut slow = daemon.connect();
-    let headers = [("Authorization", TOKEN), ("Content-Length", &*length), ("Expect", "100-continue")];
-    slow.send(&request("POST", PATH, &headers, b""));
-    assert_eq!(slow.answer().status, 100);
+    slow.begin_post(large.len());
     slow.send(&large[..large.len() - 10]);
-    wait_until(PATIENCE, "it is received", || {
-        let held = daemon.metrics()["auditgate_in_flight_bytes"].clone();
-        if held.parse::<usize>().unwrap() > large.len() - (64 << 10) { Ok(()) } else { Err(held) }
-    });
+    daemon.wait_for_count("auditgate_in_flight_bytes", large.len() as u64 - (64 << 10) + 1);
     let mut next = 5000;
     let mut other = || {
         next += 2000;
         daemon.post(None, &body(&site.producer.events(next..next + 2000))).status
     };
     assert_eq!(other(), 429);
-    edit(&site, "in_flight = \"3100KiB\"", "in_flight = \"16MiB\"");
+    site.reconfigure("in_flight = \"3100KiB\"", "in_flight = \"16MiB\"");
     reload(&daemon, RELOADED);
     assert_eq!(other(), 200);
     slow.send(&large[large.len() - 10..]);
     assert_eq!(Receipt::of(&slow.answer()).accepted, 2000);
 
-    // Strangers: two of one address may be there, then one.
+    // Unauthenticated connections: two of one address may be open, then one.
     let closed = "auditgate_http_connections_closed_total{reason=\"per_peer_limit\"}";
-    let mut strangers = [daemon.connect_from([127, 0, 0, 2]), daemon.connect_from([127, 0, 0, 2])];
-    daemon.counted("auditgate_http_connections", 3);
-    edit(&site, "[limits]\n", "[limits]\nconnections_per_peer = 1\n");
+    let mut flood = [daemon.connect_from([127, 0, 0, 2]), daemon.connect_from([127, 0, 0, 2])];
+    daemon.wait_for_count("auditgate_http_connections", 3);
+    site.reconfigure("[limits]\n", "[limits]\nconnections_per_peer = 1\n");
     reload(&daemon, RELOADED);
     let mut third = daemon.connect_from([127, 0, 0, 2]);
-    daemon.counted(closed, 2);
-    assert!(strangers.iter_mut().all(|stranger| !stranger.is_open()) && third.is_open());
+    daemon.wait_for_count(closed, 2);
+    assert!(flood.iter_mut().all(|client| !client.is_open()) && third.is_open());
 
-    // All of them: who is at work keeps his place, and strangers make room.
-    edit(&site, "[limits]\n", "[limits]\nconnections = 2\n");
+    // All connections: the busy one stays open, and unauthenticated ones are evicted.
+    site.reconfigure("[limits]\n", "[limits]\nconnections = 2\n");
     reload(&daemon, RELOADED);
     let mut fourth = daemon.connect_from([127, 0, 0, 3]);
-    daemon.counted("auditgate_http_connections_closed_total{reason=\"evicted\"}", 1);
+    daemon.wait_for_count("auditgate_http_connections_closed_total{reason=\"evicted\"}", 1);
     assert!(!third.is_open() && fourth.is_open());
     drop((slow, fourth));
     daemon.terminate();
@@ -162,7 +143,7 @@ fn a_bad_configuration_changes_nothing_and_says_so() {
         ("cert = \"cert.pem\"", "cert = \"key.pem\"", "cannot read the certificate"),
     ];
     for (number, (from, to, why)) in bad.iter().enumerate() {
-        // Beside what is bad there is something good, which must not be taken up either.
+        // A valid change next to the invalid one must not take effect either.
         let text = good.replace(PATH, "/elsewhere");
         assert!(text.contains(from), "{from}");
         site.write("config.toml", text.replacen(from, to, 1));
@@ -189,7 +170,7 @@ fn certificates_are_replaced_under_load() {
     std::thread::scope(|scope| {
         let _end = SetOnDrop(&stop);
         for _ in 0..2 {
-            // One connection throughout: what it began with goes on.
+            // One connection throughout: it keeps the old certificate.
             let mut client = daemon.connect();
             client.send(b"");
             let (stop, posted, site) = (&stop, &posted, &site);
@@ -206,15 +187,15 @@ fn certificates_are_replaced_under_load() {
         assert_eq!(handshake(&new).unwrap(), 200);
         assert!(handshake(&old).is_err(), "the old certificate is still served");
 
-        // A broken one is refused and named, and the one before it goes on.
-        site.write("key.pem", "rubbish");
+        // A broken key is refused with its file's name, and the previous certificate stays in use.
+        site.write("key.pem", "not a key");
         let line = reload(&daemon, REFUSED);
         assert!(line.contains("key.pem"), "{line}");
         assert_eq!(handshake(&new).unwrap(), 200);
 
-        // Without a signal, a good pair is found by itself.
+        // A valid pair is found without a signal.
         let newest = certificates(site.path("").as_path());
-        said(&daemon, 0, "the certificate's files have changed and are taken up");
+        daemon.wait_for_log("the certificate's files have changed and are taken up");
         assert_eq!(handshake(&newest).unwrap(), 200);
     });
     daemon.settle();
@@ -223,43 +204,33 @@ fn certificates_are_replaced_under_load() {
 }
 
 #[test]
-fn a_certificate_that_has_expired_or_stands_alone_is_told() {
+fn a_certificate_that_has_expired_or_stands_alone_is_reported() {
     const ALONE: &str = "the certificate stands alone in its file";
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    daemon.says(ALONE);
+    daemon.wait_for_log(ALONE);
     daemon.terminate();
 
-    // It is its own issuer, and its time is over.
+    // A self-signed certificate that has expired.
     let key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
     parameters.not_after = rcgen::date_time_ymd(2024, 2, 3);
     site.write("cert.pem", parameters.self_signed(&key).unwrap().pem());
     site.write("key.pem", key.serialize_pem());
     let daemon = Daemon::start(&site);
-    wait_until(PATIENCE, "the daemon is not ready", || {
-        let answer = daemon.ask("/readyz");
-        let body = String::from_utf8_lossy(&answer.body).into_owned();
-        match answer.status == 503 && body.contains("the certificate has expired") {
-            true => Ok(()),
-            false => Err(body),
-        }
-    });
+    daemon.wait_until_unready("the certificate has expired");
     assert!(!daemon.log().iter().any(|line| line.contains(ALONE)));
-    // A good one makes it ready again.
+    // A valid certificate makes the daemon ready again.
     certificates(site.path("").as_path());
-    wait_until(PATIENCE, "the daemon is ready", || match daemon.ask("/readyz").status {
-        200 => Ok(()),
-        status => Err(status.to_string()),
-    });
+    daemon.wait_until_ready();
     daemon.terminate();
 }
 
 #[test]
-fn only_clients_with_a_certificate_and_a_name_that_is_known() {
+fn only_clients_with_a_certificate_and_a_known_name_are_accepted() {
     let site = Site::new();
     let names = |names: &str| format!("key = \"key.pem\", client_ca = \"ca.pem\"{names}");
-    edit(&site, "key = \"key.pem\"", &names(""));
+    site.reconfigure("key = \"key.pem\"", &names(""));
     let daemon = Daemon::start(&site);
     let status = |trust: &Arc<ClientConfig>| {
         let mut client = Client::connect(daemon.address, Some(Arc::clone(trust))).unwrap();
@@ -268,31 +239,31 @@ fn only_clients_with_a_certificate_and_a_name_that_is_known() {
     let client = |name| client_with_certificate(&site, &site.path(""), name);
     let (konnect, other) = (client("konnect.test"), client("other.test"));
     assert_eq!([&site.client, &konnect, &other].map(status), [None, Some(200), Some(200)]);
-    edit(&site, &names(""), &names(", client_names = [\"konnect.test\"]"));
+    site.reconfigure(&names(""), &names(", client_names = [\"konnect.test\"]"));
     reload(&daemon, RELOADED);
     assert_eq!([&site.client, &konnect, &other].map(status), [None, Some(200), None]);
 
-    // Another authority: its clients are let in, the former ones are not.
+    // Another authority: only its clients are accepted.
     let elsewhere = Site::new();
     site.write("clients.pem", elsewhere.read("ca.pem"));
-    edit(&site, "client_ca = \"ca.pem\"", "client_ca = \"clients.pem\"");
+    site.reconfigure("client_ca = \"ca.pem\"", "client_ca = \"clients.pem\"");
     reload(&daemon, RELOADED);
     assert_eq!(status(&konnect), None);
     assert_eq!(status(&client_with_certificate(&site, &elsewhere.path(""), "konnect.test")), Some(200));
     daemon.terminate();
 }
 
-/// Nobody will ever write into it.
+/// Makes a named pipe, which blocks every reader.
 fn make_pipe(site: &Site, name: &str) {
     let _ = std::fs::remove_file(site.path(name));
     let made = std::process::Command::new("mkfifo").arg(site.path(name)).status().unwrap();
     assert!(made.success());
 }
 
-/// Waits until the daemon reads a pipe; it hangs until what is returned is dropped.
+/// Waits until the daemon reads a pipe. The daemon blocks until the returned file is dropped.
 fn wait_for_reader(site: &Site, name: &str) -> File {
-    wait_until(PATIENCE, "it waits for the file", || {
-        // Refused while nobody has it open for reading (fifo(7)).
+    wait_until("the daemon reads the pipe", || {
+        // Fails while no process has it open for reading (fifo(7)).
         let flags = OFlags::NONBLOCK.bits().try_into().unwrap();
         let opened = File::options().write(true).custom_flags(flags).open(site.path(name));
         opened.map_err(|error| error.to_string())
@@ -300,20 +271,19 @@ fn wait_for_reader(site: &Site, name: &str) -> File {
 }
 
 #[test]
-fn a_reload_that_waits_for_a_file_does_not_keep_the_daemon_from_ending() {
+fn a_reload_that_waits_for_a_file_does_not_prevent_the_exit() {
     for name in ["token", "key.pem"] {
         let site = Site::new();
         let daemon = Daemon::start(&site);
         make_pipe(&site, name);
         if name == "token" {
-            edit(
-                &site,
+            site.reconfigure(
                 &format!("authorization = {{ value = \"{TOKEN}\" }}"),
                 "authorization = { file = \"token\" }",
             );
         }
         daemon.signal("HUP");
-        // Signals are told apart only while they are not handled: the second one must not overtake the first.
+        // The second signal must not overtake the first, so the first one must be handled by now.
         let writer = wait_for_reader(&site, name);
         assert_eq!(daemon.deliver(&site.producer.events(0..1)).accepted, 1);
         daemon.terminate();

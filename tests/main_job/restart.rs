@@ -1,5 +1,5 @@
-//! A socket that outlives the daemon: it is opened by somebody else, as systemd does (sd_listen_fds(3)), and
-//! nobody who sends meanwhile notices that the daemon is replaced.
+//! A listening socket that outlives the daemon: another process opens it, as systemd does
+//! (sd_listen_fds(3)), and no sender notices a restart of the daemon.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -7,13 +7,12 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use crate::harness::client::{Client, request};
-use crate::harness::daemon::{Daemon, Receipt};
-use crate::harness::programs::auditgate;
-use crate::harness::site::{PATH, Site, TOKEN};
-use crate::harness::{PATIENCE, SetOnDrop, body, gzip, wait_until};
+use crate::harness::client::Client;
+use crate::harness::daemon::{Daemon, Receipt, serve};
+use crate::harness::site::{PATH, Site};
+use crate::harness::{SetOnDrop, assert_contains, body, gzip, wait_until};
 
-/// A site that is to listen on a socket of ours.
+/// Returns a site whose daemon is to listen on the test's socket.
 fn site_at(socket: &TcpListener) -> Site {
     let address = socket.local_addr().unwrap();
     Site::new().edit("127.0.0.1:0", &address.to_string())
@@ -25,18 +24,16 @@ fn start<'s>(site: &'s Site, socket: &TcpListener) -> Daemon<'s> {
     daemon
 }
 
-/// Starts a daemon that must refuse the socket; what it said.
+/// Starts a daemon that must refuse the socket, and returns its message.
 fn refused(site: &Site, socket: impl Into<OwnedFd>, name: &str) -> String {
     let mut daemon = Daemon::spawn_on(site, socket, name);
-    let status =
-        wait_until(PATIENCE, "the daemon refuses it", || daemon.exit_status().ok_or("it runs".to_owned()));
-    assert_eq!(status.code(), Some(78));
-    wait_until(PATIENCE, "it says why", || {
-        daemon.log().into_iter().find(|line| line.starts_with("auditgate: ")).ok_or("nothing yet".to_owned())
+    assert_eq!(daemon.wait_for_exit().code(), Some(78));
+    wait_until("the reason is logged", || {
+        daemon.log().into_iter().find(|line| line.starts_with("auditgate: ")).ok_or("not yet".to_owned())
     })
 }
 
-/// What the senders of a test share.
+/// State shared by the senders of a test.
 struct Load<'s> {
     site: &'s Site,
     address: SocketAddr,
@@ -47,8 +44,9 @@ struct Load<'s> {
 }
 
 impl Load<'_> {
-    /// Sends batches of two events until it is over, without a single retry: each must get its 200. On a connection
-    /// for each batch, or on one that is kept until the daemon says that it closes it.
+    /// Sends batches of two events until the test is over, without a retry: each must get a 200.
+    /// Each batch has a connection of its own, or they share one until the daemon announces that it
+    /// closes it.
     fn send(&self, is_kept: bool) {
         let mut connection: Option<Client> = None;
         while !self.is_over.load(Ordering::Relaxed) {
@@ -71,10 +69,10 @@ impl Load<'_> {
         }
     }
 
-    /// Waits until so many more batches have been acknowledged.
-    fn goes_on(&self, batches: usize) {
+    /// Waits until that many more batches have been acknowledged.
+    fn wait_for_more(&self, batches: usize) {
         let before = self.acknowledged.load(Ordering::Relaxed);
-        wait_until(PATIENCE, "batches are acknowledged", || {
+        wait_until("batches are acknowledged", || {
             let now = self.acknowledged.load(Ordering::Relaxed);
             if now >= before + batches { Ok(()) } else { Err(format!("{now}")) }
         });
@@ -84,7 +82,7 @@ impl Load<'_> {
 const RESTARTS: usize = 4;
 
 #[test]
-fn a_restart_under_load_costs_no_sender_anything() {
+fn a_restart_under_load_fails_no_request() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let site = site_at(&socket);
     let load = Load {
@@ -103,20 +101,20 @@ fn a_restart_under_load_costs_no_sender_anything() {
             scope.spawn(move || load.send(is_kept));
         }
         for _ in 0..RESTARTS {
-            load.goes_on(20);
+            load.wait_for_more(20);
             daemon.signal("TERM");
             let log = daemon.log_at_end();
             assert!(!log.iter().any(|line| line.contains("did not end in time")), "{log:?}");
             daemon = start(&site, &socket);
         }
-        load.goes_on(20);
+        load.wait_for_more(20);
         drop(end);
         daemon
     });
     last.terminate();
     assert!(
         load.reconnected.load(Ordering::Relaxed) >= 2 * RESTARTS,
-        "kept connections are said to be closed"
+        "the close of open connections is announced"
     );
     let mut found = site.verified();
     found.sort();
@@ -126,22 +124,21 @@ fn a_restart_under_load_costs_no_sender_anything() {
 }
 
 #[test]
-fn who_connects_while_no_daemon_runs_is_served_by_the_next() {
+fn a_connection_opened_while_no_daemon_runs_is_served_by_the_next_one() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let site = Site::new().plain().edit("127.0.0.1:0", &socket.local_addr().unwrap().to_string());
     let lines = site.producer.events(0..2);
     let body = body(&lines);
-    let length = body.len().to_string();
     let mut early = Client::connect(socket.local_addr().unwrap(), None).unwrap();
-    early.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", &length)], &body));
+    early.send_post(&body);
 
     let daemon = Daemon::spawn_on(&site, socket.try_clone().unwrap(), "listen");
     assert_eq!(Receipt::of(&early.answer()).accepted, 2);
-    daemon.says("was inherited");
+    daemon.wait_for_log("was inherited");
     daemon.terminate();
 
     let mut late = Client::connect(socket.local_addr().unwrap(), None).expect("the socket is still open");
-    late.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", &length)], &body));
+    late.send_post(&body);
     let daemon = Daemon::spawn_on(&site, socket.try_clone().unwrap(), "auditgate.socket");
     assert_eq!(Receipt::of(&late.answer()).duplicates, 2);
     daemon.terminate();
@@ -149,32 +146,23 @@ fn who_connects_while_no_daemon_runs_is_served_by_the_next() {
 }
 
 #[test]
-fn a_connection_on_which_nothing_is_asked_yet_gets_a_last_answer() {
+fn a_request_on_an_idle_connection_during_shutdown_is_answered() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    // One that was answered before, one that has only shaken hands, one that has not even done that.
+    // One with an answered request, one after its TLS handshake, one before it.
     let mut answered = daemon.connect();
     assert_eq!(Receipt::of(&answered.post(None, &body(&site.producer.events(0..1)))).accepted, 1);
     let mut greeted = daemon.connect();
     greeted.send(b"");
     let silent = daemon.connect();
-    wait_until(PATIENCE, "all of them are accepted", || {
-        let count = daemon.metrics()["auditgate_http_connections"].clone();
-        if count == "3" { Ok(()) } else { Err(count) }
-    });
+    daemon.wait_for_count("auditgate_http_connections", 3);
     let mut clients = [answered, greeted, silent];
-    let requests: Vec<_> = (1..4)
-        .map(|number| {
-            let event = site.producer.event(number);
-            let length = event.len().to_string();
-            request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", &length)], event.as_bytes())
-        })
-        .collect();
+    let events = site.producer.events(1..4);
     daemon.signal("TERM");
-    daemon.says("stopping: ");
-    // They have not much time left for it.
-    for (client, request) in clients.iter_mut().zip(&requests) {
-        client.send(request);
+    daemon.wait_for_log("stopping: ");
+    // The daemon waits only a short time for these.
+    for (client, event) in clients.iter_mut().zip(&events) {
+        client.send_post(event.as_bytes());
     }
     for client in &mut clients {
         let answer = client.answer();
@@ -189,7 +177,7 @@ fn a_connection_on_which_nothing_is_asked_yet_gets_a_last_answer() {
     assert_eq!(found, sent);
 }
 
-/// How many connections wait in the queue of a socket that listens (proc(5), `/proc/net/tcp`).
+/// Returns how many connections wait in the queue of a listening socket (proc(5), `/proc/net/tcp`).
 fn queued(socket: SocketAddr) -> Option<u32> {
     let port = format!(":{:04X}", socket.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -204,27 +192,20 @@ fn queued(socket: SocketAddr) -> Option<u32> {
 }
 
 #[test]
-fn a_connection_that_waits_for_a_place_gets_a_last_answer() {
+fn a_connection_that_waits_at_the_limit_is_answered_during_shutdown() {
     let site = Site::new().limits("connections = 1");
     let daemon = Daemon::start(&site);
     let [first, second] = [0, 1].map(|number| body(&site.producer.events(number..number + 1)));
-    // Who is at work has the only place.
+    // The one allowed connection is busy.
     let mut busy = daemon.connect();
-    let length = first.len().to_string();
-    busy.send(&request(
-        "POST",
-        PATH,
-        &[("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")],
-        b"",
-    ));
-    assert_eq!(busy.answer().status, 100);
+    busy.begin_post(first.len());
     let mut waiting = daemon.connect();
-    wait_until(PATIENCE, "it is taken from the queue", || match queued(daemon.address) {
+    wait_until("it is accepted from the queue", || match queued(daemon.address) {
         Some(0) => Ok(()),
         other => Err(format!("{other:?}")),
     });
     daemon.signal("TERM");
-    daemon.says("stopping: ");
+    daemon.wait_for_log("stopping: ");
     busy.send(&first);
     assert_eq!(Receipt::of(&busy.answer()).accepted, 1);
     let answer = waiting.post(None, &second);
@@ -241,36 +222,33 @@ fn a_socket_that_does_not_fit_the_configuration_is_refused() {
     let site = site_at(&socket);
     let (wanted, is) = (socket.local_addr().unwrap().to_string(), other.local_addr().unwrap().to_string());
     let said = refused(&site, other, "listen");
-    for word in [&*wanted, &is, "listen.address", "ListenStream="] {
-        assert!(said.contains(word), "`{word}` is not in: {said}");
-    }
+    assert_contains(&said, &[&wanted, &is, "listen.address", "ListenStream="]);
 
     let said = refused(&site, socket.try_clone().unwrap(), "metrics");
-    assert!(said.contains("`metrics`") && said.contains("FileDescriptorName="), "{said}");
+    assert_contains(&said, &["`metrics`", "FileDescriptorName="]);
 
     let said = refused(&site, socket.try_clone().unwrap(), "listen:listen");
-    assert!(said.contains("two sockets were passed for [listen]"), "{said}");
+    assert_contains(&said, &["two sockets were passed for [listen]"]);
 
     let unix = UnixListener::bind(site.path("listen.sock")).unwrap();
     let said = refused(&site, unix.try_clone().unwrap(), "listen");
-    assert!(said.contains("`listen` cannot be used"), "{said}");
+    assert_contains(&said, &["`listen` cannot be used"]);
     let said = refused(&Site::new(), unix, "admin");
-    assert!(said.contains("admin.address") && said.contains("listen.sock"), "{said}");
+    assert_contains(&said, &["admin.address", "listen.sock"]);
 
     let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let said = refused(&site, datagrams, "listen");
-    assert!(said.contains("`listen` cannot be used"), "{said}");
+    assert_contains(&said, &["`listen` cannot be used"]);
     let connection = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
     let said = refused(&site, connection, "listen");
-    assert!(said.contains("it does not listen"), "{said}");
+    assert_contains(&said, &["it does not listen"]);
 }
 
 #[test]
-fn sockets_for_another_process_are_left_alone() {
+fn sockets_for_another_process_are_not_used() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let site = Site::new();
-    let mut command = auditgate();
-    command.arg("serve").arg("--config").arg(site.path("config.toml"));
+    let mut command = serve(&site);
     command.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
     let daemon = Daemon::start_by(&site, command);
     assert_ne!(daemon.address, socket.local_addr().unwrap());

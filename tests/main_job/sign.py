@@ -31,7 +31,7 @@ def cef(line: str, padding: str = "") -> str:
 
 
 def member(text: str, at: str) -> str:
-    """A JSON object of at least one member, signed; the member `sig` stands `first`, `middle`, `last`."""
+    """A JSON object of at least one member, signed; the member `sig` is `first`, `middle` or `last`."""
     value = signature(text)
     if at == "first":
         return '{"sig":"' + value + '",' + text[1:]

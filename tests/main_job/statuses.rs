@@ -1,32 +1,16 @@
-//! Every answer of the contract, from real requests.
+//! Every documented status, from real requests.
 
 use crate::harness::client::{Answer, Client, request};
 use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::key_server::{KeyServer, ServerAnswer};
 use crate::harness::records::{Quarantined, quarantine};
-use crate::harness::site::{PATH, Site, TOKEN, sink, source};
-use crate::harness::{PATIENCE, body, gzip, wait_until};
+use crate::harness::sign::cef;
+use crate::harness::site::{PATH, Site, TOKEN, raw_sinks, sink, source};
+use crate::harness::{body, gzip, wait_until};
 
 const NOTHING: Receipt = Receipt { accepted: 0, duplicates: 0, quarantined: 0 };
 
-/// Checks the form of an error (RFC 9457).
-fn problem(answer: &Answer, status: u16) {
-    assert_eq!(answer.status, status, "{answer:?}");
-    assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-    let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
-    assert_eq!(problem["status"], status);
-    for text in ["title", "detail"] {
-        assert!(problem[text].as_str().is_some_and(|text| !text.is_empty()), "{problem}");
-    }
-}
-
-/// A 429 that asks to wait for half a minute.
-fn come_back_in_half_a_minute(answer: &Answer) {
-    problem(answer, 429);
-    assert_eq!(answer.header("retry-after"), Some("30"));
-}
-
-/// Sends a header only, and takes the answer.
+/// Sends the head of a request only, and reads the response.
 fn head_only(daemon: &Daemon<'_>, method: &str, path: &str, headers: &[(&str, &str)]) -> (Client, Answer) {
     let mut client = daemon.connect();
     client.send(&request(method, path, headers, b""));
@@ -48,7 +32,7 @@ fn a_200_for_every_accepted_coding_and_framing() {
     let one = Receipt { accepted: 1, ..NOTHING };
     let codings = ["application/gzip", "application/x-gzip", "gzip", "x-gzip", "GZip"].map(Some);
     for coding in codings.into_iter().chain([None, Some("identity"), Some("br")]) {
-        // gzip is recognised whatever is declared.
+        // gzip is recognised whatever coding is declared.
         let bytes = gzip(event().as_bytes());
         assert_eq!(Receipt::of(&daemon.post(coding, &bytes)), one, "{coding:?}");
     }
@@ -77,12 +61,10 @@ fn a_200_for_every_accepted_coding_and_framing() {
         assert_eq!(Receipt::of(&client.answer()), one);
     }
 
-    // The sender waits for a go-ahead (RFC 9110, section 10.1.1).
+    // The sender waits for a 100 before it sends the body.
     let line = event();
-    let length = line.len().to_string();
-    let headers = [("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")];
-    let (mut client, go_ahead) = head_only(&daemon, "POST", PATH, &headers);
-    assert_eq!(go_ahead.status, 100);
+    let mut client = daemon.connect();
+    client.begin_post(line.len());
     client.send(line.as_bytes());
     assert_eq!(Receipt::of(&client.answer()), one);
 
@@ -92,7 +74,7 @@ fn a_200_for_every_accepted_coding_and_framing() {
 }
 
 #[test]
-fn who_has_said_everything_still_gets_his_answers() {
+fn a_sender_that_closes_its_half_still_gets_its_answers() {
     for site in [Site::new(), Site::new().plain()] {
         let daemon = Daemon::start(&site);
         let post = |number: u64, head: &str| {
@@ -102,11 +84,11 @@ fn who_has_said_everything_still_gets_his_answers() {
                 "POST {PATH} {head}\r\nHost: localhost\r\nAuthorization: {TOKEN}\r\nContent-Length: {length}\r\n\r\n{event}"
             )
         };
-        // With the word that TLS has for it, and without.
-        for (number, say) in (0..).zip([Client::finish, Client::cut]) {
+        // With TLS's close_notify, and without.
+        for (number, close) in (0..).zip([Client::finish, Client::cut]) {
             let mut client = daemon.connect();
             client.send(post(number, "HTTP/1.1").as_bytes());
-            say(&mut client);
+            close(&mut client);
             assert_eq!(Receipt::of(&client.answer()).accepted, 1);
             assert_eq!(client.rest(), b"");
         }
@@ -118,12 +100,12 @@ fn who_has_said_everything_still_gets_his_answers() {
             assert_eq!(Receipt::of(&client.answer()).accepted, 1);
         }
         assert_eq!(client.rest(), b"");
-        // What is not all of it is still nothing.
-        for say in [Client::finish, Client::cut] {
+        // An incomplete body is not accepted.
+        for close in [Client::finish, Client::cut] {
             let mut client = daemon.connect();
             let whole = post(20, "HTTP/1.1");
             client.send(&whole.as_bytes()[..whole.len() - 1]);
-            say(&mut client);
+            close(&mut client);
             assert_eq!(client.rest(), b"");
         }
         daemon.settle();
@@ -133,7 +115,7 @@ fn who_has_said_everything_still_gets_his_answers() {
 }
 
 #[test]
-fn the_elder_protocol_is_served_and_counted_too() {
+fn http_1_0_is_served_and_counted() {
     let site = Site::new().limits("connections = 2");
     let daemon = Daemon::start(&site);
     let [first, second] = [0, 1].map(|number| site.producer.event(number));
@@ -150,21 +132,22 @@ fn the_elder_protocol_is_served_and_counted_too() {
         assert_eq!(Receipt::of(&client.answer()).accepted, 1);
         idle.push(client);
     }
-    // Both are idle, and one makes room at once.
+    // Both are idle, and one is evicted at once.
     assert_eq!(Receipt::of(&daemon.post(None, first.as_bytes())).duplicates, 1);
-    daemon.counted("auditgate_http_connections_closed_total{reason=\"evicted\"}", 1);
-    // A body whose end is that of the connection (RFC 1945, section 7.2): what is cut off would look like all of it.
+    daemon.wait_for_count("auditgate_http_connections_closed_total{reason=\"evicted\"}", 1);
+    // A body that ends with the connection (RFC 1945, section 7.2): a truncated one would look
+    // complete.
     let third = site.producer.event(2);
     let mut client = daemon.connect();
     client.send((head("") + &third).as_bytes());
-    problem(&client.answer(), 400);
+    client.answer().assert_problem(400);
     assert_eq!(client.rest(), b"");
-    // What hyper itself refuses is in our words, too.
+    // Requests that hyper refuses get the same form of error.
     let mut client = daemon.connect();
     client.send(head("Transfer-Encoding: chunked\r\n").as_bytes());
-    problem(&client.answer(), 400);
-    daemon.counted("auditgate_http_requests_total{code=\"400\",source=\"\"}", 1);
-    // RFC 9112, section 3.2.
+    client.answer().assert_problem(400);
+    daemon.wait_for_count("auditgate_http_requests_total{code=\"400\",source=\"\"}", 1);
+    // Two `Host` headers (RFC 9112, section 3.2).
     let mut client = daemon.connect();
     client.send(&request(
         "POST",
@@ -172,7 +155,7 @@ fn the_elder_protocol_is_served_and_counted_too() {
         &[("Host", "other"), ("Authorization", TOKEN), ("Content-Length", "0")],
         b"",
     ));
-    problem(&client.answer(), 400);
+    client.answer().assert_problem(400);
     daemon.settle();
     assert_eq!(site.verified(), [first, second]);
 }
@@ -189,7 +172,7 @@ fn a_400_keeps_the_body() {
         [&whole[..whole.len() / 2], b"declared as gzip, and plain", &wrong_checksum, b"\x1f\x8b"];
     for bytes in bodies {
         for _ in 0..2 {
-            problem(&daemon.post(Some("application/gzip"), bytes), 400);
+            daemon.post(Some("application/gzip"), bytes).assert_problem(400);
         }
     }
     daemon.settle();
@@ -213,15 +196,15 @@ fn a_401_needs_no_body() {
             let mut headers = vec![("Content-Length", "100")];
             headers.extend(values.iter().map(|value| ("Authorization", *value)));
             headers.extend(expect.then_some(("Expect", "100-continue")));
-            // The body is withheld, and the first thing that comes is the answer, not a 100.
+            // The body is held back, and the first response is final, not a 100.
             let (mut client, answer) = head_only(&daemon, "POST", PATH, &headers);
-            problem(&answer, 401);
+            answer.assert_problem(401);
             assert!(answer.header("www-authenticate").is_some());
             assert_eq!(client.rest(), b"", "the connection ends");
         }
     }
 
-    // A sender that only reads when it has sent everything still gets the answer, not a reset.
+    // A sender that reads only after it has sent everything gets the response, not a reset.
     let mut client = daemon.connect();
     let five_megabytes = vec![b'x'; 5_000_000];
     let length = five_megabytes.len().to_string();
@@ -229,7 +212,7 @@ fn a_401_needs_no_body() {
     for piece in five_megabytes.chunks(64 * 1024) {
         client.send(piece);
     }
-    problem(&client.answer(), 401);
+    client.answer().assert_problem(401);
     daemon.settle();
     assert_eq!(site.read("quarantine.jsonl"), b"");
 }
@@ -239,21 +222,21 @@ fn a_404_and_a_405_come_before_the_token() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     for path in ["/", "/konnect", "/konnect/us//", "/konnect/us2", "/KONNECT/US", "/metrics"] {
-        problem(&head_only(&daemon, "POST", path, &[("Content-Length", "5")]).1, 404);
-        problem(&head_only(&daemon, "GET", path, &[]).1, 404);
+        head_only(&daemon, "POST", path, &[("Content-Length", "5")]).1.assert_problem(404);
+        head_only(&daemon, "GET", path, &[]).1.assert_problem(404);
     }
     for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
         let (_, answer) = head_only(&daemon, method, PATH, &[("Authorization", TOKEN)]);
-        problem(&answer, 405);
+        answer.assert_problem(405);
         assert_eq!(answer.header("allow"), Some("POST"));
     }
 }
 
 #[test]
-fn a_sender_that_misses_its_path_is_told_apart_from_strangers() {
+fn a_wrong_path_with_a_valid_token_is_logged_and_counted_under_its_source() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    // One slash at the end makes no other path.
+    // A slash at the end does not make another path.
     let event = site.producer.event(0);
     assert_eq!(daemon.post_to("/konnect/us/", None, event.as_bytes()).status, 200);
     let huge = "x".repeat(20 << 10);
@@ -261,13 +244,14 @@ fn a_sender_that_misses_its_path_is_told_apart_from_strangers() {
         [("POST", "/konnect/eu", "x", 404), ("GET", PATH, "x", 405), ("POST", PATH, &huge, 431)]
     {
         let headers = [("Authorization", TOKEN), ("Content-Length", "0"), ("X-More", more)];
-        problem(&head_only(&daemon, method, path, &headers).1, status);
-        daemon.counted(&format!("auditgate_http_requests_total{{code=\"{status}\",source=\"us\"}}"), 1);
+        head_only(&daemon, method, path, &headers).1.assert_problem(status);
+        daemon
+            .wait_for_count(&format!("auditgate_http_requests_total{{code=\"{status}\",source=\"us\"}}"), 1);
     }
-    daemon.says("path=\"/konnect/eu\"");
-    // Nobody without a token can say that it was one.
-    problem(&head_only(&daemon, "POST", "/konnect/eu", &[("Content-Length", "0")]).1, 404);
-    daemon.counted("auditgate_http_requests_total{code=\"404\",source=\"\"}", 1);
+    daemon.wait_for_log("path=\"/konnect/eu\"");
+    // Without a token it is counted without a source.
+    head_only(&daemon, "POST", "/konnect/eu", &[("Content-Length", "0")]).1.assert_problem(404);
+    daemon.wait_for_count("auditgate_http_requests_total{code=\"404\",source=\"\"}", 1);
     let refused = "a request with a valid token was refused for good";
     assert_eq!(daemon.log().iter().filter(|line| line.contains(refused)).count(), 1);
 }
@@ -283,7 +267,7 @@ fn a_byte_order_mark_in_front_of_a_body_is_dropped_and_counted() {
     }
     daemon.settle();
     assert_eq!(site.verified(), events);
-    daemon.counted("auditgate_byte_order_marks_total{source=\"us\"}", 2);
+    daemon.wait_for_count("auditgate_byte_order_marks_total{source=\"us\"}", 2);
 }
 
 #[test]
@@ -291,14 +275,14 @@ fn a_413_for_each_limit() {
     let site = Site::new()
         .limits("body = \"10KiB\"\ndecoded = \"32KiB\"\nline = \"32KiB\"\nlines = 100\nin_flight = \"1MiB\"");
     let daemon = Daemon::start(&site);
-    // Announced: refused before a byte of it is sent.
+    // A declared length: refused before the body is sent.
     let headers = [("Authorization", TOKEN), ("Content-Length", "10241"), ("Expect", "100-continue")];
-    problem(&head_only(&daemon, "POST", PATH, &headers).1, 413);
+    head_only(&daemon, "POST", PATH, &headers).1.assert_problem(413);
     let headers = [("Authorization", TOKEN), ("Content-Length", "99999999999999999999")];
     let mut client = daemon.connect();
     client.send(&request("POST", PATH, &headers, b""));
     assert!([400, 413].contains(&client.answer().status));
-    // Not announced: refused when it is over.
+    // Chunked: refused when the limit is exceeded.
     let mut client = daemon.connect();
     client.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Transfer-Encoding", "chunked")], b""));
     for _ in 0..3 {
@@ -306,20 +290,20 @@ fn a_413_for_each_limit() {
         client.send(&[b'x'; 0x1000]);
         client.send(b"\r\n");
     }
-    problem(&client.answer(), 413);
+    client.answer().assert_problem(413);
 
-    // An event without a signature, of that many bytes.
+    // An unsigned event of that many bytes.
     let event = |length: usize| format!("{{\"x\":\"{}\"}}", "x".repeat(length - 8)).into_bytes();
     assert_eq!(daemon.post(None, &event(10 * 1024)).status, 200);
-    problem(&daemon.post(None, &event(10 * 1024 + 1)), 413);
+    daemon.post(None, &event(10 * 1024 + 1)).assert_problem(413);
     assert_eq!(daemon.post(None, &gzip(&event(32 * 1024))).status, 200);
-    problem(&daemon.post(None, &gzip(&event(32 * 1024 + 1))), 413);
+    daemon.post(None, &gzip(&event(32 * 1024 + 1))).assert_problem(413);
     let lines: Vec<_> = (0..101).map(|number| format!("{{\"x\":{number}}}")).collect();
     assert_eq!(daemon.deliver(&lines[..100]).quarantined, 100);
-    problem(&daemon.post(None, &body(&lines)), 413);
-    // Blank lines are no lines.
+    daemon.post(None, &body(&lines)).assert_problem(413);
+    // Blank lines do not count.
     assert_eq!(Receipt::of(&daemon.post(None, &[b'\n'; 1000])), NOTHING);
-    // Who reads the log learns what to do about it.
+    // The log says what to do about it.
     assert!(daemon.log().iter().any(|line| line.contains("ERROR") && line.contains("replay job")));
     daemon.settle();
     assert_eq!(quarantine(&site.read("quarantine.jsonl")).len(), 102);
@@ -332,10 +316,10 @@ fn a_415_for_another_type_or_an_unknown_coding() {
     let event = site.producer.event(0);
     for kind in ["application/json", "text/plainer", "text", ""] {
         let headers = [("Authorization", TOKEN), ("Content-Type", kind), ("Content-Length", "10")];
-        problem(&head_only(&daemon, "POST", PATH, &headers).1, 415);
+        head_only(&daemon, "POST", PATH, &headers).1.assert_problem(415);
     }
     for coding in ["br", "zstd", "gzip, br", "deflate"] {
-        problem(&daemon.post(Some(coding), event.as_bytes()), 415);
+        daemon.post(Some(coding), event.as_bytes()).assert_problem(415);
     }
     for kind in ["text/plain; charset=utf-8", "TEXT/PLAIN"] {
         let length = event.len().to_string();
@@ -370,34 +354,31 @@ fn a_429_until_a_key_has_been_loaded() {
     let site = Site::new().sources(&source("us", PATH, more));
     let daemon = Daemon::start(&site);
     let headers = [("Authorization", TOKEN), ("Content-Length", "100")];
-    come_back_in_half_a_minute(&head_only(&daemon, "POST", PATH, &headers).1);
-    come_back_in_half_a_minute(&daemon.post(None, site.producer.event(0).as_bytes()));
-    // Who has no token does not learn how the daemon is.
-    problem(&head_only(&daemon, "POST", PATH, &[("Content-Length", "100")]).1, 401);
-    wait_until(PATIENCE, "the daemon is not ready", || match daemon.ask("/readyz").status {
-        503 => Ok(()),
-        status => Err(status.to_string()),
-    });
+    head_only(&daemon, "POST", PATH, &headers).1.assert_retry_after_30_s();
+    daemon.post(None, site.producer.event(0).as_bytes()).assert_retry_after_30_s();
+    // Without a token the daemon's state is not revealed.
+    head_only(&daemon, "POST", PATH, &[("Content-Length", "100")]).1.assert_problem(401);
+    daemon.wait_until_unready("");
     assert_eq!(site.read("quarantine.jsonl"), b"");
 }
 
 #[test]
-fn keys_are_fetched_as_soon_as_they_can_be_and_kept() {
+fn keys_are_fetched_as_soon_as_possible_and_cached() {
     let keys = KeyServer::start();
     keys.answer(ServerAnswer::status("500 Internal Server Error"));
     let more = format!("jwks = {{ url = \"{}\" }}", keys.url());
     let site = Site::new().sources(&source("us", PATH, &more));
     let daemon = Daemon::start(&site);
     let event = site.producer.event(0);
-    come_back_in_half_a_minute(&daemon.post(None, event.as_bytes()));
+    daemon.post(None, event.as_bytes()).assert_retry_after_30_s();
     keys.serve(&site.producer.jwks());
-    wait_until(PATIENCE, "the keys are there", || match daemon.post(None, event.as_bytes()).status {
+    wait_until("the keys are loaded", || match daemon.post(None, event.as_bytes()).status {
         200 => Ok(()),
         status => Err(status.to_string()),
     });
     daemon.terminate();
 
-    // After a restart the last good answer is good enough.
+    // After a restart the cached keys are used.
     keys.answer(ServerAnswer::status("500 Internal Server Error"));
     let daemon = Daemon::start(&site);
     assert_eq!(daemon.deliver(&[site.producer.event(1)]).accepted, 1);
@@ -412,7 +393,7 @@ fn a_403_for_an_address_that_is_not_allowed() {
     let site = Site::new().sources(&(here + &there));
     let daemon = Daemon::start(&site);
     assert_eq!(daemon.deliver(&[site.producer.event(0)]).accepted, 1);
-    // Right token or not, and before the body is asked for.
+    // Even with a valid token, and before the body is requested.
     let headers = [("Authorization", TOKEN), ("Content-Length", "100")];
     let (mut client, answer) = head_only(&daemon, "POST", "/konnect/eu", &headers);
     assert_eq!((answer.status, answer.header("connection")), (403, Some("close")));
@@ -426,7 +407,7 @@ fn a_403_for_an_address_that_is_not_allowed() {
 #[test]
 fn a_429_while_a_stuck_sink_fills_the_backlog() {
     let site = Site::new().limits("backlog = \"4KiB\"");
-    // A directory where the sink's file should be.
+    // A directory is in the place of the sink's file.
     std::fs::create_dir(site.path("verified.log")).unwrap();
     let daemon = Daemon::start(&site);
     let headers = [("Authorization", TOKEN), ("Content-Length", "100")];
@@ -435,22 +416,19 @@ fn a_429_while_a_stuck_sink_fills_the_backlog() {
         let event = site.producer.event(number);
         let answer = daemon.post(None, event.as_bytes());
         if answer.status == 429 {
-            come_back_in_half_a_minute(&answer);
+            answer.assert_retry_after_30_s();
             break;
         }
         assert_eq!(Receipt::of(&answer).accepted, 1);
         taken.push(event);
     }
     assert!((4..40).contains(&taken.len()), "{}", taken.len());
-    come_back_in_half_a_minute(&head_only(&daemon, "POST", PATH, &headers).1);
-    wait_until(PATIENCE, "the daemon is not ready", || match daemon.ask("/readyz").status {
-        503 => Ok(()),
-        status => Err(status.to_string()),
-    });
+    head_only(&daemon, "POST", PATH, &headers).1.assert_retry_after_30_s();
+    daemon.wait_until_unready("");
 
     std::fs::remove_dir(site.path("verified.log")).unwrap();
     let event = site.producer.event(1000);
-    wait_until(PATIENCE, "batches are taken again", || match daemon.post(None, event.as_bytes()).status {
+    wait_until("batches are accepted again", || match daemon.post(None, event.as_bytes()).status {
         200 => Ok(()),
         status => Err(status.to_string()),
     });
@@ -460,25 +438,23 @@ fn a_429_while_a_stuck_sink_fills_the_backlog() {
 }
 
 #[test]
-fn a_429_when_there_is_no_room_for_another_body() {
+fn a_429_when_there_is_no_memory_for_another_body() {
     let site =
         Site::new().limits("body = \"1MiB\"\ndecoded = \"1MiB\"\nlines = 2000\nin_flight = \"3100KiB\"");
     let daemon = Daemon::start(&site);
-    // Two bodies that do not fit together, inflated as well; the first is held back before its end.
+    // Two bodies that do not fit together once they are inflated; the end of the first one is held
+    // back.
     let large = body(&site.producer.events(0..2000));
     assert!((800_000..1_000_000).contains(&large.len()), "{}", large.len());
-    let length = large.len().to_string();
     let mut slow = daemon.connect();
-    let headers = [("Authorization", TOKEN), ("Content-Length", &length), ("Expect", "100-continue")];
-    slow.send(&request("POST", PATH, &headers, b""));
-    assert_eq!(slow.answer().status, 100);
+    slow.begin_post(large.len());
     slow.send(&large[..large.len() - 10]);
     let other = body(&site.producer.events(5000..7000));
-    let refused = wait_until(PATIENCE, "there is no room", || {
+    let refused = wait_until("there is no memory", || {
         let answer = daemon.post(None, &other);
         if answer.status == 429 { Ok(answer) } else { Err(answer.status.to_string()) }
     });
-    problem(&refused, 429);
+    refused.assert_problem(429);
     let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((5..=10).contains(&wait), "{wait}");
     slow.send(&large[large.len() - 10..]);
@@ -488,25 +464,25 @@ fn a_429_when_there_is_no_room_for_another_body() {
 }
 
 #[test]
-fn rubbish_cannot_crowd_out_verified_events() {
+fn rejected_lines_cannot_crowd_out_verified_events() {
     let site = Site::new().limits("backlog = \"64KiB\"");
     std::fs::create_dir(site.path("quarantine.jsonl")).unwrap();
     let daemon = Daemon::start(&site);
-    let rubbish = |number: u32| format!("{{\"x\":\"{}\"}}", format!("{number}").repeat(5000)).into_bytes();
+    let unsigned = |number: u32| format!("{{\"x\":\"{}\"}}", format!("{number}").repeat(5000)).into_bytes();
     let mut posted = 0;
     let refused = loop {
         posted += 1;
-        let answer = daemon.post(None, &rubbish(posted));
+        let answer = daemon.post(None, &unsigned(posted));
         if answer.status != 200 {
             break answer;
         }
         assert!(posted < 40);
     };
-    come_back_in_half_a_minute(&refused);
+    refused.assert_retry_after_30_s();
     assert_eq!(daemon.deliver(&site.producer.events(0..10)).accepted, 10);
-    come_back_in_half_a_minute(&daemon.post(None, &rubbish(posted)));
-    // The last line may be half there at any moment until then.
-    wait_until(PATIENCE, "the events are delivered", || {
+    daemon.post(None, &unsigned(posted)).assert_retry_after_30_s();
+    // Until then the last line may be incomplete.
+    wait_until("the events are delivered", || {
         match site.read("verified.log").iter().filter(|byte| **byte == b'\n').count() {
             10 => Ok(()),
             found => Err(found.to_string()),
@@ -516,7 +492,7 @@ fn rubbish_cannot_crowd_out_verified_events() {
 }
 
 #[test]
-fn no_answer_to_a_body_that_is_cut_off_or_too_slow() {
+fn a_truncated_or_slow_body_gets_no_answer() {
     let site = Site::new().limits("request_timeout = \"3s\"");
     let daemon = Daemon::start(&site);
     let event = site.producer.event(0);
@@ -532,7 +508,7 @@ fn no_answer_to_a_body_that_is_cut_off_or_too_slow() {
             if is_cut {
                 client.cut();
             }
-            assert_eq!(client.rest(), b"", "an answer to a body that did not arrive");
+            assert_eq!(client.rest(), b"", "an answer to an incomplete body");
         }
     }
     daemon.settle();
@@ -551,17 +527,10 @@ fn unverified_lines_stay_out_of_the_verified_file() {
             ]
             .concat(),
         )
-        .sinks(
-            &[
-                sink("verified", "raw", "\"verified\""),
-                sink("unverified", "raw", "\"unverified\""),
-                sink("quarantine", "json", "\"quarantine\""),
-            ]
-            .concat(),
-        );
+        .sinks(&(raw_sinks() + &sink("unverified", "raw", "\"unverified\"")));
     let daemon = Daemon::start(&site);
     let signed = site.producer.event(0);
-    let unsigned = crate::harness::sign::cef(1, "rt=1684454619000");
+    let unsigned = cef(1, "rt=1684454619000");
     let damaged = site.producer.event(3).replace("granted=true", "granted=fals");
     let lines = [&signed, &unsigned, &damaged];
     assert_eq!(daemon.deliver(&lines), Receipt { accepted: 2, duplicates: 0, quarantined: 1 });

@@ -1,4 +1,5 @@
-//! Which line goes where: what is not verified is never taken for it.
+//! Streams: which lines go to which sink, and that unverified lines are never presented as
+//! verified.
 
 use rusqlite::Connection;
 use serde_json::Value;
@@ -7,9 +8,9 @@ use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::machine::ReservedPort;
 use crate::harness::records::objects;
 use crate::harness::sign::cef;
-use crate::harness::site::{PATH, Site, sink, source};
+use crate::harness::site::{PATH, Site, sink, source, sqlite_sink, syslog_sink};
 use crate::harness::syslog::SyslogServer;
-use crate::harness::{PATIENCE, body, wait_until};
+use crate::harness::{body, wait_until};
 
 #[test]
 fn json_says_which_lines_are_verified() {
@@ -27,7 +28,7 @@ fn json_says_which_lines_are_verified() {
     let signed = site.producer.event(0);
     let unsigned = cef(1, "rt=1684454619000");
     assert_eq!(daemon.deliver(&[&signed, &unsigned]).accepted, 2);
-    // Nobody looks at a signature here, be it good or not.
+    // This source does not check signatures, valid or not.
     assert_eq!(Receipt::of(&daemon.post_to("/off", None, &body(&[&signed, &unsigned]))).accepted, 2);
     daemon.settle();
     daemon.terminate();
@@ -55,15 +56,15 @@ fn json_says_which_lines_are_verified() {
 fn the_quarantine_goes_into_a_database_and_to_a_syslog_server() {
     let port = ReservedPort::new();
     let server = SyslogServer::start(&port);
-    let more = format!(
-        "[sinks.search]\ntype = \"sqlite\"\npath = \"search.db\"\nstream = [\"verified\", \"quarantine\"]\n\
-         [sinks.siem]\ntype = \"syslog\"\naddress = \"tcp://127.0.0.1:{}\"\nstream = \"quarantine\"\n",
-        port.number()
-    );
-    let site = Site::new().sinks(&(sink("quarantine", "json", "\"quarantine\"") + &more));
+    let sinks = [
+        sink("quarantine", "json", "\"quarantine\""),
+        sqlite_sink("search.db", "[\"verified\", \"quarantine\"]"),
+        syslog_sink(&format!("tcp://127.0.0.1:{}", port.number()), "stream = \"quarantine\"\n"),
+    ];
+    let site = Site::new().sinks(&sinks.concat());
     let daemon = Daemon::start(&site);
     let signed = site.producer.event(0);
-    let lines = [signed.clone(), cef(1, "rt=1684454619000"), "rubbish".to_owned()];
+    let lines = [signed.clone(), cef(1, "rt=1684454619000"), "not an event".to_owned()];
     let receipt = Receipt { accepted: 1, duplicates: 0, quarantined: 2 };
     assert_eq!(daemon.deliver(&lines), receipt);
     assert_eq!(daemon.post(Some("gzip"), b"\xffno gzip").status, 400);
@@ -73,7 +74,7 @@ fn the_quarantine_goes_into_a_database_and_to_a_syslog_server() {
     let in_file = objects(&site.read("quarantine.jsonl"));
     let reasons: Vec<&str> = in_file.iter().map(|line| line["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, ["unsigned", "malformed", "undecodable_body"]);
-    let sent = wait_until(PATIENCE, "the server has the quarantine", || {
+    let sent = wait_until("the server has the quarantine", || {
         let messages = server.messages();
         if messages.len() == 3 { Ok(messages) } else { Err(format!("{messages:?}")) }
     });

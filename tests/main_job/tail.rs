@@ -1,4 +1,4 @@
-//! Whoever follows a file sees every line once, whoever rotates it.
+//! `tail -F` of a file shows every line once, whatever rotates the file.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -7,12 +7,12 @@ use crate::harness::daemon::Daemon;
 use crate::harness::machine::{self, Need};
 use crate::harness::programs;
 use crate::harness::site::{Site, lines, sink};
-use crate::harness::{PATIENCE, wait_until};
+use crate::harness::wait_until;
 
-/// The interval at which it looks is GNU's.
+/// Only GNU tail has this option.
 const TAIL: Need = ("GNU tail is not installed", &["tail", "--sleep-interval=0.01", "/dev/null"]);
 
-/// A `tail -F` of `verified.log` that writes what it sees to `seen`.
+/// A `tail -F` of `verified.log` that writes to `seen`.
 struct Tail<'s> {
     site: &'s Site,
     child: Child,
@@ -30,9 +30,10 @@ impl<'s> Tail<'s> {
         Self { site, child }
     }
 
-    /// Waits until it has seen so many lines: rotating faster than it looks would be its own loss.
+    /// Waits until it has seen that many lines: `tail` loses lines of files that are rotated faster
+    /// than it polls.
     fn wait_for(&self, count: usize) {
-        wait_until(PATIENCE, "tail has seen the lines", || {
+        wait_until("tail has seen the lines", || {
             let seen = self.site.read("seen").iter().filter(|byte| **byte == b'\n').count();
             if seen >= count { Ok(()) } else { Err(format!("{seen} of {count}")) }
         });
@@ -46,7 +47,8 @@ impl Drop for Tail<'_> {
     }
 }
 
-/// Posts batches, disturbs the file after each, and compares what was posted, seen and kept.
+/// Posts batches, disturbs the file after each, and compares the lines that were posted, seen and
+/// stored.
 fn follow(more: &str, disturb: impl Fn(&Site, &Daemon<'_>, u64)) -> Site {
     const BATCHES: u64 = 24;
     const EVENTS: u64 = 20;
@@ -68,14 +70,14 @@ fn follow(more: &str, disturb: impl Fn(&Site, &Daemon<'_>, u64)) -> Site {
             disturb(&site, &daemon, batch);
         }
         daemon.terminate();
-        assert!(lines(&site.read("seen")) == posted, "tail saw something else than what was posted");
+        assert!(lines(&site.read("seen")) == posted, "tail has seen exactly the posted lines");
     }
-    assert!(site.verified() == posted, "the files hold something else than what was posted");
+    assert!(site.verified() == posted, "the files hold exactly the posted lines");
     site
 }
 
 #[test]
-fn our_own_rotation_is_seamless() {
+fn the_daemons_rotation_loses_no_line() {
     if !machine::are_there(&[TAIL]) {
         return;
     }
@@ -84,7 +86,7 @@ fn our_own_rotation_is_seamless() {
 }
 
 #[test]
-fn a_file_that_is_moved_away_is_made_anew() {
+fn a_renamed_file_is_created_again() {
     if !machine::are_there(&[TAIL]) {
         return;
     }
@@ -95,7 +97,7 @@ fn a_file_that_is_moved_away_is_made_anew() {
 }
 
 #[test]
-fn logrotate_in_its_rename_mode_needs_no_signal_and_may_send_one() {
+fn logrotate_in_rename_mode_needs_no_signal_and_may_send_one() {
     if !machine::are_there(&[TAIL, ("logrotate is not installed", &["logrotate", "--version"])]) {
         return;
     }

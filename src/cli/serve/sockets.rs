@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_is_known_by_its_name() {
+    fn the_purpose_of_a_socket_follows_from_its_name() {
         for name in ["listen", "", "unknown", "auditgate.socket"] {
             assert_eq!(purpose(name).unwrap(), LISTEN);
         }
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configured_address_is_the_one_that_counts() {
+    fn an_inherited_socket_must_have_the_configured_address() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         for (wanted, is, expected) in [
             ("127.0.0.1:8443", "127.0.0.1:8443", true),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_socket_file_is_replaced_and_anything_else_is_left_alone() {
+    async fn a_stale_socket_file_is_replaced_and_any_other_file_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
         let message = async || bind_unix(&path).await.err().unwrap().message;
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
         std::fs::remove_file(&path).unwrap();
 
-        // Dropped without removing its file, as a killed process does.
+        // Closed without removing its file, as by a killed process.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let (socket, file) = bind_unix(&path).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, ADMIN_MODE);

@@ -284,18 +284,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_a_file_and_a_line() {
+    fn a_location_is_a_file_and_a_line() {
         let one = [PathBuf::from("a.log")];
         let two = [PathBuf::from("a.log"), PathBuf::from("b.log")];
-        let found = |place, files: &[PathBuf]| located(place, files).ok();
+        let found = |location, files: &[PathBuf]| located(location, files).ok();
         assert_eq!(found("7", &one), Some(("a.log".into(), 7)));
         assert_eq!(found("b:c.log:7", &one), Some(("b:c.log".into(), 7)));
         assert_eq!(found("b.log:7", &two), Some(("b.log".into(), 7)));
         assert_eq!(found("b.log:7", &[]), Some(("b.log".into(), 7)));
-        for (place, files) in
+        for (location, files) in
             [("7", &two[..]), ("7", &[]), ("0", &one), (":7", &one), ("a.log:x", &one), ("x", &one)]
         {
-            assert!(found(place, files).is_none(), "{place}");
+            assert!(found(location, files).is_none(), "{location}");
         }
     }
 }

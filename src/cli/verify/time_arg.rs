@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_dates_and_ages() {
+    fn times_dates_and_ages_are_parsed() {
         let day = 86_400_000;
         assert_eq!(parse("1970-01-02T00:00:01.5Z", 0), Ok(day + 1500));
         assert_eq!(parse("1970-01-02T01:00:00+01:00", 0), Ok(day));

@@ -1,7 +1,7 @@
-//! The file sink as its worker sees it.
+//! Tests of the file sink through its public interface.
 
 use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::fs::{IFlags, ioctl_setflags};
 
@@ -12,7 +12,7 @@ struct Fixture {
     _dir: tempfile::TempDir,
     path: PathBuf,
     mark: Vec<u8>,
-    /// Number of lines that are safe by the mark.
+    /// Number of lines that the mark records as safe.
     lines: u32,
 }
 
@@ -64,7 +64,7 @@ fn push(sink: &mut FileSink, lines: &[&str]) {
     }
 }
 
-/// Flushes as the worker does; returns the mark.
+/// Flushes as the worker does, and returns the mark.
 fn flush(sink: &mut FileSink) -> Vec<u8> {
     sink.prepare().unwrap();
     sink.flush(Position::default(), false).unwrap().unwrap().mark
@@ -74,7 +74,7 @@ const LINES: [&str; 4] = ["one", "two two", "three", "four"];
 const TEXT: &str = "one\ntwo two\nthree\nfour\n";
 
 #[test]
-fn an_interrupted_write_is_finished_wherever_it_was_cut() {
+fn an_interrupted_write_is_completed_wherever_it_ended() {
     for cut in 0..=TEXT.len() {
         let mut fixture = Fixture::new();
         let mut sink = fixture.sink();
@@ -84,7 +84,7 @@ fn an_interrupted_write_is_finished_wherever_it_was_cut() {
         let torn = format!("before\n{}", &TEXT[..cut]);
         std::fs::write(&fixture.path, &torn).unwrap();
         let mut sink = fixture.sink();
-        // In smaller pieces than before the crash.
+        // In smaller chunks than before the crash.
         for pair in LINES.chunks(3) {
             push(&mut sink, pair);
             fixture.mark = flush(&mut sink);
@@ -112,7 +112,7 @@ fn pages_that_a_power_loss_left_empty_are_filled() {
 }
 
 #[test]
-fn somebody_else_s_lines_are_kept_and_ours_are_whole() {
+fn lines_of_another_process_are_kept_and_ours_are_whole() {
     let mut fixture = Fixture::new();
     let mut sink = fixture.sink();
     push(&mut sink, &LINES[..2]);
@@ -127,7 +127,7 @@ fn somebody_else_s_lines_are_kept_and_ours_are_whole() {
 }
 
 #[test]
-fn a_file_that_was_cut_goes_on_from_its_end() {
+fn a_truncated_file_is_continued_at_its_end() {
     let mut fixture = Fixture::new();
     let mut sink = fixture.sink();
     push(&mut sink, &LINES);
@@ -154,7 +154,7 @@ fn a_new_sink_keeps_what_is_at_its_path() {
     assert_eq!(fixture.text(), "older\nnewer\n");
 }
 
-/// All rotated files and the file, in order.
+/// Returns the number of rotated files, and the text of all of them and of the file, in order.
 fn everything(fixture: &Fixture) -> (usize, String) {
     let rotated = rotation::rotated(&fixture.path).unwrap();
     let mut text = String::new();
@@ -180,16 +180,14 @@ fn a_file_is_rotated_before_it_is_too_large() {
 #[test]
 fn a_file_is_rotated_when_its_day_is_over() {
     let mut fixture = Fixture::new();
-    let now = Arc::new(std::sync::atomic::AtomicI64::new(86_399_000));
-    let clock = Arc::clone(&now);
     let rotation = Rotation { every: Some(Period::Daily), ..Rotation::default() };
-    let now_of = Arc::new(move || clock.load(Ordering::SeqCst));
-    let mut sink = fixture.sink_with(Options { rotation, now: now_of, ..fixture.options() });
+    let (mut sink, now) = sink_with_clock(&mut fixture, rotation);
+    now.store(86_399_000, Ordering::SeqCst);
     push(&mut sink, &LINES[..2]);
     flush(&mut sink);
     assert_eq!(sink.prepare().unwrap(), None);
     now.store(86_400_000, Ordering::SeqCst);
-    assert!(sink.prepare().unwrap().is_some(), "while nothing comes, too");
+    assert!(sink.prepare().unwrap().is_some(), "even without a new line");
     assert_eq!(sink.prepare().unwrap(), None, "an empty file has no day");
     push(&mut sink, &LINES[2..]);
     flush(&mut sink);
@@ -197,8 +195,9 @@ fn a_file_is_rotated_when_its_day_is_over() {
 }
 
 #[test]
-fn a_kill_around_a_rotation_loses_and_doubles_nothing() {
-    // The process dies after the rename, after the new file was made, or after its mark was noted.
+fn a_kill_during_a_rotation_loses_and_repeats_nothing() {
+    // The process is killed after the rename, after the new file was created, or after its mark was
+    // recorded.
     for step in 0..3 {
         let mut fixture = Fixture::new();
         let mut sink = fixture.sink();
@@ -220,37 +219,37 @@ fn a_kill_around_a_rotation_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn a_renamed_file_is_cut_back_and_the_lines_come_at_the_path() {
+fn a_renamed_file_is_truncated_and_its_lines_are_written_at_the_path() {
     for cut in 0..=TEXT.len() {
         let mut fixture = Fixture::new();
         fixture.sink();
         std::fs::write(&fixture.path, &TEXT[..cut]).unwrap();
-        let moved = fixture.path.with_extension("log.1");
-        std::fs::rename(&fixture.path, &moved).unwrap();
+        let renamed = fixture.path.with_extension("log.1");
+        std::fs::rename(&fixture.path, &renamed).unwrap();
         let mut sink = fixture.sink();
         for line in LINES {
             push(&mut sink, &[line]);
             flush(&mut sink);
         }
-        assert_eq!(std::fs::read_to_string(&moved).unwrap(), "", "cut at {cut}");
+        assert_eq!(std::fs::read_to_string(&renamed).unwrap(), "", "cut at {cut}");
         assert_eq!(fixture.text(), TEXT, "cut at {cut}");
     }
 }
 
 #[test]
-fn a_file_that_is_moved_or_removed_is_made_anew() {
+fn a_renamed_or_removed_file_is_created_again() {
     let mut fixture = Fixture::new();
     let mut sink = fixture.sink();
     push(&mut sink, &LINES[..1]);
     flush(&mut sink);
-    let moved = fixture.path.with_extension("moved");
-    std::fs::rename(&fixture.path, &moved).unwrap();
+    let renamed = fixture.path.with_extension("log.1");
+    std::fs::rename(&fixture.path, &renamed).unwrap();
     push(&mut sink, &LINES[1..2]);
     flush(&mut sink);
-    assert_eq!(std::fs::read_to_string(&moved).unwrap(), "one\n");
+    assert_eq!(std::fs::read_to_string(&renamed).unwrap(), "one\n");
     assert_eq!(fixture.text(), "two two\n");
     std::fs::remove_file(&fixture.path).unwrap();
-    assert!(sink.prepare().unwrap().is_some(), "while nothing comes, too");
+    assert!(sink.prepare().unwrap().is_some(), "even without a new line");
     push(&mut sink, &LINES[2..]);
     flush(&mut sink);
     assert_eq!(fixture.text(), "three\nfour\n");
@@ -264,7 +263,7 @@ fn a_position_moves_only_after_the_sync() {
     push(&mut sink, &LINES[..2]);
     assert_eq!(sink.flush(Position::default(), false).unwrap(), None);
     assert_eq!(fixture.text(), "one\ntwo two\n");
-    // A kill now: everything is pushed again, and is there once.
+    // After a kill everything is pushed again, and is written once.
     drop(sink);
     let mut sink = fixture.sink();
     push(&mut sink, &LINES);
@@ -279,18 +278,18 @@ fn a_position_moves_only_after_the_sync() {
 }
 
 #[test]
-fn a_new_file_has_the_mode_that_was_asked_for() {
+fn a_new_file_has_the_configured_mode() {
     let mut fixture = Fixture::new();
     fixture.sink_with(Options { mode: 0o604, ..fixture.options() });
     assert_eq!(std::fs::metadata(&fixture.path).unwrap().permissions().mode() & 0o777, 0o604);
 }
 
-/// A sink with a clock that the test moves.
-fn sink_by(fixture: &mut Fixture, rotation: Rotation) -> (FileSink, Arc<std::sync::atomic::AtomicI64>) {
-    let hand = Arc::new(std::sync::atomic::AtomicI64::new(1_000_000));
-    let clock = Arc::clone(&hand);
+/// Returns a sink, and the time that its clock shows.
+fn sink_with_clock(fixture: &mut Fixture, rotation: Rotation) -> (FileSink, Arc<AtomicI64>) {
+    let time = Arc::new(AtomicI64::new(1_000_000));
+    let clock = Arc::clone(&time);
     let now = Arc::new(move || clock.load(Ordering::SeqCst));
-    (fixture.sink_with(Options { rotation, now, ..fixture.options() }), hand)
+    (fixture.sink_with(Options { rotation, now, ..fixture.options() }), time)
 }
 
 #[test]
@@ -298,23 +297,23 @@ fn a_file_belongs_to_the_day_of_its_first_line() {
     const DAY: i64 = 86_400_000;
     let mut fixture = Fixture::new();
     let rotation = Rotation { every: Some(Period::Daily), ..Rotation::default() };
-    let (mut sink, hand) = sink_by(&mut fixture, rotation);
-    // Made on the first day, written to on the third.
-    hand.store(2 * DAY, Ordering::SeqCst);
+    let (mut sink, time) = sink_with_clock(&mut fixture, rotation);
+    // Created on the first day, first written on the third.
+    time.store(2 * DAY, Ordering::SeqCst);
     push(&mut sink, &["one"]);
     flush(&mut sink);
     assert_eq!(sink.prepare().unwrap(), None);
-    // Emptied by somebody else, and written to two days later: a new file in all but name.
-    hand.store(3 * DAY - 1, Ordering::SeqCst);
+    // Truncated by another process and written two days later: like a new file.
+    time.store(3 * DAY - 1, Ordering::SeqCst);
     File::options().write(true).truncate(true).open(&fixture.path).unwrap();
-    hand.store(5 * DAY, Ordering::SeqCst);
+    time.store(5 * DAY, Ordering::SeqCst);
     sink.prepare().unwrap();
     assert_eq!(everything(&fixture), (0, String::new()), "an empty file has no day");
     push(&mut sink, &["two"]);
     flush(&mut sink);
     assert_eq!(sink.prepare().unwrap(), None);
     assert_eq!(everything(&fixture), (0, "two\n".to_owned()));
-    hand.store(6 * DAY, Ordering::SeqCst);
+    time.store(6 * DAY, Ordering::SeqCst);
     assert!(sink.prepare().unwrap().is_some());
     assert_eq!(everything(&fixture), (1, "two\n".to_owned()));
 }
@@ -324,12 +323,12 @@ fn a_symbolic_link_stays_and_its_target_is_rotated() {
     let mut fixture = Fixture::new();
     let other = tempfile::tempdir().unwrap();
     std::fs::create_dir(other.path().join("logs")).unwrap();
-    // A link to a link to a file that is not there yet.
+    // A link to a link to a file that does not exist yet.
     std::os::unix::fs::symlink(other.path().join("link"), &fixture.path).unwrap();
     std::os::unix::fs::symlink("logs/real.log", other.path().join("link")).unwrap();
     let real = other.path().join("logs/real.log");
     let rotation = Rotation { size: Some(5), ..Rotation::default() };
-    let (mut sink, _) = sink_by(&mut fixture, rotation);
+    let (mut sink, _) = sink_with_clock(&mut fixture, rotation);
     for line in LINES {
         push(&mut sink, &[line]);
         fixture.mark = flush(&mut sink);
@@ -341,19 +340,19 @@ fn a_symbolic_link_stays_and_its_target_is_rotated() {
     assert_eq!(rotated.iter().chain([&real]).map(text).collect::<String>(), TEXT);
     assert_eq!(rotated.len(), 3);
 
-    // A write that was interrupted before the target was renamed is taken off it.
+    // A write that was interrupted before the target was renamed is truncated.
     let torn = std::fs::read_to_string(&real).unwrap() + "fi";
     std::fs::write(&real, torn).unwrap();
-    let moved = real.with_extension("log.1");
-    std::fs::rename(&real, &moved).unwrap();
+    let renamed = real.with_extension("log.1");
+    std::fs::rename(&real, &renamed).unwrap();
     drop(sink);
     let mut sink = fixture.sink();
     push(&mut sink, &["five"]);
     flush(&mut sink);
-    assert_eq!(text(&moved), "four\n");
+    assert_eq!(text(&renamed), "four\n");
     assert_eq!(text(&real), "five\n");
 
-    // The link is turned elsewhere.
+    // The link is changed to another target.
     let elsewhere = other.path().join("elsewhere.log");
     std::fs::remove_file(&fixture.path).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &fixture.path).unwrap();
@@ -363,7 +362,7 @@ fn a_symbolic_link_stays_and_its_target_is_rotated() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_said_to_be_none() {
+fn a_path_that_is_not_a_regular_file_is_refused() {
     let fixture = Fixture::new();
     let refusal = || {
         let last = Resume { position: Position::default(), mark: Vec::new() };
@@ -380,12 +379,12 @@ fn what_is_no_regular_file_is_said_to_be_none() {
 }
 
 #[test]
-fn a_file_that_was_never_finished_is_made_anew() {
+fn a_file_that_was_created_incompletely_is_created_again() {
     let mut fixture = Fixture::new();
     File::options().create_new(true).write(true).mode(0o000).open(&fixture.path).unwrap();
     fixture.sink();
     assert_eq!(std::fs::metadata(&fixture.path).unwrap().permissions().mode() & 0o777, 0o640);
-    // An empty file that somebody else prepared stays as it is.
+    // An empty file that another process created stays as it is.
     std::fs::remove_file(&fixture.path).unwrap();
     File::options().create_new(true).write(true).mode(0o600).open(&fixture.path).unwrap();
     let inode = std::fs::metadata(&fixture.path).unwrap().ino();
@@ -395,13 +394,13 @@ fn a_file_that_was_never_finished_is_made_anew() {
 }
 
 #[test]
-fn an_owner_that_cannot_be_set_is_no_detail() {
+fn an_owner_that_cannot_be_set_is_an_error() {
     let fixture = Fixture::new();
     let options = Options { owner: (Some(1), Some(2)), ..fixture.options() };
     let last = Resume { position: Position::default(), mark: Vec::new() };
     for _ in 0..2 {
         match FileSink::new(options.clone()).resume(&last) {
-            // Root may.
+            // Root may set it.
             Ok(_) => {
                 let found = std::fs::metadata(&fixture.path).unwrap();
                 assert_eq!((found.uid(), found.gid()), (1, 2));
@@ -409,13 +408,13 @@ fn an_owner_that_cannot_be_set_is_no_detail() {
             Err(error) => {
                 assert!(error.to_string().contains("its owner cannot be set"), "{error}");
                 let found = std::fs::metadata(&fixture.path).unwrap();
-                assert_eq!(found.permissions().mode() & 0o777, 0, "readable by nobody");
+                assert_eq!(found.permissions().mode() & 0o777, 0, "readable by no other user");
             }
         }
     }
 }
 
-/// Dies after the mark was noted: what is prepared is kept, what is flushed comes back or not.
+/// Prepares the sink, and records the mark and the position, as the worker does.
 fn prepare(sink: &mut FileSink, fixture: &mut Fixture) {
     if let Some(at) = sink.prepare().unwrap() {
         (fixture.mark, fixture.lines) = (at.mark, at.position.line);
@@ -423,8 +422,8 @@ fn prepare(sink: &mut FileSink, fixture: &mut Fixture) {
 }
 
 #[test]
-fn an_inode_s_number_alone_does_not_make_a_file_ours() {
-    // Somebody else's file has our inode's number by now, under a name of our own or another.
+fn an_inode_number_alone_does_not_identify_our_file() {
+    // Another process's file has our inode number by now, under our name or another.
     for name in ["out.log.gz", "out.log-20260102", "out.old.log", "ledger.db-wal", "out.log"] {
         for kept in [0, 3, 40, 5000] {
             let mut fixture = Fixture::new();
@@ -454,8 +453,8 @@ fn an_inode_s_number_alone_does_not_make_a_file_ours() {
 }
 
 #[test]
-fn a_number_without_a_digest_proves_nothing_about_another_name() {
-    // Nothing was safe yet, or the mark is of version 1: what is there is compared.
+fn an_inode_number_without_a_digest_does_not_identify_a_renamed_file() {
+    // Nothing was safe yet, or the mark is of version 1: the content is compared.
     for content in [&b"\0\0\0\0\0\0\0\0"[..], b"one or two", b"\x1f\x8b\x08"] {
         for old in [false, true] {
             let mut fixture = Fixture::new();
@@ -477,7 +476,7 @@ fn a_number_without_a_digest_proves_nothing_about_another_name() {
 }
 
 #[test]
-fn a_mark_of_version_1_is_still_understood() {
+fn a_mark_of_version_1_can_be_read() {
     for device in [0, 7] {
         for cut in 0..=TEXT.len() {
             let mut fixture = Fixture::new();
@@ -496,7 +495,7 @@ fn a_mark_of_version_1_is_still_understood() {
 }
 
 #[test]
-fn a_copy_at_the_path_is_the_same_file() {
+fn a_copy_at_the_path_is_taken_for_the_file() {
     let mut fixture = Fixture::new();
     let mut sink = fixture.sink();
     push(&mut sink, &["before"]);
@@ -512,8 +511,9 @@ fn a_copy_at_the_path_is_the_same_file() {
 }
 
 #[test]
-fn a_new_line_never_sticks_to_an_unfinished_one() {
-    // Whatever the process was doing when it died: the end was noted, and so much was written behind it.
+fn a_new_line_never_continues_an_incomplete_one() {
+    // The process was killed at any point after the end was recorded: this much was written behind
+    // it.
     let written = format!("\n{TEXT}");
     for cut in 0..=written.len() {
         let mut fixture = Fixture::new();
@@ -531,7 +531,7 @@ fn a_new_line_never_sticks_to_an_unfinished_one() {
 }
 
 #[test]
-fn a_file_that_is_cut_or_replaced_inside_a_line_gets_a_line_end_first() {
+fn a_file_that_is_truncated_or_replaced_within_a_line_gets_a_line_end_first() {
     let mut fixture = Fixture::new();
     let mut sink = fixture.sink();
     push(&mut sink, &LINES[..2]);
@@ -555,8 +555,8 @@ fn a_file_that_is_cut_or_replaced_inside_a_line_gets_a_line_end_first() {
 }
 
 #[test]
-fn a_kill_after_somebody_else_wrote_doubles_nothing() {
-    // Our lines before theirs, theirs, and what we write again behind it, cut off anywhere.
+fn a_kill_after_another_process_wrote_repeats_nothing() {
+    // Our lines, a line of the other process, and our lines again behind it, truncated anywhere.
     for ours in [0, 2, 4, 9, 17] {
         let theirs = format!("{}#tea", &TEXT[..ours]);
         let whole = TEXT[..ours].rfind('\n').map_or(0, |at| at + 1);
@@ -583,7 +583,7 @@ fn a_kill_after_somebody_else_wrote_doubles_nothing() {
 }
 
 #[test]
-fn somebody_else_s_line_does_not_hold_us_in_a_file_that_was_moved() {
+fn a_line_of_another_process_does_not_keep_us_in_a_renamed_file() {
     for is_removed in [false, true] {
         let mut fixture = Fixture::new();
         let mut sink = fixture.sink();
@@ -591,19 +591,19 @@ fn somebody_else_s_line_does_not_hold_us_in_a_file_that_was_moved() {
         flush(&mut sink);
         let noted = format!("{}# a note\n", fixture.text());
         std::fs::write(&fixture.path, &noted).unwrap();
-        let moved = fixture.path.with_extension("log.1");
-        std::fs::rename(&fixture.path, &moved).unwrap();
+        let renamed = fixture.path.with_extension("log.1");
+        std::fs::rename(&fixture.path, &renamed).unwrap();
         if is_removed {
-            std::fs::remove_file(&moved).unwrap();
+            std::fs::remove_file(&renamed).unwrap();
         }
         push(&mut sink, &LINES[2..]);
         flush(&mut sink);
         assert_eq!(fixture.text(), "three\nfour\n");
-        assert!(is_removed || std::fs::read_to_string(&moved).unwrap() == noted);
+        assert!(is_removed || std::fs::read_to_string(&renamed).unwrap() == noted);
     }
 }
 
-/// A sink in whose file a write was interrupted, by its failure.
+/// Returns a sink whose last write failed after that many bytes.
 fn torn(fixture: &mut Fixture, cut: usize) -> FileSink {
     let mut sink = fixture.sink();
     push(&mut sink, &["before"]);
@@ -615,21 +615,21 @@ fn torn(fixture: &mut Fixture, cut: usize) -> FileSink {
 }
 
 #[test]
-fn what_was_unfinished_in_a_renamed_file_is_cut_off_there() {
+fn an_incomplete_write_in_a_renamed_file_is_truncated() {
     for cut in 0..=TEXT.len() {
         let mut fixture = Fixture::new();
         let mut sink = torn(&mut fixture, cut);
-        let moved = fixture.path.with_extension("log.1");
-        std::fs::rename(&fixture.path, &moved).unwrap();
+        let renamed = fixture.path.with_extension("log.1");
+        std::fs::rename(&fixture.path, &renamed).unwrap();
         assert!(sink.prepare().unwrap().is_some());
         fixture.mark = flush(&mut sink);
-        assert_eq!(std::fs::read_to_string(&moved).unwrap(), "before\n", "cut at {cut}");
+        assert_eq!(std::fs::read_to_string(&renamed).unwrap(), "before\n", "cut at {cut}");
         assert_eq!(fixture.text(), TEXT, "cut at {cut}");
     }
 }
 
 #[test]
-fn what_was_unfinished_in_a_removed_file_comes_in_the_new_one() {
+fn an_incomplete_write_in_a_removed_file_is_repeated_in_the_new_one() {
     for cut in 0..=TEXT.len() {
         let mut fixture = Fixture::new();
         let mut sink = torn(&mut fixture, cut);
@@ -639,15 +639,16 @@ fn what_was_unfinished_in_a_removed_file_comes_in_the_new_one() {
     }
 }
 
-/// Sets or clears a file's immutable flag (chattr(1)); false where the file system or the user cannot.
+/// Sets or clears a file's immutable flag (chattr(1)). Returns false if the file system or the user
+/// cannot.
 fn set_immutable(path: &Path, is_immutable: bool) -> bool {
     let flags = if is_immutable { IFlags::IMMUTABLE } else { IFlags::empty() };
     ioctl_setflags(File::open(path).unwrap(), flags).is_ok()
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
-fn a_renamed_file_that_cannot_be_written_holds_nothing_up() {
+#[expect(clippy::print_stderr, reason = "a skipped test is reported")]
+fn a_renamed_file_that_cannot_be_written_does_not_stop_the_sink() {
     for torn in ["", "on"] {
         let mut fixture = Fixture::new();
         let mut sink = fixture.sink();
@@ -674,7 +675,7 @@ fn a_renamed_file_that_cannot_be_written_holds_nothing_up() {
 }
 
 #[test]
-fn a_file_that_another_sink_writes_to_is_left_alone() {
+fn a_file_that_another_sink_writes_is_refused() {
     let mut fixture = Fixture::new();
     let mut first = fixture.sink();
     let mut second = FileSink::new(fixture.options());

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_extra_cannot_pretend_to_be_ambiguous() {
+    fn an_unknown_field_cannot_pretend_to_be_the_list_of_ambiguous_keys() {
         assert_eq!(extra(&[], &Event::new()), None);
         let mut rest = Event::new();
         rest.set("ambiguous", Value::Text("x\u{1b}".into()));

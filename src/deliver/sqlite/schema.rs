@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_brought_from_version_1_to_the_next() {
+    fn tables_are_migrated_from_version_1_to_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.db");
         let mut open = open(&path).unwrap();
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_of_version_1_keeps_its_rows_and_becomes_what_a_new_one_is() {
+    fn a_migrated_database_keeps_its_rows_and_has_the_schema_of_a_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.db");
         let insert = |raw: &str| {
@@ -329,7 +329,7 @@ mod tests {
         old.execute_batch(&insert("'line'")).unwrap();
         assert!(old.execute_batch(&insert("x'ff'")).is_err());
         assert_eq!(difference(&old), Ok(None));
-        // It need not be migrated before it can be checked.
+        // It can be checked before it is migrated.
         let mut stored = Database::open(&path).unwrap();
         assert_eq!(stored.next(9, usize::MAX).unwrap().len(), 1);
         assert_eq!(stored.damage(), Ok(None));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn other_tables_than_ours_are_refused() {
+    fn a_changed_schema_is_refused() {
         for (change, what) in [
             (
                 "CREATE TRIGGER t BEFORE INSERT ON events BEGIN SELECT RAISE(IGNORE); END",
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_refused_and_left_alone() {
+    fn a_file_of_another_program_is_refused_and_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         let refused = |name: &str, expected: &str| {
             let path = dir.path().join(name);
@@ -401,13 +401,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_in_so_many_words() {
+    fn a_path_that_is_not_a_regular_file_is_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         for (path, found) in [(dir.path(), "a directory"), (&pipe, "not a regular file")] {
             for error in [open(path).map(|_| ()).unwrap_err(), check(path).unwrap_err()] {
-                // A file may be put there.
+                // A later attempt may succeed, once a file is there.
                 assert_ne!(error.cause.kind(), io::ErrorKind::InvalidData, "{error}");
                 let expected = format!(
                     "cannot use the database {}: it is {found}; give the sink the path of a file",
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_and_a_start_that_was_cut_short_are_taken() {
+    fn an_empty_file_and_an_interrupted_creation_are_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.db");
         check(&path).unwrap();

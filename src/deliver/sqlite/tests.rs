@@ -1,14 +1,15 @@
-//! The sink as the worker and the readers of the database see it.
+//! Tests of the SQLite sink through its public interface, and of the database through a reader's
+//! connection.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::deliver::worker::{Watcher, Worker};
-use crate::ledger::{self, Batch, Entry, Ledger, Subscription, Window};
+use crate::deliver::worker::Worker;
+use crate::deliver::worker::tests::{FailureLog, open_ledger};
+use crate::ledger::{Batch, Entry};
 use crate::wire::batch::{Coding, Packing};
-use crate::wire::event::{Reason, Stream, Verdict};
+use crate::wire::event::{Reason, Verdict};
 
 mod retention;
 
@@ -18,7 +19,7 @@ const DAY: i64 = 86_400_000;
 
 struct Fixture {
     dir: tempfile::TempDir,
-    /// What the ledger has.
+    /// Position and mark recorded in the ledger.
     last: Resume,
 }
 
@@ -36,7 +37,7 @@ impl Fixture {
         SqliteSink::new(self.path(), None, LEDGER, Clock::system())
     }
 
-    /// A sink that has resumed, and from which line of batch 1 on it wants to be pushed.
+    /// Returns a sink that has resumed, and the first line of batch 1 that it does not have.
     fn sink(&self) -> (SqliteSink, u32) {
         let mut sink = self.new_sink();
         let resumed = sink.resume(&self.last).unwrap();
@@ -48,7 +49,7 @@ impl Fixture {
         Connection::open_with_flags(self.path(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
     }
 
-    /// The `query` of all events, in the order of insertion.
+    /// Returns the `query` of all events, in the order of insertion.
     fn stored(&self) -> Vec<String> {
         texts(&self.reader(), "SELECT query FROM events ORDER BY id")
     }
@@ -73,7 +74,7 @@ fn push_raw(sink: &mut SqliteSink, line: u32, received_at: i64, verdict: &Verdic
     sink.push(&Item { behind: at(line + 1), received_at, source: "us", verdict, key_id, raw });
 }
 
-/// Pushes events of batch 1 by their line.
+/// Pushes these lines of batch 1.
 fn push(sink: &mut SqliteSink, lines: std::ops::Range<u32>) {
     for line in lines {
         let raw = format!(r#"{{"query":"{line}"}}"#);
@@ -101,7 +102,7 @@ fn a_kill_loses_nothing_and_repeats_nothing() {
     assert_eq!(from, 3);
     push(&mut sink, from..5);
     sink.flush(at(5), false).unwrap();
-    // Killed before the ledger knew.
+    // Killed before the ledger recorded the position.
     drop(sink);
     let (mut sink, from) = fixture.sink();
     assert_eq!(from, 5);
@@ -116,7 +117,7 @@ fn a_commit_that_failed_but_persisted_is_not_repeated() {
     let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..4);
     let open = sink.open.as_mut().unwrap();
-    // Only a part of what is flushed, to be hard.
+    // Only a part of the flush persisted, which is the hardest case.
     assert!(insert(&mut open.connection, &LEDGER, sink.collected.iter().take(3), at(3)).unwrap());
     sink.distrusted = true;
     sink.flush(at(4), false).unwrap();
@@ -133,7 +134,7 @@ fn a_failed_write_is_rolled_back_and_repeated() {
                    BEGIN SELECT raise(ABORT, 'spoilt'); END";
     other.execute_batch(trigger).unwrap();
     push(&mut sink, 0..5);
-    // Once it has failed it is opened again, and looked at.
+    // After a failure the database is opened again, and its schema is checked.
     for expected in ["write to the database PATH: spoilt", "use the database PATH: its tables are not as"] {
         let error = sink.flush(at(5), false).unwrap_err().to_string();
         let expected = expected.replace("PATH", &fixture.path().display().to_string());
@@ -148,7 +149,7 @@ fn a_failed_write_is_rolled_back_and_repeated() {
 }
 
 #[test]
-fn what_swallows_a_row_does_not_count_as_delivered() {
+fn a_row_that_a_trigger_discards_does_not_count_as_delivered() {
     for (event, what) in [
         ("INSERT ON events", "an insert did not add one row; remove the trigger"),
         ("UPDATE ON delivered", "or a trigger of another program"),
@@ -171,7 +172,7 @@ fn what_swallows_a_row_does_not_count_as_delivered() {
 }
 
 #[test]
-fn a_second_writer_makes_a_flush_fail_and_no_more() {
+fn a_second_writer_makes_a_flush_fail_and_loses_nothing() {
     let fixture = Fixture::new();
     let (mut sink, _) = fixture.sink();
     sink.open.as_ref().unwrap().connection.busy_timeout(Duration::from_millis(1)).unwrap();
@@ -185,7 +186,7 @@ fn a_second_writer_makes_a_flush_fail_and_no_more() {
 }
 
 #[test]
-fn a_reader_never_stops_us_and_sees_one_moment() {
+fn a_reader_never_blocks_the_sink_and_sees_one_snapshot() {
     let fixture = Fixture::new();
     let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..1);
@@ -194,7 +195,7 @@ fn a_reader_never_stops_us_and_sees_one_moment() {
     reader.execute_batch("BEGIN").unwrap();
     let count = || number(&reader, "SELECT count(*) FROM events");
     assert_eq!(count(), 1);
-    // More than a checkpoint's worth of log.
+    // Enough log for several checkpoints.
     let open = sink.open.as_ref().unwrap();
     open.connection.pragma_update(None, "wal_autocheckpoint", 10).unwrap();
     for line in 1..20 {
@@ -209,14 +210,15 @@ fn a_reader_never_stops_us_and_sees_one_moment() {
 }
 
 #[test]
-fn a_ledger_that_was_made_anew_is_believed() {
+fn the_position_of_a_new_ledger_counts() {
     let mut fixture = Fixture::new();
     let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..9);
     sink.flush(at(9), false).unwrap();
-    // The old ledger's daemon goes on by mistake: it must not write into what is no longer its own.
-    let mut stranger = SqliteSink::new(fixture.path(), None, [8; 16], Clock::system());
-    assert_eq!(stranger.resume(&fixture.last).unwrap(), fixture.last);
+    // The old ledger's daemon is still running by mistake: it must not write to the database any
+    // more.
+    let mut newer = SqliteSink::new(fixture.path(), None, [8; 16], Clock::system());
+    assert_eq!(newer.resume(&fixture.last).unwrap(), fixture.last);
     push(&mut sink, 9..10);
     let error = sink.flush(at(10), false).unwrap_err().to_string();
     assert!(
@@ -225,13 +227,13 @@ fn a_ledger_that_was_made_anew_is_believed() {
     );
     drop(sink);
     assert_eq!(fixture.stored(), numbered(9));
-    // The ledger knows more than the database, where nothing was for this sink.
+    // The ledger is ahead of the database after batches with nothing for this sink.
     fixture.last.position = Position { batch: 5, line: 2 };
-    assert_eq!(stranger.resume(&fixture.last).unwrap(), fixture.last);
+    assert_eq!(newer.resume(&fixture.last).unwrap(), fixture.last);
 }
 
 #[test]
-fn a_database_that_was_taken_away_is_made_anew() {
+fn a_database_that_was_renamed_is_created_again() {
     let fixture = Fixture::new();
     let (mut sink, _) = fixture.sink();
     push(&mut sink, 0..2);
@@ -249,7 +251,7 @@ fn a_database_that_was_taken_away_is_made_anew() {
 }
 
 #[test]
-fn what_is_not_for_us_costs_no_write() {
+fn batches_without_events_for_the_sink_cause_no_write() {
     let fixture = Fixture::new();
     let (mut sink, _) = fixture.sink();
     let reader = fixture.reader();
@@ -282,7 +284,7 @@ fn odd_values_never_fail_and_are_never_lost() {
     let mut read = reader.prepare("SELECT CAST(raw AS BLOB) FROM events ORDER BY id").unwrap();
     let raw: Vec<Vec<u8>> = read.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(raw, lines.each_ref().map(String::as_bytes));
-    // The first one has a NUL character.
+    // The first line has a NUL character.
     assert_eq!(texts(&reader, "SELECT typeof(raw) FROM events ORDER BY id"), ["blob", "text", "text"]);
 
     let all = |id: i64| {
@@ -340,7 +342,7 @@ fn quarantined_lines_have_their_own_table_and_all_their_bytes() {
         let verdict = Verdict::Rejected { reason: Reason::ALL[index], detail: "why \u{1b}".into() };
         push_raw(&mut sink, u32::try_from(index).unwrap(), NOW, &verdict, raw);
     }
-    // What cannot be: accepted, and no event.
+    // An accepted line that is not an event, which should be impossible.
     push_raw(&mut sink, 4, NOW, &Verdict::Unverified, b"no event");
     sink.flush(at(5), false).unwrap();
     let reader = fixture.reader();
@@ -357,7 +359,7 @@ fn quarantined_lines_have_their_own_table_and_all_their_bytes() {
 
 const QUERIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/queries.md");
 
-/// The SQL of the commands in the document.
+/// Returns the SQL of the commands in the document.
 fn documented_queries() -> Vec<String> {
     let text = std::fs::read_to_string(QUERIES).unwrap();
     let command = "```sh\nsqlite3 -readonly -box /var/lib/auditgate/events.db \"";
@@ -365,7 +367,7 @@ fn documented_queries() -> Vec<String> {
 }
 
 #[test]
-fn the_documented_queries_find_what_they_promise_by_an_index() {
+fn the_documented_queries_find_the_documented_rows_by_an_index() {
     let fixture = Fixture::new();
     let now = (Clock::system().wall)();
     let (mut sink, _) = fixture.sink();
@@ -405,7 +407,7 @@ fn the_documented_queries_find_what_they_promise_by_an_index() {
         assert!(!plan.iter().any(|step| step.starts_with("SCAN")), "{query}\n{plan:#?}");
         let mut statement = reader.prepare(query).unwrap();
         let found = statement.query_map([], |_| Ok(())).unwrap().count();
-        // An hour may begin while this runs.
+        // An hour may begin during the test.
         assert!((rows..=rows + 1).contains(&found), "{query}\n{found} rows");
     }
 }
@@ -427,36 +429,9 @@ fn deletion_uses_its_index() {
     }
 }
 
-struct Silent;
-
-impl Watcher for Silent {
-    fn working(&self, _sink: &str, _is_working: bool) {}
-    fn truncated(&self, _: &str, _: u64) {}
-    fn delivered(&self, _: &str, _: u64) {}
-    fn failed(&self, _: &str, error: &SinkError) {
-        panic!("{error}");
-    }
-    fn recovered(&self, _: &str) {}
-}
-
-/// Commits batches to the ledger in `data_dir`, and lets a worker deliver all that it has, if it may.
+/// Commits batches to the ledger in `data_dir`, and lets a worker deliver everything if `delivers`.
 fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, delivers: bool) {
-    let window = Window { events: Duration::from_secs(60), rejects: Duration::from_secs(60) };
-    let subscription = Subscription {
-        sink: "search".to_owned(),
-        kind: "sqlite",
-        streams: vec![Stream::Verified, Stream::Quarantine],
-        sources: None,
-        skips: false,
-    };
-    let options = ledger::Options {
-        data_dir: fixture.dir.path().join(data_dir),
-        subscriptions: vec![subscription.clone()],
-        backlog: ledger::Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
-        windows: BTreeMap::from([("us".to_owned(), window)]),
-        clock: Clock::system(),
-    };
-    let (ledger, running) = Ledger::open(options).unwrap();
+    let (ledger, running, subscription) = open_ledger(&fixture.dir.path().join(data_dir));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for batch in batches {
         let lines: Vec<String> =
@@ -484,15 +459,17 @@ fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, de
         runtime.block_on(ledger.commit(batch)).unwrap();
     }
     ledger.close_feed();
+    let log = FailureLog::default();
     let worker = Worker {
         subscription,
         sink: Box::new(SqliteSink::new(fixture.path(), None, ledger.id(), Clock::system())),
         ledger: ledger.clone(),
-        watcher: Box::new(Silent),
-        stop: Arc::new(AtomicBool::new(false)),
+        watcher: Box::new(log.clone()),
+        stop: Arc::clone(&log.stop),
     };
     if delivers {
         worker.run();
+        assert_eq!(log.failures(), [""; 0]);
     }
     ledger.close();
     running.thread.join().unwrap();
@@ -502,7 +479,7 @@ fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, de
 fn a_worker_delivers_once_over_restarts_and_a_stale_ledger() {
     let fixture = Fixture::new();
     commit(&fixture, "data", 0..5, false);
-    // As if the process had been killed after the sink's commits and before the ledger's.
+    // A copy of the ledger as it would be after a kill between the sink's commits and the ledger's.
     std::fs::create_dir(fixture.dir.path().join("stale")).unwrap();
     for file in std::fs::read_dir(fixture.dir.path().join("data")).unwrap() {
         let file = file.unwrap();

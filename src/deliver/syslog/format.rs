@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_none_gives_way_to_the_arrival() {
+    fn without_a_valid_time_the_arrival_is_used() {
         let stamp = |raw: &str, received_at: i64| {
             let item = Item { received_at, ..item(&VERIFIED, raw) };
             let (text, _) = message(&formatter(false, 2048), &item);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn structured_data_cannot_be_broken_out_of() {
+    fn no_value_can_end_the_structured_data() {
         let raw = r#"{"trace_id":"a\"b\\c]d [x y=\"z\"]\n<1>1 ü"}"#;
         let hostile = Item { key_id: Some("k\"]\\"), ..item(&VERIFIED, raw) };
         let (text, _) = message(&formatter(true, 2048), &hostile);
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_cut_at_a_character_and_never_in_its_header() {
+    fn a_message_is_truncated_at_a_character_and_never_in_its_header() {
         let head = message(&formatter(false, 2048), &item(&VERIFIED, "")).0.len();
         for padding in 0..8 {
             let raw = "x".repeat(padding) + &"日本ü🦀".repeat(100);
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_is_what_the_header_can_hold() {
+    fn a_host_name_is_reduced_to_printable_ascii() {
         for (hostname, shown) in [("", "-"), ("a b\n", "ab"), ("höst", "hst"), ("日本", "-")] {
             let formatter = Formatter::new(Facility::LOCAL0, hostname, "x", 1, false, 480);
             assert_eq!(formatter.origin, format!("{shown} x 1"));

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_send_queue_is_found_in_the_system_s_table() {
+    fn the_send_queue_is_found_in_the_systems_table() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n   \
                      0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n  \
                      13: 0100007F:D431 0100007F:1F90 01 0000A1B2:00000007 01:00000014 00000000     0\n";
@@ -78,9 +78,10 @@ mod tests {
         }
     }
 
-    /// The peer's system takes what fits into its buffer, and no more while the peer does not read.
+    /// Checks the queue while the peer does not read: its system acknowledges only what fits into
+    /// its buffer.
     #[cfg(target_os = "linux")]
-    fn what_is_not_taken_is_seen(listener: &TcpListener) {
+    fn assert_queue_is_seen(listener: &TcpListener) {
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         assert_eq!(unacknowledged(&socket).unwrap(), Some(0));
@@ -101,15 +102,15 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn what_the_peer_s_system_has_not_taken_is_seen() {
-        what_is_not_taken_is_seen(&TcpListener::bind("127.0.0.1:0").unwrap());
+    fn bytes_that_the_peer_has_not_acknowledged_are_seen() {
+        assert_queue_is_seen(&TcpListener::bind("127.0.0.1:0").unwrap());
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn what_the_peer_s_system_has_not_taken_is_seen_over_ipv6() {
+    fn bytes_that_the_peer_has_not_acknowledged_are_seen_over_ipv6() {
         match TcpListener::bind("[::1]:0") {
-            Ok(listener) => what_is_not_taken_is_seen(&listener),
+            Ok(listener) => assert_queue_is_seen(&listener),
             Err(_) => machine::skip("the machine has no ::1"),
         }
     }

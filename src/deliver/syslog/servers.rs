@@ -1,63 +1,51 @@
-//! The syslog sink against the daemons that it will meet: rsyslog and syslog-ng, each over every transport.
+//! Tests of the syslog sink with rsyslog and syslog-ng, each over every transport.
 //!
-//! Debian has them in the packages rsyslog, rsyslog-gnutls and syslog-ng-core. They run in the foreground with files of
-//! their own.
+//! Debian has them in the packages rsyslog, rsyslog-gnutls and syslog-ng-core. They run in the
+//! foreground with their own files.
 
 use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
 use super::machine::{self, RSYSLOG, RSYSLOG_TLS, ReservedPort};
 use super::{Options, SyslogSink};
 use crate::deliver::sink::{Item, Sink as _};
 use crate::ledger::Position;
+use crate::net::authority::Authority;
 use crate::net::{Facility, Framing, Identity, SyslogAddress};
 use crate::wire::event::{Reason, Verdict};
 
-/// Long enough for a loaded machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Maximum time for anything that a test waits for; long enough for a loaded machine.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where everything of one daemon is.
-struct Place {
-    directory: tempfile::TempDir,
+/// Files and ports of one daemon.
+struct Setup {
+    authority: Authority,
     tcp: ReservedPort,
     newline: ReservedPort,
     tls: ReservedPort,
     udp: u16,
 }
 
-impl Place {
+impl Setup {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
-        let key = KeyPair::generate().unwrap();
-        std::fs::write(directory.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let issuer = Issuer::new(params, key);
+        let authority = Authority::new();
         for name in ["localhost", "client.test"] {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            let certificate = params.signed_by(&key, &issuer).unwrap();
-            std::fs::write(directory.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
-            std::fs::write(directory.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+            authority.identity(name);
         }
         let [tcp, newline, tls] = [(); 3].map(|()| ReservedPort::new());
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { directory, tcp, newline, tls, udp }
+        Self { authority, tcp, newline, tls, udp }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.authority.path(name)
     }
 
     fn fill(&self, template: &str) -> String {
         template
-            .replace("@DIR@", &self.directory.path().display().to_string())
+            .replace("@DIR@", &self.path("").display().to_string())
             .replace("@TCP@", &self.tcp.number().to_string())
             .replace("@NEWLINE@", &self.newline.number().to_string())
             .replace("@TLS@", &self.tls.number().to_string())
@@ -87,7 +75,7 @@ impl Place {
     }
 }
 
-/// A daemon in the foreground, killed at the end.
+/// A daemon in the foreground. It is killed when this is dropped.
 struct Daemon(Child);
 
 impl Daemon {
@@ -103,24 +91,35 @@ impl Drop for Daemon {
     }
 }
 
-fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+fn wait_until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         if let Some(done) = attempt() {
             return done;
         }
-        assert!(Instant::now() < deadline, "{what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// What tells the messages of one transport from those of another in the daemon's file.
+fn item<'a>(verdict: &'a Verdict, raw: &'a [u8]) -> Item<'a> {
+    Item {
+        behind: Position::default(),
+        received_at: 1_767_323_045_678,
+        source: "us",
+        verdict,
+        key_id: None,
+        raw,
+    }
+}
+
+/// Returns the text that marks the messages of one transport in the daemon's file.
 fn marker(transport: &str) -> String {
     format!("via={transport};")
 }
 
-/// Sends two events and a quarantined line, and compares what the daemon made of them.
-fn exchange(place: &Place, daemon: &str, transport: &str) {
+/// Sends two events and a quarantined line, and checks how the daemon parsed them.
+fn exchange(setup: &Setup, daemon: &str, transport: &str) {
     const PARSED: usize = 8;
     let via = marker(transport);
     let events = [
@@ -131,24 +130,16 @@ fn exchange(place: &Place, daemon: &str, transport: &str) {
         ),
     ];
     let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: "not an event".into() };
-    let mut sink = SyslogSink::new(place.options(transport)).unwrap();
-    let item = |verdict, raw| Item {
-        behind: Position::default(),
-        received_at: 1_767_323_045_678,
-        source: "us",
-        verdict,
-        key_id: None,
-        raw,
-    };
+    let mut sink = SyslogSink::new(setup.options(transport)).unwrap();
     for event in &events {
         sink.push(&item(&Verdict::Verified { key: 0 }, event.as_bytes()));
     }
     let malformed = format!("malformed 日本 {via}");
     sink.push(&item(&verdict, malformed.as_bytes()));
-    until("the daemon takes no message", || sink.flush(Position::default(), true).ok());
+    wait_until("the daemon receives the messages", || sink.flush(Position::default(), true).ok());
 
-    let found = until(&format!("{daemon} has written nothing of {transport}"), || {
-        let text = std::fs::read_to_string(place.path("out")).unwrap_or_default();
+    let found = wait_until(&format!("{daemon} has written the messages of {transport}"), || {
+        let text = std::fs::read_to_string(setup.path("out")).unwrap_or_default();
         let lines: Vec<String> = text.lines().filter(|line| line.contains(&via)).map(str::to_owned).collect();
         (lines.len() >= 3).then_some(lines)
     });
@@ -176,31 +167,25 @@ fn exchange(place: &Place, daemon: &str, transport: &str) {
     }
 }
 
-/// A client that the daemon does not want is refused, and nothing that it sent counts as delivered.
-fn refuse(place: &Place, identity: Option<Identity>) {
-    let mut sink = SyslogSink::new(Options { identity, ..place.options("tls") }).unwrap();
-    sink.push(&Item {
-        behind: Position::default(),
-        received_at: 0,
-        source: "us",
-        verdict: &Verdict::Unverified,
-        key_id: None,
-        raw: b"{\"x\":\"refused\"}",
-    });
+/// Checks that the daemon refuses a client, and that nothing counts as delivered.
+fn assert_refused(setup: &Setup, identity: Option<Identity>) {
+    let mut sink = SyslogSink::new(Options { identity, ..setup.options("tls") }).unwrap();
+    sink.push(&item(&Verdict::Unverified, b"{\"x\":\"refused\"}"));
     let error = sink.flush(Position::default(), true).unwrap_err().to_string();
     assert!(error.contains("does it want a client certificate, or another one"), "{error}");
     assert!(sink.collected() > 0);
-    assert!(!std::fs::read_to_string(place.path("out")).unwrap_or_default().contains("refused"));
+    assert!(!std::fs::read_to_string(setup.path("out")).unwrap_or_default().contains("refused"));
 }
 
-/// Sends numbered events in chunks and restarts the daemon between two of them.
-fn outlive(place: &Place, transport: &str, daemon: &mut Option<Daemon>, start: impl Fn() -> Daemon) {
+/// Sends numbered events in chunks, restarts the daemon between two of them, and checks that every
+/// event arrived.
+fn survive_restart(setup: &Setup, transport: &str, daemon: &mut Option<Daemon>, start: impl Fn() -> Daemon) {
     const CHUNKS: usize = 6;
     const EVENTS: usize = 200;
     let via = marker(transport);
-    let mut sink = SyslogSink::new(place.options(transport)).unwrap();
+    let mut sink = SyslogSink::new(setup.options(transport)).unwrap();
     let written = || {
-        let text = std::fs::read_to_string(place.path("out")).unwrap_or_default();
+        let text = std::fs::read_to_string(setup.path("out")).unwrap_or_default();
         text.lines()
             .filter_map(|line| line.rsplit_once("\"restart\":").filter(|_| line.contains(&via)))
             .map(|(_, rest)| rest.trim_end_matches('}').parse::<usize>().unwrap())
@@ -208,46 +193,40 @@ fn outlive(place: &Place, transport: &str, daemon: &mut Option<Daemon>, start: i
     };
     for chunk in 0..CHUNKS {
         if chunk == CHUNKS / 2 {
-            // What a daemon has taken and not written is lost with it.
-            until("the first half is not written", || (written().len() >= chunk * EVENTS).then_some(()));
+            // Messages that the daemon has received and not written are lost with it.
+            wait_until("the first half is written", || (written().len() >= chunk * EVENTS).then_some(()));
             drop(daemon.take());
             *daemon = Some(start());
         }
         for event in 0..EVENTS {
             let raw = format!("{{\"x\":\"{via}\",\"restart\":{}}}", chunk * EVENTS + event);
-            sink.push(&Item {
-                behind: Position::default(),
-                received_at: 0,
-                source: "us",
-                verdict: &Verdict::Unverified,
-                key_id: None,
-                raw: raw.as_bytes(),
-            });
+            sink.push(&item(&Verdict::Unverified, raw.as_bytes()));
         }
-        until("the daemon takes no message", || sink.flush(Position::default(), true).ok());
+        wait_until("the daemon receives the messages", || sink.flush(Position::default(), true).ok());
     }
-    until("the second half is not written", || {
+    wait_until("the second half is written", || {
         (written().last() == Some(&(CHUNKS * EVENTS - 1))).then_some(())
     });
     let mut all = written();
     let came = all.len();
     all.sort_unstable();
     all.dedup();
-    assert!(all.iter().copied().eq(0..CHUNKS * EVENTS), "{} of {came} are different", all.len());
-    assert!(came <= (CHUNKS + 1) * EVENTS, "{came}: only one chunk may come again");
+    assert!(all.iter().copied().eq(0..CHUNKS * EVENTS), "{} of {came} are distinct", all.len());
+    assert!(came <= (CHUNKS + 1) * EVENTS, "{came}: only one chunk may be repeated");
 }
 
-/// Until the TCP ports and the named Unix sockets are there; for UDP a refused message tells.
-fn wait_for(place: &Place, ports: &[&ReservedPort], sockets: &[&str]) {
-    until("the daemon does not listen", || {
+/// Waits until the TCP ports and the named Unix sockets are open; for UDP, a refused message is
+/// sent again.
+fn wait_for(setup: &Setup, ports: &[&ReservedPort], sockets: &[&str]) {
+    wait_until("the daemon listens", || {
         let tcp = ports.iter().all(|port| TcpStream::connect(("127.0.0.1", port.number())).is_ok());
-        (tcp && sockets.iter().all(|name| place.path(name).exists())).then_some(())
+        (tcp && sockets.iter().all(|name| setup.path(name).exists())).then_some(())
     });
 }
 
-fn write_configuration(place: &Place, template: &str) -> PathBuf {
-    let file = place.path("daemon.conf");
-    std::fs::write(&file, place.fill(template)).unwrap();
+fn write_configuration(setup: &Setup, template: &str) -> PathBuf {
+    let file = setup.path("daemon.conf");
+    std::fs::write(&file, setup.fill(template)).unwrap();
     file
 }
 
@@ -255,33 +234,33 @@ fn log(path: &Path) -> Stdio {
     std::fs::File::create(path).unwrap().into()
 }
 
-/// How rsyslog writes what it has read, for [`exchange`].
+/// rsyslog's output for [`exchange`].
 const RSYSLOG_OUTPUT: &str = r#"
         template(name="parts" type="string"
                  string="%pri%\t%timereported:::date-rfc3339%\t%hostname%\t%app-name%\t%procid%\t%msgid%\t%structured-data%\t%msg%\n")
         action(type="omfile" file="@DIR@/out" template="parts")
     "#;
 
-/// What starts rsyslog with some inputs.
-fn rsyslog(place: &Place, inputs: &str) -> impl Fn() -> Daemon {
-    let configuration = write_configuration(place, &[inputs, RSYSLOG_OUTPUT].concat());
+/// Returns a function that starts rsyslog with these inputs.
+fn rsyslog(setup: &Setup, inputs: &str) -> impl Fn() -> Daemon {
+    let configuration = write_configuration(setup, &[inputs, RSYSLOG_OUTPUT].concat());
     move || {
-        // A pid file left by the one before keeps it from starting.
-        let _ = std::fs::remove_file(place.path("pid"));
+        // rsyslog does not start if a pid file exists.
+        let _ = std::fs::remove_file(setup.path("pid"));
         Daemon::start(
             machine::command("rsyslogd")
                 .args(["-n", "-C", "-f"])
                 .arg(&configuration)
                 .arg("-i")
-                .arg(place.path("pid"))
+                .arg(setup.path("pid"))
                 .env("TZ", "UTC")
-                .stderr(log(&place.path("errors"))),
+                .stderr(log(&setup.path("errors"))),
         )
     }
 }
 
 #[test]
-fn rsyslog_reads_every_part() {
+fn rsyslog_parses_every_part() {
     const INPUTS: &str = r#"
         global(workDirectory="@DIR@" maxMessageSize="64k" net.enableDNS="off")
         module(load="imudp")
@@ -296,18 +275,18 @@ fn rsyslog_reads_every_part() {
     if !machine::are_there(&[RSYSLOG]) {
         return;
     }
-    let place = Place::new();
-    let start = rsyslog(&place, INPUTS);
+    let setup = Setup::new();
+    let start = rsyslog(&setup, INPUTS);
     let mut daemon = Some(start());
-    wait_for(&place, &[&place.tcp, &place.newline], &["dgram"]);
+    wait_for(&setup, &[&setup.tcp, &setup.newline], &["dgram"]);
     for transport in ["tcp", "newline", "udp", "dgram"] {
-        exchange(&place, "rsyslog", transport);
+        exchange(&setup, "rsyslog", transport);
     }
-    outlive(&place, "tcp", &mut daemon, start);
+    survive_restart(&setup, "tcp", &mut daemon, start);
 }
 
 #[test]
-fn rsyslog_reads_every_part_over_tls() {
+fn rsyslog_parses_every_part_over_tls() {
     const INPUTS: &str = r#"
         global(workDirectory="@DIR@" maxMessageSize="64k" net.enableDNS="off"
                defaultNetstreamDriverCAFile="@DIR@/ca.pem"
@@ -320,20 +299,20 @@ fn rsyslog_reads_every_part_over_tls() {
     if !machine::are_there(&[RSYSLOG, RSYSLOG_TLS]) {
         return;
     }
-    let place = Place::new();
-    let start = rsyslog(&place, INPUTS);
+    let setup = Setup::new();
+    let start = rsyslog(&setup, INPUTS);
     let mut daemon = Some(start());
-    wait_for(&place, &[&place.tls], &[]);
-    exchange(&place, "rsyslog", "tls");
-    // Of the right authority with another name, which rsyslog looks at after the handshake.
-    let other = Identity { cert: place.path("localhost.pem"), key: place.path("localhost.key") };
-    refuse(&place, Some(other));
-    refuse(&place, None);
-    outlive(&place, "tls", &mut daemon, start);
+    wait_for(&setup, &[&setup.tls], &[]);
+    exchange(&setup, "rsyslog", "tls");
+    // From the right authority with another name, which rsyslog checks after the handshake.
+    let other = Identity { cert: setup.path("localhost.pem"), key: setup.path("localhost.key") };
+    assert_refused(&setup, Some(other));
+    assert_refused(&setup, None);
+    survive_restart(&setup, "tls", &mut daemon, start);
 }
 
 #[test]
-fn syslog_ng_reads_every_part() {
+fn syslog_ng_parses_every_part() {
     const CONFIGURATION: &str = r#"@version: 3.35
         options { keep-hostname(yes); use-dns(no); keep-timestamp(yes); ts-format(iso); frac-digits(3); time-zone("+00:00"); stats-freq(0); };
         source s {
@@ -351,29 +330,29 @@ fn syslog_ng_reads_every_part() {
     if !machine::are_there(&[("syslog-ng is not installed", &["syslog-ng", "--version"])]) {
         return;
     }
-    let place = Place::new();
-    let configuration = write_configuration(&place, CONFIGURATION);
+    let setup = Setup::new();
+    let configuration = write_configuration(&setup, CONFIGURATION);
     let start = || {
         Daemon::start(
             machine::command("syslog-ng")
                 .args(["--foreground", "--no-caps", "--stderr", "--cfgfile"])
                 .arg(&configuration)
                 .arg("--persist-file")
-                .arg(place.path("persist"))
+                .arg(setup.path("persist"))
                 .arg("--pidfile")
-                .arg(place.path("pid"))
+                .arg(setup.path("pid"))
                 .arg("--control")
-                .arg(place.path("control"))
-                .stderr(log(&place.path("errors"))),
+                .arg(setup.path("control"))
+                .stderr(log(&setup.path("errors"))),
         )
     };
     let mut daemon = Some(start());
-    wait_for(&place, &[&place.tcp, &place.newline, &place.tls], &["dgram", "stream"]);
+    wait_for(&setup, &[&setup.tcp, &setup.newline, &setup.tls], &["dgram", "stream"]);
     for transport in ["tcp", "newline", "tls", "udp", "dgram", "stream"] {
-        exchange(&place, "syslog-ng", transport);
+        exchange(&setup, "syslog-ng", transport);
     }
-    refuse(&place, None);
+    assert_refused(&setup, None);
     for transport in ["tcp", "tls"] {
-        outlive(&place, transport, &mut daemon, start);
+        survive_restart(&setup, transport, &mut daemon, start);
     }
 }

@@ -1,4 +1,4 @@
-//! The sink against servers written here, on loopback.
+//! Tests of the syslog sink against servers of this file, on loopback.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
@@ -8,12 +8,11 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion};
+use rustls::{ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion};
 
 use super::machine::ReservedPort;
 use super::*;
+use crate::net::authority::{Authority, server_config};
 use crate::wire::event::{Reason, Verdict};
 
 fn options(address: &str) -> Options {
@@ -46,12 +45,12 @@ fn push(sink: &mut SyslogSink, lines: &[&str]) {
     }
 }
 
-/// Flushes until everything counts.
+/// Flushes until everything counts as delivered.
 fn flush(sink: &mut SyslogSink) -> Result<Option<Resume>, SinkError> {
     sink.flush(Position::default(), true)
 }
 
-/// A frame is the number of its octets, a space and so many octets.
+/// Splits frames: the number of octets, a space and the octets.
 fn octet_counted(mut bytes: &[u8]) -> Vec<String> {
     let mut messages = Vec::new();
     while let Some(space) = bytes.iter().position(|byte| *byte == b' ') {
@@ -63,7 +62,7 @@ fn octet_counted(mut bytes: &[u8]) -> Vec<String> {
     messages
 }
 
-/// What follows the header of messages without structured data.
+/// Returns the text of messages without structured data.
 fn bodies(messages: &[String]) -> Vec<&str> {
     messages
         .iter()
@@ -74,7 +73,7 @@ fn bodies(messages: &[String]) -> Vec<&str> {
         .collect()
 }
 
-/// Takes one connection and reads it to its end.
+/// Accepts one connection and reads it to its end.
 fn read_one(listener: &TcpListener) -> JoinHandle<Vec<u8>> {
     let listener = listener.try_clone().unwrap();
     thread::spawn(move || {
@@ -93,7 +92,7 @@ fn listen() -> (TcpListener, String) {
 const LINES: [&str; 3] = [r#"{"a":1}"#, r#"{"name":"Zürich 日本 🦀"}"#, r#"{"b":"12 <1>1"}"#];
 
 #[test]
-fn a_stream_is_framed_by_counting_octets() {
+fn octet_counting_frames_a_stream() {
     let (listener, address) = listen();
     let server = read_one(&listener);
     let mut sink = sink(&address);
@@ -112,7 +111,7 @@ fn a_stream_is_framed_by_counting_octets() {
 }
 
 #[test]
-fn a_stream_can_be_framed_by_newlines() {
+fn newlines_can_frame_a_stream() {
     let (listener, address) = listen();
     let server = read_one(&listener);
     let mut sink =
@@ -139,7 +138,7 @@ fn a_stream_can_be_framed_by_newlines() {
 }
 
 #[test]
-fn a_server_that_went_away_in_between_is_noticed_before_anything_is_written() {
+fn a_connection_that_was_closed_since_is_noticed_before_a_write() {
     let (listener, address) = listen();
     let mut sink = sink(&address);
     for line in LINES {
@@ -149,7 +148,8 @@ fn a_server_that_went_away_in_between_is_noticed_before_anything_is_written() {
                 let mut connection = listener.accept().unwrap().0;
                 let mut bytes = vec![0; 4096];
                 let length = connection.read(&mut bytes).unwrap();
-                // Until the sink is through, or it would doubt that this arrived.
+                // The connection stays open until the sink has flushed, or the message would not
+                // count as delivered.
                 bytes.truncate(length);
                 (connection, bytes)
             })
@@ -163,10 +163,10 @@ fn a_server_that_went_away_in_between_is_noticed_before_anything_is_written() {
 }
 
 #[test]
-fn a_chunk_that_was_cut_off_comes_again_whole() {
+fn an_interrupted_chunk_is_sent_again_completely() {
     let (listener, address) = listen();
     let mut sink = sink(&address);
-    // More than the buffers between the two can hold.
+    // More than the buffers of both sides can hold.
     let lines: Vec<String> = (0..80).map(|at| format!("{at}{}", "x".repeat(900_000))).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let restarting = {
@@ -192,7 +192,7 @@ fn a_chunk_that_was_cut_off_comes_again_whole() {
 }
 
 #[test]
-fn what_was_collected_waits_for_a_server_that_is_down() {
+fn collected_messages_wait_while_the_server_is_down() {
     let port = ReservedPort::new();
     let address = format!("tcp://127.0.0.1:{}", port.number());
     let mut sink = sink(&address);
@@ -209,7 +209,7 @@ fn what_was_collected_waits_for_a_server_that_is_down() {
 }
 
 #[test]
-fn a_restart_forgets_what_was_collected() {
+fn resuming_discards_collected_messages() {
     let (listener, address) = listen();
     let server = read_one(&listener);
     let mut sink = sink(&address);
@@ -223,7 +223,7 @@ fn a_restart_forgets_what_was_collected() {
 }
 
 #[test]
-fn a_datagram_is_one_message_and_is_cut_to_fit() {
+fn a_datagram_is_one_message_truncated_to_fit() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = format!("udp://{}", server.local_addr().unwrap());
     let mut sink = SyslogSink::new(Options { max_size: 480, ..options(&address) }).unwrap();
@@ -243,17 +243,17 @@ fn a_datagram_is_one_message_and_is_cut_to_fit() {
         assert!((478..=480).contains(&messages[at].len()) && long.starts_with(found[at]), "{messages:?}");
     }
     drop(server);
-    // Until the system has heard of the refusal.
+    // Repeats until the system has received the refusal.
     let deadline = Instant::now() + Duration::from_secs(60);
     push(&mut sink, &LINES);
     while flush(&mut sink).is_ok() {
-        assert!(Instant::now() < deadline, "nobody listens, and it is not noticed");
+        assert!(Instant::now() < deadline, "the refusal is not noticed");
         push(&mut sink, &LINES);
     }
 }
 
 #[test]
-fn a_daemon_s_socket_can_be_for_datagrams_or_a_stream() {
+fn a_unix_socket_can_be_for_datagrams_or_a_stream() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let address = format!("unix://{}", path.display());
@@ -285,64 +285,8 @@ fn a_daemon_s_socket_can_be_for_datagrams_or_a_stream() {
     assert_eq!(bodies(&messages), LINES);
 }
 
-/// A certificate authority and what it signs, as PEM files.
-struct Authority {
-    directory: tempfile::TempDir,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        std::fs::write(directory.path().join("ca.pem"), certificate.pem()).unwrap();
-        Self { directory, issuer: Issuer::new(params, key) }
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
-    }
-
-    fn identity(&self, name: &str) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
-        let file = |end: &str| self.directory.path().join(format!("{name}.{end}"));
-        std::fs::write(file("pem"), certificate.pem()).unwrap();
-        std::fs::write(file("key"), key.serialize_pem()).unwrap();
-        Identity { cert: file("pem"), key: file("key") }
-    }
-}
-
-fn server_config(
-    identity: &Identity,
-    client_ca: Option<&Path>,
-    versions: &[&'static SupportedProtocolVersion],
-) -> ServerConfig {
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions).unwrap();
-    let builder = match client_ca {
-        None => builder.with_no_client_auth(),
-        Some(ca) => {
-            let mut roots = RootCertStore::empty();
-            roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            builder.with_client_cert_verifier(verifier.build().unwrap())
-        }
-    };
-    let chain = vec![CertificateDer::from_pem_file(&identity.cert).unwrap()];
-    let key = PrivateKeyDer::from_pem_file(&identity.key).unwrap();
-    builder.with_single_cert(chain, key).unwrap()
-}
-
-/// A TLS server for one connection: what it read, and whether the connection was ended as RFC 5425 wants.
+/// A TLS server for one connection. The thread returns the bytes, and whether the connection ended
+/// with close_notify (RFC 5425).
 struct TlsServer {
     address: String,
     thread: JoinHandle<(Vec<u8>, bool)>,
@@ -376,7 +320,7 @@ impl TlsServer {
 const BOTH: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
 #[test]
-fn tls_delivers_to_the_server_that_was_meant() {
+fn tls_delivers_to_the_server_with_the_right_certificate() {
     let authority = Authority::new();
     for versions in [&BOTH[..], &BOTH[..1], &BOTH[1..]] {
         let server = TlsServer::start(&authority.identity("localhost"), None, versions);
@@ -394,7 +338,7 @@ fn tls_delivers_to_the_server_that_was_meant() {
 }
 
 #[test]
-fn a_wrong_server_gets_nothing() {
+fn a_server_with_a_wrong_certificate_gets_nothing() {
     let (authority, other) = (Authority::new(), Authority::new());
     for (identity, because) in [
         (other.identity("localhost"), "invalid peer certificate: "),
@@ -412,7 +356,7 @@ fn a_wrong_server_gets_nothing() {
 }
 
 #[test]
-fn a_server_can_ask_for_a_client_certificate() {
+fn a_server_can_require_a_client_certificate() {
     let (authority, other) = (Authority::new(), Authority::new());
     let identity = authority.identity("localhost");
     for versions in [&BOTH[..1], &BOTH[1..]] {
@@ -435,10 +379,10 @@ fn a_server_can_ask_for_a_client_certificate() {
     }
 }
 
-/// A TLS 1.3 server that takes what comes in its first connection off the network, and looks at none of it but
-/// the greeting until the client thinks that all is delivered, or has not thought so for a while.
-fn judge_late(config: ServerConfig) -> (String, mpsc::Sender<()>, JoinHandle<Vec<u8>>) {
-    /// More than a client's part of the handshake, and less than the test's messages.
+/// A TLS 1.3 server that reads its first connection but, after the ClientHello, processes nothing
+/// until the client counts everything as delivered, or for a while.
+fn start_late_verifier(config: ServerConfig) -> (String, mpsc::Sender<()>, JoinHandle<Vec<u8>>) {
+    /// More bytes than a client's part of the handshake, and fewer than the test's messages.
     const HANDSHAKE: usize = 50_000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tls://localhost:{}", listener.local_addr().unwrap().port());
@@ -457,15 +401,15 @@ fn judge_late(config: ServerConfig) -> (String, mpsc::Sender<()>, JoinHandle<Vec
         socket.read_exact(&mut unread).unwrap();
         let _ = is_delivered.recv_timeout(Duration::from_millis(500));
         let mut unread = unread.as_slice();
-        let mut judged = Ok(());
+        let mut result = Ok(());
         let mut bytes = Vec::new();
-        while judged.is_ok() && !unread.is_empty() {
+        while result.is_ok() && !unread.is_empty() {
             connection.read_tls(&mut unread).unwrap();
-            judged = connection.process_new_packets().map(drop);
+            result = connection.process_new_packets().map(drop);
             let _ = connection.write_tls(&mut socket);
             let _ = connection.reader().read_to_end(&mut bytes);
         }
-        if judged.is_ok() {
+        if result.is_ok() {
             StreamOwned::new(connection, socket).read_to_end(&mut bytes).unwrap();
         }
         bytes
@@ -474,7 +418,7 @@ fn judge_late(config: ServerConfig) -> (String, mpsc::Sender<()>, JoinHandle<Vec
 }
 
 #[test]
-fn nothing_counts_as_delivered_before_the_client_s_certificate_was_judged() {
+fn nothing_counts_as_delivered_before_the_clients_certificate_is_verified() {
     let (authority, other) = (Authority::new(), Authority::new());
     let identity = authority.identity("localhost");
     let long = "x".repeat(100_000);
@@ -485,7 +429,7 @@ fn nothing_counts_as_delivered_before_the_client_s_certificate_was_judged() {
     ] {
         let mut config = server_config(&identity, Some(&authority.ca()), &BOTH[..1]);
         config.send_tls13_tickets = 1;
-        let (address, delivered, server) = judge_late(config);
+        let (address, delivered, server) = start_late_verifier(config);
         let options = Options { ca: Some(authority.ca()), identity: client, ..options(&address) };
         let mut sink = SyslogSink::new(options).unwrap();
         push(&mut sink, &[&long]);
@@ -505,7 +449,7 @@ fn nothing_counts_as_delivered_before_the_client_s_certificate_was_judged() {
 }
 
 #[test]
-fn files_that_are_wrong_are_told_at_the_start() {
+fn wrong_certificate_files_are_reported_at_the_start() {
     let (authority, other) = (Authority::new(), Authority::new());
     let start = |ca: PathBuf, identity: Identity| {
         let options = Options { ca: Some(ca), identity: Some(identity), ..options("tls://localhost") };

@@ -1,32 +1,24 @@
-//! What each sink gets when the configuration of sinks changes while events wait.
+//! Changes of the configuration of sinks while events wait: what each sink gets.
 
 use super::*;
 
-fn sink(name: &str, streams: &[Stream], sources: Option<&[&str]>) -> Subscription {
-    let sources = sources.map(|sources| sources.iter().map(|source| (*source).to_owned()).collect());
-    Subscription { sink: name.to_owned(), kind: "file", streams: streams.to_vec(), sources, skips: false }
-}
-
-/// Commits a batch of each source with a verified line (0) and a rejected one (1).
+/// Commits a batch of each source, with a verified line (0) and a rejected one (1).
 fn post(fixture: &Fixture, line: &str) {
     for source in ["us", "eu"] {
         fixture.commit(source, vec![fixture.entry(source, line, None), fixture.reject(source, line)]);
     }
 }
 
-/// Returns what a sink gets, as `batch.line`.
+/// Returns the lines that a sink gets, as `batch.line`.
 fn handed_out(fixture: &Fixture, subscription: &Subscription) -> String {
-    let mut outbox = fixture.ledger().outbox(subscription).unwrap();
-    let (mut position, mut lines) = (0, Vec::new());
-    while let Next::Batch(batch, streams) = outbox.next(position, Duration::ZERO).unwrap() {
-        lines.extend(batch.lines(streams, 0).map(|(line, _)| format!("{}.{line}", batch.position)));
-        position = batch.position + 1;
-    }
-    lines.join(" ")
+    let lines =
+        fixture.handed_out_to(subscription).into_iter().map(|(batch, line)| format!("{batch}.{line}"));
+    lines.collect::<Vec<_>>().join(" ")
 }
 
-/// Lets batches 1 and 2 wait, changes the sinks, gives up what is in the way of a start, and posts batches 3 and 4.
-/// Returns what was in the way, and what each sink gets then, before and after another restart.
+/// Commits batches 1 and 2, changes the sinks, gives up the events that prevent a start, and
+/// commits batches 3 and 4. Returns which events prevented the start, and the lines that each sink
+/// gets, before and after another restart.
 fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
     let mut fixture = Fixture::new();
     fixture.close();
@@ -49,7 +41,7 @@ fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
             }
             Err(error) => panic!("{error}"),
         };
-        found.push(format!("{sink}: {pending} in the way"));
+        found.push(format!("{sink}: {pending} prevent the start"));
         let configured = after.iter().find(|subscription| subscription.sink == sink);
         Ledger::forget_sink(fixture.dir.path(), &sink, configured, false).unwrap();
     }
@@ -68,7 +60,7 @@ fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
             found.extend(lines);
         }
     }
-    // What waits is what was committed and not given up, and a batch that nobody waits for is gone.
+    // The counts match the lines, and a batch without a waiting sink is deleted.
     for subscription in after {
         let events = fixture.ledger().pending(&subscription.sink).unwrap().events;
         let lines = handed_out(&fixture, subscription).split_ascii_whitespace().count();
@@ -82,15 +74,15 @@ fn change(before: &[Subscription], after: &[Subscription]) -> Vec<String> {
     found
 }
 
-/// Its name, the sinks before and after it, and what was in the way and what each sink gets.
+/// A change's name, the sinks before and after it, and the expected result of [`change`].
 type Change<'a> = (&'a str, Vec<Subscription>, Vec<Subscription>, &'a [&'a str]);
 
 #[test]
-fn what_each_sink_gets_when_sinks_change_while_events_wait() {
+fn each_sink_gets_the_right_events_when_sinks_change() {
     let verified = [Stream::Verified];
-    let all = || sink("all", &Stream::ALL, None);
-    let us = || sink("us", &Stream::ALL, Some(&["us"]));
-    let good = |name| sink(name, &verified, None);
+    let all = || file_sink("all", &Stream::ALL, None);
+    let us = || file_sink("us", &Stream::ALL, Some(&["us"]));
+    let good = |name| file_sink(name, &verified, None);
     let table: [Change<'_>; 9] = [
         ("unchanged", vec![all()], vec![all()], &["all: 1.0 1.1 2.0 2.1 3.0 3.1 4.0 4.1"]),
         (
@@ -103,32 +95,32 @@ fn what_each_sink_gets_when_sinks_change_while_events_wait() {
             "narrowed to a stream",
             vec![all()],
             vec![good("all")],
-            &["all: 2 in the way", "all: 1.0 2.0 3.0 4.0"],
+            &["all: 2 prevent the start", "all: 1.0 2.0 3.0 4.0"],
         ),
         (
             "narrowed to a source",
             vec![all()],
-            vec![sink("all", &Stream::ALL, Some(&["us"]))],
-            &["all: 2 in the way", "all: 1.0 1.1 3.0 3.1"],
+            vec![file_sink("all", &Stream::ALL, Some(&["us"]))],
+            &["all: 2 prevent the start", "all: 1.0 1.1 3.0 3.1"],
         ),
         ("widened by a stream", vec![good("all")], vec![all()], &["all: 1.0 2.0 3.0 3.1 4.0 4.1"]),
         (
             "widened by a source",
             vec![us(), good("eu")],
-            vec![sink("us", &Stream::ALL, None), good("eu")],
+            vec![file_sink("us", &Stream::ALL, None), good("eu")],
             &["us: 1.0 1.1 3.0 3.1 4.0 4.1", "eu: 1.0 2.0 3.0 4.0"],
         ),
         (
             "renamed",
             vec![all()],
-            vec![sink("every", &Stream::ALL, None)],
-            &["all: 4 in the way", "every: 3.0 3.1 4.0 4.1"],
+            vec![file_sink("every", &Stream::ALL, None)],
+            &["all: 4 prevent the start", "every: 3.0 3.1 4.0 4.1"],
         ),
         (
             "removed",
             vec![all(), us()],
             vec![all()],
-            &["us: 2 in the way", "all: 1.0 1.1 2.0 2.1 3.0 3.1 4.0 4.1"],
+            &["us: 2 prevent the start", "all: 1.0 1.1 2.0 2.1 3.0 3.1 4.0 4.1"],
         ),
         (
             "made to skip",

@@ -1,4 +1,4 @@
-//! Sinks that skip: what they lose, what they keep, and what others keep.
+//! Sinks with `when_full = "skip"`: which events they lose and keep, and which the others keep.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -13,7 +13,7 @@ use super::*;
 
 const LIMIT: u64 = 64_000;
 
-/// Most of what a batch weighs, in bytes.
+/// Size of a batch's body, in bytes.
 const SIZE: usize = 1000;
 
 /// A ledger in which 64 batches fill the backlog and 16 the quarantine's share of it.
@@ -23,7 +23,7 @@ struct Full {
 }
 
 fn sink(name: &str, skips: bool, streams: &[Stream]) -> Subscription {
-    Subscription { sink: name.to_owned(), kind: "file", streams: streams.to_vec(), sources: None, skips }
+    Subscription { skips, ..file_sink(name, streams, None) }
 }
 
 fn siem() -> Subscription {
@@ -37,7 +37,7 @@ impl Full {
         full
     }
 
-    /// The daemon ends, in whatever way, and starts again.
+    /// Restarts with these sinks.
     fn reopen(&mut self, sinks: &[Subscription], limit: u64) {
         let mut options = self.fixture.options(&[]);
         options.subscriptions = sinks.to_vec();
@@ -49,7 +49,7 @@ impl Full {
         self.fixture.ledger()
     }
 
-    /// Commits a batch with so many lines of each stream.
+    /// Commits a batch with that many lines of each stream.
     fn post(&self, source: &str, lines: [usize; 3]) {
         self.try_post(source, lines, SIZE).unwrap();
     }
@@ -81,7 +81,7 @@ impl Full {
         }
     }
 
-    /// The batches that wait for a sink from a position on, without taking them.
+    /// Returns the positions of the stored batches.
     fn left(&self) -> Vec<i64> {
         let connection = schema::open_reader(&self.ledger().shared.database).unwrap();
         let mut find = connection.prepare("SELECT position FROM batch ORDER BY position").unwrap();
@@ -89,7 +89,7 @@ impl Full {
         found.collect::<rusqlite::Result<_>>().unwrap()
     }
 
-    /// What was counted as lost since the last call.
+    /// Returns the number of events that a sink has lost since the last call.
     fn lost(&self, sink: &str) -> u64 {
         self.ledger().take_skipped().get(sink).map_or(0, |skipped| skipped.events)
     }
@@ -97,31 +97,23 @@ impl Full {
     fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while !condition() {
-            assert!(std::time::Instant::now() < deadline, "waited in vain until {what}");
+            assert!(std::time::Instant::now() < deadline, "timed out waiting until {what}");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// The position of the batch that a sink takes next.
-fn take(outbox: &mut Outbox, from: i64) -> Option<i64> {
-    match outbox.next(from, Duration::ZERO).unwrap() {
-        Next::Batch(batch, _) => Some(batch.position),
-        Next::Full | Next::Nothing | Next::Closed => None,
-    }
-}
-
 #[test]
-fn the_oldest_go_first_and_are_counted() {
+fn the_oldest_batches_are_evicted_and_counted() {
     let full = Full::new(&[siem()]);
     let mut lost = 0;
     for posted in 1..=500 {
         full.posts(1);
         assert!(full.ledger().backlog().bytes < LIMIT);
         let left = full.left();
-        // Behind what may be in hand nothing in between is missing, and much is left.
-        let (in_hand, others) = left.split_at(left.len().min(3));
-        assert_eq!(in_hand, &[1, 2, 3][..in_hand.len()]);
+        // After the batches in flight none is missing in between, and many are left.
+        let (in_flight, others) = left.split_at(left.len().min(3));
+        assert_eq!(in_flight, &[1, 2, 3][..in_flight.len()]);
         assert!(others.windows(2).all(|pair| pair[0] + 1 == pair[1]) && left.last() == Some(&posted));
         assert!(left.len() as i64 >= posted.min(52), "{}", left.len());
         let skipped = full.ledger().take_skipped();
@@ -137,19 +129,19 @@ fn the_oldest_go_first_and_are_counted() {
         assert_eq!(full.ledger().backlog().bytes, bytes);
     }
     assert!(lost > 1000);
-    // What went is not in memory either.
+    // An evicted batch is not in memory either.
     full.ledger().advance_now("siem", Position { batch: 4, line: 0 }, Vec::new()).unwrap();
     assert_eq!(take(&mut full.fixture.outbox(), 4), Some(full.left()[0]));
 }
 
 #[test]
-fn a_sink_that_holds_keeps_what_it_wants() {
+fn a_sink_with_hold_keeps_its_events() {
     let mut full = Full::new(&[siem(), sink("file", false, &[Stream::Verified])]);
     full.posts(100);
     assert_eq!(full.left().len(), 100);
     assert!(full.ledger().backlog().bytes > LIMIT);
     assert_eq!(full.lost("siem"), 0);
-    // It keeps nothing that it does not want.
+    // It does not keep batches without events for it.
     full.post("us", [0, 1, 0]);
     assert_eq!(full.left().len(), 100);
     assert_eq!(full.lost("siem"), 1);
@@ -158,26 +150,26 @@ fn a_sink_that_holds_keeps_what_it_wants() {
             full.reopen(&[siem(), sink("file", false, &[Stream::Verified])], LIMIT);
         }
         full.ledger().advance_now("file", Position { batch: 31, line: 0 }, Vec::new()).unwrap();
-        full.wait_until("what the other sink has is evicted", || full.left()[..2] == [1, 31]);
+        full.wait_until("batches that the other sink has are evicted", || full.left()[..2] == [1, 31]);
     }
     full.ledger().advance_now("file", Position { batch: 102, line: 0 }, Vec::new()).unwrap();
-    // Nobody has to commit anything for it.
-    full.wait_until("there is room", || full.ledger().backlog().bytes < LIMIT * 15 / 16);
+    // Eviction needs no further commit.
+    full.wait_until("there is space", || full.ledger().backlog().bytes < LIMIT * 15 / 16);
     let left = full.left();
-    // The first that waits may be in hand.
+    // The first waiting batch may be in flight.
     assert_eq!((left[0], left[1]), (1, 102 - left.len() as i64), "{left:?}");
     assert!(left.len() > 50 && left.last() == Some(&100), "{left:?}");
     assert_eq!(full.ledger().pending("siem").unwrap().events, 3 * left.len() as u64);
 }
 
 #[test]
-fn a_sink_that_is_told_to_skip_makes_room_at_the_start() {
+fn a_sink_that_is_changed_to_skip_evicts_at_the_start() {
     let mut full = Full::new(&[sink("siem", false, &Stream::ALL)]);
     full.posts(80);
     assert_eq!(full.left().len(), 80);
     full.reopen(&[siem()], LIMIT);
-    full.wait_until("there is room", || full.ledger().backlog().bytes < LIMIT * 15 / 16);
-    // What may have been in flight stays.
+    full.wait_until("there is space", || full.ledger().backlog().bytes < LIMIT * 15 / 16);
+    // Batches that may have been in flight stay.
     let left = full.left();
     assert_eq!(left[..3], [1, 2, 3]);
     assert!(left[4] > 10 && left.last() == Some(&80), "{left:?}");
@@ -185,20 +177,20 @@ fn a_sink_that_is_told_to_skip_makes_room_at_the_start() {
 }
 
 #[test]
-fn what_is_in_flight_stays_across_a_restart() {
-    // The budget of the only sink is a quarter of the quarantine's share, so three of these batches.
+fn batches_in_flight_are_not_evicted_even_after_a_restart() {
+    // The only sink may have three of these batches in flight: a quarter of the quarantine's share.
     let mut full = Full::new(&[siem()]);
     full.posts(10);
     {
         let mut outbox = full.fixture.outbox();
         assert_eq!([1, 2, 3, 4].map(|from| take(&mut outbox, from)), [Some(1), Some(2), Some(3), None]);
-        // One is delivered, one in part.
+        // One batch is delivered, and one in part.
         let position = Position { batch: 2, line: 1 };
         full.ledger().advance_now("siem", position, b"mark".to_vec()).unwrap();
         assert_eq!(take(&mut outbox, 4), Some(4));
         full.posts(200);
         assert_eq!(full.left()[..3], [2, 3, 4]);
-        // A worker that starts again finds them.
+        // A restarted worker finds them.
         let mut outbox = full.fixture.outbox();
         assert_eq!([2, 3, 4].map(|from| take(&mut outbox, from)), [Some(2), Some(3), Some(4)]);
         let left = full.left();
@@ -216,7 +208,7 @@ fn what_is_in_flight_stays_across_a_restart() {
     }
     let mut outbox = full.fixture.outbox();
     assert_eq!([2, 3, 4].map(|from| take(&mut outbox, from)), [Some(2), Some(3), Some(4)]);
-    // It goes on when what was in flight is delivered.
+    // The sink gets more once the batches in flight are delivered.
     assert_eq!(take(&mut outbox, 5), None);
     full.ledger().advance_now("siem", Position { batch: 5, line: 0 }, Vec::new()).unwrap();
     assert_eq!(take(&mut outbox, 5), Some(full.left()[0]));
@@ -224,7 +216,7 @@ fn what_is_in_flight_stays_across_a_restart() {
 }
 
 #[test]
-fn only_what_a_sink_wants_counts_as_lost() {
+fn only_events_for_the_sink_count_as_lost() {
     let eu = Subscription { sources: Some(vec!["eu".to_owned()]), ..sink("eu", true, &[Stream::Verified]) };
     let full =
         Full::new(&[sink("good", true, &[Stream::Verified]), sink("bad", true, &[Stream::Quarantine]), eu]);
@@ -236,7 +228,7 @@ fn only_what_a_sink_wants_counts_as_lost() {
     let counts = full.ledger().take_skipped();
     let left = full.left();
     let gone = 100 - left.len() as u64;
-    // The first of each sink may be in hand.
+    // The first batch of each sink may be in flight.
     assert!(gone > 30 && left[..3] == [1, 2, gone as i64 + 3]);
     assert_eq!(lost(&counts, "good"), 3 * gone);
     assert_eq!(lost(&counts, "eu"), 3 * (gone / 2));
@@ -247,7 +239,7 @@ fn only_what_a_sink_wants_counts_as_lost() {
 }
 
 #[test]
-fn a_full_quarantine_costs_no_verified_event() {
+fn a_full_quarantine_evicts_no_verified_event() {
     let full = Full::new(&[siem()]);
     let mut verified = Vec::new();
     for round in 1..=90 {
@@ -261,13 +253,13 @@ fn a_full_quarantine_costs_no_verified_event() {
     }
     let left = full.left();
     assert!(verified.iter().all(|batch| left.contains(batch)), "{left:?}");
-    let rubbish = left.len() - verified.len();
-    assert!((12..16).contains(&rubbish), "{rubbish}");
-    assert_eq!(full.lost("siem"), 5 * (60 - rubbish as u64));
+    let rejected = left.len() - verified.len();
+    assert!((12..16).contains(&rejected), "{rejected}");
+    assert_eq!(full.lost("siem"), 5 * (60 - rejected as u64));
 }
 
 #[test]
-fn a_transaction_that_fails_gives_nothing_up() {
+fn a_failed_transaction_evicts_nothing() {
     let full = Full::new(&[siem()]);
     let mut committed = 0;
     let other = rusqlite::Connection::open(&full.ledger().shared.database).unwrap();
@@ -286,14 +278,14 @@ fn a_transaction_that_fails_gives_nothing_up() {
     other.execute_batch("DROP TRIGGER broken").unwrap();
     full.wait_until("the ledger can be written", || !full.ledger().is_unwritable());
     full.posts(30);
-    // What was taken in between stays.
+    // Batches that were taken meanwhile stay.
     let left = full.left();
     assert!(left[..3] == [1, 2, 3] && left[3] > 4, "{left:?}");
     assert_eq!(full.lost("siem"), 3 * (committed as u64 + 30 - left.len() as u64));
 }
 
 #[test]
-fn the_first_batch_stays_however_large_and_the_others_make_room() {
+fn the_first_batch_stays_and_a_larger_one_is_evicted() {
     let full = Full::new(&[siem()]);
     full.posts(1);
     full.try_post("us", [3, 0, 0], LIMIT as usize * 2).unwrap();
@@ -302,7 +294,7 @@ fn the_first_batch_stays_however_large_and_the_others_make_room() {
     full.ledger().advance_now("siem", Position { batch: 2, line: 0 }, Vec::new()).unwrap();
     assert_eq!(full.ledger().backlog(), Backlog::default());
     assert_eq!(full.ledger().pending("siem").unwrap(), Pending::default());
-    // A sink that waits does so without looking again and again, and gets what comes next.
+    // A waiting sink does not poll, and gets the next batch.
     let mut outbox = full.fixture.outbox();
     let start = std::time::Instant::now();
     assert!(matches!(outbox.next(1, Duration::from_millis(50)).unwrap(), Next::Nothing));
@@ -315,12 +307,12 @@ fn the_first_batch_stays_however_large_and_the_others_make_room() {
 fn a_full_quarantine_hides_no_older_events_from_eviction() {
     let full = Full::new(&[siem()]);
     full.posts(30);
-    // The quarantine's pass goes by them.
+    // The eviction of quarantined batches passes over them.
     for _ in 0..40 {
         full.post("us", [0, 0, 5]);
     }
     full.posts(40);
     assert!(full.ledger().backlog().bytes < LIMIT);
-    // The first three may be in hand.
+    // The first three may be in flight.
     assert!(full.left()[3] > 10, "{:?}", full.left());
 }

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_known_by_its_subject_and_its_alternative_names() {
+    fn a_certificate_is_matched_by_its_subject_and_its_alternative_names() {
         let mut parameters = rcgen::CertificateParams::new(["konnect.example.com".to_owned()]).unwrap();
         parameters.distinguished_name.push(rcgen::DnType::CommonName, "konnect");
         parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "Kong");

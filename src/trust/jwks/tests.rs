@@ -7,8 +7,15 @@ use super::*;
 const RFC_X: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 const RFC_THUMBPRINT: &str = "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k";
 
-fn key(seed: u8) -> [u8; 32] {
+/// Returns the public key of a seed.
+pub(crate) fn public_key(seed: u8) -> [u8; 32] {
     SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes()
+}
+
+/// Returns a key set with the public keys of these seeds, named `k1` and so on after them.
+pub(crate) fn document_of(seeds: &[u8]) -> String {
+    let keys: Vec<_> = seeds.iter().map(|seed| (Some(format!("k{seed}")), public_key(*seed))).collect();
+    document(&keys)
 }
 
 fn jwk(members: &str, bytes: &[u8]) -> String {
@@ -19,7 +26,7 @@ fn set(entries: &[String]) -> Result<Parsed, JwksError> {
     parse(format!(r#"{{"keys":[{}]}}"#, entries.join(",")).as_bytes(), MAX_KEYS)
 }
 
-/// Why `entry` alone gives no key.
+/// Returns why an entry is refused.
 fn refusal(entry: &str) -> Refusal {
     match set(&[entry.to_owned()]) {
         Err(JwksError::NoUsableKey(mut refused)) => refused.remove(0).reason,
@@ -32,7 +39,7 @@ fn ids(parsed: &Parsed) -> Vec<&str> {
 }
 
 #[test]
-fn a_label_costs_no_key_and_what_is_no_key_set_is_named() {
+fn a_byte_order_mark_or_numeric_kid_is_accepted_and_other_formats_are_named() {
     for name in ["jwks-bom.json", "jwks-numeric-kid.json"] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name);
         let parsed = parse(&std::fs::read(path).unwrap(), MAX_KEYS).unwrap();
@@ -53,13 +60,13 @@ fn a_label_costs_no_key_and_what_is_no_key_set_is_named() {
 
 #[test]
 fn a_key_that_is_not_for_verifying_is_refused() {
-    assert_eq!(refusal(&jwk(r#","key_ops":["sign"]"#, &key(1))), Refusal::Operations);
-    assert_eq!(refusal(&jwk(r#","key_ops":[]"#, &key(1))), Refusal::Operations);
-    assert!(set(&[jwk(r#","key_ops":["sign","verify"]"#, &key(1))]).is_ok());
+    assert_eq!(refusal(&jwk(r#","key_ops":["sign"]"#, &public_key(1))), Refusal::Operations);
+    assert_eq!(refusal(&jwk(r#","key_ops":[]"#, &public_key(1))), Refusal::Operations);
+    assert!(set(&[jwk(r#","key_ops":["sign","verify"]"#, &public_key(1))]).is_ok());
 }
 
 #[test]
-fn konnects_form_is_read() {
+fn the_form_that_konnect_publishes_is_read() {
     let text = format!(
         r#"{{"keys":[{{"alg":"EdDSA","crv":"Ed25519","kid":"k1","kty":"OKP","x":"{RFC_X}"}}],"more":[]}}"#
     );
@@ -79,9 +86,9 @@ fn without_a_usable_kid_the_thumbprint_is_the_id() {
 }
 
 #[test]
-fn accepted_variants() {
+fn variants_of_the_form_are_accepted() {
     for members in [r#","alg":"Ed25519""#, r#","use":"sig""#, r#","x5c":[1],"nbf":{}"#, r#","d":null"#] {
-        assert!(set(&[jwk(members, &key(1))]).is_ok(), "{members}");
+        assert!(set(&[jwk(members, &public_key(1))]).is_ok(), "{members}");
     }
     let padded = format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{RFC_X}="}}"#);
     assert_eq!(ids(&set(&[padded]).unwrap()), [RFC_THUMBPRINT]);
@@ -94,14 +101,14 @@ fn other_keys_are_refused_with_a_reason() {
         (r#"{"kty":"RSA","n":"AQAB","e":"AQAB"}"#.to_owned(), Refusal::KeyType("RSA".to_owned())),
         ("{}".to_owned(), Refusal::KeyType(String::new())),
         (r#"{"kty":"OKP","crv":"X25519","x":"AA"}"#.to_owned(), Refusal::Curve("X25519".to_owned())),
-        (jwk(r#","alg":"ES256""#, &key(1)), Refusal::Algorithm("ES256".to_owned())),
-        (jwk(r#","use":"enc""#, &key(1)), Refusal::Use("enc".to_owned())),
+        (jwk(r#","alg":"ES256""#, &public_key(1)), Refusal::Algorithm("ES256".to_owned())),
+        (jwk(r#","use":"enc""#, &public_key(1)), Refusal::Use("enc".to_owned())),
         (r#"{"kty":"OKP","crv":"Ed25519"}"#.to_owned(), Refusal::NoPublicKey),
         (jwk("", &[7; 31]), Refusal::Length(31)),
         (jwk("", &[7; 33]), Refusal::Length(33)),
         (jwk("", &[]), Refusal::Length(0)),
-        (jwk(r#","d":"AAAA""#, &key(1)), Refusal::PrivateKeyPublished),
-        (jwk(r#","d":7"#, &key(1)), Refusal::PrivateKeyPublished),
+        (jwk(r#","d":"AAAA""#, &public_key(1)), Refusal::PrivateKeyPublished),
+        (jwk(r#","d":7"#, &public_key(1)), Refusal::PrivateKeyPublished),
         (r#"{"kty":"RSA","d":"AAAA"}"#.to_owned(), Refusal::PrivateKeyPublished),
         (r#"{"kty":7}"#.to_owned(), Refusal::Malformed),
         (r#"{"kty":"OKP","kty":"OKP"}"#.to_owned(), Refusal::Malformed),
@@ -112,14 +119,14 @@ fn other_keys_are_refused_with_a_reason() {
     for (entry, reason) in cases {
         assert_eq!(refusal(&entry), reason, "{entry}");
     }
-    // The last character of RFC_X carries four bits of the key and two of nothing.
+    // Of the bits of RFC_X's last character, four belong to the key, and two must be zero.
     for x in [RFC_X.replace("URo", "URp"), RFC_X.replace('_', "/"), "a".to_owned(), format!("{RFC_X} ")] {
         assert!(matches!(refusal(&with_x(&x)), Refusal::Base64(_)), "{x}");
     }
 }
 
 #[test]
-fn the_length_is_said_as_for_kongs_own_sample() {
+fn a_wrong_length_is_reported_as_for_kongs_own_sample() {
     let message = set(&[jwk(r#","kid":"sample""#, &[0; 33])]).unwrap_err().to_string();
     assert!(message.contains(r#"key 1 (kid "sample") has an x of 33 bytes"#), "{message}");
     assert!(message.contains("an Ed25519 public key has 32"), "{message}");
@@ -158,8 +165,8 @@ fn weak_and_non_canonical_points_are_refused() {
 }
 
 #[test]
-fn a_bad_key_does_not_spoil_a_good_one() {
-    let entries = [jwk(r#","kid":"a""#, &[1; 5]), jwk(r#","kid":"b""#, &key(2)), "7".to_owned()];
+fn an_unusable_key_does_not_affect_the_others() {
+    let entries = [jwk(r#","kid":"a""#, &[1; 5]), jwk(r#","kid":"b""#, &public_key(2)), "7".to_owned()];
     let parsed = set(&entries).unwrap();
     assert_eq!(ids(&parsed), ["b"]);
     let refused: Vec<_> = parsed.refused.iter().map(|r| (r.position, r.kid.as_deref())).collect();
@@ -167,34 +174,34 @@ fn a_bad_key_does_not_spoil_a_good_one() {
 }
 
 #[test]
-fn equal_keys_are_merged_and_equal_ids_told_apart() {
+fn equal_keys_are_merged_and_equal_ids_made_distinct() {
     let entries = [
-        jwk(r#","kid":"a""#, &key(1)),
-        jwk(r#","kid":"a""#, &key(2)),
-        jwk(r#","kid":"z""#, &key(1)),
-        jwk(r#","kid":"b""#, &key(3)),
+        jwk(r#","kid":"a""#, &public_key(1)),
+        jwk(r#","kid":"a""#, &public_key(2)),
+        jwk(r#","kid":"z""#, &public_key(1)),
+        jwk(r#","kid":"b""#, &public_key(3)),
     ];
     let parsed = set(&entries).unwrap();
-    assert_eq!(ids(&parsed), ["a", &format!("a#{}", &thumbprint(&key(2))[..8]), "b"]);
-    assert_eq!(parsed.keys.keys()[1].bytes(), &key(2));
+    assert_eq!(ids(&parsed), ["a", &format!("a#{}", &thumbprint(&public_key(2))[..8]), "b"]);
+    assert_eq!(parsed.keys.keys()[1].bytes(), &public_key(2));
 }
 
 #[test]
-fn an_imitated_distinct_id_is_still_told_apart() {
-    let third = thumbprint(&key(3));
+fn ids_are_distinct_even_if_one_imitates_a_suffix() {
+    let third = thumbprint(&public_key(3));
     let entries = [
-        jwk(r#","kid":"a""#, &key(1)),
-        jwk(&format!(r#","kid":"a#{}""#, &third[..8]), &key(2)),
-        jwk(r#","kid":"a""#, &key(3)),
+        jwk(r#","kid":"a""#, &public_key(1)),
+        jwk(&format!(r#","kid":"a#{}""#, &third[..8]), &public_key(2)),
+        jwk(r#","kid":"a""#, &public_key(3)),
     ];
     let parsed = set(&entries).unwrap();
     assert_eq!(ids(&parsed)[2], format!("a#{}#{third}", &third[..8]));
     assert_eq!(undistinguished(ids(&parsed)[2], &third), "a");
-    assert_eq!(undistinguished(ids(&parsed)[2], &thumbprint(&key(2))), ids(&parsed)[2]);
+    assert_eq!(undistinguished(ids(&parsed)[2], &thumbprint(&public_key(2))), ids(&parsed)[2]);
 }
 
 #[test]
-fn documents_that_are_no_key_set() {
+fn documents_that_are_not_key_sets_are_refused() {
     for text in ["", "{", "nonsense", "{\"keys\":[]} x", "\u{feff}\u{feff}{}", "<html>"] {
         assert!(matches!(parse(text.as_bytes(), MAX_KEYS), Err(JwksError::NotJson(_))), "{text}");
     }
@@ -219,18 +226,18 @@ fn documents_that_are_no_key_set() {
 
 #[test]
 fn the_number_of_keys_is_bounded() {
-    let keys = |n: u8| (0..n).map(|seed| jwk("", &key(seed))).collect::<Vec<_>>();
+    let keys = |n: u8| (0..n).map(|seed| jwk("", &public_key(seed))).collect::<Vec<_>>();
     assert_eq!(set(&keys(64)).unwrap().keys.keys().len(), MAX_KEYS);
     assert_eq!(set(&keys(65)), Err(JwksError::TooManyKeys(MAX_KEYS)));
-    // Repeats of one key are one key.
-    assert_eq!(set(&vec![jwk("", &key(1)); 200]).unwrap().keys.keys().len(), 1);
+    // A repeated key counts once.
+    assert_eq!(set(&vec![jwk("", &public_key(1)); 200]).unwrap().keys.keys().len(), 1);
     assert_eq!(set(&vec!["0".to_owned(); 1025]), Err(JwksError::TooManyEntries(1025)));
     let message = set(&vec!["0".to_owned(); 1024]).unwrap_err().to_string();
     assert!(message.ends_with("and 1016 more") && message.len() < 1000, "{message}");
 }
 
 #[test]
-fn messages_escape_and_shorten_what_the_document_says() {
+fn messages_escape_and_shorten_text_of_the_document() {
     let entry = format!(r#"{{"kid":"\u001b[31m\u202e","kty":"{}"}}"#, "x".repeat(5000));
     let message = set(&[entry]).unwrap_err().to_string();
     assert!(!message.contains(['\u{1b}', '\u{202e}']) && message.len() < 300, "{message}");
@@ -238,10 +245,10 @@ fn messages_escape_and_shorten_what_the_document_says() {
 
 #[test]
 fn a_written_document_reads_back() {
-    let text = document(&[(Some("one \"1\"".to_owned()), key(1)), (None, key(2))]);
+    let text = document(&[(Some("one \"1\"".to_owned()), public_key(1)), (None, public_key(2))]);
     let parsed = parse(text.as_bytes(), MAX_KEYS).unwrap();
-    assert_eq!(ids(&parsed), ["one \"1\"", &thumbprint(&key(2))]);
-    assert_eq!(parsed.keys.keys()[0].bytes(), &key(1));
+    assert_eq!(ids(&parsed), ["one \"1\"", &thumbprint(&public_key(2))]);
+    assert_eq!(parsed.keys.keys()[0].bytes(), &public_key(1));
     assert!(text.ends_with("}\n"));
 }
 
@@ -258,7 +265,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_accepted_is_canonical_and_reads_back(bytes in any::<[u8; 32]>(), kid in ".{1,40}") {
+    fn an_accepted_key_is_canonical_and_reads_back(bytes in any::<[u8; 32]>(), kid in ".{1,40}") {
         if let Ok(parsed) = parse(document(&[(Some(kid.clone()), bytes)]).as_bytes(), MAX_KEYS) {
             let key = &parsed.keys.keys()[0];
             prop_assert_eq!(key.bytes(), &bytes);

@@ -123,25 +123,14 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use ed25519_dalek::SigningKey;
-
     use super::*;
     use crate::trust::jwks;
+    use crate::trust::jwks::tests::{document_of, public_key};
 
     const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
     fn keys(seeds: &[u8]) -> Vec<Key> {
-        let named: Vec<_> = seeds
-            .iter()
-            .map(|seed| {
-                let public = SigningKey::from_bytes(&[*seed; 32]).verifying_key().to_bytes();
-                (Some(format!("k{seed}")), public)
-            })
-            .collect();
-        if named.is_empty() {
-            return Vec::new();
-        }
-        jwks::parse(jwks::document(&named).as_bytes(), MAX_KEYS).unwrap().keys.keys().to_vec()
+        jwks::parse(document_of(seeds).as_bytes(), MAX_KEYS).unwrap().keys.keys().to_vec()
     }
 
     fn trusted(history: &History, now: u64) -> Vec<String> {
@@ -150,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_vanishes_is_trusted_for_a_while_and_remembered_for_ever() {
+    fn a_retired_key_is_trusted_for_a_while_and_remembered_for_ever() {
         let mut history = History::default();
         assert_eq!(trusted(&history, 0), [""; 0]);
         assert_eq!(history.observe(&keys(&[1]), 100).added.len(), 1);
@@ -167,7 +156,7 @@ mod tests {
         assert_eq!(history.until_next_end(end, WEEK), None);
         let gone = &history.keys()[1];
         assert_eq!((gone.first_seen, gone.last_seen, gone.retired_at), (100, 300, Some(400)));
-        // It comes back.
+        // It is listed again.
         assert_eq!(history.observe(&keys(&[1, 2]), end).added.len(), 1);
         assert_eq!(trusted(&history, end), ["k1", "k2"]);
         assert_eq!(history.keys()[0].first_seen, 100);
@@ -176,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_counts_from_when_we_saw_that_it_was_gone() {
+    fn the_retirement_counts_from_when_the_removal_was_seen() {
         let mut history = History::default();
         history.observe(&keys(&[1]), 100);
         // The daemon was down for a month.
@@ -199,8 +188,7 @@ mod tests {
     fn one_kid_for_two_keys_gives_two_ids() {
         let mut history = History::default();
         history.observe(&keys(&[1]), 100);
-        let other = SigningKey::from_bytes(&[9; 32]).verifying_key().to_bytes();
-        let document = jwks::document(&[(Some("k1".to_owned()), other)]);
+        let document = jwks::document(&[(Some("k1".to_owned()), public_key(9))]);
         history.observe(jwks::parse(document.as_bytes(), MAX_KEYS).unwrap().keys.keys(), 200);
         let ids = trusted(&history, 200);
         assert_eq!(ids[0], "k1");
@@ -208,11 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn who_rotates_every_minute_does_not_fill_the_memory() {
+    fn frequent_rotation_does_not_fill_the_memory() {
         let mut history = History::default();
         for round in 0..400_u64 {
             let seed = [[round.to_le_bytes(); 4].concat().try_into().unwrap()];
-            let public = seed.map(|seed| SigningKey::from_bytes(&seed).verifying_key().to_bytes())[0];
+            let public =
+                seed.map(|seed| ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key().to_bytes())[0];
             let document = jwks::document(&[(None, public)]);
             history.observe(jwks::parse(document.as_bytes(), 1).unwrap().keys.keys(), round);
         }

@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_says_about_freshness() {
+    fn freshness_is_read_from_cache_control_and_age() {
         let read = |headers: &[(HeaderName, &'static str)]| {
             let headers: HeaderMap =
                 headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();

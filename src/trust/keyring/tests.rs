@@ -1,33 +1,23 @@
-//! A ring against servers in good and in bad days.
+//! Tests of a key ring with servers that work and servers that fail.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex as StdMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ed25519_dalek::SigningKey;
-
 use super::*;
 use crate::net::loopback::{Answer, Server};
 use crate::net::{Endpoint, bearer};
+use crate::trust::jwks::tests::{document_of, public_key};
 use crate::trust::jwks::{self, MAX_KEPT_KEYS};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn public(seed: u8) -> [u8; 32] {
-    SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes()
-}
-
-fn document(seeds: &[u8]) -> String {
-    let keys: Vec<_> = seeds.iter().map(|seed| (Some(format!("k{seed}")), public(*seed))).collect();
-    jwks::document(&keys)
-}
 
 fn from(endpoint: Endpoint) -> Origin {
     Origin::Url { endpoint, refresh: Duration::from_secs(3600), ca: None, token: None }
 }
 
-/// A ring, everything its observer was told, and its clock.
+/// A ring, the events that its observer received, and the time of its clock.
 struct Watched {
     ring: Arc<KeyRing>,
     fetcher: Fetcher,
@@ -68,9 +58,9 @@ impl Watched {
 }
 
 #[tokio::test]
-async fn keys_are_fetched_and_cached_for_our_eyes_only() {
+async fn keys_are_fetched_and_cached_in_a_private_file() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1, 2]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1, 2]))).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     assert!(watched.ring.current().is_none());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
@@ -92,7 +82,7 @@ async fn keys_are_fetched_and_cached_for_our_eyes_only() {
 #[tokio::test]
 async fn the_token_is_sent() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let origin = Origin::Url {
         endpoint: server.endpoint(),
         refresh: TIMEOUT,
@@ -105,9 +95,9 @@ async fn the_token_is_sent() {
 }
 
 #[tokio::test]
-async fn the_cache_steps_in_when_the_server_is_down() {
+async fn the_cache_is_used_when_the_server_is_down() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     Watched::url(server.endpoint(), dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
 
     server.answer(Answer::status(503));
@@ -116,19 +106,19 @@ async fn the_cache_steps_in_when_the_server_is_down() {
     assert_eq!(restarted.ids(), ["k1"]);
     assert_eq!(*restarted.seen.lock().unwrap(), [Refresh::Remembered { keys: 1, retired: 0 }]);
 
-    server.answer(Answer::ok(&document(&[1, 3])));
+    server.answer(Answer::ok(&document_of(&[1, 3])));
     assert!(restarted.fetcher.refresh(TIMEOUT).await.unwrap());
     assert_eq!(restarted.ids(), ["k1", "k3"]);
 }
 
 #[tokio::test]
-async fn another_urls_cache_is_not_believed() {
+async fn the_cache_of_another_url_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     Watched::url(server.endpoint(), dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
-    let mut moved = Watched::url(Server::nobody_listens().await, dir.path());
-    moved.fetcher.load_at_start(TIMEOUT).await.unwrap();
-    assert!(moved.ring.current().is_none());
+    let mut other = Watched::url(Server::refusing(), dir.path());
+    other.fetcher.load_at_start(TIMEOUT).await.unwrap();
+    assert!(other.ring.current().is_none());
 }
 
 #[tokio::test]
@@ -139,7 +129,7 @@ async fn without_server_and_cache_the_ring_stays_empty_and_recovers() {
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(watched.ring.current().is_none());
     assert_eq!(*watched.seen.lock().unwrap(), [Refresh::Failed]);
-    server.answer(Answer::ok(&document(&[1])));
+    server.answer(Answer::ok(&document_of(&[1])));
     assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert_eq!(watched.ids(), ["k1"]);
 }
@@ -150,13 +140,13 @@ async fn a_corrupt_cache_is_ignored_and_replaced() {
     let cache = dir.path().join("jwks/us.json");
     fs::create_dir(dir.path().join("jwks")).unwrap();
     let huge = " ".repeat(DOCUMENT_LIMIT_BYTES + 1);
-    for corrupt in ["", "{\"keys\":[", "\0\0\0", &document(&[1]), &huge] {
+    for corrupt in ["", "{\"keys\":[", "\0\0\0", &document_of(&[1]), &huge] {
         fs::write(&cache, corrupt).unwrap();
         let server = Server::start(Answer::status(500)).await;
         let mut watched = Watched::url(server.endpoint(), dir.path());
         watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
         assert!(watched.ring.current().is_none());
-        server.answer(Answer::ok(&document(&[1])));
+        server.answer(Answer::ok(&document_of(&[1])));
         watched.fetcher.refresh(TIMEOUT).await.unwrap();
         assert!(jwks::parse(&fs::read(&cache).unwrap(), 1).is_ok());
     }
@@ -166,7 +156,7 @@ async fn a_corrupt_cache_is_ignored_and_replaced() {
 async fn a_cache_that_cannot_be_written_is_not_fatal() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("jwks"), "a file where the folder should be").unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k1"]);
@@ -175,7 +165,7 @@ async fn a_cache_that_cannot_be_written_is_not_fatal() {
 #[tokio::test]
 async fn no_bad_answer_costs_a_known_key() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     let cached = fs::read(dir.path().join("jwks/us.json")).unwrap();
@@ -214,7 +204,7 @@ async fn no_bad_answer_costs_a_known_key() {
 #[tokio::test]
 async fn a_published_private_key_is_neither_used_nor_stored() {
     let dir = tempfile::tempdir().unwrap();
-    let leaked = document(&[1, 2]).replacen("\"kty\"", "\"d\":\"c2VjcmV0\",\"kty\"", 1);
+    let leaked = document_of(&[1, 2]).replacen("\"kty\"", "\"d\":\"c2VjcmV0\",\"kty\"", 1);
     let server = Server::start(Answer::ok(&leaked)).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
@@ -225,7 +215,7 @@ async fn a_published_private_key_is_neither_used_nor_stored() {
 #[tokio::test]
 async fn an_unchanged_document_is_no_change() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert!(!watched.fetcher.refresh(TIMEOUT).await.unwrap());
@@ -233,7 +223,7 @@ async fn an_unchanged_document_is_no_change() {
 }
 
 #[tokio::test]
-async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
+async fn a_file_must_load_at_the_start_and_keeps_its_keys_when_it_becomes_invalid() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("jwks.json");
     let mut watched = Watched::new(Origin::File(path.clone()), dir.path());
@@ -244,10 +234,10 @@ async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
     assert!(matches!(error, KeyRingError::FileDocument { .. }), "{error}");
     assert!(error.to_string().contains("jwks.json"), "{error}");
 
-    fs::write(&path, document(&[1])).unwrap();
+    fs::write(&path, document_of(&[1])).unwrap();
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k1"]);
-    for bad in [String::new(), document(&[]), " ".repeat(DOCUMENT_LIMIT_BYTES + 1)] {
+    for bad in [String::new(), document_of(&[]), " ".repeat(DOCUMENT_LIMIT_BYTES + 1)] {
         fs::write(&path, bad).unwrap();
         assert!(watched.fetcher.refresh(TIMEOUT).await.is_err());
     }
@@ -257,7 +247,7 @@ async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
     assert!(error.to_string().contains("not a regular file"), "{error}");
     assert_eq!(watched.ids(), ["k1"]);
     fs::remove_dir(&path).unwrap();
-    fs::write(&path, document(&[2])).unwrap();
+    fs::write(&path, document_of(&[2])).unwrap();
     assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert_eq!(watched.ids(), ["k2", "k1"], "a key that was taken out of a file is retired");
 }
@@ -265,13 +255,13 @@ async fn a_file_must_load_at_start_and_keeps_its_keys_when_it_goes_bad() {
 #[tokio::test]
 async fn a_rotation_costs_no_key_and_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     for (listed, trusted, retired) in
         [(&[1, 2][..], &["k1", "k2"][..], 0), (&[2], &["k2", "k1"], 1), (&[3], &["k3", "k2", "k1"], 2)]
     {
-        server.answer(Answer::ok(&document(listed)));
+        server.answer(Answer::ok(&document_of(listed)));
         watched.now.fetch_add(60, Ordering::SeqCst);
         assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
         assert_eq!(watched.ids(), trusted);
@@ -287,7 +277,7 @@ async fn a_rotation_costs_no_key_and_survives_a_restart() {
     let remembered = dir.path().join("jwks/us.json");
     assert_eq!(read_file(&remembered, MAX_KEPT_KEYS).unwrap().keys, *restarted.ring.current().unwrap());
 
-    // The first one was found gone a minute before the second one.
+    // The first key left the set a minute before the second one.
     let end = 1_800_000_120 + 8 * 86_400;
     for (now, trusted) in [(end - 1, &["k3", "k2", "k1"][..]), (end, &["k3", "k2"]), (end + 60, &["k3"])] {
         restarted.now.store(now, Ordering::SeqCst);
@@ -301,19 +291,19 @@ async fn a_rotation_costs_no_key_and_survives_a_restart() {
 #[tokio::test]
 async fn a_revoked_key_ends_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
-    server.answer(Answer::ok(&document(&[2, 3])));
+    server.answer(Answer::ok(&document_of(&[2, 3])));
     watched.fetcher.refresh(TIMEOUT).await.unwrap();
-    let revoked = vec![jwks::thumbprint(&public(1)), jwks::thumbprint(&public(3))];
+    let revoked = vec![jwks::thumbprint(&public_key(1)), jwks::thumbprint(&public_key(3))];
     let terms = TrustPolicy { revoked, ..TrustPolicy::default() };
     let mut restarted = Watched::on(terms.clone(), from(server.endpoint()), dir.path());
     restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(restarted.ids(), ["k2"], "neither the retired nor the listed one");
     assert!(restarted.fetcher.refresh(TIMEOUT).await.is_ok());
     assert_eq!(restarted.ids(), ["k2"]);
-    server.answer(Answer::ok(&document(&[3])));
+    server.answer(Answer::ok(&document_of(&[3])));
     let mut another = Watched::on(terms, from(server.endpoint()), &dir.path().join("another"));
     another.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(another.ring.current().is_none());
@@ -322,22 +312,23 @@ async fn a_revoked_key_ends_at_once() {
 #[tokio::test]
 async fn only_pinned_keys_count() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1, 2, 3]))).await;
-    // A pin is a thumbprint: the name of a key is whatever its publisher wrote.
-    let pinned = vec!["k1".to_owned(), jwks::thumbprint(&public(2)), jwks::thumbprint(&public(3))];
+    let server = Server::start(Answer::ok(&document_of(&[1, 2, 3]))).await;
+    // A pin is a thumbprint; the `kid` does not count.
+    let pinned = vec!["k1".to_owned(), jwks::thumbprint(&public_key(2)), jwks::thumbprint(&public_key(3))];
     let terms = TrustPolicy { pinned, ..TrustPolicy::default() };
     let mut watched = Watched::on(terms, from(server.endpoint()), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k2", "k3"]);
-    server.answer(Answer::ok(&document(&[4])));
+    server.answer(Answer::ok(&document_of(&[4])));
     let error = watched.fetcher.refresh(TIMEOUT).await.unwrap_err().to_string();
-    assert!(error.contains("is pinned") && error.contains(&jwks::thumbprint(&public(4))), "{error}");
+    assert!(error.contains("is pinned") && error.contains(&jwks::thumbprint(&public_key(4))), "{error}");
     assert_eq!(watched.ids(), ["k2", "k3"]);
-    let impostor = jwks::document(&[(Some(jwks::thumbprint(&public(2))), public(9))]);
+    let impostor = jwks::document(&[(Some(jwks::thumbprint(&public_key(2))), public_key(9))]);
     server.answer(Answer::ok(&impostor));
     assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap_err().to_string().contains("is pinned"));
     assert_eq!(watched.ids(), ["k2", "k3"]);
-    let Origin::Pinned(keys) = Origin::Pinned(jwks::parse(document(&[5]).as_bytes(), 1).unwrap().keys) else {
+    let Origin::Pinned(keys) = Origin::Pinned(jwks::parse(document_of(&[5]).as_bytes(), 1).unwrap().keys)
+    else {
         unreachable!()
     };
     let mut fixed = Watched::new(Origin::Pinned(keys), &dir.path().join("fixed"));
@@ -351,7 +342,7 @@ async fn only_pinned_keys_count() {
 async fn a_document_that_has_not_changed_is_not_sent_again() {
     let dir = tempfile::tempdir().unwrap();
     let tagged =
-        |seeds: &[u8]| Answer::ok_with("etag: \"v1\"\r\ncache-control: max-age=90\r\n", &document(seeds));
+        |seeds: &[u8]| Answer::ok_with("etag: \"v1\"\r\ncache-control: max-age=90\r\n", &document_of(seeds));
     let server = Server::start(tagged(&[1])).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
@@ -362,7 +353,7 @@ async fn a_document_that_has_not_changed_is_not_sent_again() {
     assert!(!watched.fetcher.refresh(TIMEOUT).await.unwrap());
     assert!(server.last_request().contains("if-none-match: \"v1\"\r\n"), "{}", server.last_request());
     assert_eq!(watched.fetcher.history.keys()[0].last_seen, 1_800_000_060);
-    // Where there is nothing that could be the same, it is not asked for.
+    // Without remembered keys the request has no entity tag.
     let mut another = Watched::url(server.endpoint(), &dir.path().join("another"));
     another.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(another.ring.current().is_none());
@@ -372,9 +363,9 @@ async fn a_document_that_has_not_changed_is_not_sent_again() {
 #[tokio::test]
 async fn a_new_ring_asks_for_the_whole_document() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok_with("etag: \"v1\"\r\n", &document(&[1, 2]))).await;
+    let server = Server::start(Answer::ok_with("etag: \"v1\"\r\n", &document_of(&[1, 2]))).await;
     let pinning = |pins: &[u8]| {
-        let pinned = pins.iter().map(|seed| jwks::thumbprint(&public(*seed))).collect();
+        let pinned = pins.iter().map(|seed| jwks::thumbprint(&public_key(*seed))).collect();
         Watched::on(TrustPolicy { pinned, ..TrustPolicy::default() }, from(server.endpoint()), dir.path())
     };
     for (pins, trusted) in
@@ -384,13 +375,13 @@ async fn a_new_ring_asks_for_the_whole_document() {
         watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
         watched.fetcher.refresh(TIMEOUT).await.unwrap();
         assert_eq!(watched.ids(), trusted);
-        // The same document may hold keys that the ring before did not want.
+        // The same document may have keys that the previous ring did not trust.
         let mut restarted = pinning(pins);
         restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
         restarted.fetcher.refresh(TIMEOUT).await.unwrap();
         assert!(!server.last_request().contains("if-none-match"), "{}", server.last_request());
     }
-    // A memory that an earlier release wrote has the version's name.
+    // A cache that an earlier release wrote has the entity tag.
     let memory = dir.path().join("jwks/us.json");
     let mut remembered: serde_json::Value = serde_json::from_slice(&fs::read(&memory).unwrap()).unwrap();
     remembered["etag"] = "\"v1\"".into();
@@ -403,7 +394,8 @@ async fn a_new_ring_asks_for_the_whole_document() {
 }
 
 impl Watched {
-    /// Loads the keys and keeps them fresh; returns the ring, and what ends that when it is dropped.
+    /// Loads the keys and keeps them fresh. Returns the ring, and the sender that ends this when it
+    /// is dropped.
     async fn run(mut self) -> (Arc<KeyRing>, watch::Sender<bool>) {
         self.fetcher.load_at_start(TIMEOUT).await.unwrap();
         let (stop, shutdown) = watch::channel(false);
@@ -416,8 +408,8 @@ fn ids(ring: &KeyRing) -> Vec<String> {
     ring.current().unwrap().keys().iter().map(|key| key.id().to_owned()).collect()
 }
 
-/// Twenty batches that arrive together ask for a key, and each finds out about it.
-async fn twenty_learn_of_it(ring: &Arc<KeyRing>) {
+/// Checks that twenty batches that arrive together and need a new key all get an answer.
+async fn assert_twenty_batches_learn_of_it(ring: &Arc<KeyRing>) {
     let since = Instant::now();
     let asking = (0..20).map(|_| {
         let ring = Arc::clone(ring);
@@ -429,15 +421,15 @@ async fn twenty_learn_of_it(ring: &Arc<KeyRing>) {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_new_key_shares_one_fetch() {
+async fn batches_that_wait_for_a_new_key_share_one_fetch() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
-    server.answer(Answer::ok(&document(&[1, 2])));
-    twenty_learn_of_it(&ring).await;
+    server.answer(Answer::ok(&document_of(&[1, 2])));
+    assert_twenty_batches_learn_of_it(&ring).await;
     assert_eq!(server.requests(), 2);
     assert_eq!(ids(&ring), ["k1", "k2"]);
-    // It found something new, so that the next one need not wait.
+    // The fetch found a new key, so the next one need not wait.
     server.answer(Answer::status(500));
     let begun = Instant::now();
     assert_eq!(ring.look_again(begun, false).await, RefreshOutcome::Unavailable);
@@ -447,58 +439,58 @@ async fn who_waits_for_a_new_key_shares_one_fetch() {
 }
 
 #[tokio::test]
-async fn an_answer_from_before_the_batch_is_never_the_last_word() {
+async fn a_batch_is_never_judged_finally_by_an_earlier_answer() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
-    // Unknown signatures keep coming.
+    // An earlier batch with an unknown signature.
     assert_eq!(ring.look_again(Instant::now(), false).await, RefreshOutcome::Known);
     let requests = server.requests();
-    server.answer(Answer::ok(&document(&[1, 2])));
-    twenty_learn_of_it(&ring).await;
-    assert_eq!(server.requests(), requests + 1, "one for all that waited");
+    server.answer(Answer::ok(&document_of(&[1, 2])));
+    assert_twenty_batches_learn_of_it(&ring).await;
+    assert_eq!(server.requests(), requests + 1, "one fetch for all waiting batches");
     assert_eq!(ids(&ring), ["k1", "k2"]);
 }
 
 #[tokio::test]
-async fn a_batch_that_fits_in_part_takes_a_recent_answer() {
+async fn a_batch_with_known_signatures_accepts_a_recent_answer() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
     let begun = Instant::now();
-    // The keys that were loaded at start count as news.
+    // The keys that were loaded at the start count as new.
     for _ in 0..20 {
         assert_eq!(ring.look_again(Instant::now(), true).await, RefreshOutcome::Known);
     }
     assert!(begun.elapsed() < DEMAND_INTERVAL);
     assert_eq!(server.requests(), 2);
-    // What fits nothing needs an answer of its own.
+    // A batch without known signatures needs an answer of its own.
     let since = Instant::now();
     assert_eq!(ring.look_again(since, false).await, RefreshOutcome::Known);
     assert_eq!(server.requests(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_refresh_does_not_hold_up_a_batch_for_long() {
+async fn a_slow_refresh_delays_a_batch_only_briefly() {
     let dir = tempfile::tempdir().unwrap();
-    // Without its fetcher the ring hears nothing.
-    let watched = Watched::url(Server::nobody_listens().await, dir.path());
+    // Without its fetcher the ring gets no answer.
+    let watched = Watched::url(Server::refusing(), dir.path());
     let looking = watched.ring.look_again(Instant::now(), false);
     assert_eq!(tokio::time::timeout(LONGEST_LOOK * 2, looking).await, Ok(RefreshOutcome::Unavailable));
 }
 
 #[tokio::test]
-async fn a_refresh_can_be_wanted_at_once() {
+async fn a_refresh_can_be_requested_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Answer::ok(&document(&[1]))).await;
+    let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let (ring, _stop) = Watched::url(server.endpoint(), dir.path()).run().await;
-    server.answer(Answer::ok(&document(&[2])));
+    server.answer(Answer::ok(&document_of(&[2])));
     ring.refresh_soon();
     server.has_received(2).await;
 }
 
 #[tokio::test]
-async fn keeping_fresh_survives_failures_and_ends_at_shutdown() {
+async fn refreshing_survives_failures_and_ends_at_shutdown() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::status(500)).await;
     let mut watched = Watched::url(server.endpoint(), dir.path());
@@ -512,11 +504,11 @@ async fn keeping_fresh_survives_failures_and_ends_at_shutdown() {
         Duration::ZERO
     }));
     server.has_received(4).await;
-    server.answer(Answer::ok(&document(&[1])));
+    server.answer(Answer::ok(&document_of(&[1])));
     while ring.current().is_none() {
         tokio::task::yield_now().await;
     }
-    // The server answers no more: the fetch under way is given up.
+    // The server stops answering: the pending fetch is cancelled.
     server.answer(Answer::Silence);
     server.has_received(server.requests() + 1).await;
     stop.send(true).unwrap();
@@ -526,9 +518,9 @@ async fn keeping_fresh_survives_failures_and_ends_at_shutdown() {
 }
 
 #[tokio::test]
-async fn keeping_fresh_ends_when_nobody_can_stop_it_any_more() {
+async fn refreshing_ends_when_its_stop_channel_is_closed() {
     let dir = tempfile::tempdir().unwrap();
-    let watched = Watched::url(Server::nobody_listens().await, dir.path());
+    let watched = Watched::url(Server::refusing(), dir.path());
     let (stop, shutdown) = watch::channel(false);
     let task = tokio::spawn(watched.fetcher.run(shutdown));
     drop(stop);
@@ -536,7 +528,7 @@ async fn keeping_fresh_ends_when_nobody_can_stop_it_any_more() {
 }
 
 #[test]
-fn pauses() {
+fn the_pause_between_refreshes_is_jittered_and_backs_off() {
     let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
     assert_eq!(pause(hour, 0, 0.0), hour.mul_f64(0.9));
     assert_eq!(pause(hour, 0, 0.5), hour);

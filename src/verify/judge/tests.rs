@@ -4,22 +4,21 @@ use rand::rngs::StdRng;
 
 use super::*;
 use crate::trust::jwks;
+use crate::trust::jwks::tests::{document_of, public_key};
 use crate::wire::event::Format;
 use crate::wire::signature;
 
-/// The key with that number.
-pub(in crate::verify) fn key(seed: u8) -> SigningKey {
+/// Returns the key of a seed.
+fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
-/// The keys with those numbers, called `k1` and so on.
+/// Returns the keys of these seeds, named `k1` and so on after them.
 pub(in crate::verify) fn keys(seeds: &[u8]) -> Keys {
-    let named: Vec<_> =
-        seeds.iter().map(|seed| (Some(format!("k{seed}")), key(*seed).verifying_key().to_bytes())).collect();
-    Keys::new(&[jwks::parse(jwks::document(&named).as_bytes(), named.len()).unwrap().keys])
+    Keys::new(&[jwks::parse(document_of(seeds).as_bytes(), seeds.len()).unwrap().keys])
 }
 
-/// A line signed by the key with that number.
+/// Signs a line with the key of a seed.
 pub(in crate::verify) fn signed(seed: u8, line: &str) -> String {
     let format = if line.starts_with('{') { Format::Json } else { Format::Cef };
     let mut bytes = line.as_bytes().to_vec();
@@ -43,7 +42,7 @@ fn judged(text: &str, window: Window) -> Judged {
 fn each_line_has_its_number_and_its_verdict() {
     let good = signed(1, &cef("1000", 1));
     let text = format!(
-        "{good}\n\n \t\r\n{}\r\n{}\n{}\nrubbish\n{}\n{good} x",
+        "{good}\n\n \t\r\n{}\r\n{}\n{}\nnot an event\n{}\n{good} x",
         signed(2, r#"{"rt":2000,"trace_id":"2"}"#),
         signed(3, &cef("3000", 3)),
         cef("4000", 4),
@@ -77,17 +76,17 @@ fn a_whole_last_line_needs_no_line_end() {
 }
 
 #[test]
-fn what_has_no_usable_time_is_always_checked() {
+fn a_line_without_a_valid_time_is_always_checked() {
     let window = Window { since: Some(1000), until: Some(2000) };
     let line = |rt: &str| signed(1, &format!(r#"{{"rt":"{rt}"}}"#));
-    let text = ["999", "1000", "1999", "2000", "3958q3097698"].map(line).join("\n") + "\nrubbish\n";
+    let text = ["999", "1000", "1999", "2000", "3958q3097698"].map(line).join("\n") + "\nnot an event\n";
     let judged = judged(&text, window);
     assert_eq!((judged.counts.good, judged.counts.outside, judged.counts.malformed), (3, 2, 1));
     assert_eq!(judged.times, Some((1000, 1999)));
 }
 
 #[test]
-fn a_genuine_line_in_quarantine_is_counted_apart_and_its_reason_is_one_of_ours() {
+fn a_genuine_line_in_quarantine_is_counted_separately_and_an_unknown_reason_is_bad() {
     let line = signed(1, r#"{"a":"x","rt":1000}"#);
     let mut bytes = Vec::new();
     let record = record::Quarantined {
@@ -121,7 +120,7 @@ fn a_record_must_follow_from_its_line() {
     }
 }
 
-/// The record of a line, as the daemon writes it.
+/// Returns the record of a line, as the daemon writes it.
 pub(in crate::verify) fn recorded(raw: &str, key_id: Option<&str>) -> String {
     let mut bytes = Vec::new();
     let accepted = record::Accepted { received_at: 0, source: "us", key_id, raw: raw.as_bytes() };
@@ -130,7 +129,7 @@ pub(in crate::verify) fn recorded(raw: &str, key_id: Option<&str>) -> String {
 }
 
 #[test]
-fn a_record_in_the_guise_of_another_kind_is_bad() {
+fn a_record_with_members_of_another_kind_is_bad() {
     let text = recorded(&signed(1, r#"{"a":"x","rt":1000}"#), Some("k1"));
     let forged = text.replacen(r#""a":"x""#, r#""a":"y""#, 1);
     let forged = forged.replacen(r#""format":"json","#, r#""reason":"","#, 1);
@@ -147,7 +146,7 @@ fn a_record_in_the_guise_of_another_kind_is_bad() {
         text.replacen("\"verified\":true", "\"verified\":null,\"reason\":\"\"", 1),
         text.replacen("{", "{\"granted\":false,", 1),
     ] {
-        // It has no time that could be trusted, either.
+        // Its time cannot be trusted either.
         for window in [Window::default(), Window { since: Some(5000), until: None }] {
             let judged = judged(&altered, window);
             assert_eq!((judged.counts.bad, judged.counts.good), (1, 0), "{altered}");
@@ -180,7 +179,7 @@ fn a_line_of_a_source_that_checks_no_signatures_counts_by_its_own_signature() {
 }
 
 #[test]
-fn a_line_of_millions_of_fields_is_not_taken_apart() {
+fn a_line_of_millions_of_fields_is_not_parsed() {
     let json = |count: usize| signed(1, &format!("{{{}\"b\":1}}", "\"a\":1,".repeat(count)));
     let of = |line: &str| judged(&format!("{line}\n"), Window::default()).counts;
     assert_eq!(of(&json(10_000)).good, 1);
@@ -189,15 +188,15 @@ fn a_line_of_millions_of_fields_is_not_taken_apart() {
     assert_eq!(of(&signed(1, &(cef("1", 1) + &" a=1".repeat(1_000_001)))).malformed, 1);
 }
 
-/// Key sets that list the keys with those numbers, under those names.
+/// Returns key sets with the keys of these seeds, under these names.
 fn documents(documents: &[&[(Option<&str>, u8)]]) -> Vec<KeySet> {
-    let entry =
-        |(kid, seed): &(Option<&str>, u8)| (kid.map(str::to_owned), key(*seed).verifying_key().to_bytes());
+    let entry = |(kid, seed): &(Option<&str>, u8)| (kid.map(str::to_owned), public_key(*seed));
     let documents = documents.iter().map(|keys| keys.iter().map(entry).collect::<Vec<_>>());
     documents.map(|keys| jwks::parse(jwks::document(&keys).as_bytes(), 9).unwrap().keys).collect()
 }
 
-/// What is found about the record of a line that key 1 made, when the record says that `id` did.
+/// Returns the findings on the record of a line signed by key 1, when the record names `id` as the
+/// key.
 fn found(id: &str, keys: &[KeySet]) -> Vec<Finding> {
     let bytes = recorded(&signed(1, &cef("1000", 1)), Some(id)).into_bytes();
     let block = Block::Lines { first: 1, bytes };
@@ -206,20 +205,20 @@ fn found(id: &str, keys: &[KeySet]) -> Vec<Finding> {
 }
 
 fn thumbprint(seed: u8) -> String {
-    jwks::thumbprint(&key(seed).verifying_key().to_bytes())
+    jwks::thumbprint(&public_key(seed))
 }
 
 #[test]
-fn a_key_that_another_document_calls_by_another_name_is_still_the_same_key() {
+fn a_key_is_the_same_under_another_name_in_another_document() {
     let suffixed = format!("k#{}", &thumbprint(1)[..8]);
     let all: Vec<Vec<KeySet>> = [
         &[&[(Some("k"), 1)][..]][..],
-        // Here key 1 is told apart from key 2, in the document and as a retired key.
+        // Key 1 gets a distinct name beside key 2, in the same document and as a retired key.
         &[&[(Some("k"), 2), (Some("k"), 1)]],
         &[&[(Some("k"), 2)], &[(Some("k"), 1)]],
-        // The name that tells it apart is taken already.
+        // The distinct name is taken already.
         &[&[(Some("k"), 2), (Some(&suffixed), 3), (Some("k"), 1)]],
-        // The daemon's own cache keeps that name.
+        // The daemon's own cache keeps the distinct name.
         &[&[(Some("k"), 2), (Some(&suffixed), 1)]],
         &[&[(None, 1)]],
         &[&[(Some(&thumbprint(1)), 2), (None, 1)]],
@@ -229,7 +228,7 @@ fn a_key_that_another_document_calls_by_another_name_is_still_the_same_key() {
     .into();
     for written in &all {
         let known = KeySet::of(written.iter().flat_map(KeySet::keys).cloned()).unwrap();
-        let public = key(1).verifying_key().to_bytes();
+        let public = public_key(1);
         let id = known.keys().iter().find(|key| *key.bytes() == public).unwrap().id();
         for given in &all {
             assert_eq!(found(id, given), [], "written as {id} by {written:?}, checked with {given:?}");
@@ -245,6 +244,6 @@ fn a_record_that_names_another_given_key_is_bad() {
         let reasons: Vec<_> = found(&other, &given).into_iter().map(|finding| finding.reason).collect();
         assert_eq!(reasons, ["the record names another key than the one that made the signature"], "{other}");
     }
-    // Who gives no document that has this name cannot say whose it was.
+    // Without a document that has this name, the key cannot be known.
     assert_eq!(found("forgotten", &given), []);
 }

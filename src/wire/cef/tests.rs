@@ -37,7 +37,7 @@ fn an_authorization_event_of_the_documentation() {
 }
 
 #[test]
-fn the_oddities_of_the_documentation_parse() {
+fn the_irregular_examples_of_the_documentation_are_parsed() {
     let six = "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Dev-Portal|1.0|AUTHENTICATION_OUTCOME_SUCCESS|0|rt=3958q3097698 src=::1 request=/a|b success=true org_id=o portal_id=p principal_id=q trace_id=1 user_agent= sig=x";
     let parsed = parse(six).unwrap();
     assert_eq!(parsed.time(), Some(1_684_454_619_000));
@@ -52,7 +52,7 @@ fn the_oddities_of_the_documentation_parse() {
 }
 
 #[test]
-fn an_access_event_holds_json_and_spaces() {
+fn an_access_event_may_contain_json_and_spaces() {
     let line = r#"2025-05-16T20:09:54Z konghq.com CEF:0|KongInc|Konnect|1.0|KongGateway|Ingress|1|rt=1684267794226 src=127.0.0.6 request=/api act=POST status=200 org_id=o principal_id=p user_agent=Mozilla/5.0 (Macintosh; Intel) Chrome/113.0.0.0 trace_id=1146381705542353508 query={"end":"1684270800","start":"1684098000"} sig=x"#;
     let event = event(line);
     assert_eq!(event.text("query").unwrap(), r#"{"end":"1684270800","start":"1684098000"}"#);
@@ -107,7 +107,7 @@ fn free_text_ends_at_a_key_that_the_producer_must_have_written() {
     assert_eq!(read.text("request").unwrap(), "/r new=1");
     assert_eq!(read.field("new"), None);
     assert_eq!(read.text("newer").unwrap(), "2");
-    // One that is there twice may be the caller's: the next one will do.
+    // A key that occurs twice may be the caller's: the text ends at the next one.
     let read = event(&AUTHENTICATION.replace("/r", "/r success=true"));
     assert_eq!(read.ambiguous(), ["request", "success"]);
     assert_eq!(read.text("request").unwrap(), "/r success=true success=false");
@@ -118,14 +118,15 @@ fn free_text_ends_at_a_key_that_the_producer_must_have_written() {
     let read = event(access);
     assert_eq!((read.text("request").unwrap().as_ref(), read.field("success")), ("/r success=true", None));
     assert_eq!(read.field("status"), Some(&Value::Number("200".into())));
-    // Nor does a refused access have a principal for certain.
-    let nobody = access.replace("|1|rt", "|6|rt").replace(" org_id=o principal_id=p user_agent=u", "");
-    let read = event(&nobody.replace("query=", "query=x user_agent=u principal_id=evil"));
+    // A refused access need not have a principal.
+    let without_principal =
+        access.replace("|1|rt", "|6|rt").replace(" org_id=o principal_id=p user_agent=u", "");
+    let read = event(&without_principal.replace("query=", "query=x user_agent=u principal_id=evil"));
     assert_eq!(read.field("principal_id"), None);
 }
 
 #[test]
-fn what_stands_before_free_text_keeps_its_value() {
+fn fields_before_free_text_keep_their_values() {
     let line = "CEF:0|v|p|1|c|Authz.x|6|rt=5 src=s action=delete granted=false org_id=o principal_id=p \
                 trace_id=7 user_agent=u";
     let front = ["rt", "src", "action", "granted", "org_id", "principal_id", "trace_id"];
@@ -137,7 +138,7 @@ fn what_stands_before_free_text_keeps_its_value() {
         ambiguous.sort_unstable();
         assert_eq!(read.ambiguous(), ambiguous);
     }
-    // What the producer itself wrote twice is of no use to anybody.
+    // A key that the producer itself wrote twice has no value.
     let read = event(&line.replace("src=s", "src=s src=t extra=1"));
     assert_eq!((read.field("src"), read.ambiguous()), (None, &["src".to_owned()][..]));
     let read = event(&format!("{} extra=2 action=read x=1 x=2", line.replace("rt=5", "rt=5 extra=1")));
@@ -161,7 +162,7 @@ fn an_ambiguous_organisation_or_trace_identifies_nothing() {
 }
 
 #[test]
-fn a_time_stamp_may_stand_without_a_host() {
+fn a_time_stamp_may_come_without_a_host() {
     for (prefix, stamp) in [
         ("Jun 21 13:41:36 ", "Jun 21 13:41:36"),
         ("Jun  1 13:41:36 host ", "Jun  1 13:41:36"),
@@ -175,7 +176,7 @@ fn a_time_stamp_may_stand_without_a_host() {
 }
 
 #[test]
-fn a_key_may_hold_what_other_producers_write() {
+fn keys_of_other_producers_are_accepted() {
     let event = event("CEF:0|v|p|1|c|n|5|a=1 ad.Error_,Code=2 b[0].c-d=3 dst=4");
     for (name, value) in [("a", "1"), ("ad.Error_,Code", "2"), ("b[0].c-d", "3"), ("dst", "4")] {
         assert_eq!(event.text(name).unwrap(), value);
@@ -183,8 +184,8 @@ fn a_key_may_hold_what_other_producers_write() {
     assert!(event.ambiguous().is_empty());
 }
 
-/// The documented extensions by type and outcome, each in orders that Kong's examples have or could have. `~` stands
-/// for a value.
+/// Keys of the documented extensions by type and outcome, in orders that Kong's examples have or
+/// could have.
 const EXTENSIONS: [(&str, &str, &str); 9] = [
     ("AUTHENTICATION_OUTCOME_SUCCESS", "0", "rt src request success org_id principal_id trace_id user_agent"),
     (
@@ -209,7 +210,7 @@ const EXTENSIONS: [(&str, &str, &str); 9] = [
     ("Portal.new", "3", "rt src portal_id request trace_id query user_agent"),
 ];
 
-/// Text without an escape, which would be undone, that often looks like pairs of the line.
+/// Generates text without escapes that often looks like pairs of the line.
 fn hostile_text() -> impl Strategy<Value = String> {
     let pair = (prop::sample::select(&schema::KNOWN[..]), "[a-z0-9.]{0,3}")
         .prop_map(|(key, text)| format!(" {key}={text}"));
@@ -222,11 +223,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn no_free_text_changes_what_stands_before_it_or_makes_a_field(
+    fn no_free_text_changes_a_field_before_it_or_creates_one(
         (name, severity, keys) in prop::sample::select(&EXTENSIONS[..]),
         texts in prop::collection::vec(hostile_text(), 4),
     ) {
-        // Written by hand, and nothing is escaped.
+        // Built by hand, so that nothing is escaped.
         let mut texts = texts.into_iter();
         let pairs: Vec<(&str, String)> = keys
             .split(' ')
@@ -251,13 +252,14 @@ proptest! {
             let Some((_, own)) = pairs.iter().find(|(name, _)| *name == key) else {
                 return Err(TestCaseError::fail(format!("`{key}` was forged: {line}")));
             };
-            // Free text may have taken up what follows it; everything else is as the producer wrote it.
+            // Free text may include what follows it; every other value is the producer's.
             match schema::FREE_TEXT.contains(&key) {
                 true => prop_assert!(value.text().starts_with(own.as_str()), "{}: {}", key, &line),
                 false => prop_assert_eq!(value.text(), own.as_str(), "{}: {}", key, &line),
             }
         }
-        // Nothing is lost: what is no field is in the free text before it, and said to be.
+        // Nothing is lost: a pair that is no field is in the free text before it, and its key is
+        // ambiguous.
         for (key, own) in pairs.iter().filter(|(key, _)| event.field(key).is_none()) {
             let pair = format!(" {key}={own}");
             prop_assert!(event.ambiguous().iter().any(|name| name == key), "{}: {}", key, &line);
@@ -282,7 +284,7 @@ fn escapes_are_undone_once() {
 }
 
 #[test]
-fn what_has_no_header_is_malformed() {
+fn a_line_without_a_header_is_malformed() {
     for line in ["", "hello", "CEF:0", "CEF:0|a|b|c|d|e|f", "CEF:x|a|b|c|d|e|0|", "xCEF:0|a|b|c|d|e|0|"] {
         assert!(parse(line).is_err(), "{line}");
     }
@@ -291,7 +293,7 @@ fn what_has_no_header_is_malformed() {
 }
 
 #[test]
-fn what_cannot_be_read_back_is_not_written() {
+fn an_event_that_would_not_be_read_back_is_not_written() {
     let mut event = event(AUTHENTICATION);
     event.set("a b", Value::Text("x".into()));
     assert!(matches!(write(&event), Err(WriteError::Unrepresentable(_))));
@@ -303,6 +305,7 @@ fn what_cannot_be_read_back_is_not_written() {
     event.remove("event_vendor");
     assert_eq!(write(&event), Err(WriteError::Missing("event_vendor")));
 }
+
 #[test]
 fn a_line_break_outside_the_extension_is_not_written() {
     for name in ["event_ts", "event_vendor", "event_product", "event_version", "event_class_id", "name"] {
@@ -322,7 +325,7 @@ fn a_line_break_outside_the_extension_is_not_written() {
     }
 }
 
-/// Any text, and often what looks like a part of a line.
+/// Generates any text, often text that looks like a part of a line.
 pub(in crate::wire) fn text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => "\\PC{0,6}",
@@ -361,7 +364,7 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Any event without a signature.
+/// Generates any event without a signature.
 pub(in crate::wire) fn any_event() -> impl Strategy<Value = Event> {
     let known = prop::collection::vec((prop::sample::select(&schema::KNOWN[..]), value()), 0..12);
     let unknown = prop::collection::vec((prop_oneof![text(), Just("event".to_owned())], value()), 0..4);
@@ -378,13 +381,14 @@ pub(in crate::wire) fn any_event() -> impl Strategy<Value = Event> {
     })
 }
 
-/// What the documentation of [`write`] says about `event_ts`.
+/// Returns whether a time stamp can be written, by the documentation of [`write`].
 fn is_writable_stamp(text: &str) -> bool {
     let other_line = text.starts_with("CEF:") || text.trim_start_matches([' ', '\t']).starts_with('{');
     !text.is_empty() && !other_line && !["\n", "\r", " CEF:"].iter().any(|part| text.contains(part))
 }
 
-/// An event as Konnect documents it, with any text in it that the documentation of [`write`] allows.
+/// Generates an event as Konnect documents it, with any text that the documentation of [`write`]
+/// allows.
 pub(in crate::wire) fn documented_event() -> impl Strategy<Value = Event> {
     const EVERY: [&str; 6] = ["rt", "src", "org_id", "principal_id", "trace_id", "user_agent"];
     const OPTIONAL: [&str; 5] =
@@ -441,8 +445,8 @@ pub(in crate::wire) fn key() -> SigningKey {
     SigningKey::from_bytes(&[3; 32])
 }
 
-/// The signature that the line carries over one of its readings.
-pub(in crate::wire) fn is_proven(line: &[u8]) -> bool {
+/// Returns whether the line's signature verifies over one of its readings.
+pub(in crate::wire) fn is_verified(line: &[u8]) -> bool {
     let Ok(line) = Line::parse(line) else { return false };
     let Some(signed) = line.signed() else { return false };
     let Ok(bytes) = signature::decode(signed.value) else { return false };
@@ -453,7 +457,7 @@ pub(in crate::wire) fn is_proven(line: &[u8]) -> bool {
         .any(|reading| key().verifying_key().verify_strict(&reading.message(), &made).is_ok())
 }
 
-/// Signs a line and checks that it can be found out over what.
+/// Signs a line, and checks that the signed message is found again.
 pub(in crate::wire) fn signed(format: Format, mut line: Vec<u8>) -> Vec<u8> {
     let message = line.clone();
     signature::insert(format, &mut line, &key().sign(&message).to_bytes());
@@ -464,11 +468,11 @@ pub(in crate::wire) fn signed(format: Format, mut line: Vec<u8>) -> Vec<u8> {
         "{}",
         String::from_utf8_lossy(&line)
     );
-    assert!(is_proven(&line));
+    assert!(is_verified(&line));
     line
 }
 
-/// Changes one byte to another, neither of a line terminator.
+/// Changes one byte to another; none if that is no change or a line terminator.
 pub(in crate::wire) fn with_changed_byte(line: &[u8], at: prop::sample::Index, other: u8) -> Option<Vec<u8>> {
     let mut changed = line.to_vec();
     let byte = &mut changed[at.index(line.len())];
@@ -477,19 +481,19 @@ pub(in crate::wire) fn with_changed_byte(line: &[u8], at: prop::sample::Index, o
     is_change.then_some(changed)
 }
 
-/// A byte, more often one that means something in a line.
+/// Generates a byte, often one with a meaning in a line.
 pub(in crate::wire) fn byte() -> impl Strategy<Value = u8> {
     prop_oneof![any::<u8>(), prop::sample::select(&b" \t\"\\{}[],:=|sigA"[..])]
 }
 
-/// No single byte of a line can become another one without either the signature or the message being
-/// another. That Ed25519 then fails is checked by `a_changed_byte_breaks_the_proof`, for it takes longer.
-pub(in crate::wire) fn assert_no_byte_is_loose(line: &[u8]) {
+/// Checks that a change of any single byte of a line changes the signature or the message. That
+/// Ed25519 then fails is checked by `a_changed_byte_breaks_the_signature`, which takes longer.
+pub(in crate::wire) fn assert_every_byte_counts(line: &[u8]) {
     fn messages(signed: &signature::Signed<'_>) -> Vec<Vec<u8>> {
         let readings = [Some(signed.first), signed.second];
         readings.into_iter().flatten().map(|reading| reading.message().into_owned()).collect()
     }
-    assert!(is_proven(line));
+    assert!(is_verified(line));
     let original = Line::parse(line).unwrap();
     let original = original.signed().unwrap();
     let (made, known) = (signature::decode(original.value).unwrap(), messages(original));
@@ -497,12 +501,12 @@ pub(in crate::wire) fn assert_no_byte_is_loose(line: &[u8]) {
     for at in 0..line.len() {
         for other in (0..=u8::MAX).filter(|other| *other != line[at] && !matches!(other, b'\n' | b'\r')) {
             changed[at] = other;
-            let is_loose = Line::parse(&changed).is_ok_and(|read| {
+            let is_ignored = Line::parse(&changed).is_ok_and(|read| {
                 let Some(found) = read.signed() else { return false };
                 let Ok(bytes) = signature::decode(found.value) else { return false };
                 bytes == made && messages(found).iter().any(|message| known.contains(message))
             });
-            assert!(!is_loose, "byte {at} as {other:#x}: {}", String::from_utf8_lossy(&changed));
+            assert!(!is_ignored, "byte {at} as {other:#x}: {}", String::from_utf8_lossy(&changed));
         }
         changed[at] = line[at];
     }
@@ -532,7 +536,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_byte_breaks_the_proof(
+    fn a_changed_byte_breaks_the_signature(
         mut event in documented_event(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), byte()), 24),
     ) {
@@ -540,13 +544,13 @@ proptest! {
         let line = signed(Format::Cef, write(&event).unwrap());
         for (at, other) in changes {
             if let Some(changed) = with_changed_byte(&line, at, other) {
-                prop_assert!(!is_proven(&changed), "{}", String::from_utf8_lossy(&changed));
+                prop_assert!(!is_verified(&changed), "{}", String::from_utf8_lossy(&changed));
             }
         }
     }
 
     #[test]
-    fn a_signed_line_of_any_event_is_proven(event in any_event()) {
+    fn a_signed_line_of_any_event_verifies(event in any_event()) {
         if let Ok(line) = write(&event) {
             signed(Format::Cef, line);
         }
@@ -555,7 +559,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_makes_the_parser_panic(
+    fn no_bytes_make_the_parser_panic(
         noise in prop::collection::vec(any::<u8>(), 0..200),
         words in text(),
         event in any_event(),
@@ -583,9 +587,9 @@ proptest! {
 }
 
 #[test]
-fn no_byte_of_a_cef_line_is_loose() {
+fn every_byte_of_a_cef_line_counts() {
     for tail in ["a b", "x sig=y z", ""] {
-        assert_no_byte_is_loose(&signed(Format::Cef, format!("{AUTHENTICATION}{tail}").into_bytes()));
+        assert_every_byte_counts(&signed(Format::Cef, format!("{AUTHENTICATION}{tail}").into_bytes()));
     }
-    assert_no_byte_is_loose(&signed(Format::Cef, b"CEF:0|a|b|c|d|e|0|".to_vec()));
+    assert_every_byte_counts(&signed(Format::Cef, b"CEF:0|a|b|c|d|e|0|".to_vec()));
 }

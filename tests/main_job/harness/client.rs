@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client that does exactly what it is told, misbehaviour included (RFC 9112).
+//! An HTTP/1.1 client that sends exactly what it is given, malformed requests included (RFC 9112).
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -7,13 +7,13 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use super::PATIENCE;
+use super::TEST_TIMEOUT;
 use super::site::{PATH, TOKEN};
 
 /// One connection.
 pub(crate) struct Client {
     stream: Stream,
-    /// What has been read and not yet been taken.
+    /// Bytes that were received and not yet returned.
     buffer: Vec<u8>,
 }
 
@@ -22,7 +22,7 @@ enum Stream {
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -31,7 +31,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A header's value; there must be at most one.
+    /// Returns a header's value; there must be at most one.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut found = self.head.lines().skip(1).filter_map(|line| {
             let (known, value) = line.split_once(':')?;
@@ -41,9 +41,28 @@ impl Answer {
         assert!(found.next().is_none(), "two headers {name}: {}", self.head);
         first
     }
+
+    /// Checks that it is an error of that status, in the form of RFC 9457.
+    #[track_caller]
+    pub(crate) fn assert_problem(&self, status: u16) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/problem+json"));
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!(problem["status"], status);
+        for text in ["title", "detail"] {
+            assert!(problem[text].as_str().is_some_and(|text| !text.is_empty()), "{problem}");
+        }
+    }
+
+    /// Checks that it is a 429 that asks for a retry after half a minute.
+    #[track_caller]
+    pub(crate) fn assert_retry_after_30_s(&self) {
+        self.assert_problem(429);
+        assert_eq!(self.header("retry-after"), Some("30"));
+    }
 }
 
-/// A request with the headers as given, and `Host`.
+/// Builds a request with `Host` and the given headers.
 pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
     for (name, value) in headers {
@@ -55,17 +74,17 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
 }
 
 impl Client {
-    /// Connects; the TLS handshake happens with the first bytes.
+    /// Connects; the TLS handshake begins with the first bytes sent.
     pub(crate) fn connect(address: SocketAddr, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
         Self::over(TcpStream::connect(address)?, tls)
     }
 
-    /// Speaks over a connection that is there already.
+    /// Wraps an open connection.
     pub(crate) fn over(socket: TcpStream, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
         socket.set_nodelay(true)?;
-        // An answer may come late by design.
-        socket.set_read_timeout(Some(4 * PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        // Some responses are late by design.
+        socket.set_read_timeout(Some(4 * TEST_TIMEOUT))?;
+        socket.set_write_timeout(Some(TEST_TIMEOUT))?;
         let stream = match tls {
             None => Stream::Plain(socket),
             Some(config) => {
@@ -77,12 +96,12 @@ impl Client {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
-    /// Posts a body as a producer does, and reads the answer.
+    /// Posts a body as a producer does, and reads the response.
     pub(crate) fn try_post(&mut self, path: &str, coding: Option<&str>, body: &[u8]) -> io::Result<Answer> {
         self.try_post_as(path, TOKEN, coding, body)
     }
 
-    /// The same with another token.
+    /// Posts a body with another token.
     pub(crate) fn try_post_as(
         &mut self,
         path: &str,
@@ -103,9 +122,30 @@ impl Client {
         self.try_post(PATH, coding, body).expect("an answer")
     }
 
-    /// Sends bytes, which must succeed.
+    /// Sends a post to the default source, without reading the response.
+    pub(crate) fn send_post(&mut self, body: &[u8]) {
+        let length = body.len().to_string();
+        self.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", &length)], body));
+    }
+
+    /// Begins a post of that many bytes to the default source, and waits for the 100 (RFC 9110,
+    /// section 10.1.1).
+    pub(crate) fn begin_post(&mut self, length: usize) {
+        let length = length.to_string();
+        let headers = [("Authorization", TOKEN), ("Content-Length", &*length), ("Expect", "100-continue")];
+        self.send(&request("POST", PATH, &headers, b""));
+        assert_eq!(self.answer().status, 100);
+    }
+
+    /// Sends a GET and reads the response.
+    pub(crate) fn try_get(&mut self, path: &str) -> io::Result<Answer> {
+        self.try_send(&request("GET", path, &[], b""))?;
+        self.try_answer()
+    }
+
+    /// Sends bytes; panics where that fails.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.try_send(bytes).expect("the daemon takes the bytes");
+        self.try_send(bytes).expect("the daemon receives the bytes");
     }
 
     /// Sends bytes.
@@ -116,12 +156,12 @@ impl Client {
         }
     }
 
-    /// The next whole answer.
+    /// Reads the next response.
     pub(crate) fn answer(&mut self) -> Answer {
         self.try_answer().expect("an answer")
     }
 
-    /// The next whole answer; an error when the connection ends before it does.
+    /// Reads the next response; an error if the connection ends first.
     pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -145,13 +185,13 @@ impl Client {
         Ok(answer)
     }
 
-    /// Reads to the end of the connection; what came before it.
+    /// Reads to the end of the connection, and returns the bytes.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         while self.fill().is_ok() {}
         std::mem::take(&mut self.buffer)
     }
 
-    /// Whether the connection is still open. Does not wait.
+    /// Returns whether the connection is still open, without blocking.
     pub(crate) fn is_open(&mut self) -> bool {
         self.socket().set_nonblocking(true).unwrap();
         let is_open = loop {
@@ -164,7 +204,7 @@ impl Client {
         is_open
     }
 
-    /// Says that nothing more comes, and means it: in TLS, too (RFC 8446, section 6.1).
+    /// Closes the sending half, in TLS with close_notify (RFC 8446, section 6.1).
     pub(crate) fn finish(&mut self) {
         if let Stream::Tls(stream) = &mut self.stream {
             stream.conn.send_close_notify();
@@ -173,7 +213,7 @@ impl Client {
         self.cut();
     }
 
-    /// Says that nothing more comes, without saying so in TLS: as a crash would.
+    /// Closes the sending half of the TCP connection only, as a crash does.
     pub(crate) fn cut(&mut self) {
         let _ = self.socket().shutdown(Shutdown::Write);
     }

@@ -8,12 +8,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::client::{Answer, Client, request};
+use super::client::{Answer, Client};
 use super::programs::auditgate;
 use super::site::{PATH, Site};
-use super::{PATIENCE, body, gzip, wait_until};
+use super::{body, gzip, wait_until};
 
-/// A running daemon. Killed when it is dropped; what it said is printed when the test fails.
+/// A running daemon. It is killed when this is dropped; the end of its log is printed if the test
+/// fails.
 pub(crate) struct Daemon<'s> {
     pub(crate) site: &'s Site,
     pub(crate) address: SocketAddr,
@@ -32,7 +33,7 @@ impl Drop for KillOnDrop<'_> {
     }
 }
 
-/// What a 200 says.
+/// Body of a 200.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Receipt {
     pub(crate) accepted: u64,
@@ -41,7 +42,7 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
-    /// Reads the body of a 200.
+    /// Parses the body of a 200.
     pub(crate) fn of(answer: &Answer) -> Self {
         assert_eq!(answer.status, 200, "{answer:?}");
         let receipt: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
@@ -54,15 +55,28 @@ impl Receipt {
     }
 }
 
+/// Returns the command line of a site's daemon.
+pub(crate) fn serve(site: &Site) -> Command {
+    let mut command = auditgate();
+    command.arg("serve").arg("--config").arg(site.path("config.toml"));
+    command
+}
+
+/// Runs a daemon that must fail to start with that exit code, and returns what it wrote to stderr.
+pub(crate) fn refused(site: &Site, code: i32) -> String {
+    let output = serve(site).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    stderr
+}
+
 impl<'s> Daemon<'s> {
     /// Starts the daemon of a site and waits until it listens.
     pub(crate) fn start(site: &'s Site) -> Self {
-        let mut command = auditgate();
-        command.arg("serve").arg("--config").arg(site.path("config.toml"));
-        Self::start_by(site, command)
+        Self::start_by(site, serve(site))
     }
 
-    /// Starts it by a command whose process becomes the daemon.
+    /// Starts the daemon by a command whose process becomes the daemon, and waits until it listens.
     pub(crate) fn start_by(site: &'s Site, command: Command) -> Self {
         let mut daemon = Self::spawn(site, command);
         if let Err(status) = daemon.listens() {
@@ -71,14 +85,14 @@ impl<'s> Daemon<'s> {
         daemon
     }
 
-    /// Starts it by a command whose process becomes the daemon, and does not wait for anything.
+    /// Starts the daemon by a command whose process becomes the daemon, without waiting.
     pub(crate) fn spawn(site: &'s Site, command: Command) -> Self {
         Self::spawn_with(site, command, Stdio::null())
     }
 
-    /// Starts it with an inherited socket of that name (sd_listen_fds(3)), or of two with a colon between them, and
-    /// does not wait for anything. A child can be given a descriptor without `unsafe` only as its standard input; a
-    /// shell moves it to where it belongs.
+    /// Starts the daemon with an inherited socket of that name (sd_listen_fds(3)), or two names
+    /// with a colon between them, without waiting. Without `unsafe` a child inherits a descriptor
+    /// only as its standard input; a shell moves it to descriptors 3 and 4.
     pub(crate) fn spawn_on(site: &'s Site, socket: impl Into<OwnedFd>, names: &str) -> Self {
         let mut command = Command::new("sh");
         command
@@ -108,7 +122,7 @@ impl<'s> Daemon<'s> {
         Self { site, address: nowhere, admin: nowhere, child, log, reader: Some(reader) }
     }
 
-    /// Waits until it listens; an error when it ends before.
+    /// Waits until the daemon listens; an error if it exits first.
     pub(crate) fn listens(&mut self) -> Result<(), ExitStatus> {
         let scheme = if self.site.is_plain() { "http" } else { "https" };
         self.admin = self.announced("admin endpoint on http://")?;
@@ -116,9 +130,9 @@ impl<'s> Daemon<'s> {
         Ok(())
     }
 
-    /// The address behind some words of the log.
+    /// Waits for an address in the log, behind these words.
     fn announced(&mut self, words: &str) -> Result<SocketAddr, ExitStatus> {
-        wait_until(PATIENCE, "the daemon listens", || {
+        wait_until("the daemon listens", || {
             if let Some(status) = self.exit_status() {
                 return Ok(Err(status));
             }
@@ -128,19 +142,27 @@ impl<'s> Daemon<'s> {
         })
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the daemon has exited.
     pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits until it has said something.
-    pub(crate) fn says(&self, words: &str) {
-        wait_until(PATIENCE, "the daemon says it", || {
-            self.log().iter().any(|line| line.contains(words)).then_some(()).ok_or_else(|| words.to_owned())
-        });
+    /// Waits until the log has these words.
+    pub(crate) fn wait_for_log(&self, words: &str) {
+        self.wait_for_log_behind(0, words);
     }
 
-    /// What it has said so far.
+    /// Waits until the log has a line with these words behind its first `skipped` lines, and
+    /// returns the line.
+    pub(crate) fn wait_for_log_behind(&self, skipped: usize, words: &str) -> String {
+        wait_until(&format!("the log has `{words}`"), || {
+            let log = self.log();
+            let found = log.iter().skip(skipped).find(|line| line.contains(words)).cloned();
+            found.ok_or_else(|| log.join("\n"))
+        })
+    }
+
+    /// Returns the lines of the log so far.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -149,22 +171,22 @@ impl<'s> Daemon<'s> {
         self.child.id()
     }
 
-    /// A new connection.
+    /// Opens a connection.
     pub(crate) fn connect(&self) -> Client {
         self.try_connect().expect("a connection")
     }
 
-    /// A new connection, if the daemon is still there.
+    /// Opens a connection, if the daemon is still running.
     pub(crate) fn try_connect(&self) -> io::Result<Client> {
         Client::connect(self.address, self.client_config())
     }
 
-    /// A new connection from another loopback address.
+    /// Opens a connection from another loopback address.
     pub(crate) fn connect_from(&self, address: [u8; 4]) -> Client {
         Client::over(self.socket_from(address), self.client_config()).expect("a connection")
     }
 
-    /// A new socket from another loopback address, on which nothing was said yet.
+    /// Opens a socket from another loopback address, without a TLS handshake.
     pub(crate) fn socket_from(&self, address: [u8; 4]) -> TcpStream {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         let socket = runtime.block_on(async {
@@ -182,9 +204,9 @@ impl<'s> Daemon<'s> {
     }
 
     /// Waits until a series has at least this value.
-    pub(crate) fn counted(&self, series: &str, least: u64) {
-        wait_until(PATIENCE, series, || {
-            let value = self.metrics().remove(series).unwrap_or_else(|| panic!("there is no {series}"));
+    pub(crate) fn wait_for_count(&self, series: &str, least: u64) {
+        wait_until(series, || {
+            let value = self.metrics().remove(series).unwrap_or_else(|| panic!("no series {series}"));
             if value.parse::<u64>().unwrap() >= least { Ok(()) } else { Err(value) }
         });
     }
@@ -199,19 +221,36 @@ impl<'s> Daemon<'s> {
         self.post_to(PATH, coding, body)
     }
 
-    /// Posts lines as Konnect is documented to.
+    /// Posts lines compressed, as Konnect is documented to.
     pub(crate) fn deliver<L: AsRef<[u8]>>(&self, lines: &[L]) -> Receipt {
         Receipt::of(&self.post(Some("application/gzip"), &gzip(&body(lines))))
     }
 
-    /// Posts lines as they are, so that a batch takes as much of the backlog as it has bytes.
+    /// Posts lines uncompressed, so that a batch takes as much of the backlog as it has bytes.
     pub(crate) fn deliver_plain<L: AsRef<[u8]>>(&self, lines: &[L]) -> Receipt {
         Receipt::of(&self.post(None, &body(lines)))
     }
 
-    /// Waits until every sink has everything that was committed.
+    /// Waits until `/readyz` answers with 200.
+    pub(crate) fn wait_until_ready(&self) {
+        wait_until("the daemon is ready", || match self.ask("/readyz").status {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        });
+    }
+
+    /// Waits until `/readyz` answers with 503 and gives this reason, and returns the body.
+    pub(crate) fn wait_until_unready(&self, reason: &str) -> String {
+        wait_until(&format!("`{reason}` makes the daemon unready"), || {
+            let answer = self.ask("/readyz");
+            let body = String::from_utf8(answer.body).unwrap();
+            if answer.status == 503 && body.contains(reason) { Ok(body) } else { Err(body) }
+        })
+    }
+
+    /// Waits until every sink has delivered everything that was committed.
     pub(crate) fn settle(&self) {
-        wait_until(PATIENCE, "every sink has everything", || {
+        wait_until("every sink has everything", || {
             let metrics = self.metrics();
             let waiting: Vec<_> = metrics
                 .iter()
@@ -223,7 +262,19 @@ impl<'s> Daemon<'s> {
         });
     }
 
-    /// Every series by its name and labels.
+    /// Returns the value of a series.
+    pub(crate) fn metric(&self, series: &str) -> u64 {
+        let metrics = self.metrics();
+        let value = metrics.get(series).unwrap_or_else(|| panic!("no series {series}"));
+        value.parse().unwrap()
+    }
+
+    /// Returns the value of a sink's series.
+    pub(crate) fn sink_metric(&self, family: &str, sink: &str) -> u64 {
+        self.metric(&format!("auditgate_sink_{family}{{sink=\"{sink}\"}}"))
+    }
+
+    /// Returns the value of every series by its name and labels.
     pub(crate) fn metrics(&self) -> BTreeMap<String, String> {
         let answer = self.ask("/metrics");
         assert_eq!(answer.status, 200);
@@ -236,59 +287,60 @@ impl<'s> Daemon<'s> {
             .collect()
     }
 
-    /// What the admin endpoint answers.
+    /// Sends a GET to the admin endpoint.
     pub(crate) fn ask(&self, path: &str) -> Answer {
         self.try_ask(path).expect("an answer of the admin endpoint")
     }
 
-    /// What the admin endpoint answers, if the daemon is still there.
+    /// Sends a GET to the admin endpoint, if the daemon is still running.
     pub(crate) fn try_ask(&self, path: &str) -> io::Result<Answer> {
-        let mut client = Client::connect(self.admin, None)?;
-        client.try_send(&request("GET", path, &[], b""))?;
-        client.try_answer()
+        Client::connect(self.admin, None)?.try_get(path)
     }
 
-    /// A number of `/proc/PID/status` in KiB.
+    /// Returns a number of `/proc/PID/status`, in KiB.
     pub(crate) fn memory(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process())).unwrap();
         let line = status.lines().find(|line| line.starts_with(field)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Sends a signal; the daemon goes on for as long as it likes.
+    /// Sends a signal, without waiting for its effect.
     pub(crate) fn signal(&self, name: &str) {
         assert!(self.try_signal(name));
     }
 
     fn try_signal(&self, name: &str) -> bool {
-        // The shell's own `kill`: one process, ours, by its number.
+        // The shell's built-in `kill`: one process, by its id.
         let script = format!("kill -{name} {}", self.process());
         Command::new("sh").arg("-c").arg(script).status().is_ok_and(|status| status.success())
     }
 
-    /// SIGKILL when what is returned is dropped: threads that talk to the daemon until it is gone end also where the
-    /// test fails.
+    /// Returns a guard that kills the daemon when it is dropped, so that threads which talk to it
+    /// until it exits end even if the test fails.
     pub(crate) fn kill_on_drop(&self) -> KillOnDrop<'_> {
         KillOnDrop(self)
     }
 
-    /// SIGTERM: returns when it has ended, which must be in order.
+    /// Sends SIGTERM and waits for the exit, whose code must be 0.
     pub(crate) fn terminate(self) {
         self.signal("TERM");
         let status = self.ended();
         assert_eq!(status.code(), Some(0), "the daemon ended with {status}");
     }
 
-    /// Waits for its end.
-    pub(crate) fn ended(mut self) -> ExitStatus {
-        wait_until(PATIENCE, "the daemon ends", || self.exit_status().ok_or("it runs".to_owned()))
+    /// Waits for the exit.
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        wait_until("the daemon exits", || self.exit_status().ok_or("it is running".to_owned()))
     }
 
-    /// Waits for its end, which must be in order; everything it said.
+    /// Waits for the exit.
+    pub(crate) fn ended(mut self) -> ExitStatus {
+        self.wait_for_exit()
+    }
+
+    /// Waits for the exit, whose code must be 0, and returns the whole log.
     pub(crate) fn log_at_end(mut self) -> Vec<String> {
-        let status = wait_until(PATIENCE, "the daemon ends", || {
-            self.child.try_wait().unwrap().ok_or("it runs".to_owned())
-        });
+        let status = self.wait_for_exit();
         assert_eq!(status.code(), Some(0), "the daemon ended with {status}");
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
@@ -296,7 +348,7 @@ impl<'s> Daemon<'s> {
         self.log()
     }
 
-    /// SIGKILL: returns when it is gone.
+    /// Sends SIGKILL and waits for the exit.
     pub(crate) fn kill9(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -313,7 +365,7 @@ impl Drop for Daemon<'_> {
         if std::thread::panicking() {
             let log = self.log();
             let tail = &log[log.len().saturating_sub(40)..];
-            eprintln!("the daemon said:\n{}", tail.join("\n"));
+            eprintln!("end of the daemon's log:\n{}", tail.join("\n"));
         }
     }
 }

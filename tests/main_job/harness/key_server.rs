@@ -1,4 +1,4 @@
-//! A server of a JWKS document, in good and in bad days.
+//! A server of a JWKS document that can also fail.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,16 +8,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
-/// What it answers to the next requests.
+/// Response to the next requests.
 #[derive(Clone, Debug)]
 pub(crate) enum ServerAnswer {
-    /// These bytes, then the end of the connection; none: it hangs up at once.
+    /// These bytes, then the end of the connection.
     Bytes(Vec<u8>),
-    /// Nothing, for as long as the client waits.
+    /// No response until the client closes the connection.
     Silence,
     /// A body without an end.
     Endless,
-    /// This document, whose version is its digest: 304 to who has that one (RFC 9110, section 13.1.2).
+    /// This document with its digest as the entity tag; 304 to a client that has it (RFC 9110,
+    /// section 13.1.2).
     Tagged(String),
 }
 
@@ -38,7 +39,7 @@ impl ServerAnswer {
     }
 }
 
-/// A running server; it ends with the process.
+/// A running server. It stops with the process.
 pub(crate) struct KeyServer {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -50,7 +51,7 @@ struct State {
 }
 
 impl KeyServer {
-    /// Starts one that hangs up.
+    /// Starts a server that closes every connection.
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,7 +67,7 @@ impl KeyServer {
                         state.requests += 1;
                         state.answer.clone()
                     };
-                    give(stream, &head, &answer);
+                    respond(stream, &head, &answer);
                 });
             }
         });
@@ -77,17 +78,17 @@ impl KeyServer {
         format!("http://{}/jwks.json", self.address)
     }
 
-    /// From the next request on.
+    /// Sets the response, from the next request on.
     pub(crate) fn answer(&self, answer: ServerAnswer) {
         lock(&self.state).answer = answer;
     }
 
-    /// From the next request on, this document.
+    /// Serves this document, from the next request on.
     pub(crate) fn serve(&self, document: &str) {
         self.answer(ServerAnswer::with("200 OK", "Content-Type: application/json\r\n", document));
     }
 
-    /// How many requests there were so far.
+    /// Returns the number of requests so far.
     pub(crate) fn requests(&self) -> u64 {
         lock(&self.state).requests
     }
@@ -97,7 +98,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The lines of a request before the empty one, which must be there.
+/// Reads the head of a request; `None` if it is incomplete.
 fn head(stream: &TcpStream) -> Option<Vec<String>> {
     let mut head = Vec::new();
     for line in BufReader::new(stream).lines() {
@@ -109,8 +110,8 @@ fn head(stream: &TcpStream) -> Option<Vec<String>> {
     None
 }
 
-/// The client may have had enough of it.
-fn give(mut stream: TcpStream, head: &[String], answer: &ServerAnswer) {
+/// Sends a response. The client may close the connection at any time.
+fn respond(mut stream: TcpStream, head: &[String], answer: &ServerAnswer) {
     match answer {
         ServerAnswer::Tagged(document) => {
             let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha256::digest(document)));
@@ -119,7 +120,7 @@ fn give(mut stream: TcpStream, head: &[String], answer: &ServerAnswer) {
                 .filter_map(|line| line.split_once(": "))
                 .any(|(name, value)| name.eq_ignore_ascii_case("if-none-match") && value == tag);
             let (status, body) = if is_known { ("304 Not Modified", "") } else { ("200 OK", &**document) };
-            give(stream, head, &ServerAnswer::with(status, &format!("ETag: {tag}\r\n"), body));
+            respond(stream, head, &ServerAnswer::with(status, &format!("ETag: {tag}\r\n"), body));
         }
         ServerAnswer::Bytes(bytes) => {
             let _ = stream.write_all(bytes);

@@ -1,5 +1,5 @@
-//! What tests need of the machine that they run on: programs, permissions and ports. The library's tests include this
-//! file.
+//! What tests need from the machine they run on: programs, permissions and ports. The library's
+//! tests include this file.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -8,12 +8,13 @@ use std::process::Command;
 
 use tokio::net::TcpSocket;
 
-/// Something that a test needs: what is said where it is missing, and a command that succeeds where it is there.
+/// A requirement of a test: a message for when it is missing, and a command that succeeds when it
+/// is present.
 pub(crate) type Need = (&'static str, &'static [&'static str]);
 
 pub(crate) const RSYSLOG: Need = ("rsyslog is not installed", &["rsyslogd", "-v"]);
 
-/// Debian has it in a package of its own. `rsyslogd -N1` does not load what a driver's name stands for.
+/// Debian has the module in a package of its own. `rsyslogd -N1` does not load it.
 pub(crate) const RSYSLOG_TLS: Need = (
     "rsyslog's TLS module lmnsd_gtls.so is not in /usr/lib (Debian: rsyslog-gnutls)",
     &[
@@ -23,7 +24,8 @@ pub(crate) const RSYSLOG_TLS: Need = (
     ],
 );
 
-/// Returns whether everything is there that the running test needs, and says so where it is not, see [`skip`].
+/// Returns whether the machine meets these requirements of the running test; [`skip`]s the test if
+/// it does not.
 pub(crate) fn are_there(needs: &[Need]) -> bool {
     needs.iter().all(|(missing, probe)| {
         let ended = command(probe[0]).args(&probe[1..]).output();
@@ -35,21 +37,22 @@ pub(crate) fn are_there(needs: &[Need]) -> bool {
     })
 }
 
-/// Says on stderr that the running test is skipped, and why.
+/// Reports on stderr that the running test is skipped, and why.
 ///
 /// # Panics
-/// With the same words, if the environment has `AUDITGATE_TESTS_NO_SKIP=1`.
+/// With the same message if the environment has `AUDITGATE_TESTS_NO_SKIP=1`.
 pub(crate) fn skip(missing: &str) {
     let thread = std::thread::current();
-    // The test runner names the thread of each test after it.
+    // The test runner names each test's thread after the test.
     let said = format!("SKIPPED: {}: {missing}", thread.name().unwrap_or("a test"));
     let must_run = std::env::var_os("AUDITGATE_TESTS_NO_SKIP").is_some_and(|value| value == "1");
     assert!(!must_run, "{said}");
-    // Not by `eprintln!`, whose output the test runner keeps to itself where a test passes.
+    // The test runner hides the output of `eprintln!` when a test passes.
     let _ = writeln!(std::io::stderr(), "{said}");
 }
 
-/// A program of another, from `PATH` or from where only the superuser's `PATH` leads on Debian.
+/// Returns the command of another program, from `PATH` or from Debian's directories for the
+/// superuser's programs.
 pub(crate) fn command(name: &str) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
@@ -57,9 +60,9 @@ pub(crate) fn command(name: &str) -> Command {
     Command::new(found.unwrap_or_else(|| PathBuf::from(name)))
 }
 
-/// A TCP port of 127.0.0.1 on which nothing listens yet. While this lives, the system gives it to nobody else, and
-/// connections are refused until a server that sets `SO_REUSEADDR` listens there (socket(7)): ours do, and rsyslog and
-/// syslog-ng as well.
+/// A TCP port of 127.0.0.1 on which nothing listens yet. While this exists, the system assigns the
+/// port to no other process, and connections are refused until a server with `SO_REUSEADDR`
+/// (socket(7)) listens there, as the tests' own, rsyslog and syslog-ng do.
 pub(crate) struct ReservedPort(TcpSocket);
 
 impl ReservedPort {

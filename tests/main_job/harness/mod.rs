@@ -1,7 +1,9 @@
-//! What every test needs: a place to work in, a daemon, a client that can misbehave, and a signer.
+//! What every test needs: a directory, a daemon, a client that can misbehave, and a signer.
 
 pub(crate) mod client;
 pub(crate) mod daemon;
+pub(crate) mod database;
+pub(crate) mod fault;
 pub(crate) mod key_server;
 pub(crate) mod machine;
 pub(crate) mod programs;
@@ -10,26 +12,25 @@ pub(crate) mod rsyslog;
 pub(crate) mod sign;
 pub(crate) mod site;
 pub(crate) mod syslog;
+pub(crate) mod verify;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Long enough for a loaded machine; nobody waits for it unless the test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Maximum time for anything that a test waits for. Long enough for a loaded machine; only a
+/// failing test takes it.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until a condition gives a value. The only place where a test waits by looking again.
-pub(crate) fn wait_until<T>(
-    patience: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> Result<T, String>,
-) -> T {
+/// Waits until a condition returns a value. The only function of a test that polls.
+pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match condition() {
             Ok(value) => return value,
-            Err(last) if start.elapsed() > patience => panic!("waited in vain until {what}: {last}"),
-            // The longer it takes, the less often: each look may be a connection, which the system remembers for
-            // a minute.
+            Err(last) if start.elapsed() > TEST_TIMEOUT => panic!("timed out waiting until {what}: {last}"),
+            // The longer it takes, the less often: each attempt may be a connection, which the
+            // system remembers for a minute.
             Err(_) => std::thread::sleep(
                 (start.elapsed() / 10).clamp(Duration::from_millis(2), Duration::from_millis(50)),
             ),
@@ -37,7 +38,7 @@ pub(crate) fn wait_until<T>(
     }
 }
 
-/// Sets a flag when it is dropped, so that the threads which look at it end also where the test fails.
+/// Sets a flag when it is dropped, so that threads which poll it end even if the test fails.
 pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -46,7 +47,7 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// The bytes as one gzip member.
+/// Compresses bytes into one gzip member.
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -54,7 +55,12 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// The lines as a body, each with its `\n`.
+/// Compresses bytes into one zstd frame.
+pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(bytes, 1).unwrap()
+}
+
+/// Joins lines into a body, each with its `\n`.
 pub(crate) fn body<L: AsRef<[u8]>>(lines: &[L]) -> Vec<u8> {
     let mut body = Vec::new();
     for line in lines {
@@ -62,4 +68,18 @@ pub(crate) fn body<L: AsRef<[u8]>>(lines: &[L]) -> Vec<u8> {
         body.push(b'\n');
     }
     body
+}
+
+/// Removes repeated lines and keeps the first of each.
+pub(crate) fn without_repeats(lines: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    lines.into_iter().filter(|line| seen.insert(line.clone())).collect()
+}
+
+/// Checks that a text contains every one of these words.
+#[track_caller]
+pub(crate) fn assert_contains(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
 }

@@ -1,9 +1,9 @@
-//! Programs that a test runs: ours, and those of others.
+//! Programs that a test runs: auditgate and others.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Runs a command that must succeed.
+/// Runs a command, which must succeed.
 pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(
@@ -15,7 +15,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
     output
 }
 
-/// The command line of the program under test, with the environment that the unit gives it.
+/// Returns a command of the program under test, with the environment that the systemd unit sets.
 pub(crate) fn auditgate() -> Command {
     let unit = include_str!("../../../systemd/auditgate.service");
     let environment = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
@@ -24,7 +24,7 @@ pub(crate) fn auditgate() -> Command {
     command
 }
 
-/// A file beside the tests' sources.
+/// Returns the path of a file beside the tests' sources.
 pub(crate) fn beside(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/main_job").join(name)
 }

@@ -1,10 +1,10 @@
-//! Our JSON lines as a stranger reads them.
+//! The daemon's JSON lines, read with serde_json alone.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-/// A line of the quarantine.
+/// A record of the quarantine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Quarantined {
     pub(crate) reason: String,
@@ -29,7 +29,7 @@ pub(crate) fn quarantine(bytes: &[u8]) -> Vec<Quarantined> {
         .collect()
 }
 
-/// The objects of a file with one in each line.
+/// Reads a file with one object in each line.
 pub(crate) fn objects(bytes: &[u8]) -> Vec<Value> {
     assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "the last record is torn");
     bytes

@@ -1,4 +1,4 @@
-//! A real syslog server.
+//! rsyslog, as a server.
 
 use std::process::{Child, Stdio};
 
@@ -8,11 +8,11 @@ use super::site::Site;
 /// What [`Rsyslog`] needs.
 pub(crate) const NEEDS: [Need; 2] = [RSYSLOG, RSYSLOG_TLS];
 
-/// A real syslog server that takes TLS only.
+/// An rsyslog that receives over TLS only.
 pub(crate) struct Rsyslog(Child);
 
 impl Rsyslog {
-    /// Starts it for a site; what it gets is appended to `received`.
+    /// Starts rsyslog in a site's directory; it appends the messages to `received`.
     pub(crate) fn start(site: &Site, port: &ReservedPort) -> Self {
         let port = port.number();
         let directory = site.path("").display().to_string();
@@ -36,7 +36,7 @@ impl Rsyslog {
             .arg(site.path("rsyslog.conf"))
             .arg("-i")
             .arg(site.path("rsyslog.pid"));
-        // It complains about each connection that a kill cut off.
+        // It reports every connection that a kill ended.
         Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 }

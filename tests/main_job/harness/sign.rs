@@ -10,38 +10,38 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    /// The producer with that number: always the same key.
+    /// Returns the producer with that number, which always has the same key.
     pub(crate) fn new(number: u8) -> Self {
         Self { key: SigningKey::from_bytes(&[number; 32]) }
     }
 
-    /// Its public key as a JWKS document.
+    /// Returns the public key as a JWKS document.
     pub(crate) fn jwks(&self) -> String {
         jwks(&[("key-1", &self.public())])
     }
 
-    /// Its public key.
+    /// Returns the public key.
     pub(crate) fn public(&self) -> [u8; 32] {
         self.key.verifying_key().to_bytes()
     }
 
-    /// The signature of a message, as Konnect spells it.
+    /// Signs a message, and returns the signature as Konnect writes it.
     pub(crate) fn signature(&self, message: &str) -> String {
         URL_SAFE_NO_PAD.encode(self.key.sign(message.as_bytes()).to_bytes())
     }
 
-    /// A CEF line with its signature.
+    /// Signs a CEF line.
     pub(crate) fn sign_cef(&self, line: &str) -> String {
         format!("{line} sig={}", self.signature(line))
     }
 
-    /// A JSON object with its signature as the last member.
+    /// Signs a JSON object; the signature is the last member.
     pub(crate) fn sign_json(&self, object: &str) -> String {
         let open = object.strip_suffix('}').unwrap();
         format!("{open},\"sig\":\"{}\"}}", self.signature(object))
     }
 
-    /// The signed event with that number: CEF, JSON and CPS in turn, dated in May 2023.
+    /// Returns the signed event with that number, dated in May 2023: CEF, JSON and CPS in turn.
     pub(crate) fn event(&self, number: u64) -> String {
         let rt = 1_684_454_619_000 + number;
         match number % 3 {
@@ -54,13 +54,13 @@ impl Producer {
         }
     }
 
-    /// So many events from a number on.
+    /// Returns the signed events with these numbers.
     pub(crate) fn events(&self, numbers: std::ops::Range<u64>) -> Vec<String> {
         numbers.map(|number| self.event(number)).collect()
     }
 }
 
-/// An unsigned authorization event in CEF; `rt` is the whole pair, or empty.
+/// Returns an unsigned authorization event in CEF; `rt` is the whole pair, or empty.
 pub(crate) fn cef(number: u64, rt: &str) -> String {
     format!(
         "2023-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|konnect|Authz.usage|1|{rt} src=127.0.0.6 \
@@ -69,7 +69,7 @@ pub(crate) fn cef(number: u64, rt: &str) -> String {
     )
 }
 
-/// An unsigned access event in JSON.
+/// Returns an unsigned access event in JSON.
 pub(crate) fn json(number: u64, rt: u64) -> String {
     format!(
         "{{\"cef_version\":0,\"event_class_id\":\"khcp\",\"event_product\":\"Konnect\",\"event_ts\":\
@@ -80,7 +80,7 @@ pub(crate) fn json(number: u64, rt: u64) -> String {
     )
 }
 
-/// A JWKS document (RFC 7517, RFC 8037).
+/// Returns a JWKS document (RFC 7517, RFC 8037).
 pub(crate) fn jwks(keys: &[(&str, &[u8; 32])]) -> String {
     let keys: Vec<_> = keys
         .iter()

@@ -1,4 +1,4 @@
-//! A directory with everything that a daemon needs.
+//! A directory with everything a daemon needs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use rustls::{ClientConfig, ConfigBuilder};
 
 use super::sign::Producer;
 
-/// What `Authorization` must say.
+/// Value of `Authorization`.
 pub(crate) const TOKEN: &str = "Splunk s3cr/et token=";
 
-/// The path of the default source.
+/// Path of the default source.
 pub(crate) const PATH: &str = "/konnect/us";
 
-/// A directory, its certificates, its keys and the configuration in it. Gone when it is dropped.
+/// A directory with certificates, keys and a configuration. It is removed when this is dropped.
 pub(crate) struct Site {
     directory: tempfile::TempDir,
     /// The producer whose key the default source trusts.
     pub(crate) producer: Producer,
-    /// What a client needs to trust the daemon.
+    /// TLS configuration of a client that trusts the daemon.
     pub(crate) client: Arc<ClientConfig>,
     is_plain: bool,
     limits: String,
@@ -30,7 +30,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// The default: a source `us` that requires signatures, a raw file of verified events, and a quarantine.
+    /// A site with a source `us` that requires signatures, a raw file of verified events, and a
+    /// quarantine.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let producer = Producer::new(1);
@@ -43,34 +44,34 @@ impl Site {
             is_plain: false,
             limits: String::new(),
             sources: source("us", PATH, ""),
-            sinks: sink("verified", "raw", "\"verified\"") + &sink("quarantine", "json", "\"quarantine\""),
+            sinks: raw_sinks(),
         };
         site.configure();
         site
     }
 
-    /// With these lines in `[limits]`.
+    /// Sets the lines of `[limits]`.
     pub(crate) fn limits(mut self, limits: &str) -> Self {
         self.limits = limits.to_owned();
         self.configure();
         self
     }
 
-    /// With these tables of sources, see [`source`].
+    /// Sets the tables of sources, see [`source`].
     pub(crate) fn sources(mut self, sources: &str) -> Self {
         self.sources = sources.to_owned();
         self.configure();
         self
     }
 
-    /// With these tables of sinks, see [`sink`].
+    /// Sets the tables of sinks, see [`sink`].
     pub(crate) fn sinks(mut self, sinks: &str) -> Self {
         self.sinks = sinks.to_owned();
         self.configure();
         self
     }
 
-    /// Without TLS.
+    /// Turns TLS off.
     pub(crate) fn plain(mut self) -> Self {
         self.is_plain = true;
         self.configure();
@@ -81,12 +82,12 @@ impl Site {
         self.is_plain
     }
 
-    /// A path in the directory.
+    /// Returns a path in the directory.
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// What a file in the directory holds; nothing when it is not there.
+    /// Reads a file in the directory; a missing file is empty.
     pub(crate) fn read(&self, name: &str) -> Vec<u8> {
         match std::fs::read(self.path(name)) {
             Ok(bytes) => bytes,
@@ -100,12 +101,12 @@ impl Site {
         std::fs::write(self.path(name), contents).unwrap();
     }
 
-    /// The raw lines of `verified.log`, and before them those of its rotated files.
+    /// Returns the raw lines of the rotated files of `verified.log`, then its own.
     pub(crate) fn verified(&self) -> Vec<String> {
         lines(&self.with_rotated("verified.log"))
     }
 
-    /// The names of the rotated files of a file, oldest first.
+    /// Returns the names of a file's rotated files, oldest first.
     pub(crate) fn rotated(&self, name: &str) -> Vec<String> {
         let prefix = format!("{name}.");
         let mut names: Vec<String> = std::fs::read_dir(self.directory.path())
@@ -117,7 +118,8 @@ impl Site {
         names
     }
 
-    /// What a file and its rotated files hold, oldest first, each in whole lines.
+    /// Reads the rotated files of a file, oldest first, then the file. Rotated files must hold
+    /// whole lines.
     pub(crate) fn with_rotated(&self, name: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
         for name in self.rotated(name) {
@@ -128,13 +130,13 @@ impl Site {
         bytes
     }
 
-    /// Replaces text in the configuration, which must occur in it.
+    /// Replaces text in the configuration; the text must occur in it.
     pub(crate) fn edit(self, from: &str, to: &str) -> Self {
         self.reconfigure(from, to);
         self
     }
 
-    /// Replaces text in the configuration, of a running daemon perhaps.
+    /// Replaces text in the configuration, possibly of a running daemon.
     pub(crate) fn reconfigure(&self, from: &str, to: &str) {
         let text = String::from_utf8(self.read("config.toml")).unwrap();
         assert!(text.contains(from), "{from} is not in {text}");
@@ -154,7 +156,7 @@ impl Site {
     }
 }
 
-/// A source that trusts `jwks.json`, with further lines.
+/// Returns the table of a source that trusts `jwks.json`, with further lines.
 pub(crate) fn source(name: &str, path: &str, more: &str) -> String {
     let jwks = if more.contains("jwks") { "" } else { "jwks = { file = \"jwks.json\" }" };
     format!(
@@ -162,7 +164,7 @@ pub(crate) fn source(name: &str, path: &str, more: &str) -> String {
     )
 }
 
-/// A file sink; its file is `NAME.log` or `NAME.jsonl`.
+/// Returns the table of a file sink; its file is `NAME.log` or `NAME.jsonl`.
 pub(crate) fn sink(name: &str, format: &str, streams: &str) -> String {
     let extension = if format == "raw" { "log" } else { "jsonl" };
     format!(
@@ -171,20 +173,42 @@ pub(crate) fn sink(name: &str, format: &str, streams: &str) -> String {
     )
 }
 
-/// The lines of a file that holds whole lines only.
+/// Returns the table of a SQLite sink `search`.
+pub(crate) fn sqlite_sink(path: &str, streams: &str) -> String {
+    format!("[sinks.search]\ntype = \"sqlite\"\npath = \"{path}\"\nstream = {streams}\n")
+}
+
+/// Returns the table of a syslog sink `siem`, with further lines.
+pub(crate) fn syslog_sink(address: &str, more: &str) -> String {
+    format!("[sinks.siem]\ntype = \"syslog\"\naddress = \"{address}\"\n{more}")
+}
+
+/// Returns the tables of two file sinks: `verified`, raw, and `quarantine`.
+pub(crate) fn raw_sinks() -> String {
+    sink("verified", "raw", "\"verified\"") + &sink("quarantine", "json", "\"quarantine\"")
+}
+
+/// Returns the tables of three file sinks: those of [`raw_sinks`], and `events`, which has verified
+/// events as JSON.
+pub(crate) fn raw_and_json_sinks() -> String {
+    raw_sinks() + &sink("events", "json", "\"verified\"")
+}
+
+/// Returns the lines of a file that holds whole lines only.
 pub(crate) fn lines(bytes: &[u8]) -> Vec<String> {
     let text = std::str::from_utf8(bytes).expect("lines of text");
     assert!(text.is_empty() || text.ends_with('\n'), "the last line is torn: {text:?}");
     text.lines().map(str::to_owned).collect()
 }
 
-/// The whole lines of a file that is still being written.
+/// Returns the whole lines of a file that is still being written.
 pub(crate) fn whole_lines(bytes: &[u8]) -> Vec<String> {
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     lines(&bytes[..end])
 }
 
-/// A CA (`ca.pem`, `ca-key.pem`), the daemon's certificate from it (`cert.pem`, `key.pem`) and a client's trust in it.
+/// Writes a CA (`ca.pem`, `ca-key.pem`) and the daemon's certificate from it (`cert.pem`,
+/// `key.pem`); returns the TLS configuration of a client that trusts the CA.
 pub(crate) fn certificates(directory: &Path) -> Arc<ClientConfig> {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::default();
@@ -206,7 +230,8 @@ pub(crate) fn certificates(directory: &Path) -> Arc<ClientConfig> {
     Arc::new(trust(directory).with_no_client_auth())
 }
 
-/// A client that shows a certificate with a name, from the CA of a directory.
+/// Returns the TLS configuration of a client with a certificate for that name, issued by the CA of
+/// a directory.
 pub(crate) fn client_with_certificate(site: &Site, certified_in: &Path, name: &str) -> Arc<ClientConfig> {
     let ca_key = std::fs::read_to_string(certified_in.join("ca-key.pem")).unwrap();
     let ca_key = rcgen::KeyPair::from_pem(&ca_key).unwrap();
@@ -221,7 +246,7 @@ pub(crate) fn client_with_certificate(site: &Site, certified_in: &Path, name: &s
     Arc::new(trust(&site.path("")).with_client_auth_cert(chain, private).unwrap())
 }
 
-/// Trusts the CA of a directory.
+/// Begins the TLS configuration of a client that trusts the CA of a directory.
 fn trust(directory: &Path) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! A syslog server over TCP that keeps what it is sent (RFC 5424 messages, framed as in RFC 6587).
+//! A syslog server over TCP that keeps the messages it receives (RFC 5424, framed as in RFC 6587).
 
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -6,18 +6,18 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::machine::ReservedPort;
-use super::{PATIENCE, wait_until};
+use super::wait_until;
 
-/// Where a message ends.
+/// Framing of messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Framing {
-    /// After as many bytes as stand before it (section 3.4.1).
+    /// The number of bytes precedes them (section 3.4.1).
     OctetCounting,
-    /// At a line feed (section 3.4.2).
+    /// A line feed ends the message (section 3.4.2).
     Newline,
 }
 
-/// A server that takes messages until it is dropped.
+/// A server that receives messages until it is dropped.
 pub(crate) struct SyslogServer {
     pub(crate) address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -30,17 +30,17 @@ struct State {
 }
 
 impl SyslogServer {
-    /// Listens on a port and counts octets.
+    /// Listens on a port, with octet counting.
     pub(crate) fn start(port: &ReservedPort) -> Self {
         Self::start_with(port, Framing::OctetCounting)
     }
 
-    /// Listens on a port, for messages framed that way.
+    /// Listens on a port, with that framing.
     pub(crate) fn start_with(port: &ReservedPort, framing: Framing) -> Self {
         Self::serve(TcpListener::bind(("127.0.0.1", port.number())).unwrap(), framing)
     }
 
-    /// Listens on any port and counts octets.
+    /// Listens on any port, with octet counting.
     pub(crate) fn start_anywhere() -> Self {
         Self::serve(TcpListener::bind("127.0.0.1:0").unwrap(), Framing::OctetCounting)
     }
@@ -63,23 +63,23 @@ impl SyslogServer {
         server
     }
 
-    /// The MSG part of each message so far, in the order of their arrival.
+    /// Returns the MSG part of each message so far, in the order of arrival.
     pub(crate) fn messages(&self) -> Vec<String> {
         let whole = self.whole_messages();
         whole.iter().map(|message| message.splitn(8, ' ').nth(7).unwrap().to_owned()).collect()
     }
 
-    /// Each message so far, its header included, in the order of their arrival.
+    /// Returns each message so far with its header, in the order of arrival.
     pub(crate) fn whole_messages(&self) -> Vec<String> {
         locked(&self.state).received.clone()
     }
 
-    /// Waits until these events are there.
+    /// Waits until the server has received these events.
     pub(crate) fn wait_for(&self, posted: &[String]) {
-        wait_until(PATIENCE, "the syslog server has every event", || {
+        wait_until("the syslog server has every event", || {
             let count = locked(&self.state).received.len();
             if count < posted.len() {
-                return Err(format!("{count} of {} are there", posted.len()));
+                return Err(format!("{count} of {}", posted.len()));
             }
             let known: HashSet<String> = self.messages().into_iter().collect();
             let missing = posted.iter().filter(|event| !known.contains(*event)).count();
@@ -99,7 +99,7 @@ impl Drop for SyslogServer {
     fn drop(&mut self) {
         self.close_connections();
         self.state = Arc::default();
-        // Its thread looks whether it is still wanted.
+        // Wakes its thread, which ends because the state is gone.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -108,7 +108,7 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One message; none when the connection ends.
+/// Reads one message; `None` at the end of the connection.
 fn frame(stream: &mut BufReader<TcpStream>, framing: Framing) -> Option<String> {
     if let Framing::Newline = framing {
         let mut line = Vec::new();

@@ -1,16 +1,20 @@
-//! The accept rule, shown on the signatures on which implementations of Ed25519 are known to differ.
+//! The accept rule, shown on the signatures on which implementations of Ed25519 are known to
+//! differ.
 //!
 //! A signature (R, s) of a message M by a key A is accepted when
 //! 1. A was loaded: the canonical encoding of a point that is not of small order;
 //! 2. s is canonical, that is less than L, the order of the base point B (RFC 8032, section 5.1.7);
 //! 3. R decodes to a point; an encoding that is not canonical will do (ZIP 215);
-//! 4. \[8\]\[s\]B = \[8\]R + \[8\]\[k\]A with k = SHA-512(R ‖ A ‖ M) over the bytes as they came, modulo L (the equation
-//!    of RFC 8032, section 5.1.7, with its cofactor 8, which ZIP 215 makes binding).
+//! 4. \[8\]\[s\]B = \[8\]R + \[8\]\[k\]A with k = SHA-512(R ‖ A ‖ M) over the bytes as they came,
+//!    modulo L (the equation of RFC 8032, section 5.1.7, with its cofactor 8, which ZIP 215 makes
+//!    binding).
 //!
-//! The cofactor is why batch and single checks agree. Without it what is left of an equation can be a point of small
-//! order, and a batch multiplies that by a random number which may happen to be a multiple of its order.
+//! The cofactor is why batch and single checks agree. Without it what is left of an equation can be
+//! a point of small order, and a batch multiplies that by a random number which may happen to be a
+//! multiple of its order.
 //!
-//! Every verdict below is written down with its reason by these four points; none was taken from a run.
+//! Every verdict below follows from these four points and is written down with its reason; none was
+//! taken from a run.
 
 use curve25519_dalek::constants::EIGHT_TORSION;
 use curve25519_dalek::edwards::CompressedEdwardsY;
@@ -24,7 +28,7 @@ use crate::trust::jwks::{self, JwksError, Refusal};
 use crate::trust::verify::{Claim, verify};
 use crate::wire::signature;
 
-/// A signature of a message by a key, which may be none.
+/// A key, a message and what may be a signature of it.
 #[derive(Clone, Debug)]
 struct Vector {
     key: [u8; 32],
@@ -34,25 +38,25 @@ struct Vector {
 
 impl Vector {
     fn claim(&self) -> Claim<'_> {
-        // In two parts, as a line whose signature was cut out of its middle.
+        // In two parts, as in a line whose signature was in its middle.
         let parts = self.message.split_at(self.message.len() / 2);
         Claim { signature: self.signature, first: parts, second: None }
     }
 }
 
-/// Whether each vector is accepted, all of them together. The keys are believed, whatever they are.
+/// Returns whether each vector is accepted, in one batch. Any keys are trusted, weak ones too.
 fn together(vectors: &[Vector], keys: &[[u8; 32]], seed: u64) -> Vec<bool> {
     let claims: Vec<_> = vectors.iter().map(Vector::claim).collect();
     let fits = verify(&claims, keys, &mut StdRng::seed_from_u64(seed));
     fits.iter().map(Option::is_some).collect()
 }
 
-/// Whether a vector is accepted, alone.
+/// Returns whether a vector is accepted in a batch of one.
 fn alone(vector: &Vector, seed: u64) -> bool {
     together(std::slice::from_ref(vector), &[vector.key], seed)[0]
 }
 
-/// Why a key set does not take the key; none when it does.
+/// Returns why a key set refuses the key.
 fn refusal(key: [u8; 32]) -> Option<Refusal> {
     match jwks::parse(jwks::document(&[(None, key)]).as_bytes(), 1) {
         Ok(_) => None,
@@ -61,8 +65,8 @@ fn refusal(key: [u8; 32]) -> Option<Refusal> {
     }
 }
 
-/// Each of the vectors alone, and many times some of them, at random places between good and bad signatures of a
-/// common key.
+/// Checks each vector alone, and many times in batches: at random positions between valid and
+/// invalid signatures of an ordinary key.
 fn assert_verdicts(named: &[(String, Vector, bool)]) {
     const AT_A_TIME: usize = 16;
     for (name, vector, accepted) in named {
@@ -72,7 +76,7 @@ fn assert_verdicts(named: &[(String, Vector, bool)]) {
     }
     let ours = Signer::new(1);
     let mut random = StdRng::seed_from_u64(215);
-    let mut undealt: Vec<&(String, Vector, bool)> = Vec::new();
+    let mut unused: Vec<&(String, Vector, bool)> = Vec::new();
     for round in 0..64 {
         let mut mixed: Vec<(&str, Vector, bool)> = (0..random.random_range(0..200))
             .map(|number| {
@@ -82,16 +86,16 @@ fn assert_verdicts(named: &[(String, Vector, bool)]) {
                 if is_bad {
                     vector.message.push(b'!');
                 }
-                ("a common line", vector, !is_bad)
+                ("an ordinary line", vector, !is_bad)
             })
             .collect();
         let mut keys = vec![ours.public];
         for _ in 0..AT_A_TIME.min(named.len()) {
-            // Every vector once before any comes again.
-            if undealt.is_empty() {
-                undealt = named.iter().collect();
+            // Every vector is used once before any is used again.
+            if unused.is_empty() {
+                unused = named.iter().collect();
             }
-            let (name, vector, accepted) = undealt.swap_remove(random.random_range(0..undealt.len()));
+            let (name, vector, accepted) = unused.swap_remove(random.random_range(0..unused.len()));
             mixed.insert(random.random_range(0..=mixed.len()), (name, vector.clone(), *accepted));
             if !keys.contains(&vector.key) {
                 keys.push(vector.key);
@@ -104,7 +108,7 @@ fn assert_verdicts(named: &[(String, Vector, bool)]) {
     }
 }
 
-/// A signer who can leave the paths of RFC 8032: section 5.1.6 with points of small order added on the way.
+/// A signer that can depart from RFC 8032, section 5.1.6, by adding points of small order.
 struct Signer {
     secret: Scalar,
     public: [u8; 32],
@@ -115,20 +119,21 @@ impl Signer {
         Self::twisted(number, EdwardsPoint::default())
     }
 
-    /// Its key has that point added: of mixed order, unless the point is the neutral one.
+    /// A signer whose public key has this point added, so that it is of mixed order unless the
+    /// point is neutral.
     fn twisted(number: u8, torsion: EdwardsPoint) -> Self {
         let secret = wide(&[&[number; 32]]);
         Self { secret, public: (EdwardsPoint::mul_base(&secret) + torsion).compress().to_bytes() }
     }
 
-    /// Its R has that point added.
+    /// Signs with this point added to R.
     fn sign(&self, message: Vec<u8>, torsion: EdwardsPoint) -> Vector {
         let nonce = wide(&[&self.secret.to_bytes(), &message]);
         let commitment = (EdwardsPoint::mul_base(&nonce) + torsion).compress().to_bytes();
         self.sign_with(message, nonce, commitment)
     }
 
-    /// s is made for that R, which the nonce should stand behind.
+    /// Signs with this R, whatever the nonce is.
     fn sign_with(&self, message: Vec<u8>, nonce: Scalar, commitment: [u8; 32]) -> Vector {
         let challenge = wide(&[&commitment, &self.public, &message]);
         let mut signature = [0; 64];
@@ -152,8 +157,8 @@ fn hex(text: &str) -> Vec<u8> {
     digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
-/// The encodings of the points of small order that ZIP 215 knows: eight canonical ones, and six with y not reduced
-/// or with a sign on x = 0.
+/// Every encoding of a point of small order (ZIP 215): eight canonical ones, and six with y not
+/// reduced or with a sign on x = 0.
 fn small_order_encodings() -> Vec<[u8; 32]> {
     let field = |low: u8, rest: u8, high: u8| {
         let mut bytes = [rest; 32];
@@ -176,8 +181,8 @@ fn small_order_encodings() -> Vec<[u8; 32]> {
 }
 
 /// Konstantinos Chalkias, François Garillot and Valeria Nikolaenko, "Taming the many EdDSAs"
-/// (<https://eprint.iacr.org/2020/1244>), table 6: message, key, R, s, whether our equation holds, whether the key
-/// is loaded, and why.
+/// (<https://eprint.iacr.org/2020/1244>), table 6: message, key, R, s, whether our equation holds,
+/// whether the key is loaded, and why.
 #[rustfmt::skip]
 const TAMING: [(&str, &str, &str, &str, bool, bool, &str); 12] = [
     ("8c93255d71dcab10e8f379c26200f3c7bd5f09d9bc3068d3ef4edeb4853022b6", SMALL_KEY,
@@ -276,19 +281,19 @@ fn a_key_of_small_order_is_refused_in_every_encoding() {
 }
 
 #[test]
-fn what_only_the_cofactor_makes_good_is_good_in_every_company() {
+fn what_only_the_cofactor_makes_valid_is_valid_alone_and_in_every_batch() {
     let mut random = StdRng::seed_from_u64(8);
     let mut refused_without_the_cofactor = 0;
     for (number, of_key) in (1..).zip(EIGHT_TORSION) {
         let signer = Signer::twisted(number, of_key);
-        // Of mixed order, or common: large enough, and canonical.
+        // Of mixed order, or ordinary: of large order, and canonical.
         assert_eq!(refusal(signer.public), None);
         let cofactorless = VerifyingKey::from_bytes(&signer.public).unwrap();
         for round in 0..32 {
             let mut vectors = Vec::new();
             let mut wanted = Vec::new();
             for line in 0..random.random_range(1..40) {
-                // Half of them are common; R of the others has a part of small order.
+                // Half of them are ordinary; R of the others has a component of small order.
                 let of_commitment = EIGHT_TORSION[random.random_range(0..16_usize).saturating_sub(8)];
                 let mut vector = signer.sign(format!("{round} {line}").into_bytes(), of_commitment);
                 let signature = ed25519_dalek::Signature::from_bytes(&vector.signature);
@@ -312,23 +317,24 @@ fn what_only_the_cofactor_makes_good_is_good_in_every_company() {
 }
 
 #[test]
-fn every_encoding_of_r_is_taken_as_it_came() {
+fn every_encoding_of_r_is_hashed_as_it_was_received() {
     let signer = Signer::new(3);
     let named: Vec<_> = small_order_encodings()
         .into_iter()
         .flat_map(|commitment| {
-            // R vanishes with the cofactor, so s = k a will do: only the owner of a can make it.
+            // The cofactor cancels R, so s = k a is enough: only the owner of a can make it.
             let good = signer.sign_with(b"message".to_vec(), Scalar::ZERO, commitment);
-            // The other bytes of the same point give another k.
+            // Another R that the cofactor cancels as well gives another k.
             let point = CompressedEdwardsY(commitment).decompress().unwrap();
-            let mut respelled = good.clone();
-            respelled.signature[..32].copy_from_slice(&(point + EIGHT_TORSION[1]).compress().to_bytes());
+            let mut other_commitment = good.clone();
+            other_commitment.signature[..32]
+                .copy_from_slice(&(point + EIGHT_TORSION[1]).compress().to_bytes());
             let mut beyond = good.clone();
             let beyond_order = beyond_the_order(beyond.signature[32..].try_into().unwrap());
             beyond.signature[32..].copy_from_slice(&beyond_order);
             [
                 (format!("R {commitment:x?}"), good, true),
-                (format!("another R than {commitment:x?}"), respelled, false),
+                (format!("another R than {commitment:x?}"), other_commitment, false),
                 (format!("R {commitment:x?} and s + L"), beyond, false),
             ]
         })
@@ -348,7 +354,7 @@ fn beyond_the_order(s: [u8; 32]) -> [u8; 32] {
     })
 }
 
-/// What our rule says of a vector of Project Wycheproof, by its flag, and why.
+/// Returns the verdict on a vector of Project Wycheproof by its flag, and the reason.
 fn of_wycheproof(number: u32, flag: &str) -> (bool, &'static str) {
     match flag {
         "Valid" | "Ktv" | "TinkOverflow" => {
@@ -362,8 +368,9 @@ fn of_wycheproof(number: u32, flag: &str) -> (bool, &'static str) {
         "TruncatedSignature" | "SignatureWithGarbage" | "CompressedSignature" => {
             (false, "it has no 64 bytes")
         }
-        // R is (0, 1) with a sign on x = 0: not canonical, which ZIP 215 has us accept, and s is k a. The owner of
-        // the key alone can make it. Wycheproof follows RFC 8032, section 5.1.3, which has R refused.
+        // R is (0, 1) with a sign on x = 0: not canonical, which ZIP 215 has us accept, and s is k
+        // a. The owner of the key alone can make it. Wycheproof follows RFC 8032, section 5.1.3,
+        // which has R refused.
         "InvalidEncoding" if number == 151 => (true, "an encoding of R that is not canonical will do"),
         "InvalidEncoding" => {
             (false, "R is no point, or differs by more than a point of small order from the signer's")
@@ -381,11 +388,11 @@ fn the_vectors_of_project_wycheproof() {
             line.split(' ').collect::<Vec<_>>().try_into().unwrap();
         let (accepted, why) = of_wycheproof(number.parse().unwrap(), flag);
         let key: [u8; 32] = hex(key).try_into().unwrap();
-        assert_eq!(refusal(key), None, "{number}: a common key");
+        assert_eq!(refusal(key), None, "{number}: an ordinary key");
         let bytes = |text: &str| if text == "-" { Vec::new() } else { hex(text) };
         match <[u8; 64]>::try_from(bytes(made)) {
             Ok(signature) => {
-                // In a line it has one spelling.
+                // In a line it has exactly one encoding.
                 assert_eq!(signature::decode(&signature::encode(&signature)), Ok(signature));
                 let vector = Vector { key, message: bytes(message), signature };
                 named.push((format!("{number} {flag}: {why}"), vector, accepted));

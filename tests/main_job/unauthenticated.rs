@@ -1,7 +1,8 @@
-//! Peers that mean no good, or do not know better: too many, too slow, too odd.
+//! Unauthenticated and misbehaving peers: too many connections, slow ones, malformed requests.
 //!
-//! `AUDITGATE_TESTS_STRANGERS` says how many slow connections there are (400 by default), and
-//! `AUDITGATE_TESTS_REQUESTS` how many random and mutated requests (2000 of each).
+//! `AUDITGATE_TESTS_CONNECTIONS` is the number of slow connections (400 by default),
+//! `AUDITGATE_TESTS_REQUESTS` the number of random and of mutated requests (2000 of each by
+//! default).
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -17,12 +18,12 @@ use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::machine;
 use crate::harness::programs::run;
 use crate::harness::site::{PATH, Site, TOKEN};
-use crate::harness::{PATIENCE, SetOnDrop, wait_until};
+use crate::harness::{SetOnDrop, TEST_TIMEOUT, gzip, wait_until};
 
 const HERE: [u8; 4] = [127, 0, 0, 1];
 const ELSEWHERE: [u8; 4] = [127, 0, 0, 2];
 
-fn how_many(variable: &str, default: usize) -> usize {
+fn number_from(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |number| number.parse().expect("a number"))
 }
 
@@ -30,31 +31,31 @@ fn closed(reason: &str) -> String {
     format!("auditgate_http_connections_closed_total{{reason=\"{reason}\"}}")
 }
 
-fn is_answered(client: &mut Client, site: &Site, number: u64) {
+fn assert_accepted(client: &mut Client, site: &Site, number: u64) {
     let receipt = Receipt::of(&client.post(None, site.producer.event(number).as_bytes()));
     assert_eq!((receipt.accepted, receipt.quarantined), (1, 0));
 }
 
 #[test]
-fn the_oldest_stranger_makes_room_for_a_new_one() {
+fn the_oldest_unauthenticated_connection_is_evicted_for_a_new_one() {
     let site = Site::new().plain().limits("connections = 8");
     let daemon = Daemon::start(&site);
-    // Half of the places are for strangers.
-    let mut strangers: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
+    // Half of the connections may be unauthenticated.
+    let mut clients: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
     for number in 0..4 {
-        strangers.push(daemon.connect());
-        daemon.counted(&closed("evicted"), number + 1);
-        assert_eq!(strangers.remove(0).rest(), b"");
-        assert!(strangers.iter_mut().all(Client::is_open));
+        clients.push(daemon.connect());
+        daemon.wait_for_count(&closed("evicted"), number + 1);
+        assert_eq!(clients.remove(0).rest(), b"");
+        assert!(clients.iter_mut().all(Client::is_open));
     }
-    // The other half is for those who have shown a token, who are not displaced by strangers.
-    for (number, client) in (0..).zip(&mut strangers) {
-        is_answered(client, &site, number);
+    // The other half is for authenticated connections, which unauthenticated ones do not evict.
+    for (number, client) in (0..).zip(&mut clients) {
+        assert_accepted(client, &site, number);
     }
     let more: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
-    daemon.counted(&closed("evicted"), 4 + 16);
-    for (number, client) in (10..).zip(&mut strangers) {
-        is_answered(client, &site, number);
+    daemon.wait_for_count(&closed("evicted"), 4 + 16);
+    for (number, client) in (10..).zip(&mut clients) {
+        assert_accepted(client, &site, number);
     }
     drop(more);
     let metrics = daemon.metrics();
@@ -63,26 +64,27 @@ fn the_oldest_stranger_makes_room_for_a_new_one() {
 }
 
 #[test]
-fn an_address_displaces_its_own_strangers_only() {
+fn an_address_evicts_only_its_own_unauthenticated_connections() {
     let site = Site::new().plain().limits("connections = 64\nconnections_per_peer = 2");
     let daemon = Daemon::start(&site);
     let mut other = daemon.connect_from(ELSEWHERE);
     let mut first = daemon.connect();
     let mut flood: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
-    daemon.counted(&closed("per_peer_limit"), 9);
+    daemon.wait_for_count(&closed("per_peer_limit"), 9);
     assert_eq!(first.rest(), b"");
-    is_answered(&mut other, &site, 0);
-    // A producer that has shown its token may have as many connections as it likes.
+    assert_accepted(&mut other, &site, 0);
+    // The limit per address does not apply to authenticated connections.
     let mut senders: Vec<Client> = Vec::new();
     for number in 1..11 {
         senders.push(daemon.connect());
-        is_answered(senders.last_mut().unwrap(), &site, number);
+        assert_accepted(senders.last_mut().unwrap(), &site, number);
     }
     for (number, sender) in (11..).zip(&mut senders) {
-        is_answered(sender, &site, number);
+        assert_accepted(sender, &site, number);
     }
-    // One sender had to displace a stranger; it then left its place to the next.
-    wait_until(PATIENCE, "one stranger is left", || {
+    // The first sender evicted an unauthenticated connection; once authenticated, it left the slot
+    // to the next one.
+    wait_until("one unauthenticated connection is left", || {
         match flood.iter_mut().map(Client::is_open).filter(|is_open| *is_open).count() {
             1 => Ok(()),
             left => Err(left.to_string()),
@@ -92,21 +94,21 @@ fn an_address_displaces_its_own_strangers_only() {
 }
 
 #[test]
-fn who_is_too_slow_is_closed_without_an_answer() {
+fn a_slow_connection_is_closed_without_an_answer() {
     let site = Site::new().limits("request_timeout = \"3s\"");
     let daemon = Daemon::start(&site);
     let begun = Instant::now();
     let silent = TcpStream::connect(daemon.address).unwrap();
     let mut half_a_hello = TcpStream::connect(daemon.address).unwrap();
     half_a_hello.write_all(&[0x16, 3, 1, 2, 0, 1]).unwrap();
-    daemon.counted(&closed("handshake_timeout"), 2);
+    daemon.wait_for_count(&closed("handshake_timeout"), 2);
     drop((silent, half_a_hello));
 
-    let mut rubbish = TcpStream::connect(daemon.address).unwrap();
-    rubbish.write_all(b"neither TLS nor HTTP\r\n").unwrap();
-    daemon.counted(&closed("handshake_failed"), 1);
+    let mut garbage = TcpStream::connect(daemon.address).unwrap();
+    garbage.write_all(b"neither TLS nor HTTP\r\n").unwrap();
+    daemon.wait_for_count(&closed("handshake_failed"), 1);
 
-    // The whole header has one deadline, however steadily it trickles.
+    // The whole header has one deadline, even if its bytes arrive steadily.
     let mut trickle = daemon.connect();
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(10_000));
     let ended = head.as_bytes().iter().position(|byte| {
@@ -115,31 +117,31 @@ fn who_is_too_slow_is_closed_without_an_answer() {
     });
     assert!(ended.is_some());
     assert_eq!(trickle.rest(), b"");
-    daemon.counted(&closed("header_timeout"), 1);
+    daemon.wait_for_count(&closed("header_timeout"), 1);
 
     let mut slow = daemon.connect();
     slow.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", "1000")], b"x"));
     assert_eq!(slow.rest(), b"");
-    daemon.counted(&closed("body_too_slow"), 1);
+    daemon.wait_for_count(&closed("body_too_slow"), 1);
 
     let mut cut = daemon.connect();
     cut.send(&request("POST", PATH, &[("Authorization", TOKEN), ("Content-Length", "1000")], b"x"));
     cut.cut();
     assert_eq!(cut.rest(), b"");
-    daemon.counted(&closed("cut_off"), 1);
-    assert!(begun.elapsed() < PATIENCE);
-    is_answered(&mut daemon.connect(), &site, 0);
+    daemon.wait_for_count(&closed("cut_off"), 1);
+    assert!(begun.elapsed() < TEST_TIMEOUT);
+    assert_accepted(&mut daemon.connect(), &site, 0);
 }
 
 #[test]
-fn who_does_not_read_its_answers_is_closed() {
+fn a_connection_that_does_not_read_its_answers_is_closed() {
     let site = Site::new().plain().limits("request_timeout = \"3s\"");
     let daemon = Daemon::start(&site);
     let mut client = daemon.connect();
-    let questions = request("GET", "/nowhere", &[], b"").repeat(1000);
-    while client.try_send(&questions).is_ok() {}
-    daemon.counted(&closed("answer_timeout"), 1);
-    is_answered(&mut daemon.connect(), &site, 0);
+    let requests = request("GET", "/nowhere", &[], b"").repeat(1000);
+    while client.try_send(&requests).is_ok() {}
+    daemon.wait_for_count(&closed("answer_timeout"), 1);
+    assert_accepted(&mut daemon.connect(), &site, 0);
 }
 
 #[test]
@@ -149,7 +151,7 @@ fn a_shortage_of_descriptors_is_survived() {
     }
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    is_answered(&mut daemon.connect(), &site, 0);
+    assert_accepted(&mut daemon.connect(), &site, 0);
     daemon.settle();
     let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.process())).unwrap().count();
     let limit = |files: usize| {
@@ -157,34 +159,35 @@ fn a_shortage_of_descriptors_is_survived() {
         run(std::process::Command::new("prlimit").args(["--pid", &process, &format!("--nofile={files}:")]));
     };
     limit(open + 12);
-    let strangers: Vec<TcpStream> =
+    let flood: Vec<TcpStream> =
         (0..60).map(|_| TcpStream::connect(daemon.address).expect("the kernel's queue has room")).collect();
-    wait_until(PATIENCE, "descriptors are short", || {
+    wait_until("descriptors run out", || {
         let said = daemon.log().iter().filter(|line| line.contains("cannot accept connections")).count();
-        if said > 0 { Ok(()) } else { Err("it was not said".to_owned()) }
+        if said > 0 { Ok(()) } else { Err("not logged".to_owned()) }
     });
-    // The oldest strangers make room, and a genuine sender gets through while they are all still there.
-    is_answered(&mut daemon.connect(), &site, 1);
+    // The oldest unauthenticated connections are evicted, and a genuine sender is served while the
+    // others remain.
+    assert_accepted(&mut daemon.connect(), &site, 1);
     let said = daemon.log().iter().filter(|line| line.contains("cannot accept connections")).count();
-    assert!(said <= 2, "it was said {said} times");
-    drop(strangers);
+    assert!(said <= 2, "it was logged {said} times");
+    drop(flood);
     limit(open + 200);
-    is_answered(&mut daemon.connect(), &site, 2);
+    assert_accepted(&mut daemon.connect(), &site, 2);
     daemon.settle();
     assert_eq!(site.verified(), site.producer.events(0..3));
 }
 
-/// Sends bytes and takes all that comes back.
+/// Sends bytes, and reads everything that the daemon sends until it closes the connection.
 fn exchange(daemon: &Daemon<'_>, bytes: &[u8]) -> Vec<u8> {
     let mut client = daemon.connect();
-    // It may have been closed before the last byte.
+    // The daemon may close the connection before the last byte.
     let _ = client.try_send(bytes);
     client.cut();
     client.rest()
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_refused_and_counted() {
+fn ambiguous_requests_are_refused_and_counted() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     let start = format!("POST {PATH} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {TOKEN}\r\n");
@@ -209,20 +212,21 @@ fn what_can_be_read_in_two_ways_is_refused_and_counted() {
             .unwrap()
     };
     for (number, shape) in (1..).zip(&shapes) {
-        // What follows is never taken for a request.
+        // The bytes behind it are never parsed as a request.
         let answered = exchange(&daemon, format!("{shape}{smuggled}").as_bytes());
         let text = String::from_utf8(answered).unwrap();
         assert!(text.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{shape:?}: {text}");
         assert!(text.contains("content-type: application/problem+json\r\n"), "{text}");
         assert!(text.contains("connection: close\r\n"), "{text}");
         assert_eq!(text.matches("HTTP/1.1 ").count() - text.matches("no HTTP/1.1 ").count(), 1, "{text}");
-        wait_until(PATIENCE, "it is counted", || {
+        wait_until("it is counted", || {
             let counted = count("") + count("us");
             assert!(counted <= number, "{shape:?}");
             if counted == number { Ok(()) } else { Err(counted.to_string()) }
         });
     }
-    // Both lengths: the chunks count, and the connection is closed behind them (RFC 9112, section 6.1).
+    // Both lengths: the chunks count, and the connection is closed after them (RFC 9112, section
+    // 6.1).
     for both in [
         format!("Content-Length: {length}\r\nTransfer-Encoding: chunked"),
         format!("Transfer-Encoding: chunked\r\nContent-Length: {length}"),
@@ -233,7 +237,7 @@ fn what_can_be_read_in_two_ways_is_refused_and_counted() {
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("connection: close\r\n"), "{text}");
         assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
     }
-    // Chunks that are not well formed are no body: nobody gets an answer, and nothing is kept.
+    // A body of malformed chunks gets no answer, and nothing of it is kept.
     for chunks in ["0x0\r\n\r\n", "-0\r\n\r\n", "1\r\nxx\r\n0\r\n\r\n", "0;a\nb\r\n\r\n"] {
         let broken = format!("{start}Transfer-Encoding: chunked\r\n\r\n{chunks}{smuggled}");
         assert_eq!(exchange(&daemon, broken.as_bytes()), b"", "{chunks:?}");
@@ -241,17 +245,18 @@ fn what_can_be_read_in_two_ways_is_refused_and_counted() {
     let huge = format!("{start}X: {}\r\n\r\n", "x".repeat(20_000));
     let text = String::from_utf8_lossy(&exchange(&daemon, huge.as_bytes())).into_owned();
     assert!(text.starts_with("HTTP/1.1 431 ") && text.contains("application/problem+json"), "{text}");
-    daemon.counted("auditgate_http_requests_total{code=\"431\",source=\"us\"}", 1);
+    daemon.wait_for_count("auditgate_http_requests_total{code=\"431\",source=\"us\"}", 1);
     daemon.settle();
     assert_eq!((site.read("verified.log"), site.read("quarantine.jsonl")), (vec![], vec![]));
-    is_answered(&mut daemon.connect(), &site, 0);
+    assert_accepted(&mut daemon.connect(), &site, 0);
 }
 
-/// What a genuine sender saw.
+/// Latencies of a genuine sender's batches.
 struct Latencies(Vec<Duration>);
 
 impl Latencies {
-    /// Sends batches, each on a connection of its own, until it is told to stop and has sent at least `least`.
+    /// Sends batches, each on a new connection, until `stop` is set and at least `least` have been
+    /// sent.
     fn of(daemon: &Daemon<'_>, least: usize, stop: &AtomicBool) -> Self {
         let mut latencies = Vec::new();
         for number in 0.. {
@@ -274,9 +279,10 @@ impl Latencies {
     }
 }
 
-/// Does something while a genuine sender sends, whose batches must all be taken, and not much later than those of
-/// another sender to another daemon at the same time: what else the machine does slows down both.
-fn undisturbed(daemon: &Daemon<'_>, what: &str, disturb: impl FnOnce()) {
+/// Calls `disturb` while a genuine sender sends. All of its batches must be accepted, and not much
+/// later than those of another sender to another daemon at the same time, which other load on the
+/// machine slows down as much.
+fn assert_sender_undisturbed(daemon: &Daemon<'_>, what: &str, disturb: impl FnOnce()) {
     let other_site = Site::new();
     let other = Daemon::start(&other_site);
     let stop = AtomicBool::new(false);
@@ -300,13 +306,13 @@ fn undisturbed(daemon: &Daemon<'_>, what: &str, disturb: impl FnOnce()) {
 }
 
 #[test]
-fn slow_strangers_do_not_hurt_a_genuine_sender() {
+fn slow_unauthenticated_connections_do_not_disturb_a_genuine_sender() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
-    let strangers = how_many("AUDITGATE_TESTS_STRANGERS", 400);
-    undisturbed(&daemon, &format!("{strangers} slow strangers"), || {
+    let connections = number_from("AUDITGATE_TESTS_CONNECTIONS", 400);
+    assert_sender_undisturbed(&daemon, &format!("{connections} slow connections"), || {
         let (mut silent, mut slow) = (Vec::new(), Vec::new());
-        for number in 0..strangers {
+        for number in 0..connections {
             let address = if number % 2 == 0 { HERE } else { ELSEWHERE };
             match number / 2 % 4 {
                 0 => silent.push(daemon.socket_from(address)),
@@ -326,7 +332,7 @@ fn slow_strangers_do_not_hurt_a_genuine_sender() {
                 }
             }
         }
-        // Those that are still there go on for a while, a byte at a time.
+        // Those that are still open send a few more bytes, one at a time.
         for _ in 0..3 {
             for client in &mut slow {
                 let _ = client.try_send(b"x");
@@ -341,10 +347,10 @@ fn slow_strangers_do_not_hurt_a_genuine_sender() {
 }
 
 #[test]
-fn slow_bodies_with_a_token_do_not_hurt_a_genuine_sender() {
+fn slow_bodies_with_a_token_do_not_disturb_a_genuine_sender() {
     let site = Site::new().limits("request_timeout = \"4s\"");
     let daemon = Daemon::start(&site);
-    undisturbed(&daemon, "64 slow bodies with a token", || {
+    assert_sender_undisturbed(&daemon, "64 slow bodies with a token", || {
         let mut slow: Vec<Client> = (0..64)
             .map(|_| {
                 let mut client = daemon.connect();
@@ -353,25 +359,25 @@ fn slow_bodies_with_a_token_do_not_hurt_a_genuine_sender() {
                 client
             })
             .collect();
-        daemon.counted(&closed("body_too_slow"), 64);
+        daemon.wait_for_count(&closed("body_too_slow"), 64);
         assert!(slow.iter_mut().all(|client| client.rest().is_empty()));
     });
     assert_eq!(daemon.metrics()["auditgate_in_flight_bytes"], "0");
 }
 
-/// Every series without its value.
+/// Returns the name and labels of every series.
 fn series(daemon: &Daemon<'_>) -> Vec<String> {
     daemon.metrics().into_keys().collect()
 }
 
-fn is_unharmed(daemon: &Daemon<'_>, site: &Site, before: &[String]) {
+fn assert_unharmed(daemon: &Daemon<'_>, site: &Site, before: &[String]) {
     assert_eq!(series(daemon), before);
     for (name, value) in daemon.metrics() {
         let is_5xx = name.starts_with("auditgate_http_requests_total{code=\"5");
         assert!(!is_5xx || value == "0", "{name} {value}");
     }
     assert!(!daemon.log().iter().any(|line| line.contains("panicked")));
-    is_answered(&mut daemon.connect(), site, 1000);
+    assert_accepted(&mut daemon.connect(), site, 1000);
 }
 
 const METHODS: [&str; 9] = ["POST", "POST", "POST", "GET", "PUT", "HEAD", "OPTIONS", "DELETE", "X-Y"];
@@ -404,7 +410,7 @@ fn random_request(site: &Site, random: &mut StdRng) -> Vec<u8> {
     let event = site.producer.event(random.random_range(0..100)).into_bytes();
     let body: Vec<u8> = match random.random_range(0..5) {
         0 => Vec::new(),
-        1 => crate::harness::gzip(&event),
+        1 => gzip(&event),
         2 => (0..random.random_range(0..500)).map(|_| random.random()).collect(),
         _ => event,
     };
@@ -422,14 +428,14 @@ fn random_requests_do_no_harm() {
     let site = Site::new().plain();
     let daemon = Daemon::start(&site);
     let before = series(&daemon);
-    let requests = how_many("AUDITGATE_TESTS_REQUESTS", 2000);
+    let requests = number_from("AUDITGATE_TESTS_REQUESTS", 2000);
     let mut random = StdRng::seed_from_u64(5);
     for number in 0..requests {
         let bytes = random_request(&site, &mut random);
         let answered = exchange(&daemon, &bytes);
         assert!(!answered.windows(10).any(|window| window == b"HTTP/1.1 5"), "request {number}");
     }
-    is_unharmed(&daemon, &site, &before);
+    assert_unharmed(&daemon, &site, &before);
 }
 
 #[test]
@@ -437,9 +443,9 @@ fn mutated_requests_do_no_harm() {
     let site = Site::new().plain();
     let daemon = Daemon::start(&site);
     let before = series(&daemon);
-    let requests = how_many("AUDITGATE_TESTS_REQUESTS", 2000);
+    let requests = number_from("AUDITGATE_TESTS_REQUESTS", 2000);
     let mut random = StdRng::seed_from_u64(6);
-    let spice: [&[u8]; 12] = [
+    let insertions: [&[u8]; 12] = [
         b"\r\n",
         b"\n",
         b"\r",
@@ -459,7 +465,7 @@ fn mutated_requests_do_no_harm() {
             let at = random.random_range(0..bytes.len());
             match random.random_range(0..5) {
                 0 => bytes[at] = random.random(),
-                1 => drop(bytes.splice(at..at, spice.choose(&mut random).unwrap().iter().copied())),
+                1 => drop(bytes.splice(at..at, insertions.choose(&mut random).unwrap().iter().copied())),
                 2 => drop(bytes.remove(at)),
                 3 => {
                     let again = bytes[at..].to_vec();
@@ -474,5 +480,5 @@ fn mutated_requests_do_no_harm() {
         let answered = exchange(&daemon, &bytes);
         assert!(!answered.windows(10).any(|window| window == b"HTTP/1.1 5"), "request {number}");
     }
-    is_unharmed(&daemon, &site, &before);
+    assert_unharmed(&daemon, &site, &before);
 }
