@@ -45,7 +45,7 @@ const READ_AHEAD: usize = 64;
 pub struct Args {
     /// Files with one event a line, plain or compressed (gzip, zstd; told by their first bytes); `-`, the default,
     /// is standard input
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", conflicts_with = "generate")]
     pub files: Vec<PathBuf>,
 
     /// Where to post: https, or http on loopback
@@ -53,7 +53,7 @@ pub struct Args {
     pub to: String,
 
     /// The key to sign with: an Ed25519 key in PKCS#8 PEM, as `auditgate keygen` writes it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "unsigned")]
     pub key: Option<PathBuf>,
 
     /// Send events without a signature
@@ -65,7 +65,7 @@ pub struct Args {
     pub generate: Option<u64>,
 
     /// Make up the same sample events each time, apart from their times
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "generate")]
     pub seed: Option<u64>,
 
     /// How events are spelled: cef, json or cps [default: as they came; cef for sample events]
@@ -77,7 +77,7 @@ pub struct Args {
     pub input_format: InputFormat,
 
     /// A file with the value of the Authorization header, such as `Bearer abc`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "authorization")]
     pub authorization_file: Option<PathBuf>,
 
     /// The value of the Authorization header; other users can see it among the processes, so prefer the file
@@ -154,6 +154,7 @@ fn send(
     console: Console<'_>,
 ) -> Result<(), Failure> {
     let treatment = treatment(args)?;
+    // Not by clap, which would repeat a password in the URL.
     let endpoint = Endpoint::parse(&args.to).map_err(|error| Failure::usage(format!("--to: {error}")))?;
     let (settled, reports) = mpsc::unbounded_channel();
     let options = Options {
@@ -207,27 +208,11 @@ enum Treatment {
 }
 
 fn treatment(args: &Args) -> Result<Treatment, Failure> {
-    if args.generate.is_some() && !args.files.is_empty() {
-        return Err(Failure::usage(
-            "--generate makes events up instead of reading FILE: leave one of them out",
-        ));
-    }
-    if args.seed.is_some() && args.generate.is_none() {
-        return Err(Failure::usage("--seed is for sample events only: add --generate N or leave it out"));
-    }
-    if args.authorization.is_some() && args.authorization_file.is_some() {
-        return Err(Failure::usage(
-            "--authorization and --authorization-file exclude each other: leave one out",
-        ));
-    }
     let treatment = match args.input_format {
         InputFormat::Events => {
             let key = match (&args.key, args.unsigned) {
-                (Some(path), false) => Some(Box::new(SigningKey::read(path).map_err(Failure::config)?)),
+                (Some(path), _) => Some(Box::new(SigningKey::read(path).map_err(Failure::config)?)),
                 (None, true) => None,
-                (Some(_), true) => {
-                    return Err(Failure::usage("--key and --unsigned exclude each other: leave one out"));
-                }
                 (None, false) => {
                     return Err(Failure::usage("there is no key to sign with: add --key FILE or --unsigned"));
                 }

@@ -262,14 +262,19 @@ fn conflicting_arguments_are_refused_before_any_post() {
     let fixture = Fixture::new([]);
     let key = fixture.path("key.pem");
     for args in [
-        &["x"][..],
-        &["--key", &key, "--unsigned"],
+        &["--key", &key, "--unsigned"][..],
         &["--unsigned", "--generate", "1", "x"],
         &["--unsigned", "--seed", "1"],
+        &["--unsigned", "--authorization", "a", "--authorization-file", &key],
+    ] {
+        let all = [&["send", "--to", "http://localhost/"], args].concat();
+        assert!(Command::try_parse_from(all).is_err(), "{args:?}");
+    }
+    for args in [
+        &["x"][..],
         &["--input-format", "raw", "--key", &key],
         &["--input-format", "raw", "--format", "cef"],
         &["--input-format", "quarantine", "--generate", "1"],
-        &["--unsigned", "--authorization", "a", "--authorization-file", &key],
         &["--unsigned", "-", "-"],
     ] {
         assert_eq!(fixture.run(args).result.unwrap_err().exit, Exit::Usage, "{args:?}");
