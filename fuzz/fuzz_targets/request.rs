@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, LazyLock, RwLock};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use auditgate::clock::Clock;
@@ -71,7 +71,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
         })
         .collect();
     let service = Arc::new(Service {
-        rules: RwLock::new(Arc::new(Rules {
+        rules: Arc::new(Rules {
             routes,
             ingest: Ingest::new(ledger, limits),
             memory: MemoryBudget::new(64 << 20, MINUTE),
@@ -80,7 +80,8 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             deadline: MINUTE,
             idle_timeout: MINUTE,
             proxies: Vec::new(),
-        })),
+        })
+        .into(),
         now: Arc::new(|| 1_767_323_045_678),
         observer: Box::new(NoObserver),
         in_work: Arc::new(Semaphore::new(IN_WORK)),

@@ -38,7 +38,11 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 
     // And what we sign ourselves as a sender is accepted.
     if let Ok(read) = Line::parse(line)
-        && let Ok(signed) = send::line(read.format(), &read.event(), Some(&send::SigningKey::from_seed(&SIGNING_KEY.to_bytes())))
+        && let Ok(signed) = send::line(
+            read.format(),
+            &read.event(),
+            Some(&send::SigningKey::from_seed(&SIGNING_KEY.to_bytes())),
+        )
     {
         assert!(is_verified(&signed), "our own signature: {}", String::from_utf8_lossy(&signed));
     }

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn no_file_is_overwritten_and_none_is_left_alone() {
+    fn no_file_is_overwritten_and_no_partial_pair_is_left() {
         for (present, absent, says) in
             [(KEY_FILE, JWKS_FILE, "never overwritten"), (JWKS_FILE, KEY_FILE, "interrupted run")]
         {

@@ -129,7 +129,7 @@ fn memory_and_connections_change_without_a_restart() {
 }
 
 #[test]
-fn a_bad_configuration_changes_nothing_and_says_so() {
+fn a_bad_configuration_is_refused_and_changes_nothing() {
     let site = Site::new();
     let daemon = Daemon::start(&site);
     let good = String::from_utf8(site.read("config.toml")).unwrap();

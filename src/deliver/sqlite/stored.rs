@@ -4,6 +4,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 
@@ -380,16 +381,9 @@ fn has_log(path: &Path) -> bool {
 
 /// A path as part of a URI (<https://www.sqlite.org/uri.html>). An absolute one, since `file:a//b` means a host.
 fn escaped(path: &Path) -> String {
+    const OTHERS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_');
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut out = String::new();
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'/' | b'.' | b'-' | b'_' => out.push(char::from(*byte)),
-            byte if byte.is_ascii_alphanumeric() => out.push(char::from(*byte)),
-            byte => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
+    percent_encode(path.as_os_str().as_bytes(), OTHERS).to_string()
 }
 
 #[cfg(test)]
