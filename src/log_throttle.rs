@@ -48,17 +48,18 @@ impl Default for LogThrottle {
     }
 }
 
-/// Writes a message as [`tracing`] does, with a throttle of its own: `log_seldom!(level, subject, fields, message)`.
-/// See [`LogThrottle`].
-macro_rules! log_seldom {
-    ($level:ident, $subject:expr, $($message:tt)+) => {{
-        static LOGGED: $crate::log_throttle::LogThrottle = $crate::log_throttle::LogThrottle::new();
-        if let Some(unlogged) = LOGGED.admit($subject) {
-            tracing::$level!(unlogged, $($message)+);
+/// Logs a message as [`tracing`] does, through a [`LogThrottle`] of its own:
+/// `log_throttled!(level, subject, code = "name", fields, message)`. The field `unlogged` is the
+/// number of messages about the subject that were suppressed since the last one.
+macro_rules! log_throttled {
+    ($level:ident, $subject:expr, code = $code:literal, $($message:tt)+) => {{
+        static THROTTLE: $crate::log_throttle::LogThrottle = $crate::log_throttle::LogThrottle::new();
+        if let Some(unlogged) = THROTTLE.admit($subject) {
+            tracing::$level!(code = $code, unlogged, $($message)+);
         }
     }};
 }
-pub(crate) use log_seldom;
+pub(crate) use log_throttled;
 
 #[cfg(test)]
 mod tests {

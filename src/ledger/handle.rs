@@ -306,14 +306,20 @@ fn open_with_spare_space(options: &Options, database: &Path) -> Result<schema::O
         if opened.is_ok()
             && let Err(error) = spare_space::keep(data_dir)
         {
-            tracing::warn!(%error, "no space can be kept in {} for a start on a full disk", data_dir.display());
+            tracing::warn!(
+                code = "spare-space-missing",
+                "cannot reserve space in {path} for a start on a full disk: {error}; the next start tries again",
+                path = data_dir.display()
+            );
         }
         return opened;
     }
     let opened = if spare_space::give_way(data_dir) {
         tracing::warn!(
-            "the disk of {} is full; the ledger is opened in the space kept for that",
-            data_dir.display()
+            code = "spare-space-used",
+            "the disk of {path} is full; the ledger is opened in the space reserved for that, and batches are \
+             refused until there is more",
+            path = data_dir.display()
         );
         open()
     } else {

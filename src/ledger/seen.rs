@@ -95,9 +95,11 @@ impl Seen {
         let (last_wall, last_steady) = self.last_look;
         let passed = i64::try_from(steady.saturating_sub(last_steady).as_secs()).unwrap_or(0);
         if (wall - last_wall - passed).abs() > JUMP {
+            let seconds = wall - last_wall - passed;
             tracing::warn!(
-                seconds = wall - last_wall - passed,
-                "the clock jumped; no event is taken for new again until a whole dedup window has passed"
+                code = "clock-jumped",
+                seconds,
+                "clock jumped by {seconds} s; expiry of the dedup index is suspended for one window"
             );
             self.jumped_at = Some(wall);
         }

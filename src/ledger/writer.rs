@@ -200,7 +200,10 @@ impl Writer {
                 match if is_proof { Ok(()) } else { self.probe() } {
                     Ok(()) => {
                         self.parts.gauges.unwritable.store(false, Ordering::Relaxed);
-                        tracing::info!("the ledger can be written again");
+                        tracing::info!(
+                            code = "ledger-writable",
+                            "the ledger can be written again; batches are accepted"
+                        );
                         Ok(())
                     }
                     Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
@@ -212,8 +215,9 @@ impl Writer {
                 self.parts.gauges.unwritable.store(true, Ordering::Relaxed);
                 if !probing {
                     tracing::error!(
-                        cause = text,
-                        "the ledger could not write; batches are refused until it can"
+                        code = "ledger-unwritable",
+                        "cannot write the ledger: {cause}; batches are refused until a write succeeds",
+                        cause = text
                     );
                 }
                 let lost = is_lost(&error) || !self.roll_back();
@@ -347,8 +351,10 @@ impl Writer {
         };
         if let Err(error) = result {
             tracing::warn!(
+                code = "ledger-cleanup-failed",
+                "cannot delete expired fingerprints or free pages of the ledger: {cause}; retrying in {seconds} s",
                 cause = describe(&error),
-                "expired fingerprints or free pages could not be given up"
+                seconds = HOUSEKEEPING.as_secs()
             );
             self.seen.forget_cached();
         }

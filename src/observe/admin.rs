@@ -123,7 +123,11 @@ async fn serve_accepted<A, F, S>(
             Err(error) => {
                 // Once for a row of failures: the condition lasts and would fill the log.
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "The admin endpoint cannot accept connections; it keeps trying");
+                    tracing::warn!(
+                        code = "admin-accept-failing",
+                        "the admin endpoint cannot accept connections: {error}; retrying every {pause} ms",
+                        pause = ACCEPT_PAUSE.as_millis()
+                    );
                 }
                 tokio::select! {
                     () = &mut stopped => break,
@@ -177,7 +181,7 @@ where
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "A connection to the admin endpoint ended early");
+        tracing::debug!(%error, "a connection to the admin endpoint ended early");
     }
 }
 
@@ -220,7 +224,7 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
         "/metrics" => match pages.metrics.render() {
             Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(error) => {
-                tracing::error!(%error, "The metrics could not be rendered");
+                tracing::error!(code = "metrics-not-rendered", "/metrics is answered with 500: {error}");
                 response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
             }
         },

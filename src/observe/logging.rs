@@ -330,6 +330,19 @@ mod tests {
     }
 
     #[test]
+    fn a_code_is_the_first_field_in_both_formats() {
+        let log = |subject: &str| {
+            crate::log_throttle::log_throttled!(warn, subject, code = "sink-failing", subject, "it failed");
+        };
+        let text = logged("info", Format::Human, false, |_| log("a")).text();
+        assert!(text.ends_with(" WARN it failed code=\"sink-failing\" unlogged=0 subject=\"a\"\n"), "{text}");
+        assert_eq!(logged("info", Format::Json, false, |_| log("b")).json()["code"], "sink-failing");
+        // A value cannot imitate a code.
+        let text = logged("info", Format::Human, false, |_| log("code=\"x\"")).text();
+        assert!(!text.contains("code=\"x\""), "{text}");
+    }
+
+    #[test]
     fn hostile_values_make_one_harmless_human_line() {
         let text = logged("info", Format::Human, false, |_| hostile_events()).text();
         assert_one_harmless_line(&text);

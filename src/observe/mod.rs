@@ -5,6 +5,8 @@
 
 pub mod admin;
 pub mod health;
+#[cfg(test)]
+mod log_messages;
 pub mod logging;
 pub mod metrics;
 pub mod systemd;

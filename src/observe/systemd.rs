@@ -28,7 +28,7 @@ pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         // systemd 253 and later want the time with it for Type=notify-reload; others ignore it.
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "The monotonic clock could not be read for systemd"),
+        Err(error) => tracing::debug!(%error, "cannot read the monotonic clock for systemd"),
     }
 }
 
@@ -74,13 +74,16 @@ async fn ping_every(period: Duration, alive: impl AsyncFn() -> bool, ping: impl 
 /// Once for each time that it stops.
 fn complain(was_alive: bool) {
     if was_alive {
-        tracing::error!("the daemon makes no progress; unless it recovers, systemd's watchdog restarts it");
+        tracing::error!(
+            code = "daemon-stalled",
+            "the daemon makes no progress; unless it recovers, systemd's watchdog restarts it"
+        );
     }
 }
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd could not be notified");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 

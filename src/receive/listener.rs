@@ -30,7 +30,7 @@ use super::request::{Aborted, HEAD_BYTES, HEAD_FIELDS, Service};
 use super::response::Refusal;
 use super::response_stream::{ResponseDue, ResponseStream};
 use super::tls::Certificates;
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
 /// What the listener is made of.
 pub struct Listener {
@@ -71,7 +71,7 @@ impl Listener {
     /// connects from now on is served by that one; else he is refused at once.
     pub async fn serve(self, socket: TcpListener, mut shutdown: watch::Receiver<bool>) -> bool {
         if let Ok(address) = socket.local_addr() {
-            tracing::info!("listening on {}://{address}", self.scheme);
+            tracing::info!(code = "listening", "listening on {scheme}://{address}", scheme = self.scheme);
         }
         let (this, stop) = (Arc::new(self), shutdown.clone());
         let lingering = Arc::new(Semaphore::new(LINGERING));
@@ -119,12 +119,12 @@ impl Listener {
             if concerns_one_peer(&error) {
                 continue;
             }
-            log_seldom!(
+            log_throttled!(
                 error,
                 "",
-                %error,
-                "cannot accept connections; trying again: raise the limit of open files (LimitNOFILE), or lower \
-                 limits.connections"
+                code = "accept-failing",
+                "cannot accept connections: {error}; retrying: raise the limit of open files (LimitNOFILE), or \
+                 lower limits.connections"
             );
             self.connections.make_room();
             tokio::time::sleep(SHORTAGE).await;
@@ -211,7 +211,15 @@ impl Listener {
                 Ok(None) => {}
                 Err(error) => {
                     let proxy = permit.peer().to_string();
-                    log_seldom!(warn, &proxy, proxy, %error, "a connection from a proxy has no good PROXY header");
+                    // The error may repeat what the peer sent, so it is a field, whose quotes are escaped.
+                    log_throttled!(
+                        warn,
+                        &proxy,
+                        code = "proxy-header-invalid",
+                        proxy,
+                        error = error.to_string(),
+                        "a connection from the proxy {proxy} has no valid PROXY header and is closed"
+                    );
                     return Err(CloseReason::Malformed);
                 }
             }

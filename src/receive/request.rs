@@ -21,7 +21,7 @@ use super::connection_limit::ConnectionPermit;
 use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
 use crate::ledger::Receipt;
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 use crate::memory_budget::{MemoryBudget, MemoryPermit};
 
 /// A source and who may send to it.
@@ -255,7 +255,14 @@ impl Service {
         let declared_coding = coding(request.headers());
         let read = read(request.into_body(), rules).await;
         let (body, memory) = match read.inspect_err(|aborted| {
-            log_seldom!(info, &route.source.name, source = %route.source.name, "{aborted}; the connection is closed");
+            let source: &str = &route.source.name;
+            log_throttled!(
+                info,
+                source,
+                code = "body-incomplete",
+                source,
+                "source \"{source}\": {aborted}; the connection is closed without an answer, and the sender retries"
+            );
         })? {
             Ok(read) => read,
             Err(refusal) => return Ok(Err(refusal)),
@@ -370,57 +377,92 @@ fn log(source: &str, path_of_a_sender: Option<&str>, refusal: &Refusal, now: i64
     );
     match refusal {
         _ if is_lost_in_silence && let Some(path) = path_of_a_sender => {
-            log_seldom!(
+            log_throttled!(
                 error,
                 source,
+                code = "request-lost",
                 source,
                 status,
                 reason,
                 path,
-                "a request with a valid token was refused for good; set the sender's endpoint right, and start a \
-                 replay job"
+                "source \"{source}\": a request with a valid token was refused with {status}, and Konnect will not \
+                 retry it; fix the sender's endpoint, and start a replay job"
             );
         }
         // The metrics count them.
         Refusal::NotFound | Refusal::MethodNotAllowed => tracing::debug!(source, status, reason, "refused"),
         Refusal::Unauthorized => {
-            log_seldom!(warn, source, source, status, "no or wrong Authorization");
+            log_throttled!(
+                warn,
+                source,
+                code = "request-unauthorized",
+                source,
+                status,
+                "source \"{source}\": a request without a valid Authorization was refused with {status}"
+            );
         }
         Refusal::Forbidden => {
-            log_seldom!(warn, source, source, status, "a request from an address that `allow` does not list");
+            log_throttled!(
+                warn,
+                source,
+                code = "request-forbidden",
+                source,
+                status,
+                "source \"{source}\": a request from an address that `allow` does not list was refused with {status}"
+            );
         }
         Refusal::Head(_) => {
-            log_seldom!(warn, source, source, status, reason, "a malformed request was refused unread");
-        }
-        Refusal::Rejected(Rejection::Undecodable { .. }) => {
-            log_seldom!(
-                error,
+            log_throttled!(
+                warn,
                 source,
+                code = "request-malformed",
                 source,
                 status,
                 reason,
-                "a body is no batch of events; it is kept whole in quarantine"
+                "source \"{source}\": a malformed request was refused with {status}, its body unread"
+            );
+        }
+        Refusal::Rejected(Rejection::Undecodable { .. }) => {
+            log_throttled!(
+                error,
+                source,
+                code = "body-undecodable",
+                source,
+                status,
+                reason,
+                "source \"{source}\": a body is not a batch of events and was refused with {status}; it is kept \
+                 whole in quarantine"
             );
         }
         refusal if refusal.loses_the_batch() => {
-            log_seldom!(
+            let received_at = crate::wire::record::time_stamp(now);
+            let advice = if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                "raise the limit"
+            } else {
+                "fix the sender"
+            };
+            log_throttled!(
                 error,
                 source,
+                code = "batch-lost",
                 source,
                 status,
                 reason,
-                received_at = crate::wire::record::time_stamp(now),
-                "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and \
-                 start a replay job for the minutes before this time",
-                if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                    "raise the limit"
-                } else {
-                    "fix the sender"
-                }
+                received_at,
+                "source \"{source}\": a batch was refused with {status}, and Konnect will not retry it; if it was \
+                 genuine, {advice} and start a replay job for the minutes before {received_at}"
             );
         }
         _ => {
-            log_seldom!(warn, source, source, status, reason, "a batch was refused; it may be sent again");
+            log_throttled!(
+                warn,
+                source,
+                code = "batch-refused",
+                source,
+                status,
+                reason,
+                "source \"{source}\": a batch was refused with {status}; the sender may retry it"
+            );
         }
     }
 }

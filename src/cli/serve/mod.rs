@@ -124,17 +124,16 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let sources = Sources::load(&config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
     let socket = inherited.listen(config.listen.address).await?;
     let Admin { socket: admin_socket, file: _admin_file } = inherited.admin(&config.admin.address).await?;
-    match &admin_socket {
-        admin::Socket::Unix(_) => tracing::info!("admin endpoint on {}", config.admin.address),
-        admin::Socket::Tcp(socket) => {
-            if let Ok(address) = socket.local_addr() {
-                tracing::info!("admin endpoint on http://{address}");
-            }
-        }
+    let admin_address = match &admin_socket {
+        admin::Socket::Unix(_) => Ok(config.admin.address.to_string()),
+        admin::Socket::Tcp(socket) => socket.local_addr().map(|address| format!("http://{address}")),
+    };
+    if let Ok(address) = admin_address {
+        tracing::info!(code = "admin-listening", "admin endpoint on {address}");
     }
 
     for warning in config.sinks.iter().filter_map(config::Sink::warning) {
-        tracing::warn!("{warning}");
+        tracing::warn!(code = "sink-config-risky", "{warning}");
     }
     let sink_status = Arc::new(SinkStatus::new(Arc::clone(&metrics), Arc::clone(&health)));
     let workers = start_workers(&config, &ledger, &sink_status)?;
@@ -197,12 +196,18 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         return Err(ledger_failed(&failed, &data_dir));
     }
 
-    tracing::info!("stopping: requests come to their end, then sinks get what is committed");
+    tracing::info!(
+        code = "stopping",
+        "stopping: no new connection is accepted; requests finish, then sinks get what is committed"
+    );
     systemd::stopping();
     health.draining();
     let _ = stop.send(true);
     if !serving.await.unwrap_or(false) {
-        tracing::warn!("some requests did not end in time; their senders will repeat them");
+        tracing::warn!(
+            code = "requests-unfinished",
+            "some requests did not finish in the time for stopping; their senders will retry them"
+        );
     }
     tokio::task::spawn_blocking(move || end(&ledger, workers, running))
         .await
@@ -210,7 +215,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     skips.report_rest();
     let _ = end_admin.send(true);
     let _ = admin.await;
-    tracing::info!("stopped");
+    tracing::info!(code = "stopped", "stopped");
     Ok(())
 }
 
@@ -252,8 +257,11 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
     stop.store(true, Ordering::Relaxed);
     for sink in wait(SINK_STOP) {
         tracing::error!(
+            code = "sink-abandoned",
             sink,
-            "the sink hangs and is left behind; its events wait in the ledger for the next start"
+            "sink \"{sink}\" did not stop within {seconds} s and is abandoned; its events wait in the ledger \
+             for the next start",
+            seconds = SINK_STOP.as_secs()
         );
     }
     ledger.close();
@@ -281,7 +289,10 @@ impl Signals {
         let (Ok(terminate), Ok(interrupt), Ok(hang_up)) =
             (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
         else {
-            tracing::error!("signals cannot be received; only SIGKILL will end this process");
+            tracing::error!(
+                code = "signals-unavailable",
+                "signals cannot be received; the daemon runs on, and only SIGKILL will end it"
+            );
             return None;
         };
         Some(Self { terminate, interrupt, hang_up })

@@ -46,11 +46,15 @@ impl Reload {
     /// Reads the configuration and everything that it names anew. Looks for new keys in any case.
     pub(super) async fn all(&mut self) {
         match self.take_up().await {
-            Ok(()) => tracing::info!(file = %self.config.file.display(), "the configuration is reloaded"),
+            Ok(()) => {
+                let file = self.config.file.display();
+                tracing::info!(code = "config-reloaded", %file, "configuration reloaded from {file}");
+            }
             Err(error) => {
                 self.metrics.config_reload_error();
                 tracing::error!(
-                    "the configuration is not reloaded, and the former one stays in force: {error}"
+                    code = "config-reload-failed",
+                    "configuration not reloaded, the former one stays in force: {error}"
                 );
             }
         }
@@ -93,11 +97,15 @@ impl Reload {
         let Some(certificates) = &self.certificates else { return };
         match certificates.follow(now()) {
             Ok(false) => {}
-            Ok(true) => tracing::info!("the certificate's files have changed and are taken up"),
+            Ok(true) => tracing::info!(
+                code = "certificate-reloaded",
+                "certificate files changed; new connections get the new certificate"
+            ),
             Err(error) => {
                 self.metrics.config_reload_error();
                 tracing::error!(
-                    "the certificate's files have changed and are not taken up; the former ones stay in force: {error}"
+                    code = "certificate-reload-failed",
+                    "certificate files changed, the former certificate stays in force: {error}"
                 );
             }
         }
@@ -112,9 +120,15 @@ impl Reload {
         let now = now();
         if end - now < NEAR && self.warned_at.is_none_or(|warned_at| now - warned_at >= DAY) {
             self.warned_at = Some(now);
+            let days = (end - now).div_euclid(86_400);
+            let validity = match days {
+                ..0 => format!("expired {} days ago", -days),
+                _ => format!("expires in {days} days"),
+            };
             tracing::warn!(
-                days = (end - now).div_euclid(86_400),
-                "the certificate expires soon; Konnect does not repeat what fails because of a certificate"
+                code = "certificate-expiring",
+                days,
+                "certificate {validity}; renew it: Konnect does not retry what fails because of a certificate"
             );
         }
     }

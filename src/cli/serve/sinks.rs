@@ -31,11 +31,15 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
                 Err(error) if error.cause.kind() == std::io::ErrorKind::InvalidData => {
                     return Err(Failure::config(format!("sink `{}`: {error}", sink.name)));
                 }
-                Err(error) => tracing::warn!(
-                    sink = sink.name,
-                    %error,
-                    "the sink cannot be used now; its events wait in the ledger, and it is tried again"
-                ),
+                Err(error) => {
+                    let sink = sink.name.as_str();
+                    tracing::warn!(
+                        code = "sink-unavailable-at-start",
+                        sink,
+                        "sink \"{sink}\" cannot be used now: {error}; its events wait in the ledger, and it is \
+                         retried"
+                    );
+                }
             }
         }
     }

@@ -67,12 +67,13 @@ impl Skips {
             let Skipped { events, oldest, newest } = std::mem::take(&mut report.unsaid);
             report.said = Some(Instant::now());
             tracing::warn!(
+                code = "sink-events-skipped",
                 sink,
                 events,
                 arrived_from = time_stamp(oldest),
                 arrived_to = time_stamp(newest),
-                "the backlog was nearly full and the sink did not keep up: by when_full = \"skip\" it lost its \
-                 oldest events"
+                "sink \"{sink}\" did not keep up and the backlog was nearly full: its {events} oldest events are \
+                 dropped, as when_full = \"skip\" says"
             );
         }
     }

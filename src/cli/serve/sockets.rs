@@ -55,7 +55,12 @@ impl Drop for SocketFile {
         if let Err(error) = std::fs::remove_file(&self.0)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, "cannot remove {}; the next start does", self.0.display());
+            let path = self.0.display();
+            tracing::warn!(
+                code = "socket-not-removed",
+                %path,
+                "cannot remove the socket file {path}: {error}; the next start replaces it"
+            );
         }
     }
 }
@@ -185,7 +190,10 @@ fn adopt_tcp(
     }
     socket.set_nonblocking(true).map_err(|error| unusable(key, &error))?;
     let socket = TcpListener::from_std(socket).map_err(|error| unusable(key, &error))?;
-    tracing::info!("the socket at {address} was inherited; it stays open when the daemon ends");
+    tracing::info!(
+        code = "socket-inherited",
+        "the socket at {address} was inherited; it stays open when the daemon ends"
+    );
     Ok(socket)
 }
 

@@ -28,7 +28,7 @@ pub use rotation::{Compression, Period, Rotation, rotated_at};
 
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,11 +136,13 @@ impl FileSink {
         } else if let Some(renamed) = recovery::renamed(&open.path, known)? {
             return Ok(renamed);
         } else if open.written > 0 {
-            log_seldom!(
+            let path = self.options.path.display();
+            log_throttled!(
                 warn,
-                &self.options.path.to_string_lossy(),
-                path = %self.options.path.display(),
-                "another file is at the path than before; going on at its end"
+                &path.to_string(),
+                code = "file-replaced",
+                %path,
+                "{path} is another file than before; writing continues at its end"
             );
         }
         Ok(open)
@@ -213,7 +215,7 @@ impl Sink for FileSink {
         if !can_go_on {
             return Ok(None);
         }
-        let shown = self.options.path.display();
+        let file = self.options.path.display();
         match reason {
             None if length == written => {
                 self.tend(&path, inode);
@@ -221,16 +223,22 @@ impl Sink for FileSink {
             }
             None if length < written => recovery::warn_truncated(&self.options.path, written - length),
             None => {
-                log_seldom!(
+                log_throttled!(
                     warn,
-                    &shown.to_string(),
-                    path = %shown,
+                    &file.to_string(),
+                    code = "file-foreign-bytes",
+                    path = %file,
                     at_byte = written,
-                    "another process wrote into the file; going on behind it"
+                    "another process wrote into {file} at byte {written}; writing continues behind that"
                 );
             }
             Some(SwitchReason::Renamed) => {
-                tracing::info!(path = %shown, "the file was renamed; going on in a new one");
+                tracing::info!(
+                    code = "file-renamed",
+                    path = %file,
+                    "{file} was renamed, removed or replaced by another process; writing continues in the file at \
+                     the path"
+                );
             }
             Some(SwitchReason::Rotation) => {}
         }
@@ -239,7 +247,8 @@ impl Sink for FileSink {
             let name = rotation::rotated_name(&path, (self.options.now)()).map_err(&rotating)?;
             fs::rename(&path, &name).map_err(&rotating)?;
             rotation::sync_directory(&path).map_err(&rotating)?;
-            tracing::info!(path = %self.options.path.display(), rotated = %name.display(), "rotated");
+            let (path, rotated) = (self.options.path.display(), name.display());
+            tracing::info!(code = "file-rotated", %path, %rotated, "{path} was rotated to {rotated}");
         }
         if reason.is_some() {
             self.open = Some(self.at_path().map_err(&opening)?);

@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::mark::Mark;
 use super::rotation;
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
 pub(super) struct Open {
     pub(super) file: File,
@@ -179,13 +179,16 @@ impl Open {
             Ok(()) => {
                 self.unsafe_since.get_or_insert_with(Instant::now);
             }
-            Err(error) => tracing::warn!(
-                file = %self.path.display(),
-                bytes,
-                %error,
-                "a write to this file was interrupted before it was renamed, and the unfinished bytes at its end \
-                 cannot be removed; their lines are in the file at the path"
-            ),
+            Err(error) => {
+                let file = self.path.display();
+                tracing::warn!(
+                    code = "file-unfinished-bytes",
+                    %file,
+                    bytes,
+                    "a write to {file} was interrupted before it was renamed, and the {bytes} unfinished bytes at \
+                     its end cannot be removed: {error}; their lines are in the file at the path"
+                );
+            }
         }
         Ok(())
     }
@@ -212,12 +215,14 @@ impl Open {
 }
 
 pub(super) fn warn_truncated(path: &Path, missing_bytes: u64) {
-    log_seldom!(
+    let path = path.display();
+    log_throttled!(
         warn,
-        &path.to_string_lossy(),
-        path = %path.display(),
+        &path.to_string(),
+        code = "file-truncated",
+        %path,
         missing_bytes,
-        "another process truncated the file; delivered bytes are lost from it"
+        "{path} was truncated by another process; {missing_bytes} delivered bytes are lost"
     );
 }
 
@@ -237,8 +242,13 @@ pub(super) fn renamed(place: &Path, known: &Mark) -> io::Result<Option<Open>> {
             Ok(Some(file)) => file,
             Ok(None) => continue,
             Err(error) => {
-                tracing::warn!(file = %path.display(), %error, "a file that was renamed cannot be read, so that it is \
-                    not known whether a write to it was interrupted; going on in the file at the path");
+                let file = path.display();
+                tracing::warn!(
+                    code = "file-renamed-unreadable",
+                    %file,
+                    "cannot read {file}, which was renamed: {error}; a write to it may be unfinished, and writing \
+                     continues in the file at the path"
+                );
                 continue;
             }
         };

@@ -184,7 +184,10 @@ impl RotationTask {
         });
         if let Err(error) = spawned {
             self.is_at_work.store(false, Ordering::Release);
-            tracing::warn!(%error, "no thread for rotated files");
+            tracing::warn!(
+                code = "rotation-thread-failed",
+                "cannot start a thread for rotated files: {error}; retrying after the next rotation"
+            );
         }
         true
     }
@@ -194,10 +197,14 @@ impl RotationTask {
         let mut warned = self.warned.lock();
         if warned.is_none_or(|warned| warned.elapsed() >= SELDOM) {
             *warned = Some(Instant::now());
+            let (path, file, files) = (path.display(), file.display(), failures.len());
             tracing::warn!(
-                path = %path.display(), file = %file.display(), %error, files = failures.len(),
-                "rotated files could not be compressed or removed; tried again after the next rotation, and not \
-                 said again for an hour"
+                code = "rotated-files-failed",
+                %path,
+                %file,
+                files,
+                "cannot compress or remove {files} rotated files of {path}, first {file}: {error}; retrying after \
+                 the next rotation, logged at most once an hour"
             );
         }
     }

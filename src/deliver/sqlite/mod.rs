@@ -25,7 +25,7 @@ use super::sink::{Item, Sink, SinkError};
 use crate::clock::Clock;
 use crate::database;
 use crate::ledger::{Position, Resume};
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
 /// A database that events are inserted into.
 pub struct SqliteSink {
@@ -100,12 +100,14 @@ impl SqliteSink {
         let reached = match stored {
             Some((ledger, position)) if ledger == self.ledger => position.max(self.reached),
             Some(_) => {
-                log_seldom!(
+                let path = self.path.display();
+                log_throttled!(
                     warn,
-                    &self.path.to_string_lossy(),
-                    path = %self.path.display(),
-                    "the events in the database came from another ledger, or the ledger was made anew; going \
-                     on from the ledger's position"
+                    &path.to_string(),
+                    code = "database-of-other-ledger",
+                    %path,
+                    "the events in {path} came from another ledger, or the ledger was recreated; delivery continues \
+                     from the ledger's position"
                 );
                 self.reached
             }
@@ -125,11 +127,13 @@ impl SqliteSink {
         if let Some(open) = &self.open
             && !open.is_at(&self.path)
         {
-            log_seldom!(
+            let path = self.path.display();
+            log_throttled!(
                 warn,
-                &self.path.to_string_lossy(),
-                path = %self.path.display(),
-                "the database was moved or deleted by another process; going on in a new one"
+                &path.to_string(),
+                code = "database-moved",
+                %path,
+                "{path} was renamed or removed by another process; writing continues in a new database"
             );
             self.open = None;
         }
@@ -160,12 +164,13 @@ impl SqliteSink {
     fn keep_house(&mut self, steps: usize) {
         let Some((open, retention)) = self.open.as_ref().zip(self.retention.as_mut()) else { return };
         let expired = |error| {
-            log_seldom!(
+            let path = self.path.display();
+            log_throttled!(
                 warn,
-                &self.path.to_string_lossy(),
-                path = %self.path.display(),
-                %error,
-                "expired events could not be deleted"
+                &path.to_string(),
+                code = "database-expiry-failed",
+                %path,
+                "cannot delete expired events from {path}: {error}; retrying"
             );
         };
         let cutoff = match retention.cutoff(&open.connection, &self.path) {

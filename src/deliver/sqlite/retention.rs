@@ -50,10 +50,13 @@ impl Retention {
         let off = wall - last_wall - milliseconds(steady.saturating_sub(last_steady));
         self.last_look = (wall, steady);
         if off.abs() > JUMP {
+            let (path, seconds) = (path.display(), off / 1000);
             tracing::warn!(
-                path = %path.display(),
-                seconds = off / 1000,
-                "the clock jumped; for a week, events in the database expire only as far as others bear it out"
+                code = "retention-clock-jumped",
+                %path,
+                seconds,
+                "clock jumped by {seconds} s; for a week, events in {path} expire only as far as other events \
+                 confirm the time"
             );
             self.even_since = steady;
             self.warned = false;
@@ -66,11 +69,13 @@ impl Retention {
         let patience = DAY.min(self.retain / 2);
         let by_rows = borne_out(connection, wall, patience)?.saturating_sub(self.retain);
         if by_rows < by_clock && !self.warned && is_any_before(connection, by_clock)? {
+            let (path, seconds) = (path.display(), (by_clock - by_rows) / 1000);
             tracing::warn!(
-                path = %path.display(),
-                seconds = (by_clock - by_rows) / 1000,
-                "the clock is that far ahead of the events in the database: nothing came for long, or it is \
-                 wrong; what only the clock says has expired is kept for a week more. Check the clock"
+                code = "retention-clock-doubtful",
+                %path,
+                seconds,
+                "clock is {seconds} s ahead of the events in {path}: nothing arrived for long, or it is wrong; \
+                 events that only the clock says have expired are kept for a week more. Check the clock"
             );
             self.warned = true;
         }

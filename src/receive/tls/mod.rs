@@ -132,7 +132,7 @@ impl Certificates {
     pub fn load(files: Files, now: i64) -> Result<Self, TlsError> {
         let (current, doubt) = Current::load(files, now)?;
         if let Some(doubt) = doubt {
-            tracing::error!("{doubt}; clients may refuse it");
+            tracing::error!(code = "certificate-doubtful", "{doubt}; clients may refuse it");
         }
         Ok(Self { current: RwLock::new(current) })
     }
@@ -208,10 +208,12 @@ impl Current {
         let not_after = chain.iter().filter_map(|certificate| not_after(certificate)).min();
         let doubt = doubt(cert, &chain, now);
         if is_alone(&chain) {
+            let path = cert.display();
             tracing::warn!(
-                path = %cert.display(),
-                "the certificate stands alone in its file, without the one of its issuer; clients that do not know the \
-                 issuer refuse it: append the intermediate certificates"
+                code = "certificate-without-issuer",
+                %path,
+                "{path} holds one certificate, without the one of its issuer; clients that do not know the issuer \
+                 refuse it: append the intermediate certificates"
             );
         }
         let private = PrivateKeyDer::from_pem_file(key)

@@ -339,7 +339,11 @@ impl Fetcher {
             };
             match outcome {
                 Ok(_) if self.last_failure.take().is_some() => {
-                    info!(source = self.source, "keys are fresh again");
+                    let source = &self.source;
+                    info!(
+                        code = "keys-fetched-again",
+                        source, "source \"{source}\": keys are fetched again after failures"
+                    );
                 }
                 Ok(_) => debug!(source = self.source, "keys are fresh"),
                 Err(error) => self.log_failure(&error),
@@ -403,7 +407,7 @@ impl Fetcher {
         let (path, origin) = (self.memory.clone(), self.origin.name());
         let reading = tokio::task::spawn_blocking(move || store::read(&path, &origin));
         let read = reading.await.unwrap_or_else(|join| Err(join.to_string()));
-        let shown = self.memory.display();
+        let (source, file) = (self.source.as_str(), self.memory.display());
         match read {
             Ok(None) => {}
             Ok(Some(stored)) => {
@@ -411,11 +415,21 @@ impl Fetcher {
                 self.history = History::new(kept, |thumbprint| self.policy.revokes(thumbprint));
                 let (keys, retired) = self.apply();
                 if keys > 0 {
-                    info!(source = self.source, keys, retired, "keys remembered from {shown}");
+                    info!(
+                        code = "keys-restored",
+                        source,
+                        keys,
+                        retired,
+                        "source \"{source}\": {keys} keys restored from {file}, {retired} of them retired"
+                    );
                     (self.observer)(Refresh::Remembered { keys, retired });
                 }
             }
-            Err(cause) => warn!(source = self.source, "the remembered keys in {shown} are not used: {cause}"),
+            Err(cause) => warn!(
+                code = "key-cache-unusable",
+                source,
+                "source \"{source}\": the key cache {file} is not used: {cause}; keys are fetched from their origin"
+            ),
         }
     }
 
@@ -445,8 +459,12 @@ impl Fetcher {
         passed_over.extend(foreign.iter().map(|key| format!("key {} is not pinned", key.thumbprint())));
         passed_over.extend(revoked.iter().map(|key| format!("key {} is revoked", key.thumbprint())));
         if self.refused != passed_over {
+            let source = &self.source;
             for key in &passed_over {
-                warn!(source = self.source, "the JWKS document's {key}; it is not used");
+                warn!(
+                    code = "key-ignored",
+                    source, "source \"{source}\": the JWKS document's {key}; it is not used"
+                );
             }
             self.refused = passed_over;
         }
@@ -471,13 +489,19 @@ impl Fetcher {
         let (keys, retired) = self.apply();
         let after = self.ring.current();
         if before != after {
-            let gone = before.iter().flat_map(|set| set.keys()).filter(|key| {
-                !after.iter().any(|set| set.keys().iter().any(|other| other.bytes() == key.bytes()))
-            });
+            let gone: Vec<&Key> = before
+                .iter()
+                .flat_map(|set| set.keys())
+                .filter(|key| {
+                    !after.iter().any(|set| set.keys().iter().any(|other| other.bytes() == key.bytes()))
+                })
+                .collect();
+            let (source, count) = (&self.source, gone.len());
             warn!(
-                source = self.source,
-                keys = thumbprints(gone),
-                "retired keys are not trusted any more; `auditgate verify` still knows them"
+                code = "keys-expired",
+                source,
+                keys = thumbprints(gone.into_iter()),
+                "source \"{source}\": {count} retired keys are no longer trusted; `auditgate verify` still knows them"
             );
             (self.observer)(Refresh::Expired { keys, retired });
         }
@@ -491,28 +515,35 @@ impl Fetcher {
         let keys = self.history.keys().to_vec();
         let writing = tokio::task::spawn_blocking(move || store::write(&path, &origin, &keys));
         if let Err(cause) = writing.await.unwrap_or_else(|join| Err(std::io::Error::other(join))) {
+            let (source, file) = (&self.source, self.memory.display());
             warn!(
-                source = self.source,
-                "cannot write the keys down in {}: {cause}; a restart depends on the network, and forgets \
-                 retired keys",
-                self.memory.display()
+                code = "key-cache-unwritable",
+                source,
+                "source \"{source}\": cannot write the key cache {file}: {cause}; a restart needs the network, and \
+                 loses retired keys"
             );
         }
     }
 
     fn log_change(&self, change: &Change, is_first: bool) {
-        let now = self.ring.current();
-        let now = thumbprints(now.iter().flat_map(|set| set.keys()));
+        let set = self.ring.current();
+        let count = set.as_ref().map_or(0, |set| set.keys().len());
+        let now = thumbprints(set.iter().flat_map(|set| set.keys()));
+        let source = &self.source;
         if is_first {
-            info!(source = self.source, keys = now, "keys loaded");
+            info!(code = "keys-loaded", source, keys = now, "source \"{source}\": {count} keys loaded");
         } else if !change.is_none() {
+            let (added, retired) = (change.added.join(" "), change.retired.join(" "));
             warn!(
-                source = self.source,
-                added = change.added.join(" "),
-                retired = change.retired.join(" "),
+                code = "keys-changed",
+                source,
+                added,
+                retired,
                 retired_for = %humantime::format_duration(self.policy.retired_for),
                 now,
-                "the set of trusted keys changed"
+                "source \"{source}\": the set of trusted keys changed: {added_count} added, {retired_count} retired",
+                added_count = change.added.len(),
+                retired_count = change.retired.len()
             );
         }
     }
@@ -523,9 +554,16 @@ impl Fetcher {
         if self.last_failure.as_ref() == Some(&said) {
             debug!(source, "{said}");
         } else if self.ring.current().is_some() {
-            warn!(source, "{said}; the keys loaded before stay in use");
+            warn!(
+                code = "keys-refresh-failed",
+                source, "source \"{source}\": {error}; the keys loaded before stay in use, retrying"
+            );
         } else {
-            warn!(source, "nothing is accepted until a fetch succeeds, because no key is known: {said}");
+            warn!(
+                code = "keys-unavailable",
+                source,
+                "source \"{source}\": {error}; no key is known, so batches get 429 until a fetch succeeds"
+            );
         }
         self.last_failure = Some(said);
     }
