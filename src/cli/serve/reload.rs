@@ -1,5 +1,5 @@
-//! SIGHUP, and certificates that were replaced: what is new is checked first, and taken up as a whole or not at all.
-//! What the daemon was started with and cannot change while it runs is named.
+//! SIGHUP, and replaced certificates: everything new is checked first, and applied as a whole or
+//! not at all. A change of what cannot change while the daemon runs is refused by name.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::receive::tls::{Certificates, Files};
 
 /// Everything that a reload changes.
 pub(super) struct Reload {
-    /// What is in force.
+    /// Configuration in force.
     pub(super) config: Config,
     pub(super) sources: Sources,
     pub(super) service: Arc<Service>,
@@ -30,20 +30,21 @@ pub(super) struct Reload {
     pub(super) ledger: Ledger,
     pub(super) metrics: Arc<Metrics>,
     pub(super) log: logging::Handle,
-    /// What the admin endpoint asks for.
+    /// Token of the admin endpoint.
     pub(super) admin_token: Arc<RwLock<Option<Secret>>>,
     pub(super) in_force: watch::Sender<Arc<InForce>>,
-    /// When it was last said that the certificate expires soon.
+    /// Time of the last warning about the end of the certificate, in seconds since the Unix
+    /// epoch.
     pub(super) warned_at: Option<i64>,
 }
 
-/// The end of a certificate is near when it is nearer than this, in seconds: 30 days.
+/// Time before the end of a certificate from which on it is warned about, in seconds.
 const NEAR: i64 = 30 * DAY;
 
 const DAY: i64 = 86_400;
 
 impl Reload {
-    /// Reads the configuration and everything that it names anew. Looks for new keys in any case.
+    /// Reads the configuration and every file that it names again. Looks for new keys in any case.
     pub(super) async fn all(&mut self) {
         match self.take_up().await {
             Ok(()) => {
@@ -79,7 +80,7 @@ impl Reload {
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
         self.connection_limit.resize(new.limits.connections, new.limits.connections_per_peer);
-        // Batches in work keep what they hold of the former budget.
+        // Batches in progress keep what they hold of the former budget.
         let memory = match new.limits.in_flight == self.config.limits.in_flight {
             true => self.service.in_force().memory.clone(),
             false => memory_budget(&new),
@@ -92,7 +93,7 @@ impl Reload {
         Ok(())
     }
 
-    /// Takes certificates up that were replaced; called every few seconds. One that is bad is complained about once.
+    /// Loads certificates that were replaced; called every few seconds. A bad one is reported once.
     pub(super) fn look_at_certificates(&mut self) {
         let Some(certificates) = &self.certificates else { return };
         match certificates.follow(now()) {
@@ -134,7 +135,7 @@ impl Reload {
     }
 }
 
-/// The files that the listener serves; none without TLS.
+/// Returns the files that the listener serves; none without TLS.
 pub(super) fn files(tls: &Tls) -> Option<Files> {
     match tls {
         Tls::Off => None,
@@ -147,7 +148,7 @@ pub(super) fn files(tls: &Tls) -> Option<Files> {
     }
 }
 
-/// What differs and cannot change while the daemon runs.
+/// Returns the settings that differ and cannot change while the daemon runs.
 fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
     let is_off = |config: &Config| config.listen.tls == Tls::Off;
     [
@@ -163,7 +164,7 @@ fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
     .collect()
 }
 
-/// In seconds since the Unix epoch.
+/// Returns the time in seconds since the Unix epoch.
 pub(super) fn now() -> i64 {
     (Clock::system().wall)() / 1000
 }

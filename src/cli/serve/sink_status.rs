@@ -1,4 +1,4 @@
-//! What the log, the metrics and `/readyz` say of each sink.
+//! State of each sink for the log, the metrics and `/readyz`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::log_throttle::log_throttled;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 
-/// A sink that fails for so long is named in the log once more.
+/// Time after which a sink that still fails is logged again.
 const REMINDER: Duration = Duration::from_secs(3600);
 
-/// An operation of a sink that takes so long is reported: it may never come back.
+/// Duration of a sink's operation from which on it is reported as stuck: it may never return.
 const STUCK: Duration = Duration::from_secs(30);
 
 /// The state of every sink.
@@ -27,7 +27,7 @@ pub(super) struct SinkStatus {
 
 #[derive(Default)]
 struct State {
-    /// When the operation began that the sink is at.
+    /// Start of the operation in progress.
     busy_since: Option<Instant>,
     is_stuck: bool,
     outage: Option<Outage>,
@@ -45,7 +45,7 @@ impl SinkStatus {
         Self { metrics, health, sinks: Mutex::default() }
     }
 
-    /// Reports the sinks that are stuck. To be called every second.
+    /// Reports the sinks that are stuck. Must be called every second.
     pub(super) fn check(&self) {
         for (sink, state) in self.sinks.lock().iter_mut() {
             let is_stuck = state.busy_since.is_some_and(|since| since.elapsed() >= STUCK);
