@@ -117,8 +117,8 @@ impl Daemon {
         let port = log
             .find_map(|line| {
                 let line = line.unwrap();
-                line.rsplit_once("listening on https://127.0.0.1:")
-                    .map(|(_, port)| port.trim().parse().unwrap())
+                let (_, rest) = line.split_once("listening on https://127.0.0.1:")?;
+                Some(rest.split_whitespace().next()?.parse().unwrap())
             })
             .expect("the daemon did not start");
         std::thread::spawn(move || log.for_each(drop));

@@ -1,20 +1,20 @@
-//! The clocks of the machine, which tests replace. A leaf.
+//! The clocks of the machine, which tests replace.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The wall clock in milliseconds since the Unix epoch, and one that only goes forward. Where they disagree, the wall
-/// clock has jumped.
+/// The wall clock, and a steady clock that only goes forward. Where they disagree, the wall clock
+/// has jumped.
 #[derive(Clone)]
 pub struct Clock {
-    /// Milliseconds since the Unix epoch.
+    /// Returns milliseconds since the Unix epoch.
     pub wall: Arc<dyn Fn() -> i64 + Send + Sync>,
-    /// Time since any fixed moment.
+    /// Returns the time since a fixed moment.
     pub steady: Arc<dyn Fn() -> Duration + Send + Sync>,
 }
 
 impl Clock {
-    /// The machine's clocks.
+    /// Returns the machine's clocks.
     pub fn system() -> Self {
         let start = Instant::now();
         Self {

@@ -1,5 +1,5 @@
-//! How we keep a SQLite database: durable, readable while it is written, and able to shrink. A leaf, for the
-//! ledger and the SQLite sink.
+//! Settings of our SQLite databases: durable, readable while they are written, and able to shrink.
+//! For the ledger and the SQLite sink.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -7,38 +7,40 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-/// Sets up a connection that writes, before its first table is made. Returns the journal mode that the database
-/// is in then; anything but `wal` means that SQLite could not do it.
+/// Sets up a connection that writes, before its first table is created. Returns the journal mode of
+/// the database; anything but `wal` means that SQLite could not switch to it.
 ///
 /// # Errors
-/// When the database cannot be opened or is none.
+/// When the database cannot be opened, or the file is not a database.
 pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<String> {
-    /// Of `PRAGMA auto_vacuum`.
+    /// Value of `PRAGMA auto_vacuum`.
     const INCREMENTAL: i64 = 2;
     connection.busy_timeout(busy)?;
-    // Only takes effect before the first table is made; lets the file shrink step by step.
+    // Only takes effect before the first table is created; lets the file shrink step by step.
     if connection.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, i64>(0))? != INCREMENTAL {
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
     // Readers are never blocked, and never block us.
     let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     sync_log(connection)?;
-    // A log that could only be opened for reading would refuse the first commit, and each that follows.
+    // A log that could only be opened for reading would refuse the first commit, and each that
+    // follows.
     connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
     // Every commit is synced before it counts: it survives power loss.
     connection.pragma_update(None, "synchronous", "FULL")?;
     // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.
     connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
     connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
-    // In KiB. What lies together is used together, and the system has a cache of its own.
+    // In KiB. Pages that are used together are stored together, and the system has a cache of its
+    // own.
     connection.pragma_update(None, "cache_size", -4 * 1024)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "trusted_schema", false)?;
     Ok(mode)
 }
 
-/// Makes safe what the log has. An earlier process may have been killed between a write and its sync: what is read from the
-/// log then counts as committed, and a power loss could take it back.
+/// Syncs the log. An earlier process may have been killed between a write and its sync: what is
+/// read from the log then counts as committed, and a power loss could take it back.
 fn sync_log(connection: &Connection) -> rusqlite::Result<()> {
     let Some(path) = connection.path() else { return Ok(()) };
     match File::open(format!("{path}-wal")).and_then(|log| log.sync_all()) {
@@ -52,8 +54,8 @@ fn sync_log(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// Gives at most `pages` pages back to the file system, when more than that and more than a quarter of the file
-/// is free: fewer are soon used again. Returns how many.
+/// Returns at most `pages` pages to the file system, when more than that and more than a quarter of
+/// the file is free: fewer are soon used again. Returns their number.
 ///
 /// # Errors
 /// When the database cannot be written.
@@ -73,8 +75,8 @@ pub fn shrink(connection: &Connection, pages: i64) -> rusqlite::Result<usize> {
     Ok(freed)
 }
 
-/// Copies the log into the file as far as no reader needs it, without waiting for one. Only then does the file
-/// become smaller by what [`shrink`] gave back.
+/// Copies the log into the file as far as no reader needs it, without waiting for one. Only then
+/// does the file become smaller by what [`shrink`] freed.
 ///
 /// # Errors
 /// When the database cannot be written or synced.

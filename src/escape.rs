@@ -1,24 +1,24 @@
-//! Text that cannot steer the terminal of whoever reads it, break a line or turn its direction: a leaf, for
-//! everything that we print, log or write as JSON.
+//! Escapes for text that must not control the reader's terminal, break a line or change the text
+//! direction: for everything that we print, log or write as JSON.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// Whether a character is a C0 or C1 control, DEL, a line or paragraph separator, or a bidirectional control
-/// (Unicode UAX #9).
+/// Returns whether a character is a C0 or C1 control, DEL, a line or paragraph separator, or a
+/// bidirectional control (Unicode UAX #9).
 pub fn is_hazardous(character: char) -> bool {
     character.is_control()
         || matches!(character,
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// How a hazardous character is written.
+/// Notation of an escaped character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notation {
     /// `\u{202e}`.
     Human,
-    /// `\u202e`, for text that already is JSON. A line feed stays: inside a JSON string none is left, so it
-    /// is the one that ends the line.
+    /// `\u202e`, for text that already is JSON. A line feed stays: JSON strings contain none, so it
+    /// ends the line.
     Json,
 }
 
@@ -42,7 +42,7 @@ pub fn write_escaped(text: &str, notation: Notation, out: &mut dyn fmt::Write) -
     out.write_str(&text[written..])
 }
 
-/// Text for a terminal or a log.
+/// Escapes text for a terminal or a log.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hazardous) {
         return Cow::Borrowed(text);
@@ -53,8 +53,8 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Text that already is JSON, for the same readers: in there only strings can hold something hazardous, and stay
-/// the same strings.
+/// Escapes text that already is JSON: only its strings can hold something hazardous, and they keep
+/// their values.
 pub fn escape_json(json: &str) -> Cow<'_, str> {
     if !json.contains(is_hazardous) {
         return Cow::Borrowed(json);

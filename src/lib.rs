@@ -1,39 +1,44 @@
-//! Sends signed audit events over HTTPS as Kong Konnect does: formatted as CEF or JSON, signed with Ed25519, batched,
-//! compressed, posted, and posted again when the receiver is overloaded.
+//! Sends signed audit events over HTTPS as Kong Konnect does: formatted as CEF or JSON, signed with
+//! Ed25519, batched, compressed, posted, and posted again when the receiver is overloaded.
 //!
-//! [`send::Sender`] takes events ([`wire::event::Event`]) or ready lines and posts them to an endpoint
-//! ([`net::Endpoint`]); [`send`] has an example. It runs inside a tokio runtime. With `default-features = false` and
-//! `features = ["send"]` nothing else of this crate is built.
+//! [`send::Sender`] takes events ([`wire::event::Event`]) or ready lines and posts them to an
+//! endpoint ([`net::Endpoint`]); [`send`] has an example. It runs inside a tokio runtime. With
+//! `default-features = false` and `features = ["send"]` nothing else of this crate is built.
 //!
-//! The rest of the crate is the command `auditgate`, which is not a stable interface: the daemon stands between such a
-//! producer and a SIEM. It receives batches of signed events, verifies every signature, keeps its promises through
-//! crashes, and delivers each event once.
+//! The rest of the crate is the command `auditgate`, which is not a stable interface: the daemon
+//! stands between such a producer and a SIEM. It receives batches of signed events, verifies every
+//! signature, keeps its promises through crashes, and delivers each event once.
 //!
 //! # The journey of one delivery
 //!
-//! 1. A connection comes in at [`receive::listener`], which bounds how many there are and how slow they may be.
-//!    [`receive::request`] routes the request by its path, compares its `Authorization`, and only then reads the
-//!    body, acquiring memory of [`memory_budget`] as it arrives.
-//! 2. [`ingest`] runs the recipe, apart from the connection: [`wire::batch`] inflates the body under caps and
-//!    splits it; [`wire::line`] recognises each line as CEF, JSON or CPS, and [`wire::signature`] cuts out which of its bytes
-//!    are signed; [`trust::verify`] judges many lines at once by the keys that [`trust::keyring`] keeps.
-//! 3. [`ledger`] takes fingerprints and batch in one transaction with whatever else waits, syncs it, and only then
-//!    makes the [`ledger::Receipt`] that [`receive::response`] needs for a 200. This is the promise.
-//! 4. In [`deliver`], one worker per sink reads what the ledger holds, in commit order, and writes it where it
-//!    belongs; what a sink has made safe, the ledger notes, and what every sink has, it forgets.
+//! 1. A connection comes in at [`receive::listener`], which bounds how many there are and how slow
+//!    they may be. [`receive::request`] routes the request by its path, compares its
+//!    `Authorization`, and only then reads the body, acquiring memory of [`memory_budget`] as it
+//!    arrives.
+//! 2. [`ingest`] runs the recipe, apart from the connection: [`wire::batch`] inflates the body
+//!    under caps and splits it; [`wire::line`] recognises each line as CEF, JSON or CPS, and
+//!    [`wire::signature`] finds which of its bytes are signed; [`trust::verify`] verifies many
+//!    lines at once with the keys that [`trust::keyring`] keeps.
+//! 3. [`ledger`] writes fingerprints and batch in one transaction with whatever else waits, syncs
+//!    it, and only then creates the [`ledger::Receipt`] that [`receive::response`] needs for
+//!    a 200. This is the promise.
+//! 4. In [`deliver`], one worker per sink reads what the ledger holds, in commit order, and writes
+//!    it to the sink; what is safe in a sink is recorded in the ledger, and what every sink has is
+//!    deleted from it.
 //!
-//! Beside that: [`send`] is the producer's side, on the same [`wire`]; [`verify`] checks saved lines again, offline;
-//! [`config`] turns the operator's file into checked values; [`net`] is the outgoing HTTPS client; [`observe`] shows
-//! what is going on; [`database`] says how SQLite is kept; [`clock`] is the machine's; [`escape`] keeps foreign text
-//! from controlling terminals; [`log_throttle`] keeps peers and failing sinks from flooding the log. [`cli`] is the
-//! command line, and `cli/serve` the only place where the parts are put together.
+//! The other modules: [`send`] is the producer's side, on the same [`wire`]; [`verify`] checks
+//! saved lines again, offline; [`config`] turns the operator's file into checked values; [`net`] is
+//! the outgoing HTTPS client; [`observe`] has metrics, readiness and the log; [`database`] has the
+//! settings of SQLite; [`clock`] the machine's clocks; [`escape`] keeps foreign text from
+//! controlling terminals; [`log_throttle`] keeps peers and failing sinks from flooding the log.
+//! [`cli`] is the command line, and `cli/serve` the only place where the parts are put together.
 //!
 //! # Directions
 //!
-//! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` | `wire`);
-//! `cli` → `send` → (`wire` | `net`);
-//! `cli` → `verify` → (`ingest` | `deliver` | `wire` | `trust`), to judge and to read as they do.
-//! Nothing points up. `receive` and `deliver` meet only in the ledger; only `ingest` knows the order of the recipe.
+//! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` |
+//! `wire`); `cli` → `send` → (`wire` | `net`); `cli` → `verify` → (`ingest` | `deliver` | `wire` |
+//! `trust`), to judge and to read as they do. Nothing points up. `receive` and `deliver` meet only
+//! in the ledger; only `ingest` knows the order of the recipe.
 
 #![cfg_attr(
     not(feature = "daemon"),

@@ -1,28 +1,29 @@
-//! A log message that a peer or a failing sink can cause is written at once, then at most every 10 s, with how often
-//! it was left out: a leaf.
+//! A throttle for log messages that a peer or a failing sink can cause: each is logged at once,
+//! then at most every 10 s, with the number that were suppressed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// When one such message was written last, for each that it is about.
+/// Time at which a message was last logged, for each subject.
 #[derive(Debug)]
 pub struct LogThrottle {
     written: Mutex<BTreeMap<Box<str>, (Instant, u64)>>,
 }
 
-/// The time between two messages.
+/// Minimum time between two messages about a subject.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 impl LogThrottle {
-    /// Of a message that was never written yet.
+    /// Creates the throttle of a message that was never logged.
     pub const fn new() -> Self {
         Self { written: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Returns, when the message about `subject` (a source, a sink) may be written now, how often it was left out
-    /// since the last time. Subjects are names of the configuration, so that there are few.
+    /// Returns the number of suppressed messages since the last one, if the message about `subject`
+    /// (a source, a sink) may be logged now. Subjects are names from the configuration, so that
+    /// there are few.
     pub fn admit(&self, subject: &str) -> Option<u64> {
         self.admit_at(subject, Instant::now())
     }
@@ -48,17 +49,18 @@ impl Default for LogThrottle {
     }
 }
 
-/// Writes a message as [`tracing`] does, with a throttle of its own: `log_seldom!(level, subject, fields, message)`.
-/// See [`LogThrottle`].
-macro_rules! log_seldom {
-    ($level:ident, $subject:expr, $($message:tt)+) => {{
-        static LOGGED: $crate::log_throttle::LogThrottle = $crate::log_throttle::LogThrottle::new();
-        if let Some(unlogged) = LOGGED.admit($subject) {
-            tracing::$level!(unlogged, $($message)+);
+/// Logs a message as [`tracing`] does, through a [`LogThrottle`] of its own:
+/// `log_throttled!(level, subject, code = "name", fields, message)`. The field `unlogged` is the
+/// number of messages about the subject that were suppressed since the last one.
+macro_rules! log_throttled {
+    ($level:ident, $subject:expr, code = $code:literal, $($message:tt)+) => {{
+        static THROTTLE: $crate::log_throttle::LogThrottle = $crate::log_throttle::LogThrottle::new();
+        if let Some(unlogged) = THROTTLE.admit($subject) {
+            tracing::$level!(code = $code, unlogged, $($message)+);
         }
     }};
 }
-pub(crate) use log_seldom;
+pub(crate) use log_throttled;
 
 #[cfg(test)]
 mod tests {

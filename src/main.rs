@@ -1,4 +1,4 @@
-//! The `auditgate` command. Everything is in the library; this is only its way in.
+//! The `auditgate` command. Everything else is in the library.
 
 use std::process::ExitCode;
 

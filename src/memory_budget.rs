@@ -1,12 +1,13 @@
-//! The memory that all batches in work may take together (of `limits.in_flight`).
+//! The memory that all batches in progress may take together (of `limits.in_flight`).
 //!
-//! A batch acquires as its bytes arrive and as they inflate, never what a peer claims, and releases everything
-//! when it is done. Who finds none waits for a short time, then is refused: of those that wait for each other the one
-//! that began first gives up first, and the next has what it held.
+//! A batch acquires memory as its bytes arrive and as they inflate, never what a peer claims, and
+//! releases everything when it is done. A request that finds no memory waits briefly, then is
+//! refused: of requests that wait for each other's memory, the one that began to wait first is
+//! refused first, and the next gets what it held.
 //!
-//! A batch that takes more than a [`SMALL`]th of the budget, or whose body may, needs a permit of a second semaphore,
-//! which leaves some memory to small batches: large ones cannot keep them out, however many there are and however long
-//! they take.
+//! A batch that takes more than a [`SMALL`]th of the budget, or whose body may, needs a permit of a
+//! second semaphore, which leaves some memory to small batches: large ones cannot keep them out,
+//! however many there are and however long they take.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,55 +21,57 @@ pub struct MemoryBudget {
     shared: Arc<Shared>,
 }
 
-/// The semaphores count KiB.
+/// Semaphores that count KiB.
 #[derive(Debug)]
 struct Shared {
     all: Arc<Semaphore>,
     large: Arc<Semaphore>,
-    /// Of `all` and of `large`, in bytes.
+    /// Capacities of `all` and of `large`, in bytes.
     capacity: (usize, usize),
-    /// Bytes of a small batch.
+    /// Maximum size of a small batch, in bytes.
     small: usize,
     wait: Duration,
 }
 
-/// What one batch holds of the budget.
+/// Memory that one batch holds of the budget.
 #[derive(Debug)]
 pub struct MemoryPermit {
     budget: MemoryBudget,
-    /// What was asked for, in bytes.
+    /// Number of acquired bytes.
     bytes: usize,
-    /// Its body may be large.
+    /// The body may be large.
     may_be_large: bool,
     all: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,
 }
 
-/// Memory of each line of a batch besides its bytes, in bytes: its identity, its verdict, and a short text about what
-/// is wrong with it.
+/// Memory of each line of a batch in addition to its bytes, in bytes: its identity, its verdict,
+/// and a short text about what is wrong with it.
 pub const LINE: usize = 256;
 
-/// What inflating takes at a time beyond what has been inflated, and what is lost to the accounting, in bytes.
+/// Memory that inflating takes at a time beyond what has been inflated, and what is lost to
+/// rounding, in bytes.
 const STEP: usize = 128 << 10;
 
-/// A batch that takes no more than this part of `limits.in_flight` is small.
+/// Number of small batches that fit into `limits.in_flight`.
 const SMALL: usize = 256;
 
-/// What all large batches may take of `limits.in_flight`, and a single one, in bytes: a sixteenth is left for small
-/// batches, and another for the batch that the ledger writes and for those that sinks read.
+/// Returns how much of `limits.in_flight` all large batches may take, and a single one, in bytes: a
+/// sixteenth is left for small batches, and another for the batch that the ledger writes and for
+/// those that sinks read.
 pub fn largest(in_flight: usize) -> usize {
     in_flight - in_flight / 8
 }
 
-/// Memory of a batch of so many received bytes, inflated bytes and lines, in bytes: all three are held together. Where
-/// it is more than [`largest`], such a batch can never be taken.
+/// Returns the memory of a batch, in bytes, given its received bytes, inflated bytes and lines: all
+/// three are held together. A batch that needs more than [`largest`] can never be taken.
 pub fn needed(body: usize, decoded: usize, lines: usize) -> usize {
     body.saturating_add(decoded).saturating_add(lines.saturating_mul(LINE)).saturating_add(STEP)
 }
 
 impl MemoryBudget {
-    /// The budget of that `limits.in_flight`, in bytes, in which a batch that finds none waits for each step for as
-    /// long as `wait`.
+    /// Creates the budget for a `limits.in_flight` in bytes. A batch that finds no memory waits for
+    /// each step at most `wait`.
     pub fn new(in_flight: usize, wait: Duration) -> Self {
         let capacity = (in_flight - in_flight / 16, largest(in_flight));
         let semaphore = |bytes| Arc::new(Semaphore::new(kib(bytes).min(Semaphore::MAX_PERMITS)));
@@ -77,21 +80,22 @@ impl MemoryBudget {
         Self { shared: Arc::new(Shared { all, large, capacity, small, wait }) }
     }
 
-    /// A permit that holds nothing yet, for a body of so many bytes, if that is known. What waits for memory of large
-    /// ones then holds none of the small ones'.
+    /// Creates a permit that holds nothing yet, for a body of that many bytes, if that is known.
+    /// While it waits for memory of large batches it holds none of the small ones'.
     pub fn permit(&self, body: Option<u64>) -> MemoryPermit {
         let may_be_large = body.is_none_or(|bytes| bytes > self.shared.small as u64);
         MemoryPermit { budget: self.clone(), bytes: 0, may_be_large, all: None, large: None }
     }
 
-    /// Bytes that are taken.
+    /// Returns the number of acquired bytes.
     pub fn used(&self) -> usize {
         self.shared.capacity.0.saturating_sub(self.shared.all.available_permits() * 1024)
     }
 }
 
 impl MemoryPermit {
-    /// Acquires more bytes; false when there were none in time. What it held before it keeps.
+    /// Acquires more bytes; returns false when there were none in time. It keeps what it held
+    /// before.
     pub async fn grow(&mut self, bytes: usize) -> bool {
         if self.try_grow(bytes) {
             return true;
@@ -109,7 +113,7 @@ impl MemoryPermit {
         is_acquired
     }
 
-    /// As [`Self::grow`], without waiting.
+    /// Acquires more bytes without waiting.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let (all, large) = self.missing(bytes);
         let budget = &self.budget.shared;
@@ -123,17 +127,18 @@ impl MemoryPermit {
         true
     }
 
-    /// Whether the batch would not be small any more with so many more bytes.
+    /// Returns whether the batch would no longer be small with that many more bytes.
     pub fn would_be_large(&self, bytes: usize) -> bool {
         self.bytes.saturating_add(bytes) > self.budget.shared.small
     }
 
-    /// Whether there would be memory for so many more bytes if the batch were alone. Otherwise waiting is of no use.
+    /// Returns whether there would be memory for that many more bytes if the batch were alone.
+    /// Otherwise waiting is useless.
     pub fn could_grow(&self, bytes: usize) -> bool {
         self.bytes.saturating_add(bytes) <= self.budget.shared.capacity.1
     }
 
-    /// KiB that are missing of each semaphore for so many bytes more.
+    /// Returns the KiB that are missing of each semaphore for that many more bytes.
     fn missing(&self, bytes: usize) -> (u32, u32) {
         let wanted = self.bytes.saturating_add(bytes);
         let missing = |permit: &Option<OwnedSemaphorePermit>| {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The exit codes that scripts rely on.
+/// Exit codes that scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -10,47 +10,47 @@ pub enum Exit {
     Good = 0,
     /// A negative finding: an invalid line, a batch that could not be delivered.
     Finding = 1,
-    /// The command line makes no sense.
+    /// The command line is not valid.
     Usage = 2,
-    /// A bug of ours (`EX_SOFTWARE`).
+    /// A bug in auditgate (`EX_SOFTWARE`).
     Bug = 70,
     /// An input or output error (`EX_IOERR`).
     Io = 74,
-    /// The configuration is at fault (`EX_CONFIG`).
+    /// The configuration is not valid (`EX_CONFIG`).
     Config = 78,
 }
 
-/// Why a command stopped early: what, where, and what to do, in one sentence.
+/// Reason why a command stopped early: what failed, on what, why, and what to do, in one line.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The process's exit code.
+    /// Exit code of the process.
     pub exit: Exit,
-    /// One sentence for the operator, without a trailing newline.
+    /// One line for the operator, without a trailing newline.
     pub message: String,
 }
 
 impl Failure {
-    /// The operator's configuration (or a file that it names) is at fault.
+    /// Creates a failure of the operator's configuration, or of a file that it names.
     pub fn config(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Config, message: message.to_string() }
     }
 
-    /// Reading, writing or the network failed.
+    /// Creates a failure of reading, writing or the network.
     pub fn io(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Io, message: message.to_string() }
     }
 
-    /// The arguments make no sense together.
+    /// Creates a failure of the arguments, which contradict each other.
     pub fn usage(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Usage, message: message.to_string() }
     }
 
-    /// What was asked for was done, and the answer is no.
+    /// Creates a negative result of a command that did what it was asked for.
     pub fn finding(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Finding, message: message.to_string() }
     }
 
-    /// Something that cannot happen did.
+    /// Creates a failure that only a bug explains.
     pub fn bug(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Bug, message: message.to_string() }
     }

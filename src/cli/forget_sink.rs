@@ -1,4 +1,5 @@
-//! `auditgate forget-sink`: gives up what waits for a sink that is gone or takes less than before.
+//! `auditgate forget-sink`: gives up the events that wait for a sink which is gone or takes less
+//! than before.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,9 +11,10 @@ use crate::ledger::{Forgetting, Ledger, OpenError};
 
 /// Gives up the events that wait for a sink, so that the daemon can start without them.
 ///
-/// The daemon must not run. Without this, a sink that is removed from the configuration (or renamed) while events
-/// wait for it keeps the daemon from starting, for those events would be lost. So does one whose `stream` or
-/// `sources` no longer include events that wait for it; of those only they are given up.
+/// The daemon must not run. A sink that is removed from the configuration (or renamed) while events
+/// wait for it keeps the daemon from starting, because those events would be lost. So does a sink
+/// whose `stream` or `sources` no longer include events that wait for it; of its events, only those
+/// are given up.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The name the sink has, or had, in the configuration
@@ -28,11 +30,11 @@ pub struct Args {
     pub config: PathBuf,
 }
 
-/// Forgets, and says how much that was.
+/// Gives up the events and prints how many they were.
 ///
 /// # Errors
-/// 1 when the ledger knows no such sink, or it is configured and nothing is in its way; 74 when the ledger cannot
-/// be opened, 78 for the configuration.
+/// 1 when the ledger knows no such sink, or it is configured and does not keep the daemon from
+/// starting; 74 when the ledger cannot be opened, 78 for the configuration.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::SkipMissing)
         .map_err(Failure::config)?;

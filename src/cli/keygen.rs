@@ -1,4 +1,4 @@
-//! `auditgate keygen`: a key pair for producers of our own and for trying things out.
+//! `auditgate keygen`: a key pair for producers, and for trying things out.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -16,26 +16,26 @@ use super::exit::Failure;
 use crate::escape::escape;
 use crate::trust::jwks;
 
-/// The private key's file name.
+/// File name of the private key.
 pub const KEY_FILE: &str = "signing-key.pem";
-/// The public key's file name.
+/// File name of the public key.
 pub const JWKS_FILE: &str = "jwks.json";
 
-/// Makes a new Ed25519 key pair.
+/// Generates a new Ed25519 key pair.
 ///
-/// Writes signing-key.pem (PKCS#8, readable by its owner only) for `auditgate send --key` and jwks.json for a
-/// source's `jwks = { file = "..." }`. Files that exist are never overwritten.
+/// Writes signing-key.pem (PKCS#8, readable by its owner only) for `auditgate send --key` and
+/// jwks.json for a source's `jwks = { file = "..." }`. Files that exist are never overwritten.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The directory to write to; made when it is missing
+    /// The directory to write to; created when it is missing
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
 }
 
-/// Makes the key pair and says on `out` what was written.
+/// Generates the key pair and prints to `out` what was written.
 ///
 /// # Errors
-/// A file exists already, or writing failed (exit code 74). Neither file is there then that was not before.
+/// A file exists already, or writing failed (exit code 74). No new file is left then.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut seed = Zeroizing::new([0; 32]);
     SysRng
@@ -61,15 +61,16 @@ struct Written {
 
 /// Writes both files or none.
 ///
-/// The public half goes first. If the machine stops between the two, what is left is a key set to which no
-/// private key exists: nothing can be signed with it, and the next run names it. The other way round, a
-/// private key would be left that looks ready for use while no receiver can know its public half.
+/// The public half goes first. If the machine stops between the two, a key set without a private
+/// key is left: nothing can be signed with it, and the next run reports it. The other way round, a
+/// private key would be left that looks usable although no receiver has its public half.
 fn write(dir: &Path, key: &SigningKey) -> Result<Written, Failure> {
     let (key_file, jwks_file) = (dir.join(KEY_FILE), dir.join(JWKS_FILE));
     let public = key.verifying_key().to_bytes();
     let thumbprint = jwks::thumbprint(&public);
     let document = jwks::document(&[(Some(thumbprint.clone()), public)]);
-    // Version 1 (RFC 8410, section 7), without the public key: OpenSSL 3.0 cannot read the version with it.
+    // Version 1 (RFC 8410, section 7), without the public key: OpenSSL 3.0 cannot read the version
+    // with it.
     let pair = KeypairBytes { secret_key: key.to_bytes(), public_key: None };
     let pem = pair
         .to_pkcs8_pem(LineEnding::LF)
@@ -87,7 +88,7 @@ fn write(dir: &Path, key: &SigningKey) -> Result<Written, Failure> {
         _ => unwritable(&jwks_file, &error),
     })?;
     if let Err(error) = create(&key_file, 0o600, pem.as_bytes()) {
-        // Ours: `create` has just made it.
+        // `create` has just made it, so it is not another process's.
         let _ = fs::remove_file(&jwks_file);
         return Err(match error.kind() {
             io::ErrorKind::AlreadyExists => taken(&key_file, &jwks_file),
@@ -101,7 +102,7 @@ fn write(dir: &Path, key: &SigningKey) -> Result<Written, Failure> {
     Ok(Written { key: key_file, jwks: jwks_file, thumbprint })
 }
 
-/// Writes a new file to the disk, or leaves none of its own behind.
+/// Writes a new file to the disk. On an error the file is removed.
 fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     // O_EXCL: neither an existing file nor a link, dangling or not, is written to.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
@@ -110,7 +111,8 @@ fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Also for a dangling link, which nobody may write through.
+/// Returns whether something is at the path, even a dangling link, which must not be written
+/// through.
 fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand.
+//! The command line: one file for each subcommand.
 
 pub mod check_config;
 pub mod demo;
@@ -33,12 +33,12 @@ enum Command {
     ForgetSink(forget_sink::Args),
 }
 
-/// Runs the command line of this process and gives its exit code.
+/// Runs the command line of this process and returns its exit code.
 pub fn run() -> Exit {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; clap knows where each goes.
+            // Help and version are not errors; clap knows which stream each goes to.
             let _ = error.print();
             return if error.use_stderr() { Exit::Usage } else { Exit::Good };
         }
@@ -57,7 +57,8 @@ pub fn run() -> Exit {
         Ok(()) => Exit::Good,
         Err(Failure { exit, message }) => {
             use std::io::Write as _;
-            // A message names files and repeats what a peer said. When stderr is gone there is nobody to tell.
+            // A message names files and repeats what a peer sent. When stderr is closed, the exit
+            // code is all that is left.
             let lines: Vec<_> = message.split('\n').map(escape).collect();
             let _ = writeln!(std::io::stderr(), "auditgate: {}", lines.join("\n"));
             exit

@@ -1,7 +1,7 @@
-//! `auditgate send`: events from files, from standard input or made up, to a receiver.
+//! `auditgate send`: events from files, from standard input or generated, to a receiver.
 //!
-//! A thread of its own reads, formats and signs; the runtime batches, posts and reports, so that a lingering
-//! batch leaves on time while standard input is silent.
+//! A thread reads, formats and signs; the runtime batches, posts and reports, so that a batch is
+//! sent when its linger time is over even while standard input is silent.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -30,21 +30,21 @@ use crate::wire::event::{Format, Reason};
 use crate::wire::line::Line;
 use crate::wire::record;
 
-/// The variable that holds the `Authorization` value when no argument does.
+/// Environment variable with the `Authorization` value, used when no argument gives one.
 const AUTHORIZATION_VARIABLE: &str = "AUDITGATE_AUTHORIZATION";
-/// An `Authorization` value is a token; a longer file is something else.
+/// Maximum length of an `Authorization` value. A longer file is something else.
 const MAX_AUTHORIZATION_BYTES: u64 = 64 * 1024;
-/// How many lines wait between the reading thread and the sender.
+/// Number of lines that are queued between the reading thread and the sender.
 const READ_AHEAD: usize = 64;
 
 /// Sends events to a receiver, signed, batched and compressed as Kong Konnect does it.
 ///
-/// A batch that gets no answer, a 429 or a 500 is sent again after 1 s, 2 s and so on, or when the receiver
-/// says. One line is printed for each batch, and a summary at the end.
+/// A batch that gets no answer, a 429 or a 500 is sent again after 1 s, 2 s and so on, or when the
+/// receiver says. One line is printed for each batch, and a summary at the end.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Files with one event a line, plain or compressed (gzip, zstd; told by their first bytes); `-`, the default,
-    /// is standard input
+    /// Files with one event a line, plain or compressed (gzip, zstd; recognised by their first
+    /// bytes); `-`, the default, is standard input
     #[arg(value_name = "FILE", conflicts_with = "generate")]
     pub files: Vec<PathBuf>,
 
@@ -60,11 +60,11 @@ pub struct Args {
     #[arg(long)]
     pub unsigned: bool,
 
-    /// Make up so many sample events instead of reading any
+    /// Generate N sample events instead of reading any
     #[arg(long, value_name = "N")]
     pub generate: Option<u64>,
 
-    /// Make up the same sample events each time, apart from their times
+    /// Generate the same sample events each time, apart from their times
     #[arg(long, value_name = "N", requires = "generate")]
     pub seed: Option<u64>,
 
@@ -80,8 +80,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "authorization")]
     pub authorization_file: Option<PathBuf>,
 
-    /// The value of the Authorization header; other users can see it among the processes, so prefer the file
-    /// or the variable AUDITGATE_AUTHORIZATION
+    /// The value of the Authorization header; other users can see it among the processes, so prefer
+    /// the file or the variable AUDITGATE_AUTHORIZATION
     #[arg(long, value_name = "VALUE", value_parser = authorization_value)]
     pub authorization: Option<HeaderValue>,
 
@@ -89,11 +89,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 
-    /// The most events in one batch
+    /// Maximum number of events in one batch
     #[arg(long, value_name = "N", default_value = "500")]
     pub batch_events: NonZeroUsize,
 
-    /// The most bytes in one batch, before compression
+    /// Maximum number of bytes in one batch, before compression
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1MiB")]
     pub batch_bytes: NonZeroUsize,
 
@@ -101,7 +101,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "1s")]
     pub linger: Duration,
 
-    /// How many batches are under way at a time; with more than one their order is not kept
+    /// How many batches are in flight at a time; with more than one their order is not kept
     #[arg(long, value_name = "N", default_value = "1")]
     pub connections: NonZeroUsize,
 
@@ -118,7 +118,7 @@ pub struct Args {
     pub quiet: bool,
 }
 
-/// What the input lines are.
+/// Content of the input lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum InputFormat {
     /// Events in CEF, JSON or CPS, each signed anew
@@ -129,19 +129,20 @@ pub enum InputFormat {
     Quarantine,
 }
 
-/// Sends everything, and says on `out` what became of each batch. Input lines that cannot be sent are named
-/// on standard error, and the others still go out.
+/// Sends everything, and prints to `out` the result of each batch. Input lines that cannot be sent
+/// are reported on standard error, and the others are still sent.
 ///
 /// # Errors
-/// A batch that was not delivered or a bad input line (exit code 1), arguments that make no sense together
-/// (2), a file that cannot be read (74), an unusable key, certificate authority or authorization (78).
+/// A batch that was not delivered or a bad input line (exit code 1), arguments that contradict each
+/// other (2), a file that cannot be read (74), an unusable key, certificate authority or
+/// authorization (78).
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut complaints = io::stderr();
     let console = Console { stdin: Box::new(io::stdin()), out, complaints: &mut complaints };
     send(args, &|name| std::env::var_os(name), console)
 }
 
-/// Where a run reads and writes, so that tests can take the places.
+/// Input and output of a run, which tests replace.
 struct Console<'a> {
     stdin: Box<dyn Read + Send>,
     out: &'a mut dyn Write,
@@ -169,7 +170,7 @@ fn send(
         connections: args.connections,
         timeout: args.timeout,
         observer: Some(Box::new(move |report| {
-            // Nobody listens any more only when the run has failed already.
+            // The receiver is gone only when the run has failed already.
             let _ = settled.send(shown(report));
         })),
         ..Options::new(endpoint)
@@ -188,8 +189,8 @@ fn send(
             error => Failure::bug(error),
         })?;
         let (feed, fed) = mpsc::channel(READ_AHEAD);
-        // Not joined: it ends with its input, or when nobody takes its lines any more, and a read from a
-        // silent terminal cannot be interrupted.
+        // Not joined: it ends with its input, or when its lines are no longer taken, and a read
+        // from a silent terminal cannot be interrupted.
         std::thread::Builder::new()
             .name("input".to_owned())
             .spawn(move || input.read(&treatment, longest, &feed))
@@ -200,7 +201,7 @@ fn send(
     })
 }
 
-/// How an input line becomes a line to send.
+/// Way in which an input line becomes a line to send.
 enum Treatment {
     Events { format: Option<Format>, key: Option<Box<SigningKey>> },
     Raw,
@@ -230,7 +231,7 @@ fn treatment(args: &Args) -> Result<Treatment, Failure> {
     Ok(treatment)
 }
 
-/// The value from the argument, the file or the variable, in this order.
+/// Returns the value from the argument, the file or the variable, in this order.
 fn authorization(
     args: &Args,
     environment: &dyn Fn(&str) -> Option<OsString>,
@@ -279,31 +280,33 @@ fn size(text: &str) -> Result<NonZeroUsize, &'static str> {
     usize::try_from(bytes).ok().and_then(NonZeroUsize::new).ok_or(NOTATION)
 }
 
-/// A record spells some bytes in six, and has some members around it. One of a whole body may be as long as the default
-/// of `limits.decoded`.
+/// Returns the maximum length of an input line, in bytes. A record spells some bytes in six, and
+/// has some members around them. A record of a whole body may be as long as the default of
+/// `limits.decoded`.
 fn longest_input_line(batch_bytes: usize, treatment: &Treatment) -> usize {
     const BODY: usize = 64 << 20;
     let raw = if matches!(treatment, Treatment::Quarantine) { batch_bytes.max(BODY) } else { batch_bytes };
     raw.saturating_mul(6).saturating_add(64 * 1024)
 }
 
-/// Where the lines come from. Everything is open, so that a missing file stops the run before its first post.
+/// Origin of the lines. Everything is open already, so that a missing file stops the run before its
+/// first post.
 enum Input {
     Files(Vec<(String, Box<dyn Read + Send>)>),
     Samples { count: u64, seed: Option<u64> },
 }
 
-/// What the reading thread hands over.
+/// Message of the reading thread.
 enum Fed {
-    /// A line to send, and where it stands.
+    /// A line to send, and its position.
     Line { line: Vec<u8>, origin: Origin },
     /// A line that cannot be sent, and why.
     Bad { origin: Origin, problem: String },
-    /// A file that cannot be read on.
+    /// A file that cannot be read any further.
     Unreadable(String),
 }
 
-/// Where a line stands.
+/// Position of a line.
 #[derive(Clone)]
 struct Origin {
     file: std::sync::Arc<str>,
@@ -316,7 +319,7 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// Nobody takes lines any more.
+/// The receiver of the lines is gone.
 struct Hangup;
 
 impl Input {
@@ -348,7 +351,7 @@ impl Input {
     }
 
     fn read(self, treatment: &Treatment, longest: usize, feed: &mpsc::Sender<Fed>) {
-        // A hang-up needs no report: whoever hung up knows why.
+        // Whichever side ended the run has reported why.
         let _ = match self {
             Self::Samples { count, seed } => generate(count, seed, treatment, feed),
             Self::Files(files) => files
@@ -387,7 +390,7 @@ fn read_file(
     longest: usize,
     feed: &mpsc::Sender<Fed>,
 ) -> Result<(), Hangup> {
-    // Here and not when it is opened: a pipe may have nothing to say for long.
+    // Here and not when it is opened: a pipe may stay empty for a long time.
     let unpacked = match unpacked(BufReader::with_capacity(64 * 1024, file)) {
         Ok((_, unpacked)) => unpacked,
         Err(error) => {
@@ -428,7 +431,7 @@ fn give(
 }
 
 impl Treatment {
-    /// The lines to send for an input line, or what is wrong with it.
+    /// Returns the lines to send for an input line, or what is wrong with it.
     fn apply(&self, text: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         match self {
             Self::Raw => Ok(vec![text.to_vec()]),
@@ -450,7 +453,8 @@ impl Treatment {
                 let parsed = Line::parse(text).map_err(|malformed| malformed.to_string())?;
                 let mut event = parsed.event();
                 let format = format.unwrap_or(parsed.format());
-                // A CEF line says itself whether it has a class; the other formats may lack the whole header.
+                // A CEF line shows whether it has a class; the other formats may lack the whole
+                // header.
                 if format == Format::Cef {
                     complete(&mut event, now());
                 }
@@ -461,18 +465,18 @@ impl Treatment {
     }
 }
 
-/// Lines of bounded length, without `\n` or `\r\n`.
+/// Reader of lines of bounded length, without `\n` or `\r\n`.
 struct Lines {
     reader: BufReader<Box<dyn Read + Send>>,
     longest: usize,
     buffer: Vec<u8>,
 }
 
-/// A line is longer than allowed; it has been read over.
+/// A line is longer than allowed; it has been skipped.
 struct TooLong;
 
 impl Lines {
-    /// None at the end.
+    /// Returns the next line, or none at the end.
     fn next(&mut self) -> io::Result<Option<Result<&[u8], TooLong>>> {
         self.buffer.clear();
         let limit = u64::try_from(self.longest).unwrap_or(u64::MAX).saturating_add(2);
@@ -492,11 +496,11 @@ impl Lines {
     }
 }
 
-/// A run under way: hands lines to the sender and prints what comes back.
+/// A run in progress: hands lines to the sender and prints the reports.
 struct Run<'a> {
     out: Option<&'a mut dyn Write>,
     complaints: &'a mut dyn Write,
-    /// What kept standard output from being written; the events matter more, so the run goes on.
+    /// Error of standard output; delivering the events matters more, so the run goes on.
     unwritable: Option<io::Error>,
     bad_lines: u64,
     unreadable: Option<String>,
@@ -527,7 +531,7 @@ impl Run<'_> {
                 },
             }
         }
-        // The reports that settle while closing would otherwise be printed all at once.
+        // Without this, the reports that arrive while closing would be printed all at once.
         let closing = sender.close();
         tokio::pin!(closing);
         let summary = loop {
@@ -554,7 +558,7 @@ impl Run<'_> {
 
     fn complain(&mut self, origin: &Origin, problem: &str) {
         self.bad_lines += 1;
-        // When standard error is gone too, the exit code and the count at the end still tell.
+        // When standard error is closed too, the exit code and the count at the end still tell.
         let _ = writeln!(self.complaints, "{origin}: cannot be sent: {}", escape(problem));
     }
 

@@ -1,7 +1,8 @@
-//! The ledger's batches go out into the world, each sink at its own pace.
+//! Delivery of the ledger's batches, each sink at its own speed.
 //!
-//! A [`worker`] reads batches in commit order and hands the lines that its sink wants to a [`sink::Sink`];
-//! what the sink says is safe, the ledger notes. A sink that fails delays no other.
+//! A [`worker`] reads batches in commit order and passes the lines that its sink takes to a
+//! [`sink::Sink`]; what the sink reports as safe is recorded in the ledger. A failing sink delays
+//! no other.
 
 pub mod file;
 pub mod sink;

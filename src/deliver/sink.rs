@@ -1,43 +1,45 @@
-//! What a sink is, and what it promises.
+//! The contract of a sink.
 //!
 //! # Durability
 //!
-//! [`Sink::push`] only collects. [`Sink::flush`] writes everything collected so far and, at once or a little later,
-//! makes it safe against power loss; then it returns the position that is safe and a mark: an opaque note about that place. The
-//! ledger keeps the mark together with the position, and forgets a batch only after the flush that made it safe.
+//! [`Sink::push`] only collects. [`Sink::flush`] writes everything collected so far and, at once or
+//! a little later, makes it safe against power loss; then it returns the position that is safe and
+//! a mark: an opaque note about where that is. The ledger keeps the mark together with the
+//! position, and forgets a batch only after the flush that made it safe.
 //!
 //! # Retry
 //!
-//! A flush that fails may have done any part of its work. What was collected stays collected, and the worker
-//! calls [`Sink::prepare`] and flush again until both succeed; a sink that can tell what it already has must not have it twice. When what
-//! was written before cannot be trusted any more, the error says [`SinkError::start_over`]: the sink is resumed from
-//! the last safe position.
+//! A flush that fails may have done any part of its work. What was collected stays collected, and
+//! the worker calls [`Sink::prepare`] and flush again until both succeed; a sink that can tell what
+//! it already has must not store it twice. When what was written before can no longer be trusted,
+//! the error has [`SinkError::start_over`] set: the sink is resumed from the last safe position.
 //!
 //! # Restart
 //!
-//! After a restart, [`Sink::resume`] gets the last position and mark that the ledger kept, and says where it
-//! really is. From there the worker pushes everything again, in the same order and with the same content. A
-//! sink that keeps a position of its own is never behind the ledger's and may be ahead; one that does not
-//! returns the ledger's, and compares what it is given with what it has.
+//! After a restart, [`Sink::resume`] gets the last position and mark that the ledger kept, and
+//! returns where the sink really is. From there the worker pushes everything again, in the same
+//! order and with the same content. A sink that keeps a position of its own is never behind the
+//! ledger's and may be ahead; one that does not returns the ledger's, and compares what it is given
+//! with what it has.
 
 use crate::ledger::{Position, Resume};
 use crate::wire::event::Verdict;
 use crate::wire::record::{self, Accepted, Quarantined};
 
-/// One line on its way out.
+/// One line to deliver.
 #[derive(Clone, Copy, Debug)]
 pub struct Item<'a> {
-    /// The position behind it: what is reached when this line is safe.
+    /// The position behind the line, which is reached when the line is safe.
     pub behind: Position,
-    /// When its batch arrived, in milliseconds since the Unix epoch.
+    /// Time at which its batch arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
-    /// The configured name of its source.
+    /// Configured name of its source.
     pub source: &'a str,
-    /// What was found out about it.
+    /// Verdict on the line.
     pub verdict: &'a Verdict,
-    /// The key that verified it, if one did.
+    /// ID of the key that verified it, if one did.
     pub key_id: Option<&'a str>,
-    /// The line as it came, without its terminator.
+    /// The line as it was received, without its terminator.
     pub raw: &'a [u8],
 }
 
@@ -57,41 +59,43 @@ impl Item<'_> {
     }
 }
 
-/// Why a sink could not do what it was asked; it is asked again.
+/// Error of a sink's operation, which is retried.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {cause}")]
 pub struct SinkError {
-    /// What was tried, and where.
+    /// The operation and its object.
     pub what: String,
-    /// The system's words.
+    /// The system's error.
     pub cause: std::io::Error,
-    /// Nothing that was written since the last safe position can be trusted: it must all be pushed again.
+    /// Nothing that was written since the last safe position can be trusted: it must all be pushed
+    /// again.
     pub start_over: bool,
 }
 
 impl SinkError {
-    /// A failure after which the same can be tried again.
+    /// Creates an error after which the same operation can be retried.
     pub fn new(what: String, cause: std::io::Error) -> Self {
         Self { what, cause, start_over: false }
     }
 }
 
-/// A place for lines. See the module's documentation for what it promises.
+/// A destination for lines. The module's documentation has the contract.
 pub trait Sink: Send {
-    /// Opens the place, at the start and when starting over; nothing is collected then. `last` is what the
-    /// ledger kept, its mark empty for a sink that is new. What comes back must be durable in the ledger before
-    /// anything is written.
+    /// Opens the destination, at the start and after [`SinkError::start_over`]; nothing is
+    /// collected then. `last` is what the ledger kept, its mark empty for a new sink. The returned
+    /// position must be durable in the ledger before anything is written.
     ///
     /// # Errors
-    /// When the place cannot be opened; the worker tries again.
+    /// When the destination cannot be opened; the worker retries.
     fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError>;
 
-    /// Sees to the place before each flush, and about once a second while nothing is to be done: a file is
-    /// rotated, what is too old goes. When lines go to another place from now on, returns where that is and the
-    /// position that is safe by then: it must be durable in the ledger before the next flush.
+    /// Runs maintenance before each flush, and about once a second while the sink is idle:
+    /// rotation, reopening, expiry. If lines go to another file from now on, returns the new mark
+    /// and the position that is safe by then: they must be durable in the ledger before the next
+    /// flush.
     ///
     /// # Errors
-    /// When that failed; the worker tries again.
+    /// When that failed; the worker retries.
     fn prepare(&mut self) -> Result<Option<Resume>, SinkError> {
         Ok(None)
     }
@@ -99,27 +103,29 @@ pub trait Sink: Send {
     /// Collects a line.
     fn push(&mut self, item: &Item<'_>);
 
-    /// Bytes that are collected.
+    /// Returns the number of collected bytes.
     fn collected(&self) -> usize;
 
-    /// How many collected bytes make a flush worth while.
+    /// Returns the number of collected bytes from which on a flush is worth its cost.
     fn chunk(&self) -> usize {
         1 << 20
     }
 
-    /// Writes what was collected, which is everything that the sink wants before `behind`. Returns the position before
-    /// which everything is safe, and the mark of that place; none when nothing more is safe than before, which then
-    /// comes in a flush to come. `at_once` says that there is no later.
+    /// Writes what was collected, which is everything that the sink takes before `behind`. Returns
+    /// the position before which everything is safe, and its mark; none when nothing more is safe
+    /// than before, which a later flush will then report. `at_once` says that no later flush will
+    /// come.
     ///
     /// # Errors
-    /// When it could not; nothing that was collected is lost, unless the sink has to start over.
+    /// When it failed; nothing that was collected is lost, unless the sink has to be resumed.
     fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Resume>, SinkError>;
 
-    /// Called now and then when nothing waits, with nothing collected: for what is not urgent. It should take
-    /// no longer than a second or two, and deals with its failures itself.
+    /// Called at intervals when nothing waits, with nothing collected, for work that is not urgent.
+    /// It should take no longer than a second or two, and handles its own failures.
     fn idle(&mut self) {}
 
-    /// How many lines had to be cut to fit since the last call. Asked for after a flush.
+    /// Returns the number of lines that were truncated since the last call. Called after each
+    /// flush.
     fn take_truncated(&mut self) -> u64 {
         0
     }

@@ -1,5 +1,5 @@
-//! One thread per sink: read batches in commit order, push, flush, advance; when the sink fails, back off and
-//! try again, for ever.
+//! One thread per sink: read batches in commit order, push, flush, advance; when the sink fails,
+//! back off and retry, for ever.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,49 +12,50 @@ use crate::ledger::{Body, Ledger, Next, Outbox, Position, Resume, Stored, Stream
 use crate::wire::batch::Packing;
 use crate::wire::event::Verdict;
 
-/// What a worker tells about its sink. Called on the worker's thread.
+/// Observer of a worker. Called on the worker's thread.
 pub trait Watcher: Send {
-    /// The sink begins an operation, which may hang, or has come back from it.
+    /// Reports that the sink begins an operation, which may hang, or has returned from it.
     fn working(&self, sink: &str, is_working: bool);
-    /// Number of lines that have become safe in the sink.
+    /// Reports the number of lines that have become safe in the sink.
     fn delivered(&self, sink: &str, events: u64);
-    /// Number of lines that the sink truncated to fit its limits.
+    /// Reports the number of lines that the sink truncated to fit its limits.
     fn truncated(&self, sink: &str, lines: u64);
-    /// The sink failed, and will be tried again.
+    /// Reports that the sink failed, and will be retried.
     fn failed(&self, sink: &str, error: &SinkError);
-    /// It works again.
+    /// Reports that the sink works again.
     fn recovered(&self, sink: &str);
 }
 
 /// A sink and everything that its thread needs.
 pub struct Worker {
-    /// What the sink takes.
+    /// The lines that the sink takes.
     pub subscription: Subscription,
-    /// Where it is written to.
+    /// The sink.
     pub sink: Box<dyn Sink>,
-    /// Where batches come from and positions go to.
+    /// The source of batches and the record of positions.
     pub ledger: Ledger,
-    /// Who hears about it.
+    /// Observer of the sink.
     pub watcher: Box<dyn Watcher>,
-    /// Set when the process ends: the worker does not start over with a sink that fails.
+    /// Set when the process ends: the worker stops retrying.
     pub stop: Arc<AtomicBool>,
 }
 
-/// How long a worker sleeps at most without looking whether it should end, and whether the sink has something
-/// to see to.
+/// Maximum time that a worker waits for a batch, between two checks of `stop` and two runs of the
+/// sink's maintenance.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long lines that are written may wait for the sink to make them safe before it is asked again.
+/// Time after which a sink is asked again to make written lines safe.
 const UNSAFE_PATIENCE: Duration = Duration::from_millis(50);
 
-/// How often an idle sink is told so, at most.
+/// Minimum time between two calls of [`Sink::idle`].
 const IDLE: Duration = Duration::from_secs(60);
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 impl Worker {
-    /// Delivers until the ledger's feed is closed and everything in it is delivered, or until `stop` is set.
+    /// Delivers until the ledger's feed is closed and everything in it is delivered, or until
+    /// `stop` is set.
     pub fn run(self) {
         let mut delivery = Delivery { worker: self, wait: None };
         // The last safe position is in the ledger, so that there is nothing to clean up.
@@ -62,16 +63,16 @@ impl Worker {
     }
 }
 
-/// A worker at work.
+/// State of a running worker.
 struct Delivery {
     worker: Worker,
-    /// The next pause after a failure; none while all is well.
+    /// The next pause after a failure; none after a success.
     wait: Option<Duration>,
 }
 
-/// How far the work has come. Each place is at or behind the one before it.
+/// Progress of the delivery. Each position is at or behind the one before it.
 struct Progress {
-    /// Everything before it is safe in the sink, and the ledger knows or will soon.
+    /// Everything before it is safe in the sink, and recorded in the ledger now or soon.
     safe: Position,
     /// Everything before it was flushed.
     flushed: Position,
@@ -84,15 +85,16 @@ struct Progress {
 }
 
 impl Progress {
-    /// Everything before `start` is safe, and nothing behind it was pushed yet.
+    /// Creates the progress of a worker that starts: everything before `start` is safe, and nothing
+    /// behind it was pushed yet.
     fn at(start: Position) -> Self {
         Self { safe: start, flushed: start, pushed: start, flushed_lines: Vec::new(), pushed_lines: 0 }
     }
 }
 
-/// Why the work stopped.
+/// Reason why the delivery stopped.
 enum Interrupted {
-    /// The ledger is gone, or the process ends.
+    /// The ledger is closed, or the process ends.
     Ended,
     /// What was written since the last safe position cannot be trusted.
     StartOver,
@@ -127,7 +129,7 @@ impl Delivery {
             let is_idle = progress.pushed == progress.safe;
             if is_idle {
                 self.prepare(&mut progress)?;
-                // Nothing waits, so no flush will show it.
+                // Nothing waits, so no flush will report it.
                 self.works_again();
             } else {
                 self.settle(&mut progress, ended || is_full)?;
@@ -142,7 +144,7 @@ impl Delivery {
         }
     }
 
-    /// Collects the lines of some streams of a batch, flushing in between where it is long.
+    /// Collects the lines of some streams of a batch. A long batch is flushed in between.
     fn push(&mut self, batch: &Stored, streams: Streams, progress: &mut Progress) -> Result<(), Interrupted> {
         let from = progress.pushed;
         let first_line = if batch.position == from.batch { from.line } else { 0 };
@@ -180,11 +182,11 @@ impl Delivery {
         Ok(())
     }
 
-    /// Flushes, and lets the ledger know what is safe.
+    /// Flushes, and records what is safe.
     fn settle(&mut self, progress: &mut Progress, at_once: bool) -> Result<(), Interrupted> {
         let behind = progress.pushed;
         let safe = loop {
-            // Before each attempt: what the last one met may be fixed by going to another place.
+            // Before each attempt: another file may not have the problem that the last attempt met.
             self.prepare(progress)?;
             match self.worker.in_sink(|sink| sink.flush(behind, at_once)) {
                 Ok(safe) => break safe,
@@ -205,7 +207,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// Lets the sink see to its place, and makes durable where it is then.
+    /// Runs the sink's maintenance (rotation, reopening) and records the resulting position.
     fn prepare(&mut self, progress: &mut Progress) -> Result<(), Interrupted> {
         if let Some(Resume { position, mark }) =
             self.until_it_works(|worker| worker.in_sink(|sink| sink.prepare()))?
@@ -226,12 +228,12 @@ impl Delivery {
         self.worker.watcher.delivered(&self.worker.subscription.sink, delivered);
     }
 
-    /// Opens the sink where the ledger says it is, and makes durable where it really is.
+    /// Opens the sink at the position in the ledger, and records the sink's real one.
     fn until_it_opens(&mut self) -> Result<(Outbox, Position), Interrupted> {
         loop {
             match self.worker.open() {
                 Ok(opened) => return Ok(opened),
-                // Opening again is already what starting over does.
+                // Opening again is what a restart of the delivery does anyway.
                 Err(error) => match self.back_off(&error) {
                     Err(Interrupted::StartOver) | Ok(()) => {}
                     ended @ Err(Interrupted::Ended) => ended?,
@@ -240,7 +242,8 @@ impl Delivery {
         }
     }
 
-    /// Tries until it succeeds. Where something waits, only a flush shows that the sink works again.
+    /// Retries until the attempt succeeds. While lines wait, only a flush shows that the sink works
+    /// again.
     fn until_it_works<T>(
         &mut self,
         mut attempt: impl FnMut(&mut Worker) -> Result<T, SinkError>,
@@ -259,8 +262,8 @@ impl Delivery {
         }
     }
 
-    /// Waits after a failure: each time twice as long, jittered, at most half a minute. Then the same can be tried
-    /// again, unless the sink has to start over.
+    /// Waits after a failure: twice as long each time, jittered, at most half a minute. Then the
+    /// same can be retried, unless the sink has to be resumed.
     fn back_off(&mut self, error: &SinkError) -> Result<(), Interrupted> {
         self.worker.watcher.failed(&self.worker.subscription.sink, error);
         let wait = self.wait.unwrap_or(FIRST_WAIT);
@@ -280,7 +283,7 @@ impl Delivery {
 }
 
 impl Worker {
-    /// Runs an operation of the sink, watched.
+    /// Runs an operation of the sink, and reports its start and end.
     fn in_sink<T>(&mut self, operation: impl FnOnce(&mut dyn Sink) -> T) -> T {
         self.watcher.working(&self.subscription.sink, true);
         let result = operation(&mut *self.sink);
@@ -295,7 +298,7 @@ impl Worker {
         let position = opened.position;
         let newest = self.ledger.newest_batch();
         if position.batch > newest + 1 {
-            // What is committed now would count as delivered. It waits instead, until the operator looks.
+            // New commits would count as delivered. They wait instead, until the operator acts.
             let why = format!(
                 "it already has batch {}, and the ledger ends with {newest}: an older copy of data_dir was put \
                  back; put the newer one back, or give the sink a new name and a new place",
@@ -311,14 +314,14 @@ impl Worker {
         Ok((outbox, position))
     }
 
-    /// Makes durable where the sink is, before it writes there.
+    /// Records the sink's position durably, before it writes.
     fn note(&self, position: Position, mark: Vec<u8>) -> Result<(), SinkError> {
         let noted = self.ledger.advance_now(&self.subscription.sink, position, mark);
         noted.map_err(|cause| unreadable(&cause))
     }
 }
 
-/// The inflated body of a batch, and how its lines are found in it.
+/// Returns the inflated body of a batch, and how its lines are found in it.
 fn unpack(batch: &Stored) -> Result<(Packing, Arc<Vec<u8>>), SinkError> {
     let damaged = |why: &str| {
         let what = format!("cannot read batch {} from the ledger", batch.position);

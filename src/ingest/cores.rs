@@ -1,19 +1,19 @@
-//! Which body is worked on next: the work is cut into steps of bounded cost, and after each the core goes to another
-//! body that waits.
+//! Scheduling of the work on bodies: it is cut into steps of bounded cost, and after each step the
+//! core goes to another waiting body.
 //!
-//! Cores go by turns to the body with the least work so far, its next step included, and to the one that came first.
-//! So a short body waits for no more than the steps under way, whatever else there is, and long ones come to their end,
-//! and release their memory, one after the other.
+//! A core alternates between the body with the least work so far, its next step included, and the
+//! body that came first. So a short body waits for no more than the steps in progress, whatever
+//! else there is, and long ones finish, and release their memory, one after the other.
 //!
-//! The work runs on blocking threads, which wait for their turn. There are fewer threads than bodies may be in work only
-//! when hundreds are.
+//! The work runs on blocking threads, which wait for a core. There are fewer threads than bodies in
+//! progress only when hundreds are.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// The cores. Costs are in checks of a signature, which take some 50 µs.
+/// The cores. Costs are in signature checks, which take about 50 µs each.
 #[derive(Debug)]
 pub(super) struct Cores {
     state: Mutex<State>,
@@ -21,10 +21,10 @@ pub(super) struct Cores {
 
 #[derive(Debug)]
 struct State {
-    /// Cores without work; none while a body waits.
+    /// Number of cores without work; none while a body waits.
     free: usize,
     waiting: Vec<Waiting>,
-    /// Counts bodies.
+    /// Number of bodies so far.
     next: u64,
     /// The last core went to the body with the least work.
     went_to_least: bool,
@@ -71,7 +71,7 @@ impl Cores {
         let (give, given) = oneshot::channel();
         state.waiting.push(Waiting { cost, number, give });
         drop(state);
-        // The sender is dropped without a word with everything else only.
+        // The sender is dropped only with everything else.
         let _ = given.blocking_recv();
     }
 
@@ -100,7 +100,7 @@ impl Turn {
         }
     }
 
-    /// Lets others have the core while the body waits for something else.
+    /// Releases the core while the body waits for something else.
     pub(super) fn aside<T>(&mut self, wait: impl FnOnce() -> T) -> T {
         // In this order, so that the others come first.
         self.cores.give_back();

@@ -1,4 +1,5 @@
-//! Lines become verdicts: what each is, whether a key made its signature, and by what it is known again.
+//! Verdicts on lines: what each line is, whether a key made its signature, and how it is recognised
+//! when it comes again.
 
 use std::borrow::Cow;
 
@@ -10,16 +11,16 @@ use crate::wire::event::{Malformed, Reason, Verdict};
 use crate::wire::line::Line;
 use crate::wire::signature::{self, Reading, SignatureError, Signed};
 
-/// Lines are worked on in chunks of so many, or of so many bytes: what one step costs at most.
+/// Maximum size of a chunk, in lines and in bytes: it bounds the cost of one step.
 const CHUNK_LINES: usize = verify::TOGETHER;
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Maximum number of checks of a body's signatures with another than the likeliest key. What fits none by then is
-/// rejected like what fits no key at all: only a body made for that needs more, and it would hold its memory for
-/// minutes.
+/// Maximum number of checks of a body's signatures with another than the likeliest key. A line that
+/// no key has matched by then is rejected like one that no key matches: only a body made for that
+/// needs more, and it would hold its memory for minutes.
 const MOST_REPEATS: usize = 250_000;
 
-/// Maximum length of what is said of a malformed line, in bytes.
+/// Maximum length of the detail of a malformed line, in bytes.
 const LONGEST_DETAIL: usize = 120;
 
 /// Judges the lines of one body.
@@ -27,44 +28,44 @@ pub(super) struct Judge<'a> {
     source: &'a Source,
     keys: Vec<[u8; 32]>,
     identifier: &'a Identifier,
-    /// Bytes of a line.
+    /// Maximum length of a line, in bytes.
     longest: usize,
 }
 
 /// A line before its signature was checked.
 enum Opened<'a> {
-    /// It is decided already.
+    /// The verdict is known already.
     Decided(Option<Line<'a>>, Verdict),
     /// The next claim decides.
     Claimed(Line<'a>),
 }
 
-/// What was found out about the lines of a body.
+/// Results for the lines of a body.
 #[derive(Default)]
 pub(super) struct Judgement {
     /// One for each line, in their order.
     pub(super) entries: Vec<Option<Entry>>,
-    /// The own times of those that were let through, in milliseconds since the Unix epoch.
+    /// Times of the accepted lines, in milliseconds since the Unix epoch.
     pub(super) times: Vec<i64>,
-    /// How many a known key signed.
+    /// Number of lines that a known key signed.
     pub(super) verified: u64,
-    /// How many carry a signature that fits no known key.
+    /// Number of lines whose signature no known key made.
     pub(super) unknown: u64,
-    /// How many go to quarantine, by reason.
+    /// Number of lines that go to quarantine, by reason.
     pub(super) rejects: [u64; Reason::ALL.len()],
-    /// How often signatures were checked with another than the likeliest key.
+    /// Number of checks of signatures with another than the likeliest key.
     repeats: usize,
 }
 
 impl Judgement {
-    /// Of a body that is kept in one piece.
+    /// Creates the result for a body that is kept in one piece.
     pub(super) fn of_no_line() -> Self {
         let mut rejects = [0; Reason::ALL.len()];
         rejects[Reason::UndecodableBody as usize] = 1;
         Self { rejects, ..Self::default() }
     }
 
-    /// Whether there are lines, and none of them is an event.
+    /// Returns whether there are lines, and none of them is an event.
     pub(super) fn has_no_event(&self) -> bool {
         let malformed = self.rejects[Reason::Malformed as usize];
         malformed > 0 && malformed == self.entries.len() as u64
@@ -91,14 +92,15 @@ impl<'a> Judge<'a> {
         Self { source, keys, identifier, longest }
     }
 
-    /// Judges that many lines in chunks. `step` is called before each step with its cost, in checks of a signature.
+    /// Judges that many lines in chunks. `step` is called before each step with its cost, in
+    /// signature checks.
     pub(super) fn judge_all<'l>(
         &self,
         lines: impl Iterator<Item = &'l [u8]>,
         count: usize,
         step: &mut dyn FnMut(u64),
     ) -> Judgement {
-        // As much as was reserved for, and never twice as much for a moment.
+        // Exactly what memory was reserved for, and never twice as much for a moment.
         let mut judgement = Judgement {
             entries: Vec::with_capacity(count),
             times: Vec::with_capacity(count),
@@ -121,7 +123,7 @@ impl<'a> Judge<'a> {
 
     /// Judges some lines, in their order.
     fn judge(&self, lines: &[&[u8]], judgement: &mut Judgement, step: &mut dyn FnMut(u64)) {
-        // Taking a line apart costs a few microseconds.
+        // Parsing a line costs a few microseconds.
         step(lines.len() as u64 / 16);
         let mut claims = Vec::with_capacity(lines.len());
         let opened: Vec<Opened<'_>> = lines.iter().map(|line| self.open(line, &mut claims)).collect();
@@ -174,7 +176,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Takes a line apart as far as it goes without a key.
+    /// Parses a line as far as that goes without a key.
     fn open<'l>(&self, bytes: &'l [u8], claims: &mut Vec<Claim<'l>>) -> Opened<'l> {
         if bytes.len() > self.longest {
             let detail = format!("{} bytes, and `limits.line` is {}", bytes.len(), self.longest);
@@ -211,20 +213,20 @@ impl<'a> Judge<'a> {
 /// A line as far as it can be judged without a key.
 #[derive(Debug)]
 pub enum Judgeable<'a> {
-    /// It is no event.
+    /// It is not an event.
     Malformed(Malformed),
     /// It carries no signature.
     Unsigned(Line<'a>),
-    /// What stands in the signature's place is none.
+    /// Its signature's text is not a signature.
     BadlySigned(Line<'a>, SignatureError),
     /// The keys decide.
     Signed(Line<'a>, Claim<'a>),
 }
 
-/// What is said of a line without a signature.
+/// Detail of a line without a signature.
 pub const UNSIGNED: &str = "the line has no signature";
 
-/// Takes a line without its terminator apart, as far as that goes without a key.
+/// Parses a line without its terminator, as far as that goes without a key.
 pub fn open(bytes: &[u8]) -> Judgeable<'_> {
     let line = match Line::parse(bytes) {
         Ok(line) => line,
@@ -237,23 +239,24 @@ pub fn open(bytes: &[u8]) -> Judgeable<'_> {
     }
 }
 
-/// What a line's signature claims: that one of its readings was signed.
+/// Returns what a line's signature claims: that one of its readings was signed.
 ///
 /// # Errors
-/// When the signature's text is no signature.
+/// When the signature's text is not a signature.
 fn claim<'a>(signed: &Signed<'a>) -> Result<Claim<'a>, SignatureError> {
     let parts = |reading: Reading<'a>| (reading.before, reading.after);
     let signature = signature::decode(signed.value)?;
     Ok(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) })
 }
 
-/// The bytes that the fitting signature was made over.
+/// Returns the bytes that the matching signature was made over.
 fn signed_bytes<'a>(line: &Line<'a>, fit: Option<Fit>) -> Option<Reading<'a>> {
     let signed = line.signed()?;
     if fit?.second { signed.second } else { Some(signed.first) }
 }
 
-/// A detail that takes no more memory than was reserved for: it may hold what the sender wrote.
+/// Returns a detail that takes no more memory than was reserved for: it may hold what the sender
+/// wrote.
 fn shortened(detail: Cow<'static, str>) -> Cow<'static, str> {
     match detail {
         Cow::Owned(detail) if detail.capacity() > LONGEST_DETAIL => {

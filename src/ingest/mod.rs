@@ -1,7 +1,8 @@
 //! The recipe: decode, parse, verify, commit. The only file that knows the order.
 //!
-//! The work on the bytes happens on a blocking thread, in steps for which it gets a core by turns. Nothing here
-//! answers anybody: a [`Receipt`] or a [`Rejection`] comes back, and the caller decides what to say.
+//! The work on the bytes happens on a blocking thread, in steps, before each of which it may have
+//! to wait for a core. Nothing here answers a request: a [`Receipt`] or a [`Rejection`] is
+//! returned, and the caller decides what to answer.
 
 mod cores;
 mod judge;
@@ -22,18 +23,19 @@ use crate::trust::keyring::{KeyRing, RefreshOutcome};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
 use crate::wire::event::{Reason, Verdict};
 
-/// What a source's signatures are for.
+/// Policy for a source's signatures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// Every line must be signed.
     Require,
-    /// A line without a signature passes as unverified; one with a signature must prove it.
+    /// A line without a signature is accepted as unverified; a signature that is there must be
+    /// valid.
     AcceptUnsigned,
-    /// No signature is looked at.
+    /// No signature is checked.
     Off,
 }
 
-/// What makes two lines the same.
+/// Criterion by which two lines are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DedupKey {
     /// The same signed bytes.
@@ -46,41 +48,42 @@ pub enum DedupKey {
 pub struct Source {
     /// The configured name.
     pub name: Arc<str>,
-    /// What its signatures are for.
+    /// Policy for its signatures.
     pub policy: Policy,
-    /// What is a duplicate.
+    /// Criterion of a duplicate.
     pub dedup_by: DedupKey,
-    /// The keys we believe; none only where no signature is looked at.
+    /// The trusted keys; none only where no signature is checked.
     pub keys: Option<Arc<KeyRing>>,
 }
 
-/// One whole body on its way in.
+/// One received body.
 pub struct Delivery {
-    /// Where it came from.
+    /// Its source.
     pub source: Arc<Source>,
-    /// When it had arrived, in milliseconds since the Unix epoch.
+    /// Time at which it had arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
-    /// The name of its coding as the sender gave it.
+    /// Name of its coding, as the sender gave it.
     pub declared_coding: Option<String>,
     /// The bytes.
     pub body: Vec<u8>,
-    /// The memory of the bytes; inflating them and judging the lines take more.
+    /// Memory of the bytes; inflating them and judging the lines take more.
     pub memory: MemoryPermit,
 }
 
-/// What a batch may be.
+/// Limits of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Of the whole body.
+    /// Limits of the whole body.
     pub caps: Caps,
-    /// Bytes of one line.
+    /// Maximum length of one line, in bytes.
     pub line: usize,
-    /// Committed and undelivered bytes, over all batches.
+    /// Maximum number of committed and undelivered bytes, over all batches.
     pub backlog: u64,
 }
 
 impl Limits {
-    /// What quarantined lines may take of the backlog, so that rejected lines cannot crowd out verified events.
+    /// Returns the share of the backlog for quarantined lines, in bytes, so that rejected lines
+    /// cannot crowd out verified events.
     pub fn quarantine_share(&self) -> u64 {
         self.backlog / 4
     }
@@ -89,34 +92,34 @@ impl Limits {
 /// A batch that was committed.
 #[derive(Debug)]
 pub struct Ingested {
-    /// The proof.
+    /// Proof of the commit.
     pub receipt: Receipt,
-    /// The own times of the lines that were let through, in milliseconds since the Unix epoch.
+    /// Times of the accepted lines, in milliseconds since the Unix epoch.
     pub times: Vec<i64>,
-    /// How long its commits waited and took.
+    /// Time that each of its commits waited, and time that it took.
     pub commits: Vec<(Duration, Duration)>,
-    /// There was a byte order mark in front of the body, which was dropped.
+    /// The body began with a byte order mark, which was dropped.
     pub had_byte_order_mark: bool,
 }
 
-/// Why a batch was not committed as lines.
+/// Reason why a batch was not committed as lines.
 #[derive(Debug, thiserror::Error)]
 pub enum Rejection {
-    /// The sender's fault: a coding that we do not know.
+    /// The sender's fault: an unknown coding.
     #[error("unknown content coding")]
     UnknownCoding,
     /// The sender's fault, or a limit that is too small.
     #[error("{0}")]
     TooLarge(DecodeError),
-    /// The sender's fault. The body is in quarantine: the proof is here.
+    /// The sender's fault. The body is in quarantine, as the receipt proves.
     #[error("{detail}")]
     Undecodable {
-        /// What is wrong with it.
+        /// Description of the error.
         detail: String,
-        /// The proof that it was kept.
+        /// Proof that it was kept.
         receipt: Receipt,
     },
-    /// Nobody's fault: too much at once.
+    /// Overload: there is no memory at the moment.
     #[error("no memory for the batch")]
     NoMemory,
     /// The operator's: a limit that is too small for the batch, even if it were alone.
@@ -128,7 +131,8 @@ pub enum Rejection {
     /// The operator's: no key has been loaded yet.
     #[error("no key has been loaded yet")]
     NoKeys,
-    /// The operator's: no line fits a known key, and whether there are new keys cannot be found out.
+    /// The operator's: no line fits a known key, and whether there are new keys cannot be found
+    /// out.
     #[error("the signatures fit no known key, and no fresh key set can be had")]
     UnknownKeys,
     /// The machine's: the last write failed, and none has succeeded since.
@@ -142,7 +146,7 @@ pub enum Rejection {
     Bug,
 }
 
-/// The recipe with its tools.
+/// The recipe with everything that it needs.
 #[derive(Clone)]
 pub struct Ingest {
     ledger: Ledger,
@@ -151,26 +155,27 @@ pub struct Ingest {
     inflating: Arc<Mutex<()>>,
 }
 
-/// Maximum number of rejected lines of a body that are a record each. Of a body with more the whole is one record, so
-/// that rejected lines never make up most of a transaction, of the dedup index or of the memory.
+/// Maximum number of rejected lines of a body that get a record each. A body with more is one
+/// record as a whole, so that rejected lines never make up most of a transaction, of the dedup
+/// index or of the memory.
 const MOST_REJECTS: u64 = 1000;
 
 impl Ingest {
-    /// The recipe over a ledger.
+    /// Creates the recipe over a ledger.
     pub fn new(ledger: Ledger, limits: Limits) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { ledger, limits, cores: Arc::new(Cores::new(cores)), inflating: Arc::default() }
     }
 
-    /// The same recipe with other limits, on the same cores.
+    /// Returns the same recipe with other limits, on the same cores.
     pub fn with_limits(&self, limits: Limits) -> Self {
         Self { limits, ..self.clone() }
     }
 
-    /// Whether a batch of a source could be taken now: asked before its body is read.
+    /// Checks whether a batch of a source could be taken now, before its body is read.
     ///
     /// # Errors
-    /// What stands in the way.
+    /// The reason why it could not.
     pub fn may_take(&self, source: &Source) -> Result<(), Rejection> {
         if self.ledger.is_unwritable() {
             return Err(Rejection::Unwritable);
@@ -181,7 +186,8 @@ impl Ingest {
         source.keys_in_force().map(|_| ())
     }
 
-    /// Takes a body in. Dropping the future does not undo a commit; run it detached from the connection.
+    /// Takes a body. Dropping the future does not undo a commit; run it detached from the
+    /// connection.
     ///
     /// # Errors
     /// See [`Rejection`].
@@ -195,7 +201,7 @@ impl Ingest {
         if judged.judgement.unknown > 0
             && let Some(ring) = &source.keys
         {
-            // Nothing is held against an event before the keys were looked for that are listed by now.
+            // No event is rejected before the keys that are listed by now were looked for.
             let outcome = ring.look_again(arrived, judged.judgement.verified > 0).await;
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
@@ -215,8 +221,8 @@ impl Ingest {
         }
         let had_byte_order_mark = judged.body.had_byte_order_mark;
         let Batches { record, lines, undecodable, times, _memory } = judged.into_batches(&self.ledger);
-        // Each is durable by itself, and known again when the sender repeats the body: they need no transaction
-        // in common.
+        // Each is durable by itself, and recognised when the sender repeats the body: they need no
+        // common transaction.
         let mut commits = Vec::new();
         let mut commit = async |batch: Option<Batch>| -> Result<_, CommitError> {
             let Some(batch) = batch else { return Ok(None) };
@@ -235,7 +241,7 @@ impl Ingest {
         }
     }
 
-    /// Works on the bytes of a body, of which so many are known at first.
+    /// Works on the bytes of a body, of which this number is known at first.
     async fn work<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -244,7 +250,7 @@ impl Ingest {
         let (cores, runtime, limits) = (Arc::clone(&self.cores), Handle::current(), self.limits);
         let (identifier, inflating) = (self.ledger.identifier().clone(), Arc::clone(&self.inflating));
         let work = move || {
-            // Going over 16 KiB costs about as much as a check of a signature.
+            // Going over 16 KiB costs about as much as a signature check.
             let turn = cores.begin(bytes as u64 >> 14);
             work(Work { turn, runtime, limits, identifier, inflating })
         };
@@ -253,7 +259,7 @@ impl Ingest {
 }
 
 impl Source {
-    /// The keys that judge its lines; none where no signature is looked at.
+    /// Returns the keys that judge its lines; none where no signature is checked.
     fn keys_in_force(&self) -> Result<Option<Arc<KeySet>>, Rejection> {
         match (self.policy, &self.keys) {
             (Policy::Off, _) => Ok(None),
@@ -269,7 +275,8 @@ struct Work {
     runtime: Handle,
     limits: Limits,
     identifier: Identifier,
-    /// Held while a large body is inflated, so that no two wait for the memory that the other holds.
+    /// Held while a large body is inflated, so that no two wait for the memory that the other
+    /// holds.
     inflating: Arc<Mutex<()>>,
 }
 
@@ -282,7 +289,7 @@ struct Body {
     bytes: Arc<Vec<u8>>,
     lines: usize,
     had_byte_order_mark: bool,
-    /// Until the batch is committed.
+    /// Held until the batch is committed.
     memory: MemoryPermit,
 }
 
@@ -291,11 +298,11 @@ struct JudgedBody {
     body: Body,
     keys: Option<Arc<KeySet>>,
     judgement: Judgement,
-    /// What is wrong with the body as a whole.
+    /// Description of the error of the body as a whole.
     undecodable: Option<String>,
 }
 
-/// What is committed of a body.
+/// Batches to commit of a body.
 struct Batches {
     /// The body in one piece.
     record: Option<Batch>,
@@ -351,7 +358,7 @@ impl Work {
         }
     }
 
-    /// Acquires memory, and lets others have the core while it waits.
+    /// Acquires memory, and releases the core while it waits.
     fn grow(&mut self, memory: &mut MemoryPermit, bytes: usize) -> Result<(), Rejection> {
         if !memory.could_grow(bytes) {
             return Err(Rejection::NeverEnoughMemory);
@@ -368,7 +375,7 @@ impl Work {
             judge.judge_all(body.packing.lines(&body.bytes), body.lines, &mut |cost| turn.step(cost));
         let mut undecodable = None;
         if judgement.has_no_event() {
-            // Its lines alone would say nothing to anybody: it is kept as it is.
+            // Its lines alone would say nothing: it is kept as it is.
             body.packing = body.packing.whole();
             undecodable = Some(format!("no line of the body is an event: {}", looks_like(&body.bytes)));
             judgement = Judgement::of_no_line();
@@ -421,7 +428,7 @@ impl JudgedBody {
 
 /// Describes a body that holds no event, which helps to find its sender.
 fn looks_like(body: &[u8]) -> &'static str {
-    /// As much of it is looked at.
+    /// Maximum number of bytes that are examined.
     const START: usize = 1 << 20;
     let start = &body[..body.len().min(START)];
     let mut json = serde_json::Deserializer::from_slice(start).into_iter::<serde::de::IgnoredAny>();

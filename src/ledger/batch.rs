@@ -1,4 +1,4 @@
-//! What is committed, and the proof that it was.
+//! A batch to commit, and the proof that it was committed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,35 +7,36 @@ use super::identity::Identity;
 use crate::wire::batch::Packing;
 use crate::wire::event::{Reason, Verdict};
 
-/// One line and what was found out about it.
+/// One line and its verdict.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The verdict.
     pub verdict: Verdict,
-    /// What it is recognised by when it comes again.
+    /// Identity by which the line is recognised when it comes again.
     pub identity: Identity,
 }
 
-/// One body, judged, ready to be committed.
+/// One judged body, ready to be committed.
 #[derive(Debug)]
 pub struct Batch {
     /// The configured name of its source.
     pub source: Arc<str>,
-    /// When it arrived, in milliseconds since the Unix epoch.
+    /// Time at which it arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
-    /// The body as it came.
+    /// The body as it was received.
     pub body: Arc<Vec<u8>>,
-    /// How to take the body apart again.
+    /// Packing by which the body is taken apart again.
     pub packing: Packing,
     /// The inflated body, so that sinks need not inflate it again.
     pub decoded: Arc<Vec<u8>>,
-    /// The key IDs that verdicts point at.
+    /// The key IDs that verdicts refer to.
     pub key_ids: Arc<[String]>,
     /// One entry a line, in the order of the lines; none for a line that another batch has.
     pub entries: Vec<Option<Entry>>,
 }
 
-/// The proof that every line of a batch is durably committed. Only the writer makes one, after the fsync.
+/// Proof that every line of a batch is durably committed. Only the writer creates one, after the
+/// fsync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
     accepted: u64,
@@ -43,14 +44,14 @@ pub struct Receipt {
     rejected: [u64; Reason::ALL.len()],
 }
 
-/// A receipt, and what it took.
+/// A receipt, and how long the commit took.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// The proof.
     pub receipt: Receipt,
-    /// Until the transaction began.
+    /// Time until the transaction began.
     pub queued: Duration,
-    /// The transaction, with its fsync.
+    /// Duration of the transaction, with its fsync.
     pub transaction: Duration,
 }
 
@@ -73,22 +74,22 @@ impl Receipt {
         }
     }
 
-    /// Lines that are new and were let through.
+    /// Returns the number of new accepted lines.
     pub fn accepted(&self) -> u64 {
         self.accepted
     }
 
-    /// Lines that had been committed before.
+    /// Returns the number of lines that had been committed before.
     pub fn duplicates(&self) -> u64 {
         self.duplicates
     }
 
-    /// Lines that are new in quarantine.
+    /// Returns the number of new quarantined lines.
     pub fn quarantined(&self) -> u64 {
         self.rejected.iter().sum()
     }
 
-    /// Lines that are new in quarantine, by reason.
+    /// Returns the numbers of new quarantined lines, by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Reason, u64)> {
         Reason::ALL.into_iter().zip(self.rejected)
     }

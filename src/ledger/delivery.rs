@@ -1,10 +1,11 @@
 //! The tables `batch` and `delivery`: what is committed, and which sinks do not have it yet.
 //!
-//! A row of `delivery` says that a sink has to get some events of one stream of a batch. It is made in the transaction
-//! of the commit, by what the sink takes then, and deleted when the sink has the whole batch, when its events are
-//! evicted, or when the operator gives them up. A batch is deleted with its last row. So a sink that is added, or made
-//! to take more, starts at the present with it. Rows stand in the order of batches, and a sink has none before its
-//! position, so that its rows are found without an index of their own.
+//! A row of `delivery` says that a sink must get some events of one stream of a batch. It is
+//! inserted in the transaction of the commit, by what the sink takes then, and deleted when the
+//! sink has the whole batch, when its events are evicted, or when the operator gives them up. A
+//! batch is deleted with its last row. So a sink that is added, or changed to take more, starts at
+//! the present with it. Rows are in the order of batches, and a sink has none before its position,
+//! so that its rows are found without an index of their own.
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -13,13 +14,13 @@ use super::subscription::{Pending, Position, Resume, Streams, Subscription};
 use super::verdicts;
 use crate::wire::event::{Stream, Verdict};
 
-/// Bytes that wait for sinks, or may. Who commits looks at [`Ledger::backlog`](super::Ledger::backlog); the ledger
-/// itself refuses nothing.
+/// Bytes that wait for sinks, or a limit of them. Before a commit the caller checks
+/// [`Ledger::backlog`](super::Ledger::backlog); the ledger itself refuses nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Of all batches, as received, with their verdicts.
+    /// Bytes of all batches, as received, with their verdicts.
     pub bytes: u64,
-    /// Of quarantined lines.
+    /// Bytes of quarantined lines.
     pub quarantine_bytes: u64,
 }
 
@@ -41,7 +42,7 @@ impl std::ops::Sub for Backlog {
     }
 }
 
-/// A batch that was put into the table.
+/// A batch that was inserted.
 pub(super) struct Appended {
     pub(super) position: i64,
     pub(super) weight: Backlog,
@@ -63,7 +64,7 @@ impl Deleted {
     }
 }
 
-/// Appends a batch and its deliveries; none when no sink wants anything of it.
+/// Appends a batch and its deliveries. Returns none when no sink takes anything of it.
 pub(super) fn append(
     connection: &Connection,
     batch: &Batch,
@@ -85,7 +86,7 @@ pub(super) fn append(
     }
     let encoded = verdicts::encode(verdicts);
     let bytes = (encoded.len() + batch.body.len()) as u64;
-    // Of the body the quarantined lines' share, and what is wrong with each.
+    // The quarantined lines' share of the body, and their details.
     let share = batch.body.len() * lines[Stream::Quarantine as usize] / verdicts.len().max(1);
     let quarantine_bytes = share as u64 + verdicts::rejections_bytes(verdicts);
     let mut insert = connection.prepare_cached(
@@ -115,7 +116,7 @@ pub(super) fn append(
     Ok(Some(Appended { position, weight, streams: lines.map(|lines| lines > 0) }))
 }
 
-/// Records how far a sink has come.
+/// Records a sink's position.
 pub(super) fn advance(
     connection: &Connection,
     sink: &str,
@@ -136,7 +137,7 @@ pub(super) fn advance(
     delete_unwanted(connection, batches)
 }
 
-/// Deletes those of the batches that no sink has to get any more.
+/// Deletes those of the batches that no sink must get any more.
 pub(super) fn delete_unwanted(
     connection: &Connection,
     batches: impl IntoIterator<Item = i64>,
@@ -160,7 +161,7 @@ pub(super) fn weight(row: &Row<'_>, first: usize) -> rusqlite::Result<Backlog> {
     Ok(Backlog { bytes: row.get(first)?, quarantine_bytes: row.get(first + 1)? })
 }
 
-/// Returns what all batches in the table weigh.
+/// Returns the weight of all batches in the table.
 pub(super) fn weigh(connection: &Connection) -> rusqlite::Result<Backlog> {
     connection.query_row(
         "SELECT coalesce(sum(bytes), 0), coalesce(sum(quarantined_bytes), 0) FROM batch INDEXED BY batch_summary",
@@ -169,7 +170,7 @@ pub(super) fn weigh(connection: &Connection) -> rusqlite::Result<Backlog> {
     )
 }
 
-/// Returns where a sink goes on; none when it is not registered.
+/// Returns where a sink continues; none when it is not registered.
 pub(super) fn resume(connection: &Connection, sink: &str) -> rusqlite::Result<Option<Resume>> {
     let mut find = connection.prepare_cached("SELECT batch, line, mark FROM sink WHERE name = ?1")?;
     let resume = find.query_row([sink], |row| {
@@ -189,8 +190,8 @@ pub(super) fn pending(connection: &Connection, sink: &str) -> rusqlite::Result<P
     find.query_row([sink], |row| Ok(Pending { events: row.get(0)?, oldest: row.get(1)? }))
 }
 
-/// Returns the sources and streams of which events wait for a sink that its subscription does not take, with the
-/// number of these events.
+/// Returns the sources and streams of events that wait for a sink although its subscription does
+/// not take them, with the number of these events.
 pub(super) fn unwanted(
     connection: &Connection,
     subscription: &Subscription,
@@ -207,9 +208,10 @@ pub(super) fn unwanted(
     Ok(waiting)
 }
 
-/// Returns the last batch that the worker of a sink may have begun to deliver: of those from its position on, as many
-/// as weigh no more than `budget` together, and at least one; 0 when none waits. An [`Outbox`](super::Outbox) hands
-/// out no more before it knows that the ledger has recorded a later position.
+/// Returns the last batch that the worker of a sink may have begun to deliver: of those from its
+/// position on, as many as weigh no more than `budget` together, and at least one; 0 when none
+/// waits. An [`Outbox`](super::Outbox) hands out no more before it knows that the ledger has
+/// recorded a later position.
 pub(super) fn last_begun(connection: &Connection, sink: &str, budget: u64) -> rusqlite::Result<i64> {
     let mut find = connection.prepare_cached(
         "SELECT DISTINCT delivery.batch, bytes FROM delivery JOIN batch INDEXED BY batch_summary \

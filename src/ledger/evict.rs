@@ -1,8 +1,10 @@
-//! Eviction: a sink with `when_full = "skip"` loses its oldest deliveries, so that it never makes the backlog full.
+//! Eviction: a sink with `when_full = "skip"` loses its oldest deliveries, so that it never makes
+//! the backlog full.
 //!
-//! A batch is evicted when each sink that has to get it skips, and none of their workers may have begun it. It stays
-//! for a sink that holds until that has it. So a sink that skips loses no batch which is kept for another one anyhow,
-//! and no verified event because of quarantined lines beside it.
+//! A batch is evicted when each sink that must get it skips, and none of their workers may have
+//! begun it. For a sink that holds, it is kept until that sink has it. So a sink that skips loses
+//! no batch which is kept for another one anyhow, and no verified event because of quarantined
+//! lines in other batches.
 
 use std::collections::BTreeMap;
 
@@ -11,42 +13,44 @@ use rusqlite::Connection;
 use super::delivery::{self, Backlog, Deleted};
 use super::subscription::{Skipped, Subscription};
 
-/// Maximum number of batches that a pass looks at in one transaction, and that it evicts below the mark, in bytes.
+/// Maximum number of batches that a pass examines in one transaction, and maximum number of bytes
+/// that it evicts below the mark.
 const LOOKS: usize = 4096;
 const STEP: u64 = 16 << 20;
 
-/// When batches are evicted, and which were looked at.
+/// Limits from which on batches are evicted, and the batches that were examined.
 pub(super) struct Eviction {
-    /// For the sake of all bytes, and of the quarantined ones.
+    /// One for all bytes, and one for the quarantined ones.
     passes: [Pass; 2],
     /// Maximum number of bytes that a worker has in hand.
     budget: u64,
     has_skipping_sinks: bool,
 }
 
-/// A way through the table, from the oldest batch to the newest and, when a sink has come forward, again.
+/// A pass through the table, from the oldest batch to the newest and, after a sink has advanced,
+/// again.
 struct Pass {
     measure: fn(Backlog) -> u64,
-    /// From here on batches are evicted, until `low` is reached.
+    /// Weight from which on batches are evicted, until `low` is reached.
     high: u64,
     low: u64,
-    /// Batches up to this one could not be evicted when they were looked at.
+    /// Batches up to this one could not be evicted when they were examined.
     looked_at: i64,
     is_at_end: bool,
-    /// A sink has come forward since the oldest batch was looked at.
+    /// A sink has advanced since the oldest batch was examined.
     moved: bool,
 }
 
-/// What was evicted in a transaction.
+/// Batches that were evicted in a transaction.
 #[derive(Default)]
 pub(super) struct Evicted {
     pub(super) deleted: Deleted,
-    /// What each sink lost.
+    /// Losses of each sink.
     pub(super) lost: BTreeMap<String, Skipped>,
 }
 
 impl Eviction {
-    /// `limit` is where batches are refused.
+    /// Creates the eviction. `limit` is the backlog at which batches are refused.
     pub(super) fn new(limit: Backlog, budget: u64, subscriptions: &[Subscription]) -> Self {
         let measures: [fn(Backlog) -> u64; 2] = [|weight| weight.bytes, |weight| weight.quarantine_bytes];
         let passes = measures.map(|measure| {
@@ -62,22 +66,22 @@ impl Eviction {
         }
     }
 
-    /// Whether there may be something to evict.
+    /// Returns whether there may be something to evict.
     pub(super) fn is_due(&self, weight: Backlog) -> bool {
         self.has_skipping_sinks && self.passes.iter().any(|pass| pass.is_due(weight))
     }
 
-    /// There are new batches.
+    /// Records that there are new batches.
     pub(super) fn appended(&mut self) {
         self.passes.iter_mut().for_each(|pass| pass.is_at_end = false);
     }
 
-    /// A sink has come forward.
+    /// Records that a sink has advanced.
     pub(super) fn moved(&mut self) {
         self.passes.iter_mut().for_each(|pass| pass.moved = true);
     }
 
-    /// After a transaction that failed: what it evicted is there again.
+    /// Starts again after a failed transaction, whose evictions were rolled back.
     pub(super) fn start_again(&mut self) {
         self.passes.iter_mut().for_each(|pass| pass.looked_at = 0);
     }

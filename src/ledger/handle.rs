@@ -1,4 +1,4 @@
-//! The handle through which everybody reaches the ledger, and how it is opened.
+//! The handle to the ledger, and how the ledger is opened.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
@@ -25,25 +25,25 @@ use super::writer::{Gauges, Message, Parts, Writer};
 use super::{registry, schema, spare_space};
 use crate::clock::Clock;
 
-/// What the ledger is opened with.
+/// Parameters of the ledger.
 #[derive(Clone)]
 pub struct Options {
-    /// The directory it lives in. Created, for its owner only, when it is missing.
+    /// Its directory. Created, for its owner only, when it is missing.
     pub data_dir: PathBuf,
     /// Every configured sink.
     pub subscriptions: Vec<Subscription>,
-    /// Where batches are refused, and sinks that skip lose some before.
+    /// The backlog at which batches are refused; sinks that skip lose some before.
     pub backlog: Backlog,
-    /// How long each source's events are remembered.
+    /// Time for which each source's events are remembered.
     pub windows: BTreeMap<String, Window>,
     /// The clocks.
     pub clock: Clock,
 }
 
-/// How often a transaction that lasts is looked at.
+/// Time between two looks at the progress of a long transaction.
 pub(super) const PROGRESS: Duration = Duration::from_millis(100);
 
-/// The handle through which everybody reaches the ledger. Cheap to clone.
+/// A handle to the ledger. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
     pub(super) shared: Arc<Shared>,
@@ -57,27 +57,27 @@ pub(super) struct Shared {
     feed: Arc<Feed>,
     in_hand_bytes: u64,
     pub(super) gauges: Arc<Gauges>,
-    /// Held while the ledger lives; the lock is the open file's.
+    /// Held while the ledger is open; the lock belongs to the open file.
     _lock: File,
 }
 
-/// The writer's thread, and the news of its end.
+/// The writer's thread, and the notice of its end.
 pub struct Running {
-    /// Ends with the ledger.
+    /// Ends when the ledger is closed.
     pub thread: JoinHandle<()>,
     /// Resolves when the ledger can no longer be used and the process must end, with the reason.
     pub failed: oneshot::Receiver<Failed>,
 }
 
 impl Ledger {
-    /// Opens the ledger of a directory, makes or migrates its tables, registers the sinks and starts the
-    /// writer.
+    /// Opens the ledger of a directory, creates or migrates its tables, registers the sinks and
+    /// starts the writer.
     ///
-    /// A sink that is new starts at the present: it gets what is committed from now on. So does one that takes more
-    /// than before, with what is new to it.
+    /// A new sink starts at the present: it gets what is committed from now on. So does one that
+    /// takes more than before, with what is new to it.
     ///
     /// # Errors
-    /// See [`OpenError`]. At most the tables were made or migrated then.
+    /// See [`OpenError`]. At most the tables were created or migrated then.
     pub fn open(options: Options) -> Result<(Self, Running), OpenError> {
         make_directory(&options.data_dir)?;
         let (lock, lock_path) = lock(&options.data_dir)?;
@@ -123,9 +123,10 @@ impl Ledger {
         Ok((Self { shared: Arc::new(shared) }, Running { thread, failed }))
     }
 
-    /// Gives up the events that keep the daemon from starting with a sink: all that wait for it when it is no longer
-    /// configured or now of another type, and those that it no longer takes when it takes less than before. By
-    /// force, all that wait for it, whatever is configured. A directory without a ledger stays as it is.
+    /// Gives up the events that keep the daemon from starting with a sink: all that wait for it
+    /// when it is no longer configured or now of another type, and those that it no longer takes
+    /// when it takes less than before. By force, all that wait for it, whatever is configured. A
+    /// directory without a ledger stays as it is.
     ///
     /// # Errors
     /// When the ledger cannot be opened or written.
@@ -145,12 +146,13 @@ impl Ledger {
             .map_err(|cause| OpenError::Database { path: database, cause })
     }
 
-    /// Names what a line is recognised by.
+    /// Returns the source of identities, by which lines are recognised.
     pub fn identifier(&self) -> &Identifier {
         &self.shared.identifier
     }
 
-    /// A random name of this ledger, which sinks store beside their data to notice that it was recreated.
+    /// Returns a random ID of this ledger, which sinks store with their data to notice that it was
+    /// recreated.
     pub fn id(&self) -> [u8; 16] {
         self.shared.id
     }
@@ -163,14 +165,17 @@ impl Ledger {
         self.send_commit(batch).await.map_err(|_| CommitError::Closed)?
     }
 
-    /// Records that everything before `position` is safe in a sink, soon: with the next commit, or within a tenth of a
-    /// second. A batch that every sink has is forgotten in the same transaction.
+    /// Records that everything before `position` is safe in a sink, soon: with the next commit, or
+    /// within a tenth of a second. A batch that every sink has is forgotten in the same
+    /// transaction.
     pub fn advance(&self, sink: &str, position: Position, mark: Vec<u8>) {
-        // A closed ledger means that the process ends, and the sink will find out by itself what it has.
+        // A closed ledger means that the process ends, and at the next start the sink will find out
+        // by itself what it has.
         let _ = self.send(Message::Advance { sink: sink.to_owned(), position, mark, reply: None });
     }
 
-    /// The same, and returns when it is durable: for what a sink must know before it writes.
+    /// Records the same, and returns when it is durable: for what a sink must know before it
+    /// writes.
     ///
     /// # Errors
     /// See [`CommitError`].
@@ -180,13 +185,14 @@ impl Ledger {
         answer.blocking_recv().map_err(|_| CommitError::Closed)?
     }
 
-    /// Changes how long events are remembered and how much may wait, from the next transaction on. What a worker may
-    /// have in hand stays as it was at the start.
+    /// Changes how long events are remembered and how much may wait, from the next transaction on.
+    /// What a worker may have in hand stays as it was at the start.
     pub fn adjust(&self, windows: BTreeMap<String, Window>, limit: Backlog) {
         let _ = self.send(Message::Adjust { windows, limit });
     }
 
-    /// Where a sink goes on: what was last recorded durably; none for one that is not configured.
+    /// Returns where a sink continues: what was last recorded durably; none for one that is not
+    /// configured.
     ///
     /// # Errors
     /// When the table cannot be read.
@@ -194,12 +200,12 @@ impl Ledger {
         delivery::resume(&schema::open_reader(&self.shared.database)?, sink)
     }
 
-    /// The position of the newest batch that was ever committed; 0 before the first.
+    /// Returns the position of the newest batch that was ever committed; 0 before the first.
     pub fn newest_batch(&self) -> i64 {
         self.shared.feed.newest()
     }
 
-    /// A reader of undelivered batches, for the thread of one configured sink.
+    /// Opens a reader of undelivered batches, for the thread of one configured sink.
     ///
     /// # Errors
     /// When the database cannot be opened a second time.
@@ -208,31 +214,33 @@ impl Ledger {
         Outbox::open(database, subscription.clone(), Arc::clone(feed), *in_hand_bytes)
     }
 
-    /// Bytes that are committed and not delivered to every sink, and how many of them are quarantined lines.
+    /// Returns the number of bytes that are committed and not delivered to every sink, and how many
+    /// of them are quarantined lines.
     pub fn backlog(&self) -> Backlog {
         self.shared.gauges.backlog()
     }
 
-    /// Whether the last write failed and none has succeeded since.
+    /// Returns whether the last write failed and none has succeeded since.
     pub fn is_unwritable(&self) -> bool {
         self.shared.gauges.unwritable.load(Ordering::Relaxed)
     }
 
-    /// What waits for a sink.
+    /// Returns what waits for a sink.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub fn pending(&self, sink: &str) -> rusqlite::Result<Pending> {
-        // Not on a connection that stays: the last one to close copies the log into the database, and a reader cannot.
+        // Not on a connection that stays open: the last one to close copies the log into the
+        // database, and a reader cannot.
         delivery::pending(&schema::open_reader(&self.shared.database)?, sink)
     }
 
-    /// What sinks that skip have lost since the last call.
+    /// Returns what sinks that skip have lost since the last call.
     pub fn take_skipped(&self) -> BTreeMap<String, Skipped> {
         self.shared.gauges.take_skipped()
     }
 
-    /// The size of the database and its log on disk, in bytes.
+    /// Returns the size of the database and its log on disk, in bytes.
     pub fn bytes(&self) -> u64 {
         let mut log = self.shared.database.clone().into_os_string();
         log.push("-wal");
@@ -243,9 +251,9 @@ impl Ledger {
             .sum()
     }
 
-    /// Whether the writer is there: true as soon as it takes the next message, which it does after each
-    /// transaction, or goes forward within one. A writer that hangs leaves the question open, one that has ended
-    /// answers false. To be asked on a runtime with a timer.
+    /// Returns whether the writer is alive: true as soon as it takes the next message, which it
+    /// does after each transaction, or makes progress within one. While the writer hangs, this does
+    /// not return; when it has ended, it returns false. Needs a runtime with a timer.
     pub async fn answers(&self) -> bool {
         let progress = || self.shared.gauges.progress.load(Ordering::Relaxed);
         let before = progress();
@@ -262,17 +270,17 @@ impl Ledger {
         }
     }
 
-    /// Writes what is still to be noted and ends the writer. Workers that wait for batches are woken.
+    /// Writes the pending positions and ends the writer. Workers that wait for batches are woken.
     pub fn close(&self) {
         let _ = self.send(Message::Close);
     }
 
-    /// Wakes the workers and lets them know that no batch will follow.
+    /// Wakes the workers and tells them that no batch will follow.
     pub fn close_feed(&self) {
         self.shared.feed.close();
     }
 
-    /// A ledger that is closed drops the sender, which the receiver notices.
+    /// Sends a batch to the writer. A closed ledger drops the sender, which the receiver notices.
     pub(super) fn send_commit(&self, batch: Batch) -> oneshot::Receiver<Result<Committed, CommitError>> {
         let (reply, answer) = oneshot::channel();
         let _ = self.send(Message::Commit(Box::new(Commit { batch, reply, sent: Instant::now() })));
@@ -284,14 +292,14 @@ impl Ledger {
     }
 }
 
-/// Returns how many bytes each worker may have in hand: altogether a quarter of what quarantined lines may take, since
-/// it cannot be evicted.
+/// Returns the number of bytes that each worker may have in hand: altogether a quarter of what
+/// quarantined lines may take, since it cannot be evicted.
 fn in_hand_bytes(limit: Backlog, sinks: usize) -> u64 {
     const MOST: u64 = 16 << 20;
     (limit.quarantine_bytes.min(limit.bytes) / 4 / sinks.max(1) as u64).min(MOST)
 }
 
-/// On a full disk the spare space makes room for what opening takes.
+/// Opens the database. On a full disk, the spare space is released for that.
 fn open_with_spare_space(options: &Options, database: &Path) -> Result<schema::Opened, OpenError> {
     let data_dir = &options.data_dir;
     let open = || {
@@ -300,20 +308,26 @@ fn open_with_spare_space(options: &Options, database: &Path) -> Result<schema::O
         Ok(opened)
     };
     let opened = open();
-    // An I/O error on a disk with space is none that a second try would fix.
+    // An I/O error on a disk with space is not one that a second attempt would fix.
     let is_full = opened.as_ref().is_err_and(may_be_full) && spare_space::is_disk_full(data_dir);
     if !is_full {
         if opened.is_ok()
             && let Err(error) = spare_space::keep(data_dir)
         {
-            tracing::warn!(%error, "no space can be kept in {} for a start on a full disk", data_dir.display());
+            tracing::warn!(
+                code = "spare-space-missing",
+                "cannot reserve space in {path} for a start on a full disk: {error}; the next start tries again",
+                path = data_dir.display()
+            );
         }
         return opened;
     }
     let opened = if spare_space::give_way(data_dir) {
         tracing::warn!(
-            "the disk of {} is full; the ledger is opened in the space kept for that",
-            data_dir.display()
+            code = "spare-space-used",
+            "the disk of {path} is full; the ledger is opened in the space reserved for that, and batches are \
+             refused until there is more",
+            path = data_dir.display()
         );
         open()
     } else {
@@ -325,8 +339,8 @@ fn open_with_spare_space(options: &Options, database: &Path) -> Result<schema::O
     })
 }
 
-/// Whether a full disk may be the cause: SQLite calls it an I/O error where it concerns the files beside the
-/// database.
+/// Returns whether a full disk may be the cause: SQLite reports an I/O error where it concerns the
+/// other files of the database.
 fn may_be_full(error: &OpenError) -> bool {
     use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
     let is_write = |code| matches!(code, CannotOpen | DiskFull | SystemIoFailure);
@@ -337,7 +351,7 @@ fn database(data_dir: &Path) -> PathBuf {
     data_dir.join("ledger.db")
 }
 
-/// Makes the directory, for its owner only, and its name durable.
+/// Creates the directory, for its owner only, and makes its name durable.
 fn make_directory(data_dir: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::DirBuilderExt as _;
     if data_dir.is_dir() {
@@ -349,7 +363,7 @@ fn make_directory(data_dir: &Path) -> Result<(), OpenError> {
         .map_err(|cause| OpenError::Io { path: data_dir.to_owned(), cause })
 }
 
-/// Takes the directory for this process alone. Returns the file that is locked and its path.
+/// Locks the directory for this process. Returns the file that is locked and its path.
 fn lock(data_dir: &Path) -> Result<(File, PathBuf), OpenError> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let path = data_dir.join("lock");

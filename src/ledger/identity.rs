@@ -1,6 +1,7 @@
-//! What lines are recognised by when they come again: a keyed hash (BLAKE3) of 128 bits, and where the dedup index keeps it.
+//! Identities, by which lines are recognised when they come again: a keyed hash (BLAKE3) of 128
+//! bits, and where the dedup index keeps it.
 
-/// What a line is recognised by when it comes again.
+/// Identity of a line, by which it is recognised when it comes again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub(super) kind: Kind,
@@ -23,7 +24,7 @@ pub(super) enum Kind {
     Reject = 3,
 }
 
-/// Makes identities. The key is the ledger's, 32 random bytes.
+/// Computes identities. The key is the ledger's, 32 random bytes.
 #[derive(Clone)]
 pub struct Identifier {
     key: [u8; 32],
@@ -36,8 +37,8 @@ impl Identifier {
         Self { key }
     }
 
-    /// An accepted event: its source, its signed bytes in two parts and its own time in milliseconds since
-    /// the Unix epoch.
+    /// Returns the identity of an accepted event: its source, its signed bytes in two parts and its
+    /// own time in milliseconds since the Unix epoch.
     pub fn event(
         &self,
         source: &str,
@@ -57,14 +58,14 @@ impl Identifier {
         }
     }
 
-    /// Everything that shares a trace ID within an organisation.
+    /// Returns the identity of everything that shares a trace ID within an organisation.
     pub fn trace(&self, source: &str, organisation: &str, trace: &str) -> Identity {
         let length = (organisation.len() as u64).to_le_bytes();
         let hash = self.hash(b't', source, &[&length, organisation.as_bytes(), trace.as_bytes()]);
         Identity { kind: Kind::Trace, day: 0, moment: 0, hash }
     }
 
-    /// A line in quarantine, by its bytes.
+    /// Returns the identity of a quarantined line, by its bytes.
     pub fn reject(&self, source: &str, line: &[u8]) -> Identity {
         let hash = self.hash(b'r', source, &[line]);
         let group = u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]) % REJECT_GROUPS;

@@ -1,13 +1,13 @@
-//! What we have promised: which events were accepted, which batches are not delivered yet, and how far each
-//! sink has come. One SQLite database in `data_dir`, and all state that matters is in it.
+//! What we have promised: which events were accepted, which batches are not delivered yet, and how
+//! far each sink has come. One SQLite database in `data_dir`, and all state that matters is in it.
 //!
-//! Who owns what: one thread, the [`writer`], holds the only connection that writes; everybody else sends it
-//! messages through the [`Ledger`]. A commit puts the new fingerprints ([`seen`]) and the batch ([`outbox`])
-//! into one transaction; commits that wait at the same time share it and its fsync. Only then is a
-//! [`Receipt`] made, and without one there is no 200.
+//! Ownership: one thread, the [`writer`], holds the only connection that writes; everything else
+//! sends it messages through the [`Ledger`]. A commit puts the new fingerprints ([`seen`]) and the
+//! batch ([`outbox`]) into one transaction; commits that wait at the same time share it and its
+//! fsync. Only then is a [`Receipt`] created, and without one there is no 200.
 //!
-//! Durability: WAL with `synchronous=FULL`, so a committed transaction survives power loss. What a sink has
-//! delivered may be recorded a little late (a sink finds out by itself what it has, see
+//! Durability: WAL with `synchronous=FULL`, so a committed transaction survives power loss. What a
+//! sink has delivered may be recorded a little late (a sink finds out by itself what it has, see
 //! `deliver::sink::Sink`), but a batch is never forgotten before every sink's own fsync.
 
 mod batch;

@@ -1,5 +1,5 @@
-//! Committed batches on their way to the sinks. What was just committed is handed to the workers from memory, the
-//! [`Feed`]; the table is read only after a restart and by a worker that lags.
+//! Committed batches for the sinks. The newest are handed to the workers from memory, the [`Feed`];
+//! the table is read only after a restart and by a worker that lags.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -17,19 +17,19 @@ use crate::wire::event::{Stream, Verdict};
 /// A committed batch as sinks get it.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// Its place in the order of commits.
+    /// Its position in the order of commits.
     pub position: i64,
     /// The configured name of its source.
     pub source: Arc<str>,
-    /// When it arrived, in milliseconds since the Unix epoch.
+    /// Time at which it arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
-    /// The key IDs that verdicts point at.
+    /// The key IDs that verdicts refer to.
     pub key_ids: Arc<[String]>,
-    /// What became of each line, in the order of the lines; none for a duplicate.
+    /// The verdict of each line, in the order of the lines; none for a duplicate.
     pub verdicts: Vec<Option<Verdict>>,
     /// The body.
     pub body: Body,
-    /// What it adds to the backlog, in bytes.
+    /// Its weight in the backlog, in bytes.
     pub(super) bytes: u64,
 }
 
@@ -38,14 +38,14 @@ pub struct Stored {
 pub enum Body {
     /// Inflated, from memory.
     Decoded {
-        /// How to take it apart.
+        /// Packing by which it is taken apart.
         packing: Packing,
         /// The bytes.
         bytes: Arc<Vec<u8>>,
     },
-    /// As it came, from the table.
+    /// As received, from the table.
     Packed {
-        /// How to take it apart.
+        /// Packing by which it is taken apart.
         packing: Packing,
         /// The bytes.
         bytes: Vec<u8>,
@@ -72,21 +72,21 @@ impl Stored {
     }
 }
 
-/// The newest batches in memory, and the news of new ones.
+/// The newest batches in memory, and the notification of new ones.
 pub(super) struct Feed {
     state: Mutex<FeedState>,
     news: Condvar,
 }
 
 struct FeedState {
-    /// With the streams that each has lines of.
+    /// Each with the streams that it has lines of.
     recent: VecDeque<(Arc<Stored>, Streams)>,
     bytes: usize,
     /// Every batch up to this one is no longer (or never was) in `recent`.
     gone: i64,
     /// The newest committed batch.
     newest: i64,
-    /// The first batch that a sink does not have, as durably recorded.
+    /// The first batch that each sink does not have, as durably recorded.
     recorded: BTreeMap<String, i64>,
     closed: bool,
 }
@@ -107,7 +107,7 @@ impl Feed {
         Self { state: Mutex::new(state), news: Condvar::new() }
     }
 
-    /// Called by the writer after each commit, in the order of positions.
+    /// Adds a batch. Called by the writer after each commit, in the order of positions.
     pub(super) fn publish(&self, batch: Stored, streams: Streams) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
@@ -123,13 +123,13 @@ impl Feed {
         self.news.notify_all();
     }
 
-    /// Called by the writer when positions were recorded.
+    /// Adds recorded positions. Called by the writer.
     pub(super) fn record(&self, sinks: impl Iterator<Item = (String, Position)>) {
         self.state.lock().recorded.extend(sinks.map(|(sink, position)| (sink, position.batch)));
         self.news.notify_all();
     }
 
-    /// Called by the writer when batches were deleted.
+    /// Removes deleted batches. Called by the writer.
     pub(super) fn remove(&self, batches: &[i64]) {
         if batches.is_empty() {
             return;
@@ -161,11 +161,11 @@ impl Feed {
     }
 }
 
-/// One sink's way to read batches, in their order.
+/// A sink's reader of batches, in their order.
 ///
-/// What it hands out beyond the position that the ledger has recorded for the sink weighs no more than a budget, or is a
-/// single batch: a batch in hand is still there after a crash, since nothing within that budget is ever evicted (see
-/// [`last_begun`](super::delivery::last_begun)).
+/// What it hands out beyond the position that the ledger has recorded for the sink weighs no more
+/// than a budget, or is a single batch: a batch in hand still exists after a crash, since nothing
+/// within that budget is ever evicted (see [`last_begun`](super::delivery::last_begun)).
 pub struct Outbox {
     subscription: Subscription,
     feed: Arc<Feed>,
@@ -175,15 +175,15 @@ pub struct Outbox {
     budget: u64,
 }
 
-/// What a wait for the next batch gave.
+/// Result of waiting for the next batch.
 pub enum Next {
     /// The first batch at or behind the position, and the streams of it that the sink gets.
     Batch(Arc<Stored>, Streams),
     /// There is one, but too much is in hand: it has to be made safe first.
     Full,
-    /// Nothing yet.
+    /// None within the timeout.
     Nothing,
-    /// Nothing, and nothing will follow.
+    /// None, and none will follow.
     Closed,
 }
 
@@ -198,7 +198,8 @@ impl Outbox {
         Ok(Self { subscription, feed, connection, in_hand: Vec::new(), budget })
     }
 
-    /// Takes the first batch at or behind a position, waiting at most `patience` for it. Positions do not go back.
+    /// Takes the first batch at or behind a position, waiting at most `timeout` for it. Positions
+    /// must not go back.
     ///
     /// # Errors
     /// When the table cannot be read.
@@ -215,7 +216,7 @@ impl Outbox {
                 self.in_hand.push((batch.position, batch.bytes));
                 return Ok(Next::Batch(batch, streams));
             }
-            // It may be evicted meanwhile: it is read again.
+            // It may be evicted meanwhile, so it is read again.
             if self.recorded(deadline, |now| now == recorded) == recorded {
                 return Ok(Next::Full);
             }
@@ -233,7 +234,7 @@ impl Outbox {
         self.in_hand.is_empty() || in_hand + batch.bytes <= self.budget
     }
 
-    /// The first batch at or behind a position, from memory or from the table.
+    /// Returns the first batch at or behind a position, from memory or from the table.
     fn read(&self, mut position: i64, deadline: Instant) -> rusqlite::Result<Next> {
         loop {
             let state = self.feed.wait_while(deadline, |state| state.newest < position && !state.closed);
@@ -258,7 +259,7 @@ impl Outbox {
         }
     }
 
-    /// Which streams of a batch the sink gets that was committed since the start.
+    /// Returns which streams of a batch that was committed since the start the sink gets.
     fn wanted(&self, batch: &Stored, mut streams: Streams) -> Streams {
         for (stream, is_there) in Stream::ALL.into_iter().zip(&mut streams) {
             *is_there &= self.subscription.wants(&batch.source, stream);
@@ -267,7 +268,7 @@ impl Outbox {
     }
 }
 
-/// The first batch at or behind a position that the sink has to get, and the streams of it.
+/// Reads the first batch at or behind a position that the sink must get, and the streams of it.
 fn read_one(
     connection: &Connection,
     sink: &str,

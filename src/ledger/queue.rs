@@ -1,6 +1,7 @@
-//! Batches that wait for the writer. Small ones share transactions in the order in which they came; a large one takes
-//! a transaction of its own, and between two of these the small ones have their turn. The batches of one connection do
-//! not overtake each other, since a sender waits for its response before it sends the next.
+//! Batches that wait for the writer. Small ones share transactions in the order in which they came;
+//! a large one gets a transaction of its own, and between two of these the small ones get one. The
+//! batches of one connection do not overtake each other, since a sender waits for its response
+//! before it sends the next.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -10,10 +11,10 @@ use tokio::sync::oneshot;
 use super::batch::{Batch, Committed};
 use super::error::CommitError;
 
-/// Where the outcome of a request to the writer goes.
+/// Channel for the result of a request to the writer.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, CommitError>>;
 
-/// A batch, where its receipt goes, and when it was sent.
+/// A batch, the channel for its receipt, and when it was sent.
 pub(super) struct Commit {
     pub(super) batch: Batch,
     pub(super) reply: Answer<Committed>,
@@ -23,11 +24,11 @@ pub(super) struct Commit {
 /// Maximum size of the bodies in one transaction, in bytes, where there is more than one.
 const GROUP_BYTES: usize = 32 << 20;
 
-/// Maximum number of lines in one transaction, where there is more than one batch. Each line takes some microseconds,
-/// and the disk's cache must hold what they change.
+/// Maximum number of lines in one transaction, where there is more than one batch. Each line takes
+/// some microseconds, and the disk's cache must hold what they change.
 const GROUP_LINES: usize = 20_000;
 
-/// The batches that wait.
+/// The waiting batches.
 #[derive(Default)]
 pub(super) struct Queue {
     small: VecDeque<Commit>,
@@ -46,7 +47,7 @@ impl Queue {
         self.small.is_empty() && self.large.is_empty()
     }
 
-    /// Returns what shares the next transaction: at least one batch if there is any.
+    /// Returns the batches of the next transaction: at least one batch if there is any.
     pub(super) fn group(&mut self) -> Vec<Commit> {
         self.was_large = !self.large.is_empty() && (self.small.is_empty() || !self.was_large);
         if self.was_large {

@@ -1,4 +1,4 @@
-//! The table `sink`, brought in line with the configuration.
+//! Updates the table `sink` to the configuration.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,11 +9,12 @@ use super::error::OpenError;
 use super::subscription::{Forgetting, Subscription};
 use super::{delivery, schema};
 
-/// Registers the configured sinks, and forgets others that have everything. A new one starts at the present.
+/// Registers the configured sinks, and removes others that have everything. A new one starts at the
+/// present.
 ///
 /// # Errors
-/// When events wait for a sink that is gone, is of another type, or does not take them any more; nothing is changed
-/// then.
+/// When events wait for a sink that was removed, is of another type, or does not take them any
+/// more; nothing is changed then.
 pub(super) fn register(
     connection: &Connection,
     subscriptions: &[Subscription],
@@ -54,7 +55,8 @@ pub(super) fn register(
     transaction.commit().map_err(database)
 }
 
-/// Gives up what keeps the daemon from starting with a sink, or, by force, whatever waits for it.
+/// Gives up the events that keep the daemon from starting with a sink, or, by force, all that wait
+/// for it.
 pub(super) fn forget_sink(
     connection: &Connection,
     sink: &str,
@@ -97,7 +99,7 @@ fn events(unwanted: &[(String, usize, u64)]) -> u64 {
     unwanted.iter().map(|(.., events)| events).sum()
 }
 
-/// Every registered sink's type.
+/// Returns every registered sink's type.
 fn kinds(connection: &Connection) -> rusqlite::Result<BTreeMap<String, String>> {
     let mut find = connection.prepare("SELECT name, kind FROM sink")?;
     find.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()

@@ -9,18 +9,19 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use super::error::OpenError;
 use crate::database;
 
-/// How long to wait for a lock that another connection holds.
+/// Time to wait for a lock that another connection holds.
 const BUSY: Duration = Duration::from_secs(10);
 
 /// "audg": marks the file as ours (`PRAGMA application_id`).
 const APPLICATION_ID: i32 = 0x6175_6467;
 
-/// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A step that was
-/// released is never changed.
+/// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A
+/// step that was released is never changed.
 const STEPS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
 
-/// What waits for a sink is a row for each stream of a batch (see [`delivery`](super::delivery)). Before, it was what
-/// lay behind the sink's position, of the streams and sources that it wanted now and earlier.
+/// Stores what waits for a sink as a row for each stream of a batch (see
+/// [`delivery`](super::delivery)). Before, it was every batch behind the sink's position, of the
+/// streams and sources that it took now and earlier.
 const VERSION_3: &str = "
     CREATE TABLE delivery (
         batch INTEGER NOT NULL,
@@ -54,12 +55,13 @@ const VERSION_3: &str = "
     DELETE FROM meta WHERE name = 'in_flight_bytes';
 ";
 
-/// What a sink wants, as JSON.
+/// Adds what a sink takes, as JSON.
 pub(super) const VERSION_2: &str = "ALTER TABLE sink ADD COLUMN wants TEXT";
 
-/// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16 bytes), all
-/// big-endian, so that events of one moment lie on few pages. Times are in seconds in `seen` and its partitions,
-/// in milliseconds elsewhere. `batch_summary` lets a start count what waits without reading any body.
+/// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16
+/// bytes), all big-endian, so that events of one moment are on few pages. Times are in seconds in
+/// `seen` and its partitions, in milliseconds elsewhere. `batch_summary` lets a start count what
+/// waits without reading any body.
 pub(super) const VERSION_1: &str = "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE seen (key BLOB PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -103,11 +105,11 @@ pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) ledger_id: [u8; 16],
     pub(super) identity_key: [u8; 32],
-    /// The position of the newest batch ever committed, forgotten ones included.
+    /// Position of the newest batch ever committed, forgotten ones included.
     pub(super) last_position: i64,
 }
 
-/// Opens or makes the database.
+/// Opens or creates the database.
 pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     let refused = |cause| OpenError::Database { path: path.to_owned(), cause };
     let mut connection = Connection::open(path).map_err(refused)?;
@@ -142,7 +144,7 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// The position of the newest batch ever committed.
+/// Returns the position of the newest batch ever committed.
 pub(super) fn last_position(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'batch'", [], |row| row.get(0))
@@ -172,8 +174,8 @@ fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> 
     transaction.commit()
 }
 
-/// The ledger holds whole events and the key of the fingerprints, so it is for its owner only. SQLite gives its log
-/// files the mode of the database.
+/// Restricts the database to its owner: it holds whole events and the key of the fingerprints.
+/// SQLite gives its log files the mode of the database.
 fn restrict(path: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))

@@ -1,21 +1,24 @@
 //! The dedup index: which lines were accepted within their window.
 //!
-//! An event is recognised by a keyed hash of its signed bytes, so that without the key it is impossible to construct
-//! two lines that collide or learn from the database which events it has seen. The hash covers the source (one
-//! producer cannot suppress another's events) and whether the line was verified (an unsigned or damaged copy
-//! cannot suppress the genuine one).
+//! An event is recognised by a keyed hash of its signed bytes, so that without the key it is
+//! impossible to construct two lines that collide or learn from the database which events it has
+//! seen. The hash covers the source (one producer cannot suppress another's events) and whether the
+//! line was verified (an unsigned or damaged copy cannot suppress the genuine one).
 //!
-//! The index is partitioned by the event's own day, and within a day ordered by its time: what arrives
-//! together lies together, and a replay of a time window touches few pages. Lines without a usable time, and those
-//! whose day is further from now than the window and a day, go by the time of their arrival: into generations of an
-//! eighth of the window, all of which are looked up. So the number of partitions is bounded, whatever times events
-//! claim. A partition is deleted when its last insert is older than the window.
+//! The index is partitioned by the event's own day, and ordered by its time within a day: events
+//! that arrive together are stored together, and a replay of a time window touches few pages. Lines
+//! without a usable time, and those whose day is further from now than the window and a day, are
+//! partitioned by the time of their arrival: into generations of an eighth of the window, all of
+//! which are looked up. So the number of partitions is bounded, whatever times events claim. A
+//! partition is deleted when its last insert is older than the window.
 //!
-//! A day that was in reach when an event came may be out of reach when it is sent again, and the other way round.
-//! Therefore an event is looked up in its day's partition, while there is one, and in the generations.
+//! A day that was in reach when an event came may be out of reach when it is sent again, and the
+//! other way round. Therefore an event is looked up in its day's partition, while there is one, and
+//! in the generations.
 //!
-//! Of rejected lines a source's newest are remembered: at most [`REJECTS`] of each of 8,192 groups, into which
-//! their hashes divide them. What is lost then is only that the same bad line is a duplicate when it comes again.
+//! Of rejected lines, a source's newest are remembered: at most [`REJECTS`] of each of 8,192
+//! groups, into which their hashes divide them. When a line is forgotten early, the only effect is
+//! that it is not a duplicate when it comes again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,23 +30,24 @@ use super::batch::Entry;
 use super::identity::{Identity, Kind};
 use crate::clock::Clock;
 
-/// How long lines of a source are remembered.
+/// Times for which lines of a source are remembered.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// For accepted events.
+    /// Time for accepted events.
     pub events: Duration,
-    /// For quarantined lines.
+    /// Time for quarantined lines.
     pub rejects: Duration,
 }
 
-/// The index, inside the writer's connection. Everything here happens within the caller's transaction; after a
-/// rollback the caller must call [`Seen::forget_cached`].
+/// The index, inside the writer's connection. Everything here happens within the caller's
+/// transaction; after a rollback the caller must call [`Seen::forget_cached`].
 pub(super) struct Seen {
     windows: BTreeMap<String, Window>,
     clock: Clock,
     partitions: HashMap<String, Partitions>,
     last_look: (i64, Duration),
-    /// When the wall clock last jumped, by its new time, in seconds: nothing expires for a window from then.
+    /// Time of the wall clock's last jump, by its new time, in seconds: nothing expires for one
+    /// window from then on.
     jumped_at: Option<i64>,
     noted_jump: Option<i64>,
 }
@@ -57,16 +61,18 @@ struct Partition {
     last_insert: i64,
 }
 
-/// Maximum number of rejected lines of a source in each group of hashes. A line takes about 50 bytes of the database.
+/// Maximum number of rejected lines of a source in each group of hashes. A line takes about 50
+/// bytes of the database.
 const REJECTS: u32 = 32;
 
 /// Maximum number of expired lines that are deleted in one step.
 const STEP: usize = 4096;
 
-/// The wall clock may be this much off what the steady one says before that is called a jump.
+/// Difference between the wall clock and the steady one that counts as a jump, in seconds.
 const JUMP: i64 = 5 * 60;
 
-/// `last_insert` is kept to the hour, rounded up, so that it is not written with every batch.
+/// Unit to which `last_insert` is rounded up, in seconds, so that it is not written with every
+/// batch.
 const HOUR: i64 = 3600;
 
 impl Seen {
@@ -82,22 +88,24 @@ impl Seen {
         Ok(Self { windows, clock, partitions: HashMap::new(), last_look, jumped_at, noted_jump: jumped_at })
     }
 
-    /// From the next transaction on, these windows count.
+    /// Sets the windows, from the next transaction on.
     pub(super) fn adjust(&mut self, windows: BTreeMap<String, Window>) {
         self.windows = windows;
         self.forget_cached();
     }
 
-    /// Looks at the clocks: once per transaction, before the first [`Seen::insert`]. Returns the wall clock in
-    /// seconds.
+    /// Reads the clocks: once per transaction, before the first [`Seen::insert`]. Returns the wall
+    /// clock in seconds.
     pub(super) fn look_at_the_clock(&mut self, connection: &Connection) -> rusqlite::Result<i64> {
         let (wall, steady) = ((self.clock.wall)() / 1000, (self.clock.steady)());
         let (last_wall, last_steady) = self.last_look;
         let passed = i64::try_from(steady.saturating_sub(last_steady).as_secs()).unwrap_or(0);
         if (wall - last_wall - passed).abs() > JUMP {
+            let seconds = wall - last_wall - passed;
             tracing::warn!(
-                seconds = wall - last_wall - passed,
-                "the clock jumped; no event is taken for new again until a whole dedup window has passed"
+                code = "clock-jumped",
+                seconds,
+                "clock jumped by {seconds} s; expiry of the dedup index is suspended for one window"
             );
             self.jumped_at = Some(wall);
         }
@@ -113,8 +121,8 @@ impl Seen {
         Ok(wall)
     }
 
-    /// Notes the identities of a batch. Returns of each entry whether it is new, which it is not when it was noted within
-    /// its window before. Counts `progress` up on the way.
+    /// Records the identities of a batch. Returns for each entry whether it is new: not recorded
+    /// before within its window. Increments `progress` for each entry.
     pub(super) fn insert_all(
         &mut self,
         connection: &Connection,
@@ -134,7 +142,7 @@ impl Seen {
         Ok(is_new)
     }
 
-    /// Notes an identity; false when it was noted within its window before.
+    /// Records an identity; returns false when it was recorded before within its window.
     fn insert(
         &mut self,
         connection: &Connection,
@@ -158,7 +166,7 @@ impl Seen {
             Kind::Dated | Kind::Undated => (Kind::Undated, generation(known, Kind::Undated, now, window)),
             Kind::Trace => (Kind::Trace, generation(known, Kind::Trace, now, window)),
         };
-        // A rejected line has no generations besides its only partition.
+        // Rejected lines have one partition only, and no generations.
         let others = if kind == Kind::Dated { Kind::Undated } else { kind };
         for (at, partition) in known.range((others, i64::MIN)..=(others, i64::MAX)) {
             if *at == (kind, bucket) {
@@ -196,7 +204,7 @@ impl Seen {
         Ok(is_new)
     }
 
-    /// Deletes a little of what has expired; true when there is more to do.
+    /// Deletes some of what has expired; returns true when there is more to do.
     pub(super) fn expire_some(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
         let now = self.look_at_the_clock(connection)?;
         let settled = self.jumped_at.map_or(i64::MAX, |jumped_at| now - jumped_at);
@@ -212,7 +220,7 @@ impl Seen {
         Ok(true)
     }
 
-    /// Drops what is remembered of the tables outside of them.
+    /// Drops cached rows of the tables.
     pub(super) fn forget_cached(&mut self) {
         self.partitions.clear();
         self.noted_jump = None;
@@ -226,7 +234,7 @@ impl Seen {
         i64::try_from(window.as_secs()).unwrap_or(i64::MAX / 4)
     }
 
-    /// What was accepted before that second no longer counts.
+    /// Returns the second before which acceptances no longer count.
     fn expired_before(&self, now: i64, window: i64) -> i64 {
         match self.jumped_at {
             Some(jumped_at) if now < jumped_at + window => i64::MIN,
@@ -235,14 +243,14 @@ impl Seen {
     }
 }
 
-/// Whether a day is within the window and a day of now, which is in seconds.
+/// Returns whether a day is within the window and a day of now, which is in seconds.
 fn is_near(day: i64, now: i64, window: i64) -> bool {
     const DAY: i64 = 86_400;
     let today = now.div_euclid(DAY);
     (today - window / DAY - 2..=today + 1).contains(&day)
 }
 
-/// The start of the generation that takes what comes now.
+/// Returns the start of the generation that takes what comes now.
 fn generation(known: &Partitions, kind: Kind, now: i64, window: i64) -> i64 {
     let last = known.range((kind, i64::MIN)..=(kind, now)).next_back().map(|((_, started), _)| *started);
     last.filter(|started| now - started <= (window / 8).max(1)).unwrap_or(now)
@@ -263,7 +271,8 @@ fn read_partitions(connection: &Connection, source: &str) -> rusqlite::Result<Pa
     found.collect()
 }
 
-/// Deletes at most `step` lines of a partition, and in the end the partition itself: then true.
+/// Deletes at most `step` lines of a partition, and in the end the partition itself; returns true
+/// then.
 fn delete_some(connection: &Connection, id: u32, step: usize) -> rusqlite::Result<bool> {
     let mut delete = connection.prepare_cached(
         "DELETE FROM seen WHERE key IN (SELECT key FROM seen WHERE key >= ?1 AND key < ?2 LIMIT ?3)",
@@ -276,7 +285,7 @@ fn delete_some(connection: &Connection, id: u32, step: usize) -> rusqlite::Resul
     Ok(is_gone)
 }
 
-/// The first key of a partition, and the first one behind it.
+/// Returns the first key of a partition, and the first one behind it.
 fn keys(partition: u32) -> ([u8; 4], [u8; 4]) {
     (partition.to_be_bytes(), (partition + 1).to_be_bytes())
 }
@@ -307,7 +316,7 @@ fn key(partition: u32, identity: &Identity) -> [u8; 24] {
     key
 }
 
-/// What the keys of a partition begin with that have this moment.
+/// Returns the prefix of the keys of a partition that have this moment.
 fn group(partition: u32, moment: u32) -> [u8; 8] {
     ((u64::from(partition) << 32) | u64::from(moment)).to_be_bytes()
 }

@@ -1,18 +1,20 @@
-//! Some space that is kept for the start: SQLite cannot open a database without a small file beside it, and on a full
-//! disk there is no room for one. Then this gives way, the daemon starts, and answers 429 until there is space.
+//! Space that is kept for a start: SQLite cannot open a database without a small file next to it,
+//! and on a full disk there is no space for one. Then this space is released, the daemon starts,
+//! and answers 429 until there is space.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-/// As much as opening takes several times over, in bytes: the index of the log, and a few pages of the log.
+/// Size of the spare space, in bytes: several times what opening takes, the index of the log and a
+/// few pages of the log.
 const BYTES: usize = 256 << 10;
 
 fn file(data_dir: &Path) -> PathBuf {
     data_dir.join("reserve")
 }
 
-/// Takes the space, unless it is taken already. On an error nothing is kept.
+/// Reserves the space, unless it is reserved already. On an error nothing is kept.
 pub(super) fn keep(data_dir: &Path) -> io::Result<()> {
     let path = file(data_dir);
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= BYTES as u64) {
@@ -22,12 +24,12 @@ pub(super) fn keep(data_dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives the space back; false when there was none.
+/// Releases the space; returns false when there was none.
 pub(super) fn give_way(data_dir: &Path) -> bool {
     fs::remove_file(file(data_dir)).is_ok()
 }
 
-/// Whether the disk is full, found out by trying.
+/// Returns whether the disk is full, by trying.
 pub(super) fn is_disk_full(data_dir: &Path) -> bool {
     let probe = data_dir.join("reserve.probe");
     let filled = fill(&probe);
@@ -36,7 +38,7 @@ pub(super) fn is_disk_full(data_dir: &Path) -> bool {
         .is_err_and(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
-/// Makes a file of that size, or none.
+/// Creates a file of that size, or none.
 fn fill(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let write = |mut file: File| {

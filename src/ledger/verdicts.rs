@@ -1,6 +1,6 @@
-//! The verdicts of a batch's lines as the table `batch` keeps them: one byte a line (duplicate, unverified, verified,
-//! or a reason), with a second byte for the key of a verified line, and two bytes of length and the detail for a
-//! rejected one.
+//! The verdicts of a batch's lines as the table `batch` keeps them: one byte a line (duplicate,
+//! unverified, verified, or a reason), with a second byte for the key of a verified line, and two
+//! bytes of length and the detail for a rejected one.
 
 use std::borrow::Cow;
 
@@ -48,7 +48,8 @@ pub(super) fn rejections_bytes(verdicts: &[Option<Verdict>]) -> u64 {
     verdicts.iter().flatten().map(bytes).sum()
 }
 
-/// Decodes what [`encode`] returned. SQLite's pages are trusted: a damaged database fails as a whole.
+/// Decodes what [`encode`] returned. SQLite's pages are trusted: a damaged database fails as a
+/// whole.
 pub(super) fn decode(mut bytes: &[u8]) -> Vec<Option<Verdict>> {
     let mut verdicts = Vec::with_capacity(bytes.len() / 2);
     while let [tag, rest @ ..] = bytes {

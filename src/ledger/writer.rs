@@ -1,9 +1,10 @@
-//! The one thread that writes: it takes every message that waits, puts them into one transaction, and answers
-//! after the fsync (group commit).
+//! The one thread that writes: it takes every message that waits, puts them into one transaction,
+//! and answers after the fsync (group commit).
 //!
-//! What happens when it fails: a failed statement or a full disk rolls the transaction back, and everybody in
-//! it hears so. A failed fsync ends the ledger: the kernel may have dropped the pages and will not say so
-//! again, so what is on the disk is not known; after the restart, recovery reads it.
+//! On failure: a failed statement or a full disk rolls the transaction back, and every request in
+//! it gets the error. A failed fsync ends the ledger: the kernel may have dropped the pages and
+//! will not report it again, so what is on the disk is not known; after the restart, recovery reads
+//! it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,15 +30,15 @@ use crate::database;
 use crate::wire::event::Verdict;
 
 pub(super) enum Message {
-    /// Commit a batch.
+    /// Commits a batch.
     Commit(Box<Commit>),
-    /// Note how far a sink has come, and answer when that is durable, if a reply is wanted.
+    /// Records a sink's position, and answers when that is durable, if a reply is wanted.
     Advance { sink: String, position: Position, mark: Vec<u8>, reply: Option<Answer<()>> },
-    /// Answer, as a sign of life.
+    /// Answers, to show that the writer is alive.
     Ping(oneshot::Sender<()>),
-    /// From the next transaction on, remember and keep by these.
+    /// Sets windows and limits, from the next transaction on.
     Adjust { windows: BTreeMap<String, Window>, limit: Backlog },
-    /// Write what is left and end.
+    /// Writes what is left and ends.
     Close,
 }
 
@@ -48,7 +49,7 @@ pub(super) struct Parts {
     pub(super) files: FileIdentity,
     pub(super) feed: Arc<Feed>,
     pub(super) gauges: Arc<Gauges>,
-    /// Where batches are refused.
+    /// The backlog at which batches are refused.
     pub(super) limit: Backlog,
     /// Maximum number of bytes that a worker has in hand.
     pub(super) in_hand_bytes: u64,
@@ -66,33 +67,34 @@ pub(super) struct Writer {
     /// Positions to record: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
     last_housekeeping: Instant,
-    /// There is something to do: more than one step of housekeeping does, or much has become free.
+    /// There is something to do: one step of housekeeping was not enough, or many bytes have been
+    /// deleted.
     more_housekeeping: bool,
-    /// What batches took that were deleted since the last step.
+    /// Bytes of batches that were deleted since the last step.
     freed_bytes: u64,
 }
 
-/// Positions ride along with the next commit, or go on their own after this time.
+/// Maximum delay before positions are recorded without a commit.
 const ADVANCE_DELAY: Duration = Duration::from_millis(100);
 
-/// How often expired fingerprints and free pages are looked for.
+/// Time between two searches for expired fingerprints and free pages.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
-/// Number of free pages that one step of housekeeping gives back: 2 MiB. They fit SQLite's cache, which otherwise
-/// writes them all to the log before they go.
+/// Number of free pages that one step of housekeeping returns to the file system: 2 MiB. They fit
+/// SQLite's cache, which otherwise writes them all to the log before they are removed.
 const SHRINK_PAGES: i64 = 512;
 
-/// When so much has become free, housekeeping does not wait for its time.
+/// Number of deleted bytes from which on housekeeping does not wait for its time.
 const FREED_BYTES: u64 = 32 << 20;
 
-/// Between two steps of housekeeping requests go first.
+/// Pause between two steps of housekeeping, in which requests go first.
 const HOUSEKEEPING_PAUSE: Duration = Duration::from_millis(10);
 
-/// How often it is looked whether the ledger's files are in their place, while nothing else is to be done. After a
-/// failed write, it is also tried as often whether writing works again.
+/// Time between two checks that the ledger's files are at their paths, while nothing else is to be
+/// done. After a failed write, the time between two attempts to write.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The size of a large batch, compressed.
+/// Size of a large compressed batch, in bytes.
 const PROBE_BYTES: u32 = 1 << 20;
 
 impl Writer {
@@ -112,7 +114,8 @@ impl Writer {
         })
     }
 
-    /// Works until [`Message::Close`], until every handle is gone, or until the disk cannot be trusted.
+    /// Works until [`Message::Close`], until every handle is dropped, or until the disk cannot be
+    /// trusted.
     pub(super) fn run(mut self) {
         let mut closing = false;
         loop {
@@ -175,8 +178,8 @@ impl Writer {
         waiting
     }
 
-    /// One transaction for all of it, then the answers; none, not even to say that it failed, when the ledger's
-    /// files are no longer where the next start will look for them.
+    /// Runs one transaction for all of it, then answers. No answer, not even a failure, is sent
+    /// when the ledger's files are no longer where the next start will look for them.
     fn transact(&mut self, mut commits: Vec<Commit>, waiting: Vec<Answer<()>>) -> Result<(), Failed> {
         let probing = self.parts.gauges.unwritable.load(Ordering::Relaxed);
         let is_idle = commits.is_empty() && self.advances.is_empty();
@@ -200,7 +203,10 @@ impl Writer {
                 match if is_proof { Ok(()) } else { self.probe() } {
                     Ok(()) => {
                         self.parts.gauges.unwritable.store(false, Ordering::Relaxed);
-                        tracing::info!("the ledger can be written again");
+                        tracing::info!(
+                            code = "ledger-writable",
+                            "the ledger can be written again; batches are accepted"
+                        );
                         Ok(())
                     }
                     Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
@@ -212,8 +218,9 @@ impl Writer {
                 self.parts.gauges.unwritable.store(true, Ordering::Relaxed);
                 if !probing {
                     tracing::error!(
-                        cause = text,
-                        "the ledger could not write; batches are refused until it can"
+                        code = "ledger-unwritable",
+                        "cannot write the ledger: {cause}; batches are refused until a write succeeds",
+                        cause = text
                     );
                 }
                 let lost = is_lost(&error) || !self.roll_back();
@@ -230,13 +237,13 @@ impl Writer {
         }
     }
 
-    /// Looks for the ledger's files.
+    /// Checks that the ledger's files are at their paths.
     fn is_in_place(&self) -> Result<(), Failed> {
         self.parts.files.check().map_err(|path| Failed::Gone(path.to_owned()))
     }
 
-    /// The transaction itself. Nothing outside the database changes here, except that the batches give up their
-    /// entries.
+    /// Writes the transaction itself. Nothing outside the database changes here, except that the
+    /// batches give up their entries.
     fn write(&mut self, commits: &mut [Commit]) -> rusqlite::Result<Written> {
         let Parts { connection, subscriptions, gauges, .. } = &self.parts;
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
@@ -277,8 +284,9 @@ impl Writer {
         Ok(written)
     }
 
-    /// Whether a batch would find room: tried out, since a transaction that changes little or nothing may
-    /// succeed on a full disk. What sinks have delivered is noted before, as it may be what makes room.
+    /// Tries whether a batch would find space, since a transaction that changes little or nothing
+    /// may succeed on a full disk. What sinks have delivered is recorded before, as it may be what
+    /// frees space.
     fn probe(&self) -> rusqlite::Result<()> {
         let connection = &self.parts.connection;
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', zeroblob(?1))", [PROBE_BYTES])?;
@@ -286,7 +294,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Tells the workers and the requests.
+    /// Publishes the batches to the workers, and answers the requests.
     fn publish(&mut self, commits: Vec<Commit>, written: Written, began: Instant) {
         let transaction = began.elapsed();
         let Parts { gauges, feed, .. } = &self.parts;
@@ -320,17 +328,17 @@ impl Writer {
         }
     }
 
-    /// Whether batches have to be evicted although none is committed.
+    /// Returns whether batches must be evicted although none is committed.
     fn must_evict(&self) -> bool {
         self.eviction.is_due(self.parts.gauges.backlog())
     }
 
-    /// Ends a transaction that failed; false when SQLite does not know how.
+    /// Ends a transaction that failed; returns false when SQLite cannot.
     fn roll_back(&self) -> bool {
         self.parts.connection.is_autocommit() || self.parts.connection.execute_batch("ROLLBACK").is_ok()
     }
 
-    /// Expires fingerprints and gives free pages back, a little at a time.
+    /// Expires fingerprints and returns free pages, a little at a time.
     fn keep_house(&mut self) -> Result<(), Failed> {
         let cleaned = self.clean_up();
         let was_busy = std::mem::replace(&mut self.more_housekeeping, matches!(cleaned, Ok(true)));
@@ -340,22 +348,25 @@ impl Writer {
         }
         let result = match cleaned {
             Err(error) if is_lost(&error) => return Err(Failed::Untrusted(describe(&error))),
-            // The file itself becomes smaller when its log is copied into it. A sync of it that fails loses nothing:
-            // the log still has it all, and the next checkpoint copies it again.
+            // The file itself becomes smaller when its log is copied into it. A sync of it that
+            // fails loses nothing: the log still has it all, and the next checkpoint copies it
+            // again.
             Ok(false) if was_busy => database::checkpoint(&self.parts.connection),
             result => result.map(drop),
         };
         if let Err(error) = result {
             tracing::warn!(
+                code = "ledger-cleanup-failed",
+                "cannot delete expired fingerprints or free pages of the ledger: {cause}; retrying in {seconds} s",
                 cause = describe(&error),
-                "expired fingerprints or free pages could not be given up"
+                seconds = HOUSEKEEPING.as_secs()
             );
             self.seen.forget_cached();
         }
         Ok(())
     }
 
-    /// One step; true when there is more to do.
+    /// Runs one step; returns true when there is more to do.
     fn clean_up(&mut self) -> rusqlite::Result<bool> {
         let connection = &self.parts.connection;
         let expired = self.seen.expire_some(connection)?;
@@ -364,21 +375,22 @@ impl Writer {
     }
 }
 
-/// What a transaction wrote.
+/// Result of a transaction.
 #[derive(Default)]
 struct Written {
     batches: Vec<WrittenBatch>,
     deleted: Deleted,
-    /// What sinks lost.
+    /// Losses of sinks.
     lost: BTreeMap<String, Skipped>,
-    /// What is in the table now.
+    /// Weight of the table now.
     backlog: Backlog,
 }
 
-/// A batch's receipt, its verdicts, none for what is not delivered with it, and its row, if it needed one.
+/// A batch's receipt, its verdicts (none for what is not delivered with it), and its row, if it
+/// needed one.
 type WrittenBatch = (Receipt, Vec<Option<Verdict>>, Option<Appended>);
 
-/// After these nothing is known about what is on the disk.
+/// Returns whether nothing is known about what is on the disk after this error.
 fn is_lost(error: &rusqlite::Error) -> bool {
     const FSYNC: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
     const DIR_FSYNC: i32 = rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC;
@@ -398,14 +410,14 @@ fn describe(error: &rusqlite::Error) -> String {
     }
 }
 
-/// Counters that can be read at any time.
+/// Values that can be read at any time.
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
     pub(super) unwritable: AtomicBool,
-    /// Counts up while a transaction goes forward.
+    /// Increases while a transaction makes progress.
     pub(super) progress: AtomicU64,
     backlog: Mutex<Backlog>,
-    /// What each sink lost since it was last asked for.
+    /// Losses of each sink since they were last taken.
     skipped: Mutex<BTreeMap<String, Skipped>>,
 }
 

@@ -1,4 +1,4 @@
-//! One request, one bounded answer.
+//! An HTTP client: one request, one bounded response.
 
 use std::error::Error;
 use std::future::Future;
@@ -17,13 +17,13 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use super::proxy::Connector;
 use super::{Endpoint, TlsError, client_tls, tls};
 
-/// How long [`Client::for_endpoint`] lets one TCP connection attempt take.
+/// Timeout of a TCP connection attempt of [`Client::for_endpoint`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("auditgate/", env!("CARGO_PKG_VERSION")));
 
-/// An HTTP/1.1 client for HTTPS and, on loopback, HTTP. Connections are kept for a minute and used
-/// again. Redirects are not followed; of proxies those of the environment (`HTTPS_PROXY`, `ALL_PROXY`,
+/// An HTTP/1.1 client for HTTPS and, on loopback, HTTP. Connections are kept for a minute and
+/// reused. Redirects are not followed; the proxies of the environment (`HTTPS_PROXY`, `ALL_PROXY`,
 /// `NO_PROXY`) are used, for HTTPS to other machines. Clones share the connections.
 ///
 /// Its futures need a tokio runtime with time and I/O enabled, and may be dropped at any point.
@@ -32,18 +32,18 @@ pub struct Client {
     inner: legacy::Client<HttpsConnector<Connector>, Full<Bytes>>,
 }
 
-/// A whole answer, whatever its status.
+/// A whole response, whatever its status.
 #[derive(Clone, Debug)]
 pub struct Fetched {
     /// The status code, 200 to 599; a redirect is just its 3xx.
     pub status: u16,
-    /// The answer's headers.
+    /// The response's headers.
     pub headers: HeaderMap,
     /// The body, no longer than the limit given with the request.
     pub body: Bytes,
 }
 
-/// Why there is no whole answer. Whether to try again is for the caller to decide.
+/// Reason why there is no whole response. The caller decides whether to retry.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -56,17 +56,16 @@ pub enum ClientError {
         /// The failure; the message has its whole chain of causes already.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The server's certificate is not one that we trust for this host. Another try will not help
-    /// before someone has mended the certificate or our list of authorities. Nothing of the
-    /// request was sent.
+    /// The server's certificate is not trusted for this host. A retry will not help before the
+    /// certificate or the list of authorities is fixed. Nothing of the request was sent.
     #[error("the certificate of {host} is not trusted: {cause}")]
     Certificate {
         /// Host and port of the URL.
         host: String,
-        /// What the verification found.
+        /// Result of the verification.
         cause: String,
     },
-    /// The answer was not there in time. The server may have acted on the request.
+    /// The response was not complete in time. The server may have acted on the request.
     #[error("{host} did not answer within {limit:?}")]
     Timeout {
         /// Host and port of the URL.
@@ -74,17 +73,17 @@ pub enum ClientError {
         /// The time that was allowed for the whole exchange.
         limit: Duration,
     },
-    /// The answer's body is longer than allowed; its rest was not read.
+    /// The response's body is longer than allowed; its rest was not read.
     #[error("the answer of {host} (status {status}) is longer than {limit_bytes} bytes")]
     TooLarge {
         /// Host and port of the URL.
         host: String,
-        /// The answer's status code.
+        /// The response's status code.
         status: u16,
         /// The limit for the body.
         limit_bytes: usize,
     },
-    /// The connection broke before the answer was complete. The server may have acted on the
+    /// The connection broke before the response was complete. The server may have acted on the
     /// request.
     #[error("the exchange with {host} was cut off: {cause}")]
     Interrupted {
@@ -93,7 +92,7 @@ pub enum ClientError {
         /// The flattened chain of causes.
         cause: String,
     },
-    /// What came back is not HTTP, or the request could not be expressed in it.
+    /// The response is not HTTP, or the request could not be expressed in it.
     #[error("the exchange with {host} failed: {cause}")]
     Other {
         /// Host and port of the URL.
@@ -103,13 +102,14 @@ pub enum ClientError {
     },
 }
 
-/// A token that cannot stand in a header.
+/// A token that cannot be sent in a header.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the token is empty or holds a control character: an HTTP header cannot carry it")]
 pub struct InvalidToken;
 
-/// The `Authorization` header's value for `secret`: `Bearer SECRET` (RFC 6750), or the secret as it
-/// is when it contains a space and so names its own scheme. Marked sensitive: no log shows it.
+/// Returns the `Authorization` header's value for `secret`: `Bearer SECRET` (RFC 6750), or the
+/// secret as it is when it contains a space and so names its own scheme. Marked sensitive: no log
+/// shows it.
 ///
 /// # Errors
 /// [`InvalidToken`] when it is empty or not legal in a header (RFC 9110, section 5.5).
@@ -128,8 +128,9 @@ pub fn bearer(secret: &[u8]) -> Result<HeaderValue, InvalidToken> {
 }
 
 impl Client {
-    /// A client with this TLS configuration. `connect_timeout` bounds the TCP connection (all
-    /// addresses of the host together); the handshake counts against the request's own timeout.
+    /// Creates a client with this TLS configuration. `connect_timeout` bounds the TCP connection
+    /// (all addresses of the host together); the handshake counts against the request's own
+    /// timeout.
     pub fn new(tls: rustls::ClientConfig, connect_timeout: Duration) -> Client {
         Client::with_proxies(tls, connect_timeout, Matcher::from_env())
     }
@@ -153,8 +154,9 @@ impl Client {
         Client { inner }
     }
 
-    /// A client that is good for `endpoint`: for `https` it trusts what [`client_tls`] makes of
-    /// `ca`; for `http` no authorities are loaded, so that a system without any can still use it.
+    /// Creates a client for `endpoint`: for `https` it trusts the authorities of [`client_tls`]
+    /// with `ca`; for `http` no authorities are loaded, so that a system without any can still use
+    /// it.
     ///
     /// # Errors
     /// See [`TlsError`]; never for `http` because of missing authorities.
@@ -178,8 +180,8 @@ impl Client {
         self.exchange(Method::GET, endpoint, headers, Bytes::new(), limit_bytes, timeout).await
     }
 
-    /// Posts `body` to `endpoint`. At most `answer_limit_bytes` of the answer's body are accepted,
-    /// and the whole exchange may take `timeout`.
+    /// Posts `body` to `endpoint`. At most `answer_limit_bytes` of the response's body are
+    /// accepted, and the whole exchange may take `timeout`.
     ///
     /// # Errors
     /// See [`ClientError`]; a status is never an error.
@@ -253,7 +255,7 @@ fn broken(host: &str, error: &(dyn Error + 'static)) -> ClientError {
     }
 }
 
-/// The first `E` in the chain of causes. An `io::Error` hides the error that it wraps from
+/// Returns the first `E` in the chain of causes. An `io::Error` hides the error that it wraps from
 /// [`Error::source`], so it is opened by hand.
 fn find<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {
     let mut next = Some(error);
@@ -269,8 +271,8 @@ fn find<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e 
     None
 }
 
-/// The chain of causes in one line, without the client library's own heading and without saying
-/// twice what an outer error already says.
+/// Returns the chain of causes in one line, without the client library's own heading and without
+/// saying twice what an outer error already says.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut next = if error.is::<legacy::Error>() { error.source().or(Some(error)) } else { Some(error) };
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! A URL that we are willing to call.
+//! Checked URLs for outgoing requests.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,22 +8,23 @@ use rustls::pki_types::ServerName;
 
 /// An outgoing URL that has been checked: `https`, or `http` to the loopback interface only.
 ///
-/// There is always a host, never a user name, password or fragment. [`fmt::Display`] prints the URL.
+/// There is always a host, never a user name, password or fragment. [`fmt::Display`] prints the
+/// URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     uri: Uri,
 }
 
-/// Why a URL is not one that we call. The configuration's author can mend each of these.
+/// Reason why a URL is refused. Each can be fixed in the configuration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EndpointError {
     /// Not an absolute URL (RFC 3986).
     #[error("{url:?} is not a URL ({cause}): write it like https://host/path")]
     NotAUrl {
-        /// The text as given.
+        /// The given text.
         url: String,
-        /// What the parser objected to.
+        /// The parser's error.
         cause: String,
     },
     /// A user name or password before the host. The URL is not repeated, so that no log shows it.
@@ -32,31 +33,31 @@ pub enum EndpointError {
     /// `#...` at the end, which is never sent to a server.
     #[error("{url:?} has a fragment, which is never sent: remove the # and what follows")]
     Fragment {
-        /// The text as given.
+        /// The given text.
         url: String,
     },
     /// Neither `https` nor `http`.
     #[error("{url:?} is neither https nor http: write it like https://host/path")]
     Scheme {
-        /// The text as given.
+        /// The given text.
         url: String,
     },
     /// The host is missing, or neither a DNS name nor an IP address.
     #[error("{url:?} has no valid host: a DNS name or an IP address is needed")]
     Host {
-        /// The text as given.
+        /// The given text.
         url: String,
     },
     /// The port is not a number from 1 to 65535.
     #[error("{url:?} has no valid port: a number from 1 to 65535 is needed after the colon")]
     Port {
-        /// The text as given.
+        /// The given text.
         url: String,
     },
     /// Plain `http` to a host that is not loopback.
     #[error("{url:?} is plain http, which is accepted for a loopback host only: use https")]
     PlainHttp {
-        /// The text as given.
+        /// The given text.
         url: String,
     },
 }
@@ -72,7 +73,7 @@ impl Endpoint {
         if names_a_user(url) {
             return Err(EndpointError::UserInfo);
         }
-        // `Uri` drops a fragment without a word.
+        // `Uri` drops a fragment silently.
         if url.contains('#') {
             return Err(EndpointError::Fragment { url: owned() });
         }
@@ -91,7 +92,7 @@ impl Endpoint {
         if ServerName::try_from(without_brackets(host)).is_err() {
             return Err(EndpointError::Host { url: owned() });
         }
-        // `Uri` keeps a port that is no port, and connecting would fall back to the default one.
+        // `Uri` accepts an invalid port, and connecting would fall back to the default one.
         if !is_port(authority.as_str().strip_prefix(host).unwrap_or_default()) {
             return Err(EndpointError::Port { url: owned() });
         }
@@ -101,17 +102,17 @@ impl Endpoint {
         Ok(Endpoint { uri })
     }
 
-    /// The whole URL.
+    /// Returns the whole URL.
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
 
-    /// Whether calls to it need TLS and therefore certificate authorities.
+    /// Returns whether calls to it need TLS and therefore certificate authorities.
     pub fn is_https(&self) -> bool {
         self.uri.scheme_str() == Some("https")
     }
 
-    /// The host and, where given, `:` and the port: what messages call the peer.
+    /// Returns the host and, where given, `:` and the port: the peer's name in messages.
     pub fn authority(&self) -> &str {
         self.uri.authority().map_or("", hyper::http::uri::Authority::as_str)
     }
@@ -131,13 +132,15 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Looks at the text itself, before anything could repeat it in a message.
+/// Returns whether the URL names a user. Examines the text itself, before anything could repeat it
+/// in a message.
 fn names_a_user(url: &str) -> bool {
     let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
     after_scheme.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
 }
 
-/// `rest` is what follows the host in an authority: nothing, or a colon and the port.
+/// Returns whether `rest`, which follows the host in an authority, is nothing, or a colon and a
+/// valid port.
 fn is_port(rest: &str) -> bool {
     match rest.strip_prefix(':') {
         None => rest.is_empty(),

@@ -1,7 +1,8 @@
-//! The way out: checked URLs and addresses, the TLS client configuration and a small HTTPS client.
+//! Outgoing connections: checked URLs and addresses, the TLS client configuration and a small HTTPS
+//! client.
 //!
-//! A leaf: it knows nothing of keys, events or the configuration file. Whoever calls decides
-//! what a status means and whether a failure is worth another try.
+//! It knows nothing of keys, events or the configuration file. The caller decides what a status
+//! means and whether to retry after a failure.
 
 #[cfg(test)]
 pub(crate) mod authority;

@@ -1,4 +1,5 @@
-//! The way out through the HTTP proxy of `HTTPS_PROXY`, but for the hosts of `NO_PROXY`, as curl takes them.
+//! Connections through the HTTP proxy of `HTTPS_PROXY`, except for the hosts of `NO_PROXY`, by the
+//! same rules as curl.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -14,8 +15,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-/// Connects to a server, or asks a proxy to (CONNECT, RFC 9110, section 9.3.6). What is on this machine, and what is
-/// not HTTPS, is never asked of a proxy.
+/// Connects to a server, directly or through a proxy (CONNECT, RFC 9110, section 9.3.6). A proxy is
+/// never used for this machine, nor for anything but HTTPS.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     tcp: HttpConnector,

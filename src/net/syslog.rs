@@ -1,5 +1,4 @@
-//! Where a syslog server is and how it wants to be spoken to: the nouns that the configuration and the syslog
-//! sink share.
+//! Address and framing of a syslog server: types that the configuration and the syslog sink share.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -7,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustls::pki_types::ServerName;
 
-/// The address of a syslog server. [`fmt::Display`] prints it as it is written in the configuration.
+/// The address of a syslog server. [`fmt::Display`] prints it as it is written in the
+/// configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyslogAddress {
     /// `udp://HOST[:514]`: one datagram a message (RFC 5426).
@@ -16,7 +16,7 @@ pub enum SyslogAddress {
     Tcp(HostPort),
     /// `tls://HOST[:6514]`: a stream inside TLS (RFC 5425).
     Tls(HostPort),
-    /// `unix:///PATH`: the socket of a daemon on this machine, be it for datagrams or a stream.
+    /// `unix:///PATH`: the socket of a daemon on this machine, for datagrams or a stream.
     Unix(PathBuf),
 }
 
@@ -29,7 +29,7 @@ pub struct HostPort {
     pub port: u16,
 }
 
-/// Why a text is not the address of a syslog server. The configuration's author can mend each of these.
+/// Reason why a text is not the address of a syslog server. Each can be fixed in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyslogAddressError {
     /// Another scheme, or none.
@@ -41,8 +41,8 @@ pub enum SyslogAddressError {
     /// The port is not a number from 1 to 65535.
     #[error("`{0}` has no valid port")]
     Port(String),
-    /// No RFC assigns syslog over plain TCP a port: RFC 6587 only reports that 514 is common, and 601 is
-    /// another protocol's (RFC 3195).
+    /// No RFC assigns syslog over plain TCP a port: RFC 6587 only reports that 514 is common, and
+    /// 601 is another protocol's (RFC 3195).
     #[error("`{0}` has no port, and plain TCP has no usual one")]
     NoPort(String),
     /// A `unix://` address whose path is not absolute.
@@ -56,7 +56,7 @@ const UDP_PORT: u16 = 514;
 const TLS_PORT: u16 = 6514;
 
 impl SyslogAddress {
-    /// Reads an address.
+    /// Parses an address.
     ///
     /// # Errors
     /// See [`SyslogAddressError`].
@@ -120,12 +120,14 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// How messages are told apart in a stream.
+/// Framing of messages in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// `octet-counting`: the length before each message (RFC 6587, section 3.4.1; RFC 5425, section 4.3).
+    /// `octet-counting`: the length before each message (RFC 6587, section 3.4.1; RFC 5425, section
+    /// 4.3).
     OctetCounting,
-    /// `newline`: a line feed behind each message (RFC 6587, section 3.4.2). No message of ours holds one.
+    /// `newline`: a line feed behind each message (RFC 6587, section 3.4.2). No message of ours
+    /// holds one.
     Newline,
 }
 
@@ -133,7 +135,7 @@ impl Framing {
     /// Every value, in the order of the documentation.
     pub const ALL: [Self; 2] = [Self::OctetCounting, Self::Newline];
 
-    /// The word in the configuration.
+    /// Returns the word in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::OctetCounting => "octet-counting",
@@ -142,7 +144,7 @@ impl Framing {
     }
 }
 
-/// What kind of program a message comes from (RFC 5424, table 1): 0 to 23.
+/// Facility: kind of the program that a message comes from (RFC 5424, table 1), 0 to 23.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facility(u8);
 
@@ -161,12 +163,13 @@ impl Facility {
     /// `local0`, 16.
     pub const LOCAL0: Self = Self(16);
 
-    /// The number.
+    /// Returns the number.
     pub fn code(self) -> u8 {
         self.0
     }
 
-    /// The word in the configuration: as in syslog(3) and rsyslog, and for 12 to 15 short for RFC 5424's.
+    /// Returns the word in the configuration: as in syslog(3) and rsyslog, and for 12 to 15 short
+    /// for RFC 5424's.
     pub fn name(self) -> &'static str {
         const NAMES: [&str; 24] = [
             "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv",
@@ -177,14 +180,14 @@ impl Facility {
     }
 }
 
-/// The smallest limit of a message, in bytes: what every receiver must accept (RFC 5424, section 6.1; RFC
-/// 5426, section 3.2). Every header of ours fits into it.
+/// Minimum for the limit of a message's length, in bytes: every receiver must accept it (RFC 5424,
+/// section 6.1; RFC 5426, section 3.2). Every header of ours fits into it.
 pub const SMALLEST_MAX_SIZE: usize = 480;
 
-/// The longest APP-NAME, in bytes (RFC 5424, section 6).
+/// Maximum length of APP-NAME, in bytes (RFC 5424, section 6).
 pub const LONGEST_APP_NAME: usize = 48;
 
-/// Whether a text can be an APP-NAME: 1 to 48 printable ASCII characters, no space.
+/// Returns whether a text can be an APP-NAME: 1 to 48 printable ASCII characters, no space.
 pub fn is_app_name(text: &str) -> bool {
     (1..=LONGEST_APP_NAME).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

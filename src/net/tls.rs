@@ -1,4 +1,4 @@
-//! Whom we trust when we call out.
+//! TLS client configuration: the trusted authorities of outgoing connections.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
-/// Why there is no TLS client configuration. Each is for the operator of this machine to mend.
+/// Reason why there is no TLS client configuration. Each can be fixed by the operator of this
+/// machine.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -17,7 +18,7 @@ pub enum TlsError {
     Unreadable {
         /// The PEM file.
         path: PathBuf,
-        /// What went wrong.
+        /// The underlying error.
         cause: String,
     },
     /// The file was read but holds no certificate.
@@ -26,20 +27,20 @@ pub enum TlsError {
         /// The PEM file.
         path: PathBuf,
     },
-    /// A section of the file is no usable certificate.
+    /// A section of the file is not a usable certificate.
     #[error("certificate {position} in {path} cannot be used as an authority: {cause}")]
     Unusable {
         /// The PEM file.
         path: PathBuf,
-        /// Which certificate of the file, from 1.
+        /// Number of the certificate in the file, from 1.
         position: usize,
-        /// What went wrong.
+        /// The underlying error.
         cause: String,
     },
     /// The system offers no certificate authority at all.
     #[error("this system has no certificate authorities{}: install ca-certificates or name a ca", because(.cause))]
     NoSystemRoots {
-        /// What the search stumbled over, if anything.
+        /// The first error of the search, if any.
         cause: Option<String>,
     },
     /// A file of the client certificate cannot be read, is not PEM, or holds nothing of the kind.
@@ -49,7 +50,7 @@ pub enum TlsError {
         what: &'static str,
         /// The PEM file.
         path: PathBuf,
-        /// What went wrong.
+        /// The underlying error.
         cause: String,
     },
     /// The client certificate and its key do not belong together, or cannot be used.
@@ -59,19 +60,20 @@ pub enum TlsError {
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What went wrong.
+        /// The underlying error.
         cause: String,
     },
-    /// The TLS library refused the settings; a defect of ours.
+    /// The TLS library refused the settings; a bug in auditgate.
     #[error("cannot set up TLS: {0}")]
     Setup(String),
 }
 
-/// A configuration that verifies the server and offers no client certificate, for TLS 1.2 and 1.3.
+/// Creates a configuration that verifies the server and offers no client certificate, for TLS 1.2
+/// and 1.3.
 ///
 /// Only the authorities in the PEM file `ca` are trusted; without one, those of the system
-/// (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured). Read once: a later change of the files
-/// needs a new configuration. Blocks on the file system.
+/// (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured). Read once: a later change of the files needs
+/// a new configuration. Blocks on the file system.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -79,7 +81,7 @@ pub fn client_tls(ca: Option<&Path>) -> Result<ClientConfig, TlsError> {
     client_tls_as(ca, None)
 }
 
-/// Who we are when a server asks: two PEM files.
+/// Client identity for a server that asks for one: two PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The certificate, then its intermediates.
@@ -88,7 +90,8 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
-/// Like [`client_tls`], and answers a server that asks for a client certificate.
+/// Creates a configuration like [`client_tls`], which also offers a client certificate to a server
+/// that asks for one.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -119,7 +122,7 @@ pub fn client_tls_as(ca: Option<&Path>, identity: Option<&Identity>) -> Result<C
     })
 }
 
-/// A configuration that trusts nobody, for a client that only ever speaks plain HTTP.
+/// Creates a configuration that trusts no authority, for a client that only ever speaks plain HTTP.
 pub(super) fn trusting_nobody() -> Result<ClientConfig, TlsError> {
     Ok(trusting(RootCertStore::empty())?.with_no_client_auth())
 }
@@ -149,7 +152,8 @@ fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// A system's store may hold some certificates that cannot be parsed; the others still count.
+/// Returns the system's authorities. The store may hold some certificates that cannot be parsed;
+/// the others still count.
 fn system_roots(
     found: Vec<CertificateDer<'static>>,
     cause: Option<String>,

@@ -1,8 +1,9 @@
 //! The admin endpoint: `/metrics`, `/healthz` and `/readyz` over plain HTTP/1.1.
 //!
-//! It is meant for loopback, a Unix socket or a trusted network: no TLS, nothing secret in the answers, a bearer
-//! token (RFC 6750) where there is one. It still has to outlive a careless or hostile peer, so connections, header time and a connection's whole
-//! life are bounded, and request bodies are never read.
+//! It is meant for loopback, a Unix socket or a trusted network: no TLS, nothing secret in the
+//! responses, a bearer token (RFC 6750) where one is configured. It still has to survive a careless
+//! or hostile peer, so the number of connections, the time for a header and the lifetime of a
+//! connection are bounded, and request bodies are never read.
 
 use std::io;
 use std::net::IpAddr;
@@ -28,50 +29,52 @@ use super::health::{Health, Problem};
 use super::metrics::{self, Metrics};
 use crate::escape::{Notation, write_escaped};
 
-/// Further connections wait in the kernel's queue.
+/// Maximum number of connections. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: u32 = 64;
 
-/// For a request's header; as hyper counts it from the end of the answer before, also for an idle connection.
+/// Timeout of a request's header; as hyper counts it from the end of the previous response, also of
+/// an idle connection.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// After that a connection is closed at the next answer, so that a peer that does not read cannot keep its
-/// place for ever.
+/// Time after which a connection is closed at the next response, so that a peer that does not read
+/// cannot keep it for ever.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// For the answer in progress when a connection's life or the daemon's ends.
+/// Time for the response in progress when a connection's lifetime or the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Between attempts while the kernel has no descriptor or memory for another connection.
+/// Pause between attempts while the kernel has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The socket of the endpoint.
 #[derive(Debug)]
 pub enum Socket {
-    /// For those who reach the address.
+    /// For clients that can reach the address.
     Tcp(TcpListener),
-    /// For those who may write to its file.
+    /// For processes that may write to its file.
     Unix(UnixListener),
 }
 
-/// Tells whether somebody may look who shows this bearer token, or none; in a time that does not depend on where it
-/// differs from the right one.
+/// Returns whether a client with this bearer token, or none, may read the pages; in a time that
+/// does not depend on where the token differs from the right one.
 pub type Authorise = Box<dyn Fn(Option<&[u8]>) -> bool + Send + Sync>;
 
-/// What the endpoint has to show, and to whom.
+/// Pages of the endpoint, and who may read them.
 pub struct Pages {
     /// `/metrics`.
     pub metrics: Arc<Metrics>,
     /// `/healthz` and `/readyz`.
     pub health: Arc<Health>,
-    /// Asked for each request.
+    /// Called for each request.
     pub authorise: Authorise,
 }
 
-/// Serves the endpoint until `shutdown` holds `true` or its sender is gone, then finishes the answers in
-/// progress (2 s at most) and returns. Errors of single connections and of accepting are survived.
+/// Serves the endpoint until `shutdown` holds `true` or its sender is dropped, then finishes the
+/// responses in progress (2 s at most) and returns. Errors of single connections and of accepting
+/// do not end it.
 ///
-/// It owns the socket, but not a Unix socket's file. To answer `/readyz` with 503 during the drain, shut it down
-/// last.
+/// It owns the socket, but not a Unix socket's file. To answer `/readyz` with 503 during the drain,
+/// shut it down last.
 pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>) {
     match &socket {
         Socket::Tcp(socket) => {
@@ -121,9 +124,13 @@ async fn serve_accepted<A, F, S>(
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
-                // Once for a row of failures: the condition lasts and would fill the log.
+                // Once for consecutive failures: the condition lasts and would fill the log.
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "The admin endpoint cannot accept connections; it keeps trying");
+                    tracing::warn!(
+                        code = "admin-accept-failing",
+                        "the admin endpoint cannot accept connections: {error}; retrying every {pause} ms",
+                        pause = ACCEPT_PAUSE.as_millis()
+                    );
                 }
                 tokio::select! {
                     () = &mut stopped => break,
@@ -132,29 +139,30 @@ async fn serve_accepted<A, F, S>(
             }
         }
     }
-    // Every place is free again when every connection is over, and each is bounded by GRACE.
+    // All permits are free again when every connection is closed, and each is bounded by GRACE.
     let _ = places.acquire_many(MAX_CONNECTIONS).await;
 }
 
-/// A peer that went away before it was accepted (accept(2)) says nothing about the next one.
+/// Returns whether an error concerns a peer that went away before it was accepted (accept(2)),
+/// which says nothing about the next one.
 fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 async fn until_stopped(shutdown: &mut watch::Receiver<bool>) {
-    // A sender that is gone cannot stop us any more, which counts as stopped.
+    // A sender that was dropped cannot stop us any more, which counts as stopped.
     let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
-/// One connection, from its first request to its end.
+/// Serves one connection, from its first request to its end.
 async fn converse<S>(stream: S, pages: Arc<Pages>, is_network: bool, mut shutdown: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(|request| {
         let pages = Arc::clone(&pages);
-        // Metrics are looked up in files.
+        // Reading the metrics opens files.
         tokio::task::spawn_blocking(move || answer(&request, &pages, is_network))
     });
     let mut connection = pin!(
@@ -177,23 +185,23 @@ where
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "A connection to the admin endpoint ended early");
+        tracing::debug!(%error, "a connection to the admin endpoint ended early");
     }
 }
 
-/// hyper leaves the body out of an answer to HEAD.
+/// Returns the response. hyper leaves the body out of a response to HEAD.
 fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const ENDPOINTS: &str = "Not found; there are /metrics, /healthz and /readyz.\n";
 
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    // A balancer has no token, and there is nothing to learn from it.
+    // A balancer has no token, and this page reveals nothing.
     if path == "/healthz" && is_read {
         return response(StatusCode::OK, TEXT, "ok");
     }
-    // Without a token, a page in a browser of this machine could read the answers once its own name leads here (DNS
-    // rebinding); it cannot choose the name in `Host`.
+    // Without a token, a page in a browser of this machine could read the responses once its own
+    // name leads here (DNS rebinding); it cannot choose the name in `Host`.
     if is_network && (pages.authorise)(None) && !is_for_this_machine(request) {
         return response(
             StatusCode::MISDIRECTED_REQUEST,
@@ -220,7 +228,7 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
         "/metrics" => match pages.metrics.render() {
             Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(error) => {
-                tracing::error!(%error, "The metrics could not be rendered");
+                tracing::error!(code = "metrics-not-rendered", "/metrics is answered with 500: {error}");
                 response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
             }
         },
@@ -233,8 +241,8 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
     }
 }
 
-/// Whether a request names its host by a literal address or as `localhost` (RFC 9110, section 7.2); only HTTP/1.0
-/// names none.
+/// Returns whether a request names its host by a literal address or as `localhost` (RFC 9110,
+/// section 7.2); only HTTP/1.0 may name none.
 fn is_for_this_machine<B>(request: &Request<B>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -250,7 +258,8 @@ fn is_for_this_machine<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// The bearer token of a request with one `Authorization`, whose scheme may be in any case (RFC 9110, section 11.1).
+/// Returns the bearer token of a request with one `Authorization`, whose scheme may be in any case
+/// (RFC 9110, section 11.1).
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut presented = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (presented.next(), presented.next()) else { return None };
@@ -265,7 +274,7 @@ fn response(status: StatusCode, content_type: &'static str, body: impl Into<Byte
     response
 }
 
-/// The reasons as JSON. A problem may quote what came from the network, hence the escaping.
+/// Returns the reasons as JSON. A problem may quote what came from the network, hence the escaping.
 fn not_ready(problems: &[Problem]) -> String {
     #[derive(Serialize)]
     struct NotReady<'a> {

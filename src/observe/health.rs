@@ -1,13 +1,13 @@
-//! Whether the daemon is ready for deliveries, and if not, why.
+//! Readiness of the daemon, and the reasons why it is not ready.
 
 use std::collections::BTreeMap;
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
-/// The daemon's readiness: its phase of life and the named conditions that its parts report.
+/// The daemon's readiness: its phase and the named conditions that its parts report.
 ///
-/// Shared behind an `Arc`. It only remembers: whoever reports a problem also logs it.
+/// Shared behind an `Arc`. It only stores: the part that reports a problem also logs it.
 #[derive(Debug, Default)]
 pub struct Health {
     state: Mutex<State>,
@@ -16,9 +16,9 @@ pub struct Health {
 /// One reason why the daemon is not ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Which condition is not met, for example `ledger`.
+    /// Name of the condition that is not met, for example `ledger`.
     pub condition: String,
-    /// One sentence for the operator.
+    /// One line for the operator.
     pub problem: String,
 }
 
@@ -37,13 +37,14 @@ enum Phase {
 }
 
 impl Health {
-    /// Not ready until [`Health::started`].
+    /// Creates the state of a daemon that starts: not ready until [`Health::started`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Reports a condition: met, or not met and why in one sentence. A later report replaces an earlier one
-    /// of the same name. The names come from the code and the configuration, never from the network.
+    /// Reports a condition: met, or not met and why in one line. A later report replaces an earlier
+    /// one of the same name. The names come from the code and the configuration, never from the
+    /// network.
     pub fn set(&self, condition: &str, state: Result<(), String>) {
         let mut this = self.lock();
         match state {
@@ -56,12 +57,12 @@ impl Health {
         }
     }
 
-    /// Takes a reported problem back; nothing happens when there was none.
+    /// Removes a reported problem, if there is one.
     pub fn clear(&self, condition: &str) {
         self.set(condition, Ok(()));
     }
 
-    /// The start is over. After [`Health::draining`] it changes nothing.
+    /// Ends the start. After [`Health::draining`] it changes nothing.
     pub fn started(&self) {
         let mut this = self.lock();
         if this.phase == Phase::Starting {
@@ -69,12 +70,12 @@ impl Health {
         }
     }
 
-    /// The daemon shuts down: from now on it is not ready.
+    /// Begins the shutdown: from now on the daemon is not ready.
     pub fn draining(&self) {
         self.lock().phase = Phase::Draining;
     }
 
-    /// Ready for deliveries?
+    /// Returns whether the daemon is ready for deliveries.
     ///
     /// # Errors
     /// Every problem, the daemon's phase first and then by the condition's name.
@@ -93,7 +94,7 @@ impl Health {
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 
-    /// A panic elsewhere leaves the state whole: each change is a single step.
+    /// Locks the state. A panic elsewhere leaves it consistent: each change is a single step.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }

@@ -1,8 +1,12 @@
 //! The daemon's log: one line an event to stderr, for people or for machines.
 //!
-//! No environment variable sets the level; the configuration does, and [`Handle::set_level`] changes it while
-//! the daemon runs. What a sender wrote can end up in a field, so every value is escaped before it is
-//! written: nobody can forge a line, colour a terminal or turn the reading direction around.
+//! No environment variable sets the level; the configuration does, and [`Handle::set_level`]
+//! changes it while the daemon runs. What a sender wrote can end up in a field, so every value is
+//! escaped before it is written: it cannot forge a line, colour a terminal or change the reading
+//! direction.
+//!
+//! Every message from `info` on has a stable `code` as its first field; `docs/log-messages.md`
+//! lists them.
 //!
 //! A line that cannot be written (stderr is closed, its disk is full) is lost; the daemon goes on.
 
@@ -22,29 +26,31 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 
-/// How a line of the log looks.
+/// Format of the log's lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// RFC 3339 time in UTC, level, message and fields; in colour on a terminal unless `NO_COLOR` is set.
+    /// RFC 3339 time in UTC, level, message and fields; in colour on a terminal unless `NO_COLOR`
+    /// is set.
     #[default]
     Human,
-    /// One object a line: `timestamp`, `level`, `message`, then the fields; `spans` where there are any.
+    /// One object a line: `timestamp`, `level`, `message`, then the fields; `spans` where there are
+    /// any.
     Json,
 }
 
-/// Why logging could not be started or changed.
+/// Reason why logging could not be started or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The operator's: the level cannot be read.
+    /// The operator's fault: the level cannot be parsed.
     #[error(
         "`{0}` is no log level; write off, error, warn, info, debug or trace, or a part of the program with one \
          of these, as in \"info,auditgate::receive=debug\""
     )]
     Directive(String),
-    /// Ours: a process has one log.
+    /// A bug: a process has one log.
     #[error("the log has already been started in this process; this is a bug, please report it")]
     AlreadyStarted,
-    /// Ours: the log that the handle belongs to is gone.
+    /// A bug: the log that the handle belongs to was dropped.
     #[error("the log level could not be changed ({0}); the former one stays in force")]
     Reload(#[source] reload::Error),
 }
@@ -55,7 +61,8 @@ pub enum LoggingError {
 /// (`info,auditgate::receive=debug`); without a level of its own the rest is at `info`.
 ///
 /// # Errors
-/// [`LoggingError::Directive`] for an unreadable level, [`LoggingError::AlreadyStarted`] the second time.
+/// [`LoggingError::Directive`] for an invalid level, [`LoggingError::AlreadyStarted`] the second
+/// time.
 pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingError> {
     let levels = parse_levels(level_directives)?;
     // https://no-color.org: any value but the empty one.
@@ -66,7 +73,7 @@ pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingEr
     Ok(handle)
 }
 
-/// The first part of a level that [`start`] would refuse.
+/// Returns the first directive of a level that [`start`] would refuse.
 pub fn wrong_directive(level_directives: &str) -> Option<String> {
     match parse_levels(level_directives) {
         Err(LoggingError::Directive(directive)) => Some(directive),
@@ -74,7 +81,7 @@ pub fn wrong_directive(level_directives: &str) -> Option<String> {
     }
 }
 
-/// Changes the level of a log that runs.
+/// Handle that changes the level of a running log.
 #[derive(Clone, Debug)]
 pub struct Handle {
     levels: reload::Handle<Targets, Registry>,
@@ -84,7 +91,7 @@ impl Handle {
     /// Replaces the level, from the next line on. `level_directives` is as for [`start`].
     ///
     /// # Errors
-    /// [`LoggingError::Directive`] for an unreadable level; the former one then stays in force.
+    /// [`LoggingError::Directive`] for an invalid level; the former one then stays in force.
     pub fn set_level(&self, level_directives: &str) -> Result<(), LoggingError> {
         self.levels.reload(parse_levels(level_directives)?).map_err(LoggingError::Reload)
     }
@@ -96,7 +103,8 @@ where
 {
     let (levels, handle) = reload::Layer::new(levels);
     let registry = tracing_subscriber::registry().with(levels);
-    // The layer would report a failed write with eprintln!, which panics when stderr is what failed.
+    // The layer would report a failed write with eprintln!, which panics when stderr is what
+    // failed.
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let log = match format {
         Format::Human => {
@@ -117,8 +125,8 @@ where
     (log, Handle { levels: handle })
 }
 
-/// Stricter than the parser of tracing-subscriber, which takes a misspelt level for the name of a part of
-/// the program and then logs nothing.
+/// Parses levels. Stricter than the parser of tracing-subscriber, which takes a misspelt level for
+/// the name of a part of the program and then logs nothing.
 fn parse_levels(directives: &str) -> Result<Targets, LoggingError> {
     let mut levels = Targets::new().with_default(LevelFilter::INFO);
     for directive in directives.split(',').map(str::trim) {
@@ -127,7 +135,7 @@ fn parse_levels(directives: &str) -> Result<Targets, LoggingError> {
             Some((target, level)) => (Some(target.trim()), level.trim()),
             None => (None, directive),
         };
-        // LevelFilter reads an empty text as a level.
+        // LevelFilter parses an empty text as a level.
         if level.is_empty() || target.is_some_and(str::is_empty) {
             return Err(refused());
         }
@@ -140,8 +148,8 @@ fn parse_levels(directives: &str) -> Result<Targets, LoggingError> {
     Ok(levels)
 }
 
-/// `message key=value key=value`. Only the values are escaped: the names stand in our code, and the colours
-/// are ours.
+/// Formatter of `message key=value key=value`. Only the values are escaped: the names come from our
+/// code, and the colours are ours.
 struct HumanFields;
 
 impl<'writer> FormatFields<'writer> for HumanFields {
@@ -190,7 +198,7 @@ impl Visit for HumanVisitor<'_> {
     }
 }
 
-/// The JSON formatter's lines, with the escapes that JSON itself does not ask for.
+/// The JSON formatter's lines, with escapes that JSON itself does not require.
 struct JsonLines(EventFormat<Json>);
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -327,6 +335,19 @@ mod tests {
                 "timestamp": null, "level": "WARN", "message": "Batch committed", "source": "us", "events": 3,
             })
         );
+    }
+
+    #[test]
+    fn a_code_is_the_first_field_in_both_formats() {
+        let log = |subject: &str| {
+            crate::log_throttle::log_throttled!(warn, subject, code = "sink-failing", subject, "it failed");
+        };
+        let text = logged("info", Format::Human, false, |_| log("a")).text();
+        assert!(text.ends_with(" WARN it failed code=\"sink-failing\" unlogged=0 subject=\"a\"\n"), "{text}");
+        assert_eq!(logged("info", Format::Json, false, |_| log("b")).json()["code"], "sink-failing");
+        // A value cannot imitate a code.
+        let text = logged("info", Format::Human, false, |_| log("code=\"x\"")).text();
+        assert!(!text.contains("code=\"x\""), "{text}");
     }
 
     #[test]

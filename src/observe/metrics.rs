@@ -1,9 +1,9 @@
 //! The daemon's Prometheus metrics, each declared once.
 //!
-//! Every series exists from the start and none is added later: a label value comes from the configuration
-//! or from a closed list, so that no sender can grow the memory of the daemon or of the Prometheus server,
-//! and a counter stands at 0 before its first event, as `rate()` needs it. Call sites name a source or a
-//! sink, never a label; the handle of each series is looked up here.
+//! Every series exists from the start and none is added later: a label value comes from the
+//! configuration or from a closed list, so that no sender can grow the memory of the daemon or of
+//! the Prometheus server, and a counter is 0 before its first event, as `rate()` needs it. Call
+//! sites name a source or a sink, never a label; the handle of each series is looked up here.
 //!
 //! Recording never fails and never blocks for long: a series is an atomic number.
 
@@ -26,35 +26,35 @@ use crate::receive::close_reason::CloseReason;
 /// The `Content-Type` of [`Metrics::render`]: Prometheus's text exposition format, version 0.0.4.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// The statuses that the receiver can answer (contract, "ResponseStream"), ascending. A status that is not listed
-/// is not counted.
+/// The statuses that the receiver can answer, ascending. A status that is not listed is not
+/// counted.
 pub const STATUS_CODES: [u16; 11] = [200, 400, 401, 403, 404, 405, 413, 415, 429, 431, 500];
 
-/// Seconds. A request ends within its timeout, 30 s unless configured otherwise.
+/// Buckets in seconds. A request ends within its timeout, 30 s unless configured otherwise.
 const REQUEST_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// Seconds. Fine around Konnect's 15 s of retries; the upper end tells a replay job (up to 7 days, Konnect's
-/// retention) from an outage.
+/// Buckets in seconds. Fine around Konnect's 15 s of retries; the upper end distinguishes a replay
+/// job (up to 7 days, Konnect's retention) from an outage.
 const DELAY_BUCKETS: [f64; 14] =
     [1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0, 345_600.0, 691_200.0];
 
-/// Seconds. From a commit on an NVMe disk to one on a disk that is about to fail.
+/// Buckets in seconds, from a commit on an NVMe disk to one on a disk that is about to fail.
 const COMMIT_BUCKETS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Seconds, one year. The sender writes the time that a delay is counted from: one absurd value must not
-/// drown the histogram's sum.
+/// Maximum delay that is recorded, in seconds: one year. The sender writes the time that a delay is
+/// counted from, and one absurd value must not dominate the histogram's sum.
 const LONGEST_DELAY: f64 = 366.0 * 86_400.0;
 
-/// What became of one line: the closed list behind the label `outcome`.
+/// Outcome of one line: the closed list behind the label `outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Committed for delivery.
     Accepted,
     /// Already committed within the source's window.
     Duplicate,
-    /// Quarantined: neither CEF nor JSON nor CPS, or not UTF-8.
+    /// Quarantined: neither CEF nor JSON nor CPS.
     Malformed,
     /// Quarantined: no key verifies it.
     BadSignature,
@@ -78,7 +78,8 @@ impl Outcome {
         Self::UndecodableBody,
     ];
 
-    /// The value of the label, which for a quarantined line is also the `reason` in the quarantine.
+    /// Returns the value of the label, which for a quarantined line is also the `reason` in the
+    /// quarantine.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
@@ -92,10 +93,10 @@ impl Outcome {
     }
 }
 
-/// Why metrics could not be set up or rendered. Always a fault of ours.
+/// Reason why metrics could not be set up or rendered. Always a bug.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// Two declarations contradict each other, or a name is not one.
+    /// Two declarations contradict each other, or a name is not valid.
     #[error("the metrics could not be registered ({0}); this is a bug, please report it")]
     Register(#[source] prometheus::Error),
     /// The text encoder refused a series.
@@ -106,8 +107,8 @@ pub enum MetricsError {
 /// A callback of [`Metrics::before_render`].
 pub type BeforeRender = Box<dyn Fn(&Metrics) + Send + Sync>;
 
-/// Every metric of the daemon, in a registry of its own. Shared behind an `Arc` by the stages' edges, which
-/// write it, and the admin endpoint, which renders it.
+/// Every metric of the daemon, in a registry of its own. Shared behind an `Arc` by the callers of
+/// the stages, which write it, and the admin endpoint, which renders it.
 pub struct Metrics {
     registry: Registry,
     source_families: SourceFamilies,
@@ -126,13 +127,13 @@ pub struct Metrics {
     before_render: RwLock<Vec<BeforeRender>>,
 }
 
-/// The requests to one source's path, or to none.
+/// Series of the requests to one source's path, or to none.
 struct RequestSeries {
     by_code: [IntCounter; STATUS_CODES.len()],
     duration: Histogram,
 }
 
-/// What each source has a series of.
+/// Families with a series for each source.
 struct SourceFamilies {
     requests: RequestFamilies,
     events: IntCounterVec,
@@ -186,7 +187,8 @@ struct SinkSeries {
 }
 
 impl Metrics {
-    /// Declares every metric and creates every series, for the configured names of sources and sinks.
+    /// Declares every metric and creates every series, for the configured names of sources and
+    /// sinks.
     ///
     /// # Errors
     /// [`MetricsError::Register`] when the declarations below contradict each other.
@@ -370,7 +372,8 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Creates the series of a source that was configured later; those of a source that is gone stay.
+    /// Creates the series of a source that was configured later; those of a source that was removed
+    /// stay.
     pub fn add_source(&self, name: &str) {
         let mut sources = self.sources.write();
         sources.entry(name.to_owned()).or_insert_with(|| Arc::new(self.source_families.of(name)));
@@ -381,8 +384,9 @@ impl Metrics {
         self.reload_errors.inc();
     }
 
-    /// Counts one answered request. `source` is `None` when the path is no source's; `code` is one of
-    /// [`STATUS_CODES`]; `elapsed` runs from the request's header to the end of the answer.
+    /// Counts one answered request. `source` is `None` when no source has the path; `code` is one
+    /// of [`STATUS_CODES`]; `elapsed` is the time from the request's header to the end of the
+    /// response.
     pub fn http_request(&self, source: Option<&str>, code: u16, elapsed: Duration) {
         let source = source.map(|name| self.source(name));
         let series = match &source {
@@ -409,12 +413,12 @@ impl Metrics {
         self.connections_closed[ending as usize].inc();
     }
 
-    /// How many open connections have shown a valid token.
+    /// Sets the number of open connections that have shown a valid token.
     pub fn authorized_connections(&self, connections: u64) {
         self.authorized_connections.set(saturate(connections));
     }
 
-    /// The bytes that batches in work have reserved.
+    /// Sets the bytes that batches in progress have reserved.
     pub fn in_flight_bytes(&self, bytes: u64) {
         self.in_flight_bytes.set(saturate(bytes));
     }
@@ -426,9 +430,9 @@ impl Metrics {
         }
     }
 
-    /// Records how long events were on their way, in seconds, for a whole batch at once: some 10 ns an
-    /// event, and the shared series is touched once. A sender whose clock is ahead counts as 0, and nothing
-    /// as more than a year.
+    /// Records the delays of events, in seconds, for a whole batch at once: some 10 ns an event,
+    /// and the shared series is touched once. A sender whose clock is ahead counts as 0, and
+    /// nothing as more than a year.
     pub fn event_delays(&self, source: &str, seconds: &[f64]) {
         if let Some(series) = self.source(source) {
             let local = series.delay.local();
@@ -448,7 +452,8 @@ impl Metrics {
         }
     }
 
-    /// When the source's last event was accepted, in seconds since the Unix epoch, by our clock.
+    /// Sets when the source's last event was accepted, in seconds since the Unix epoch, by our
+    /// clock.
     pub fn last_event(&self, source: &str, unix_seconds: u64) {
         if let Some(series) = self.source(source) {
             series.last_event.set(saturate(unix_seconds));
@@ -461,7 +466,7 @@ impl Metrics {
         self.commit_duration.observe(transaction.as_secs_f64());
     }
 
-    /// The size of the ledger's files in bytes.
+    /// Sets the size of the ledger's files in bytes.
     pub fn ledger_bytes(&self, bytes: u64) {
         self.ledger_bytes.set(saturate(bytes));
     }
@@ -473,7 +478,8 @@ impl Metrics {
         }
     }
 
-    /// What waits for the sink: how many, and the age of the oldest in seconds (0 when none waits).
+    /// Sets what waits for the sink: the number of events, and the age of the oldest in seconds (0
+    /// when none waits).
     pub fn sink_pending(&self, sink: &str, events: u64, oldest_seconds: f64) {
         if let Some(series) = self.sink(sink) {
             series.pending.set(saturate(events));
@@ -488,7 +494,7 @@ impl Metrics {
         }
     }
 
-    /// Counts `n` events (or quarantined lines) that were cut to fit the sink.
+    /// Counts `n` events (or quarantined lines) that were truncated to fit the sink.
     pub fn sink_truncated(&self, sink: &str, n: u64) {
         if let Some(series) = self.sink(sink) {
             series.truncated.inc_by(n);
@@ -502,7 +508,7 @@ impl Metrics {
         }
     }
 
-    /// How many keys are in use, and how many of these are retired.
+    /// Sets the number of keys in use, and of the retired ones among them.
     pub fn jwks_keys(&self, source: &str, keys: u64, retired: u64) {
         if let Some(series) = self.source(source) {
             series.jwks_keys.set(saturate(keys));
@@ -510,7 +516,8 @@ impl Metrics {
         }
     }
 
-    /// The key set was read from its origin, at a time in seconds since the Unix epoch.
+    /// Records that the key set was read from its origin, at a time in seconds since the Unix
+    /// epoch.
     pub fn jwks_refreshed(&self, source: &str, unix_seconds: u64, changed: bool) {
         if let Some(series) = self.source(source) {
             series.jwks_refreshed.set(saturate(unix_seconds));
@@ -525,14 +532,14 @@ impl Metrics {
         }
     }
 
-    /// When the served certificate expires, in seconds since the Unix epoch.
+    /// Sets when the served certificate expires, in seconds since the Unix epoch.
     pub fn certificate_not_after(&self, unix_seconds: u64) {
         self.certificate_not_after.set(saturate(unix_seconds));
     }
 
-    /// Adds a callback that brings values up to date before each rendering, in the order of the calls. It
-    /// runs on an async thread of the admin endpoint: it reads what is already in memory, does not block,
-    /// and calls neither this nor [`Metrics::render`].
+    /// Adds a callback that updates values before each rendering, in the order of the calls. It
+    /// runs on a thread of the admin endpoint: it must not take long, and must call neither this
+    /// nor [`Metrics::render`].
     pub fn before_render(&self, hook: BeforeRender) {
         self.before_render.write().push(hook);
     }
@@ -569,7 +576,7 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// One open connection; dropping it counts the connection as closed, however it ended.
+/// An open connection; dropping it counts the connection as closed, however it ended.
 #[derive(Debug)]
 pub struct ConnectionGuard {
     connections: IntGauge,
@@ -597,7 +604,7 @@ impl RequestFamilies {
     }
 }
 
-/// Builds a metric and enters it into the registry, so that none can be made and forgotten.
+/// Creates a metric and registers it, so that none can be created and forgotten.
 struct Declarations<'a>(&'a Registry);
 
 impl Declarations<'_> {
@@ -635,7 +642,7 @@ impl Declarations<'_> {
         self.enter(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
     }
 
-    /// The standard `process_*` metrics, which are read from /proc.
+    /// Registers the standard `process_*` metrics, which are read from /proc.
     #[cfg(target_os = "linux")]
     fn process(&self) -> Result<(), MetricsError> {
         let process = prometheus::process_collector::ProcessCollector::for_self();
@@ -647,7 +654,8 @@ impl Declarations<'_> {
         Ok(())
     }
 
-    /// The registry keeps one handle and the caller the other, both to the same series.
+    /// Registers a metric. The registry keeps one handle and the caller the other, both to the same
+    /// series.
     fn enter<C: Collector + Clone + 'static>(
         &self,
         metric: prometheus::Result<C>,
@@ -662,7 +670,8 @@ fn saturate(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The standard metrics of a process, with fractions of a second in its CPU time, which the crate cuts off.
+/// The standard metrics of a process, with fractions of a second in its CPU time, which the crate
+/// drops.
 #[cfg(target_os = "linux")]
 struct Process(prometheus::process_collector::ProcessCollector);
 

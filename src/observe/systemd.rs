@@ -1,7 +1,7 @@
-//! What systemd is told about the daemon's life (sd_notify(3)), and its watchdog.
+//! Notifications to systemd (sd_notify(3)), and its watchdog.
 //!
-//! Outside systemd, when `NOTIFY_SOCKET` is not set, nothing happens. A message that cannot be sent is
-//! logged at debug and otherwise ignored: systemd's own timeouts then decide.
+//! Outside systemd, when `NOTIFY_SOCKET` is not set, nothing happens. A message that cannot be sent
+//! is logged at debug and otherwise ignored: systemd's own timeouts then decide.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// The daemon is up, or up to date again after [`reloading`]. `status` is one sentence for
+/// Reports that the daemon is up, or up to date again after [`reloading`]. `status` is one line for
 /// `systemctl status`.
 pub fn ready(status: &str) {
     // A line feed would end the assignment and begin another.
@@ -17,27 +17,27 @@ pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
-/// The daemon shuts down.
+/// Reports that the daemon shuts down.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// The daemon reads something again that it had read at its start; [`ready`] ends it, whether it was good or not,
-/// or systemd fails the reload after its time limit.
+/// Reports that the daemon reloads. [`ready`] ends it, whether the reload succeeded or not;
+/// otherwise systemd fails the reload after its time limit.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         // systemd 253 and later want the time with it for Type=notify-reload; others ignore it.
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "The monotonic clock could not be read for systemd"),
+        Err(error) => tracing::debug!(%error, "cannot read the monotonic clock for systemd"),
     }
 }
 
-/// Pings systemd's watchdog for as long as `alive` says so: asks four times in its interval. Returns at once when
-/// the unit has no `WatchdogSec`, and otherwise never.
+/// Pings systemd's watchdog while `alive` returns true: calls it four times in the watchdog's
+/// interval. Returns at once when the unit has no `WatchdogSec`, and otherwise never.
 ///
-/// `alive` is asked on an async thread and must not block it; it may take its time, and the ping goes out when it
-/// has answered. So the pings stop when it does not, and when the runtime does not get to ask. After the interval
-/// systemd ends the process and starts it anew.
+/// `alive` runs on an async thread and must not block it; it may take long, and the ping is sent
+/// when it has returned. So the pings stop when it does not return, and when the runtime does not
+/// get to call it. After the interval systemd ends the process and starts it again.
 pub async fn watchdog(alive: impl AsyncFn() -> bool) {
     match sd_notify::watchdog_enabled() {
         Some(limit) if !limit.is_zero() => {
@@ -71,16 +71,19 @@ async fn ping_every(period: Duration, alive: impl AsyncFn() -> bool, ping: impl 
     }
 }
 
-/// Once for each time that it stops.
+/// Logs once for each time that it stops.
 fn complain(was_alive: bool) {
     if was_alive {
-        tracing::error!("the daemon makes no progress; unless it recovers, systemd's watchdog restarts it");
+        tracing::error!(
+            code = "daemon-stalled",
+            "the daemon makes no progress; unless it recovers, systemd's watchdog restarts it"
+        );
     }
 }
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd could not be notified");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 

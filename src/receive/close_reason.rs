@@ -1,32 +1,33 @@
-//! How connections end, for who counts them.
+//! Reasons why connections end, for the metrics.
 
-/// How a connection ended.
+/// Reason why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// In order: by the peer between two requests, after the last answer, or by our shutdown.
+    /// Closed in order: by the peer between two requests, after the last response, or by our
+    /// shutdown.
     Done,
     /// The TLS handshake failed.
     HandshakeFailed,
     /// The TLS handshake was too slow.
     HandshakeTimeout,
-    /// A head was too slow, or nothing was asked for a long time.
+    /// A request's head was too slow, or the connection was idle too long.
     HeaderTimeout,
     /// A body was too slow.
     BodyTooSlow,
-    /// The peer ended it, or the network did, in the middle of a request or an answer.
+    /// The peer or the network ended it in the middle of a request or a response.
     CutOff,
-    /// The peer did not take its answer.
+    /// The peer did not read its response in time.
     AnswerTimeout,
     /// A request was malformed or its head too large.
     Malformed,
-    /// It made room for a newer one.
+    /// It was evicted for a newer connection.
     Evicted,
-    /// It made room for a newer one of the same address.
+    /// It was evicted for a newer connection from the same address.
     PerPeerLimit,
 }
 
 impl CloseReason {
-    /// Every ending, in the order of declaration.
+    /// Every reason, in the order of declaration.
     pub const ALL: [Self; 10] = [
         Self::Done,
         Self::HandshakeFailed,
@@ -40,7 +41,7 @@ impl CloseReason {
         Self::PerPeerLimit,
     ];
 
-    /// Its name in the metrics.
+    /// Returns its name in the metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",

@@ -1,10 +1,12 @@
-//! How many connections there may be, and which one goes when there are too many.
+//! The limit of connections, and which one is evicted when there are too many.
 //!
-//! A connection is unauthenticated until it has shown a valid token. Half of the connections at most are, and each
-//! address has a share of these; the other half is kept for authenticated ones. A newcomer beyond that takes the room
-//! of the oldest unauthenticated connection: of its own address if that has too many, else of the address that has the
-//! most, so that a flood evicts itself before it evicts others. When there is none, the authenticated connection goes
-//! that has been idle longest; when none is idle, the newcomer waits, for every request has its deadlines.
+//! A connection is unauthenticated until it has shown a valid token. At most half of the
+//! connections are unauthenticated, and each address has a share of these; the other half is kept
+//! for authenticated ones. A new connection beyond that evicts the oldest unauthenticated one: of
+//! its own address if that has too many, else of the address that has the most, so that a flood
+//! evicts itself before it evicts others. When there is none, the authenticated connection that has
+//! been idle longest is evicted; when none is idle, the new connection waits, for every request has
+//! its deadlines.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,9 +17,10 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 
-/// Time that an unauthenticated connection may need to show its token. Where younger ones are evicted, newcomers come
-/// in no faster than [`BURST`] in [`BURST_DELAY`], so that a genuine one among a flood from its own address has some
-/// time, and yet the kernel's whole queue is through within a second.
+/// Time that an unauthenticated connection may need to show its token. Where younger ones are
+/// evicted, new connections are accepted no faster than [`BURST`] in [`BURST_DELAY`], so that a
+/// genuine one among a flood from its own address has some time, and yet the kernel's whole queue
+/// is accepted within a second.
 const YOUNG: Duration = Duration::from_millis(100);
 const BURST: u64 = 8;
 const BURST_DELAY: Duration = Duration::from_millis(1);
@@ -31,7 +34,7 @@ pub struct ConnectionLimit {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Something changed that a newcomer or the drain may wait for.
+    /// Notified of a change that a new connection or the drain may wait for.
     changed: Notify,
 }
 
@@ -41,7 +44,7 @@ struct State {
     all: usize,
     /// Maximum number of unauthenticated connections of one address.
     per_peer: usize,
-    /// Counts up, so that an older connection has a smaller number.
+    /// Increases, so that an older connection has a smaller number.
     next: u64,
     connections: BTreeMap<u64, Connection>,
     /// Number of unauthenticated connections that were evicted while they were young.
@@ -53,12 +56,13 @@ struct Connection {
     network: IpAddr,
     since: Instant,
     is_authenticated: bool,
-    /// When it became idle, on the scale of [`State::next`]; none while it is at work.
+    /// Time at which it became idle, on the scale of [`State::next`]; none while a request is in
+    /// progress.
     idle_since: Option<u64>,
     evict: oneshot::Sender<Evicted>,
 }
 
-/// Why a connection was evicted.
+/// Reason why a connection was evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evicted {
     /// There were too many connections.
@@ -78,25 +82,27 @@ pub struct ConnectionPermit {
 }
 
 impl ConnectionLimit {
-    /// `all` connections, at least 1; half of these may be unauthenticated, and `per_peer` of these of one address.
+    /// Creates a limit of `all` connections, at least 1; half of these may be unauthenticated, and
+    /// `per_peer` of these from one address.
     pub fn new(all: usize, per_peer: usize) -> Self {
         let (all, per_peer) = (all.max(1), per_peer.max(1));
         let state = State { all, per_peer, next: 0, connections: BTreeMap::new(), evicted_young: 0 };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
     }
 
-    /// Sets what [`ConnectionLimit::new`] was given. Where it is less than there is, no connection is evicted until the
-    /// next newcomer, which then waits until there is room.
+    /// Changes the parameters of [`ConnectionLimit::new`]. Where there are more connections than
+    /// that, none is evicted until the next new one, which then waits.
     pub fn resize(&self, all: usize, per_peer: usize) {
         let mut state = self.shared.state.lock();
         (state.all, state.per_peer) = (all.max(1), per_peer.max(1));
         self.shared.changed.notify_one();
     }
 
-    /// Waits until there is room for a newcomer, whose address is in its canonical form. Returns its permit, and what
-    /// tells that it is evicted. One caller at a time.
+    /// Waits until a new connection is within the limit. `peer` is its address in canonical form.
+    /// Returns its permit, and a receiver that reports its eviction. One caller at a time.
     ///
-    /// Of a proxy there may be any number: whose share its connections take is said by [`ConnectionPermit::is_for`].
+    /// A proxy may have any number of connections: [`ConnectionPermit::is_for`] sets whose share
+    /// each counts against.
     pub async fn admit(
         &self,
         peer: IpAddr,
@@ -160,7 +166,7 @@ impl ConnectionLimit {
         }
     }
 
-    /// Number of connections, and how many of them are authenticated.
+    /// Returns the number of connections, and how many of them are authenticated.
     pub fn taken(&self) -> (usize, usize) {
         let state = self.shared.state.lock();
         (state.connections.len(), state.connections.len() - state.unauthenticated().count())
@@ -168,12 +174,13 @@ impl ConnectionLimit {
 }
 
 impl ConnectionPermit {
-    /// The peer's address, as it was given, or that of the client behind it.
+    /// Returns the peer's address, as it was given, or that of the client behind it.
     pub fn peer(&self) -> IpAddr {
         *self.client.get().unwrap_or(&self.peer)
     }
 
-    /// The peer is a proxy, and the connection is this client's. Where the client has too many, its oldest is evicted.
+    /// Records that the peer is a proxy, and the connection is this client's. Where the client has
+    /// too many, its oldest is evicted.
     pub fn is_for(&self, client: IpAddr) {
         let _ = self.client.set(client);
         let network = network(client);
@@ -184,12 +191,12 @@ impl ConnectionPermit {
         }
     }
 
-    /// The connection has shown a valid token, and is at work.
+    /// Records that the connection has shown a valid token, and is in use.
     pub fn authenticated(&self) {
         self.change(|connection, _| connection.is_authenticated = true);
     }
 
-    /// The connection waits for its next request (or has got one). An idle one may be evicted.
+    /// Records whether the connection waits for its next request. An idle one may be evicted.
     pub fn idle(&self, is_idle: bool) {
         self.change(|connection, now| connection.idle_since = is_idle.then_some(now));
     }
@@ -203,7 +210,7 @@ impl ConnectionPermit {
         self.shared.changed.notify_one();
     }
 
-    /// Whether it has shown a valid token.
+    /// Returns whether it has shown a valid token.
     pub fn is_authenticated(&self) -> bool {
         self.shared.state.lock().connections.get(&self.number).is_some_and(|known| known.is_authenticated)
     }
@@ -229,7 +236,7 @@ impl State {
         all.filter(|(_, connection)| !connection.is_authenticated)
     }
 
-    /// Evicts unauthenticated connections of an address until there is room for `more`.
+    /// Evicts unauthenticated connections of an address until `more` fit.
     fn make_room_of(&mut self, network: IpAddr, more: usize) {
         let mut of_it = self.unauthenticated().filter(|(_, connection)| connection.network == network);
         let Some((oldest, _)) = of_it.next() else { return };
@@ -239,7 +246,7 @@ impl State {
         }
     }
 
-    /// The oldest unauthenticated connection of the addresses that have the most.
+    /// Returns the oldest unauthenticated connection of the addresses that have the most.
     fn oldest_of_the_most(&self) -> Option<u64> {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         for (_, connection) in self.unauthenticated() {
@@ -251,7 +258,7 @@ impl State {
         of_them.next().map(|(number, _)| number)
     }
 
-    /// The authenticated connection that has been idle longest.
+    /// Returns the authenticated connection that has been idle longest.
     fn longest_idle(&self) -> Option<u64> {
         let idle = self.connections.iter().filter(|(_, connection)| connection.is_authenticated);
         let idle = idle.filter_map(|(number, connection)| Some((connection.idle_since?, *number)));
@@ -262,13 +269,14 @@ impl State {
         if let Some(connection) = self.connections.remove(&number) {
             let is_young = !connection.is_authenticated && connection.since.elapsed() < YOUNG;
             self.evicted_young += u64::from(is_young);
-            // One that has just ended needs not be told.
+            // A connection that has just ended has dropped its receiver.
             let _ = connection.evict.send(why);
         }
     }
 }
 
-/// What counts as one address: IPv6 hosts have a whole /64 to choose from (RFC 6177).
+/// Returns the network that counts as one address: IPv6 hosts have a whole /64 to choose from (RFC
+/// 6177).
 fn network(peer: IpAddr) -> IpAddr {
     match peer {
         IpAddr::V4(address) => IpAddr::V4(address),

@@ -1,7 +1,7 @@
 //! Connections: accept, handshake, serve, linger, drain.
 //!
-//! Each connection has one task and one [`ConnectionPermit`]; a drain is done when all connections are free. Transient errors of accept
-//! are survived.
+//! Each connection has one task and one [`ConnectionPermit`]; a drain is done when all connections
+//! are closed. Transient errors of accept do not end it.
 
 use std::error::Error as _;
 use std::future::poll_fn;
@@ -30,48 +30,53 @@ use super::request::{Aborted, HEAD_BYTES, HEAD_FIELDS, Service};
 use super::response::Refusal;
 use super::response_stream::{ResponseDue, ResponseStream};
 use super::tls::Certificates;
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
-/// What the listener is made of.
+/// The parts of the listener.
 pub struct Listener {
     /// `https` or `http`, for the log.
     pub scheme: &'static str,
     /// None for plain HTTP, which the configuration allows on loopback only.
     pub tls: Option<Arc<Certificates>>,
-    /// Who may be connected at a time.
+    /// Limit of simultaneous connections.
     pub connections: ConnectionLimit,
-    /// Requests go here.
+    /// Handler of the requests.
     pub service: Arc<Service>,
-    /// Called for each connection; what it returns is kept as long as the connection.
+    /// Called for each connection; what it returns is kept until the connection ends.
     pub connected: Box<dyn Fn() -> Box<dyn Send> + Send + Sync>,
     /// Called at the end of each connection.
     pub ended: Box<dyn Fn(CloseReason) + Send + Sync>,
 }
 
-/// How long, and for how many bytes, a peer that got an early answer may go on sending before it is cut off.
+/// Time and number of bytes for which a connection is read after an early response, before it is
+/// closed.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 16 << 20;
 
-/// So many strangers may do so at a time. The answer of one more may be lost.
+/// Maximum number of unauthenticated connections in lingering close. Beyond it the peer may see a
+/// reset instead of the response.
 const LINGERING: usize = 64;
 
-/// Between two attempts to accept when the system is short of something.
+/// Pause between two attempts to accept when the system is short of a resource.
 const SHORTAGE: Duration = Duration::from_millis(20);
 
-/// How long a drain leaves connections open on which nothing is being asked. Whoever is just about to ask, on a
-/// kept connection or on a new one, still gets an answer, and with it `Connection: close` (RFC 9112, section 9.6);
-/// closing at once would cross his request, and without retries he would lose it.
+/// Time for which a drain leaves connections open that have no request in progress. A request that
+/// is just about to come, on a kept connection or on a new one, still gets a response, and with it
+/// `Connection: close` (RFC 9112, section 9.6); closing at once would cross the request, and a
+/// sender without retries would lose it.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
 impl Listener {
-    /// Serves until `shutdown` says so, then lets every request come to its end that has begun, or begins within
-    /// 2 s on a connection that is there, for as long as a body may take. Returns whether all did.
+    /// Serves until `shutdown` turns true, then lets every request finish that has begun, or begins
+    /// within [`LAST_CALL`] on an open connection, for the time that a body may take. Returns
+    /// whether all did.
     ///
-    /// The socket is closed first, not shut down: where another process holds it too, who waits in its queue or
-    /// connects from now on is served by that one; else he is refused at once.
+    /// The socket is closed first, not shut down: where another process holds it too, that one
+    /// serves the connections that wait in its queue or are made from now on; otherwise they are
+    /// refused at once.
     pub async fn serve(self, socket: TcpListener, mut shutdown: watch::Receiver<bool>) -> bool {
         if let Ok(address) = socket.local_addr() {
-            tracing::info!("listening on {}://{address}", self.scheme);
+            tracing::info!(code = "listening", "listening on {scheme}://{address}", scheme = self.scheme);
         }
         let (this, stop) = (Arc::new(self), shutdown.clone());
         let lingering = Arc::new(Semaphore::new(LINGERING));
@@ -89,11 +94,11 @@ impl Listener {
                 _ = shutdown.wait_for(|stop| *stop) => break Some((stream, peer)),
             };
             begin(stream, permit);
-            // A flood is accepted no faster than those who came before it are looked at.
+            // A flood is accepted no faster than the connections before it are examined.
             tokio::task::yield_now().await;
         };
         drop(socket);
-        // Taken from the queue, so nobody else can serve him.
+        // Taken from the queue, so no other process can serve it.
         if let Some((stream, peer)) = waiting
             && let Ok(permit) = timeout(LAST_CALL, this.admit(peer)).await
         {
@@ -108,8 +113,8 @@ impl Listener {
         timeout(LAST_CALL + drain, idle).await.is_ok()
     }
 
-    /// The next connection. Errors that concern one peer are passed over; when descriptors or memory are short, the
-    /// oldest stranger makes room, and if there is none, it waits until somebody leaves.
+    /// Accepts the next connection. Errors that concern one peer are skipped; when descriptors or
+    /// memory are short, a connection is evicted, and if none can be, this waits until one ends.
     async fn accept(&self, socket: &TcpListener) -> (TcpStream, IpAddr) {
         loop {
             let error = match socket.accept().await {
@@ -119,12 +124,12 @@ impl Listener {
             if concerns_one_peer(&error) {
                 continue;
             }
-            log_seldom!(
+            log_throttled!(
                 error,
                 "",
-                %error,
-                "cannot accept connections; trying again: raise the limit of open files (LimitNOFILE), or lower \
-                 limits.connections"
+                code = "accept-failing",
+                "cannot accept connections: {error}; retrying: raise the limit of open files (LimitNOFILE), or \
+                 lower limits.connections"
             );
             self.connections.make_room();
             tokio::time::sleep(SHORTAGE).await;
@@ -170,7 +175,7 @@ impl Listener {
         let deadline = self.service.in_force().deadline;
         let opened = tokio::select! {
             opened = timeout(deadline, self.open(stream, permit)) => opened,
-            // Nothing has been asked yet, so nobody is owed an answer.
+            // Nothing has been asked yet, so no response is due.
             () = last_call(shutdown.clone()) => return CloseReason::Done,
         };
         let (ending, answered) = match opened {
@@ -185,7 +190,7 @@ impl Listener {
                 let (ending, answered) = self.requests(*encrypted, permit, shutdown).await;
                 let answered = match answered {
                     Some(mut encrypted) => {
-                        // Says goodbye in TLS; what still comes is thrown away undecrypted.
+                        // Sends close_notify; what still comes is discarded undecrypted.
                         let _ = timeout(LINGER, encrypted.shutdown()).await;
                         Some(encrypted.into_inner().0)
                     }
@@ -203,7 +208,7 @@ impl Listener {
         ending
     }
 
-    /// What comes before the first request: whose connection it is, and the TLS handshake.
+    /// Handles what comes before the first request: the PROXY header and the TLS handshake.
     async fn open(&self, mut stream: TcpStream, permit: &ConnectionPermit) -> Result<Opened, CloseReason> {
         if self.is_proxy(permit.peer()) {
             match proxy_header::read(&mut stream).await {
@@ -211,7 +216,16 @@ impl Listener {
                 Ok(None) => {}
                 Err(error) => {
                     let proxy = permit.peer().to_string();
-                    log_seldom!(warn, &proxy, proxy, %error, "a connection from a proxy has no good PROXY header");
+                    // The error may repeat what the peer sent, so it is a field, whose quotes are
+                    // escaped.
+                    log_throttled!(
+                        warn,
+                        &proxy,
+                        code = "proxy-header-invalid",
+                        proxy,
+                        error = error.to_string(),
+                        "a connection from the proxy {proxy} has no valid PROXY header and is closed"
+                    );
                     return Err(CloseReason::Malformed);
                 }
             }
@@ -229,7 +243,7 @@ impl Listener {
         Ok(Opened::Tls(Box::new(encrypted)))
     }
 
-    /// Serves a connection's requests. Gives the stream back when the last thing that was said is an answer, which
+    /// Serves a connection's requests. Returns the stream when its last bytes are a response, which
     /// the peer should be able to read.
     async fn requests<S>(
         &self,
@@ -266,7 +280,8 @@ impl Listener {
         let answers = ResponseStream::new(stream, deadline, owed.clone(), refuse, taken);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // Who has said everything may say so, and still wants his answer (RFC 9112, section 9.6).
+            // A client may close its sending side and still wait for its response (RFC 9112,
+            // section 9.6).
             .half_close(true)
             .header_read_timeout(rules.idle_timeout)
             .max_headers(2 * HEAD_FIELDS)
@@ -277,7 +292,7 @@ impl Listener {
         let (mut draining, mut is_late) = (false, false);
         let ended = loop {
             tokio::select! {
-                // First, so that a request that has just come is not cut off.
+                // First, so that a request that has just come is not aborted.
                 biased;
                 ended = poll_fn(|context| connection.poll_without_shutdown(context)) => break ended,
                 () = &mut first_request, if !is_late => {
@@ -297,7 +312,7 @@ impl Listener {
         if !matches!(ending, CloseReason::Done | CloseReason::Malformed) {
             return (ending, None);
         }
-        // hyper's refusal, which we put in our words, may not be out yet.
+        // The response in place of hyper's refusal may not be written yet.
         let _ = timeout(deadline, answers.flush()).await;
         (ending, Some(answers.into_inner()))
     }
@@ -310,14 +325,14 @@ enum Opened {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Returns when connections are closed on which nothing is being asked.
+/// Returns when connections without a request in progress are to be closed.
 async fn last_call(mut shutdown: watch::Receiver<bool>) {
-    // A sender that is gone cannot stop us any more, which counts as stopped.
+    // A sender that was dropped cannot stop us any more, which counts as stopped.
     let _ = shutdown.wait_for(|stop| *stop).await;
     tokio::time::sleep(LAST_CALL).await;
 }
 
-/// What hyper says about the end of a connection.
+/// Returns the reason for which hyper ended a connection.
 fn ending(error: &hyper::Error) -> CloseReason {
     tracing::debug!(%error, "a connection ended early");
     let source = error.source();
@@ -346,8 +361,8 @@ fn concerns_one_peer(error: &io::Error) -> bool {
     )
 }
 
-/// Closes our side and reads on for a moment: closing with unread bytes would send a reset, which can destroy
-/// the answer before the peer has read it.
+/// Closes our side and reads on for a limited time: closing with unread bytes would send a reset,
+/// which can destroy the response before the peer has read it.
 async fn linger(mut stream: TcpStream) {
     if stream.shutdown().await.is_err() {
         return;

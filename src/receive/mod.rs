@@ -1,9 +1,9 @@
-//! From the socket to bounded bytes, and back to an answer.
+//! From the socket to bounded bytes, and back to a response.
 //!
-//! [`listener`] owns connections, their deadlines and the drain; [`connection_limit`] says who may be connected; [`tls`] loads
-//! certificates; [`response_stream`] sees to it that responses are taken; [`request`]
-//! routes, authorises and bounds a request until it is a delivery for `ingest`; [`response`] is the only place
-//! where what became of it turns into a status.
+//! [`listener`] owns connections, their deadlines and the drain; [`connection_limit`] decides which
+//! connections are open; [`tls`] loads certificates; [`response_stream`] sets a deadline for
+//! reading a response; [`request`] routes, authorises and bounds a request until it is a delivery
+//! for `ingest`; [`response`] is the only place where the result becomes a status.
 
 pub mod close_reason;
 pub mod connection_limit;

@@ -1,4 +1,4 @@
-//! The PROXY header that a balancer puts in front of a connection to say whose it is
+//! The PROXY header that a balancer sends before a connection's first bytes to name its client
 //! (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, versions 1 and 2).
 
 use std::io;
@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// What a header of version 2 begins with, and the length of its part before the addresses (section 2.2).
+/// Beginning of a header of version 2, and the length of its part before the addresses (section
+/// 2.2).
 const SIGNATURE_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const FIXED_V2: usize = 16;
 
@@ -17,14 +18,14 @@ const LONGEST_V1: usize = 107;
 /// Maximum length of what follows the fixed part of version 2: addresses and a few extensions.
 const LONGEST_V2: usize = 4096;
 
-/// Reads the header, and nothing behind it. Returns the address of the client; none when the proxy does not say it, as
-/// in its own health checks.
+/// Reads the header, and nothing behind it. Returns the address of the client; none when the proxy
+/// does not name it, as in its own health checks.
 ///
 /// # Errors
 /// When there is no header, or it is malformed.
 pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<IpAddr>> {
     let malformed = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    // The shortest header has more bytes.
+    // The shortest header is longer.
     let mut header = vec![0; SIGNATURE_V2.len()];
     stream.read_exact(&mut header).await?;
     if header == SIGNATURE_V2 {

@@ -1,7 +1,7 @@
 //! One request: route, authorise, bound, and read until it is a [`Delivery`].
 //!
-//! The order is part of the contract: path, method, the peer's address, authorisation, then the headers, then whether we could take
-//! a batch at all, and only then the first byte of the body.
+//! The order is part of the contract: path, method, the peer's address, authorisation, then the
+//! headers, then whether a batch could be taken at all, and only then the first byte of the body.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,35 +21,35 @@ use super::connection_limit::ConnectionPermit;
 use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
 use crate::ledger::Receipt;
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 use crate::memory_budget::{MemoryBudget, MemoryPermit};
 
-/// A source and who may send to it.
+/// A source and the clients that may send to it.
 pub struct Route {
-    /// Where its lines come from.
+    /// Source of its lines.
     pub source: Arc<Source>,
-    /// Who they are known by.
+    /// Check of a client's `Authorization`.
     pub authorises: Authorise,
-    /// The networks that they may send from; any when there is none.
+    /// Networks from which requests are accepted; any when empty.
     pub allow: Vec<IpNet>,
 }
 
-/// Tells whether an `Authorization` header is one of those configured, in a time that does not depend on where
-/// they differ.
+/// Returns whether an `Authorization` header is one of those configured, in a time that does not
+/// depend on where they differ.
 pub type Authorise = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
-/// What the edge hears about each request.
+/// Observer of requests.
 pub trait Observer: Send + Sync {
-    /// A request was answered. `source` is none when it was for no source's path.
+    /// Reports an answered request. `source` is none when no source has its path.
     fn answered(&self, source: Option<&str>, status: u16, elapsed: Duration);
-    /// A batch is durably committed.
+    /// Reports a batch that is durably committed.
     fn committed(&self, source: &str, batch: &Ingested, received_at: i64);
-    /// A body that cannot be decoded is durably in quarantine.
+    /// Reports a body that cannot be decoded and is durably in quarantine.
     fn undecodable(&self, source: &str, receipt: &Receipt);
 }
 
-/// What the operator can change while requests are answered. A request is answered by what was in force when it
-/// began.
+/// Settings that the operator can change while requests are answered. A request is answered by the
+/// settings in force when it began.
 pub struct Rules {
     /// Sources by path, without a slash at its end.
     pub routes: HashMap<String, Route>,
@@ -57,26 +57,28 @@ pub struct Rules {
     pub ingest: Ingest,
     /// The memory of all bodies in work.
     pub memory: MemoryBudget,
-    /// Bytes of one body, as received.
+    /// Maximum size of one body, in bytes, as received.
     pub body_limit: usize,
-    /// How slowly a body may arrive.
+    /// Deadline of a body.
     pub pace: Pace,
-    /// For a PROXY header, for the TLS handshake, for the head of a connection's first request, and for taking an answer.
+    /// Deadline of a PROXY header, of the TLS handshake, of the head of a connection's first
+    /// request, and of reading a response.
     pub deadline: Duration,
-    /// How long a connection may wait for the head of its next request.
+    /// Maximum time that a connection may wait for the head of its next request.
     pub idle_timeout: Duration,
-    /// The networks of the proxies whose connections begin with a PROXY header.
+    /// Networks of the proxies whose connections begin with a PROXY header.
     pub proxies: Vec<IpNet>,
 }
 
-/// Maximum size of a request's head, in bytes of its fields, and their maximum number. hyper reads twice that, so that
-/// what is refused can be told by its token.
+/// Maximum size of a request's head, in bytes of its fields, and their maximum number. hyper reads
+/// twice that, so that the sender of a refused head can be recognised by its token.
 pub const HEAD_BYTES: usize = 16 * 1024;
 /// See [`HEAD_BYTES`].
 pub const HEAD_FIELDS: usize = 64;
 
 impl Route {
-    /// Whether the request has exactly one `Authorization`, and it is one of those configured.
+    /// Returns whether the request has exactly one `Authorization`, and it is one of those
+    /// configured.
     fn authorises(&self, headers: &HeaderMap) -> bool {
         let mut presented = headers.get_all(AUTHORIZATION).iter();
         match (presented.next(), presented.next()) {
@@ -87,12 +89,12 @@ impl Route {
 }
 
 impl Rules {
-    /// The source of a path. One slash at its end makes no other path.
+    /// Returns the source of a path. A slash at its end is ignored.
     fn route(&self, path: &str) -> Option<&Route> {
         self.routes.get(path.strip_suffix('/').unwrap_or(path))
     }
 
-    /// Everything that is decided before the body.
+    /// Decides everything that comes before the body.
     fn admit<'a>(
         &self,
         route: Option<&'a Route>,
@@ -104,7 +106,8 @@ impl Rules {
         if size > HEAD_BYTES || fields.len() > HEAD_FIELDS {
             return Err(Refusal::Head(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         }
-        // RFC 9112, section 3.2. None at all harms nobody here, where no host has a meaning.
+        // RFC 9112, section 3.2. A request without a host is harmless here, where no host has a
+        // meaning.
         if request.headers().get_all(HOST).iter().nth(1).is_some() {
             return Err(Refusal::Head(StatusCode::BAD_REQUEST));
         }
@@ -122,8 +125,8 @@ impl Rules {
         if !is_plain_text(request.headers()) {
             return Err(Refusal::UnsupportedMediaType);
         }
-        // The end of such a body is that of the connection (RFC 1945, section 7.2), which is also what a body looks like
-        // that is cut off.
+        // The end of such a body is that of the connection (RFC 1945, section 7.2), which is also
+        // what a truncated body looks like.
         if request.version() == Version::HTTP_10 && !request.headers().contains_key(CONTENT_LENGTH) {
             return Err(Refusal::LengthRequired);
         }
@@ -139,20 +142,20 @@ impl Rules {
     }
 }
 
-/// Everything that a request needs.
+/// Everything that requests need.
 pub struct Service {
-    /// What is in force.
+    /// Settings in force.
     pub rules: RwLock<Arc<Rules>>,
     /// The wall clock, in milliseconds since the Unix epoch.
     pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
-    /// Who hears about it.
+    /// Observer of requests.
     pub observer: Box<dyn Observer>,
-    /// One permit for each batch that is being taken in, so that a drain can wait for them: a hang-up of the
+    /// One permit for each batch in progress, so that a drain can wait for them: a hang-up of the
     /// sender does not end them.
     pub in_work: Arc<tokio::sync::Semaphore>,
 }
 
-/// The body did not arrive: the connection is closed without an answer, which senders retry.
+/// The body did not arrive: the connection is closed without a response, which senders retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Aborted {
     /// It was slower than [`Rules::pace`].
@@ -163,35 +166,35 @@ pub enum Aborted {
     CutOff,
 }
 
-/// How slow a body may be: it has a while for nothing, then it must have come at some rate on the average, and it
-/// has come to its end by a fixed time.
+/// Deadline of a body: after a grace period the body must have come at a minimum average rate, and
+/// it must be complete by a fixed time.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Before the rate counts.
+    /// Time before the rate applies.
     pub grace: Duration,
-    /// Bytes per second.
+    /// Minimum average rate, in bytes per second.
     pub rate: u64,
-    /// For the whole body.
+    /// Maximum time for the whole body.
     pub total: Duration,
 }
 
 impl Pace {
-    /// The time by which more must have come of a body that began at `begun` and of which `received` bytes are
-    /// there.
+    /// Returns the time by which more bytes must have come of a body that began at `begun` and of
+    /// which `received` bytes have arrived.
     pub fn deadline(&self, begun: Instant, received: usize) -> Instant {
         let earned = Duration::from_millis((received as u64).saturating_mul(1000) / self.rate.max(1));
         begun + self.grace.saturating_add(earned).min(self.total)
     }
 }
 
-/// The size of [`Service::in_work`].
+/// Number of permits of [`Service::in_work`].
 pub const IN_WORK: usize = 1 << 20;
 
 impl Service {
-    /// ResponseStream one request.
+    /// Answers one request.
     ///
     /// # Errors
-    /// [`Aborted`] when there is nobody to answer.
+    /// [`Aborted`] when the connection is to be closed without a response.
     pub async fn answer(
         &self,
         request: Request<Incoming>,
@@ -216,7 +219,8 @@ impl Service {
                 (Some(Arc::clone(&route.source.name)), response)
             }
             Err(refusal) => {
-                // A sender that has a token but not the path, the method or the measure loses all it sends.
+                // A sender that has a token but a wrong path, method or header size loses
+                // everything it sends.
                 let sender = rules.routes.values().find(|route| route.authorises(request.headers()));
                 let source = route.or(sender).map(|route| Arc::clone(&route.source.name));
                 if let Some(source) = &source {
@@ -229,18 +233,19 @@ impl Service {
         Ok(response)
     }
 
-    /// The whole answer, head and body, to what is no request, or one with too large a head; the connection ends.
+    /// Returns the whole response, head and body, to what is not a request, or one with too large a
+    /// head; the connection ends.
     pub fn refuse(&self, refusal: &Refusal) -> Vec<u8> {
         self.observer.answered(None, refusal.status().as_u16(), Duration::ZERO);
         response::whole(refusal)
     }
 
-    /// What a request that begins now, or a connection, is treated by.
+    /// Returns the settings for a request or connection that begins now.
     pub fn in_force(&self) -> Arc<Rules> {
         Arc::clone(&self.rules.read())
     }
 
-    /// From the next request on.
+    /// Replaces the settings, from the next request on.
     pub fn replace(&self, rules: Rules) {
         *self.rules.write() = Arc::new(rules);
     }
@@ -255,7 +260,14 @@ impl Service {
         let declared_coding = coding(request.headers());
         let read = read(request.into_body(), rules).await;
         let (body, memory) = match read.inspect_err(|aborted| {
-            log_seldom!(info, &route.source.name, source = %route.source.name, "{aborted}; the connection is closed");
+            let source: &str = &route.source.name;
+            log_throttled!(
+                info,
+                source,
+                code = "body-incomplete",
+                source,
+                "source \"{source}\": {aborted}; the connection is closed without an answer, and the sender retries"
+            );
         })? {
             Ok(read) => read,
             Err(refusal) => return Ok(Err(refusal)),
@@ -321,13 +333,13 @@ async fn read(
         if !memory.grow(frame.len()).await {
             return Ok(Err(Refusal::Rejected(Rejection::NoMemory)));
         }
-        // The sender is not to blame for it.
+        // Time spent waiting for memory does not count against the sender.
         begun += asked.elapsed();
         bytes.extend_from_slice(&frame);
     }
 }
 
-/// `text/plain` with any parameters, or no type at all.
+/// Returns whether the type is `text/plain` with any parameters, or missing.
 fn is_plain_text(headers: &HeaderMap) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     match (types.next(), types.next()) {
@@ -339,7 +351,7 @@ fn is_plain_text(headers: &HeaderMap) -> bool {
     }
 }
 
-/// The declared codings, joined where there are several headers (RFC 9110, section 5.3).
+/// Returns the declared codings, joined where there are several headers (RFC 9110, section 5.3).
 fn coding(headers: &HeaderMap) -> Option<String> {
     let named: Vec<_> = headers
         .get_all(CONTENT_ENCODING)
@@ -349,7 +361,7 @@ fn coding(headers: &HeaderMap) -> Option<String> {
     (!named.is_empty()).then(|| named.join(","))
 }
 
-/// Whether there is no body that an early answer could leave unread.
+/// Returns whether there is no body that an early response could leave unread.
 fn is_bodiless<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     match headers.get(CONTENT_LENGTH) {
@@ -358,8 +370,8 @@ fn is_bodiless<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// Logs what the operator should know about a refused batch. Peers can cause each of these as often as they like, so
-/// each message has its throttle.
+/// Logs what the operator should know about a refused batch. Peers can cause each of these as often
+/// as they like, so each message is throttled.
 fn log(source: &str, path_of_a_sender: Option<&str>, refusal: &Refusal, now: i64) {
     let (status, reason) = (refusal.status().as_u16(), refusal.detail());
     let is_lost_in_silence = matches!(
@@ -370,57 +382,92 @@ fn log(source: &str, path_of_a_sender: Option<&str>, refusal: &Refusal, now: i64
     );
     match refusal {
         _ if is_lost_in_silence && let Some(path) = path_of_a_sender => {
-            log_seldom!(
+            log_throttled!(
                 error,
                 source,
+                code = "request-lost",
                 source,
                 status,
                 reason,
                 path,
-                "a request with a valid token was refused for good; set the sender's endpoint right, and start a \
-                 replay job"
+                "source \"{source}\": a request with a valid token was refused with {status}, and Konnect will not \
+                 retry it; fix the sender's endpoint, and start a replay job"
             );
         }
         // The metrics count them.
         Refusal::NotFound | Refusal::MethodNotAllowed => tracing::debug!(source, status, reason, "refused"),
         Refusal::Unauthorized => {
-            log_seldom!(warn, source, source, status, "no or wrong Authorization");
+            log_throttled!(
+                warn,
+                source,
+                code = "request-unauthorized",
+                source,
+                status,
+                "source \"{source}\": a request without a valid Authorization was refused with {status}"
+            );
         }
         Refusal::Forbidden => {
-            log_seldom!(warn, source, source, status, "a request from an address that `allow` does not list");
+            log_throttled!(
+                warn,
+                source,
+                code = "request-forbidden",
+                source,
+                status,
+                "source \"{source}\": a request from an address that `allow` does not list was refused with {status}"
+            );
         }
         Refusal::Head(_) => {
-            log_seldom!(warn, source, source, status, reason, "a malformed request was refused unread");
-        }
-        Refusal::Rejected(Rejection::Undecodable { .. }) => {
-            log_seldom!(
-                error,
+            log_throttled!(
+                warn,
                 source,
+                code = "request-malformed",
                 source,
                 status,
                 reason,
-                "a body is no batch of events; it is kept whole in quarantine"
+                "source \"{source}\": a malformed request was refused with {status}, its body unread"
+            );
+        }
+        Refusal::Rejected(Rejection::Undecodable { .. }) => {
+            log_throttled!(
+                error,
+                source,
+                code = "body-undecodable",
+                source,
+                status,
+                reason,
+                "source \"{source}\": a body is not a batch of events and was refused with {status}; it is kept \
+                 whole in quarantine"
             );
         }
         refusal if refusal.loses_the_batch() => {
-            log_seldom!(
+            let received_at = crate::wire::record::time_stamp(now);
+            let advice = if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                "raise the limit"
+            } else {
+                "fix the sender"
+            };
+            log_throttled!(
                 error,
                 source,
+                code = "batch-lost",
                 source,
                 status,
                 reason,
-                received_at = crate::wire::record::time_stamp(now),
-                "a batch was refused for good, and Konnect will not send it again; if it was genuine, {} and \
-                 start a replay job for the minutes before this time",
-                if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                    "raise the limit"
-                } else {
-                    "fix the sender"
-                }
+                received_at,
+                "source \"{source}\": a batch was refused with {status}, and Konnect will not retry it; if it was \
+                 genuine, {advice} and start a replay job for the minutes before {received_at}"
             );
         }
         _ => {
-            log_seldom!(warn, source, source, status, reason, "a batch was refused; it may be sent again");
+            log_throttled!(
+                warn,
+                source,
+                code = "batch-refused",
+                source,
+                status,
+                reason,
+                "source \"{source}\": a batch was refused with {status}; the sender may retry it"
+            );
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The only place where a [`Receipt`] or a refusal becomes a status. A 200 needs a receipt; everything else is
-//! `application/problem+json` (RFC 9457).
+//! The only place where a [`Receipt`] or a refusal becomes a status. A 200 needs a receipt;
+//! everything else is `application/problem+json` (RFC 9457).
 //!
-//! Konnect retries 500, 429 and connection errors, and nothing else: whatever may go away by itself is one
-//! of these.
+//! Konnect retries 500, 429 and connection errors, and nothing else: any condition that may pass by
+//! itself is one of these.
 
 use std::time::Duration;
 
@@ -17,36 +17,36 @@ use rand::RngExt as _;
 use crate::ingest::Rejection;
 use crate::ledger::{CommitError, Receipt};
 
-/// A browser that ends up here takes an answer for what its type says.
+/// Makes a browser interpret a response by its declared type only.
 const NOT_GUESSED: HeaderValue = HeaderValue::from_static("nosniff");
 
-/// Why a request got no receipt.
+/// Reason why a request got no receipt.
 #[derive(Debug)]
 pub enum Refusal {
-    /// No request, one that is not unambiguous, or one whose head is too large: 400 or 431.
+    /// Not a request, an ambiguous one, or one whose head is too large: 400 or 431.
     Head(StatusCode),
-    /// HTTP where TLS is spoken.
+    /// Plain HTTP to a TLS port.
     NoTls,
     /// Not a source's path.
     NotFound,
     /// Not `POST`.
     MethodNotAllowed,
-    /// From an address that may not send to this source.
+    /// A request from an address that may not send to this source.
     Forbidden,
     /// No or wrong `Authorization`.
     Unauthorized,
-    /// A body that may have an end but does not say where: only in HTTP/1.0.
+    /// A body of unknown length, without chunking: only in HTTP/1.0.
     LengthRequired,
     /// Another type than `text/plain`.
     UnsupportedMediaType,
     /// More bytes than `limits.body`.
     BodyTooLarge(usize),
-    /// What the recipe says.
+    /// A rejection by the recipe.
     Rejected(Rejection),
 }
 
 impl Refusal {
-    /// Its status.
+    /// Returns its status.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Head(status) => *status,
@@ -73,16 +73,17 @@ impl Refusal {
         }
     }
 
-    /// Whether Konnect loses the batch over it, until somebody starts a replay job.
+    /// Returns whether Konnect loses the batch, until a replay job is started.
     pub fn loses_the_batch(&self) -> bool {
         matches!(self, Self::LengthRequired)
             || matches!(self.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE)
     }
 
-    /// How long the sender should wait. Konnect waits as told, so a longer time keeps the batch alive longer.
+    /// Returns how long the sender should wait. Konnect waits as told, so a longer time keeps the
+    /// batch alive longer.
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            // Jittered, so that the senders of a busy moment do not come back together.
+            // Jittered, so that the senders of a busy moment do not all retry at once.
             Self::Rejected(Rejection::NoMemory) => {
                 Some(Duration::from_secs(rand::rng().random_range(5..=10)))
             }
@@ -93,7 +94,7 @@ impl Refusal {
         }
     }
 
-    /// What the sender is told. The log says more.
+    /// Returns the text for the sender. The log says more.
     pub fn detail(&self) -> String {
         match self {
             Self::Head(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => {
@@ -133,7 +134,7 @@ impl Refusal {
     }
 }
 
-/// The answer to a batch that is durably committed.
+/// Returns the response to a batch that is durably committed.
 pub fn receipt(receipt: &Receipt) -> Response<Full<Bytes>> {
     let body = format!(
         r#"{{"accepted":{},"duplicates":{},"quarantined":{}}}"#,
@@ -148,7 +149,7 @@ pub fn receipt(receipt: &Receipt) -> Response<Full<Bytes>> {
     response
 }
 
-/// An early refusal as bytes, for who speaks without hyper.
+/// Returns an early refusal as bytes, for a connection without hyper.
 pub fn whole(refusal: &Refusal) -> Vec<u8> {
     let (head, body) = self::refusal(refusal, true).into_parts();
     let body = body.into_inner().unwrap_or_default();
@@ -164,8 +165,8 @@ pub fn whole(refusal: &Refusal) -> Vec<u8> {
     bytes
 }
 
-/// The answer to any other request. `is_early` says that the body was not read to its end, so that the
-/// connection cannot be used again.
+/// Returns the response to any other request. `is_early` says that the body was not read to its
+/// end, so that the connection cannot be used again.
 pub fn refusal(refusal: &Refusal, is_early: bool) -> Response<Full<Bytes>> {
     let status = refusal.status();
     let body = serde_json::json!({
@@ -183,7 +184,8 @@ pub fn refusal(refusal: &Refusal, is_early: bool) -> Response<Full<Bytes>> {
             headers.insert(ALLOW, HeaderValue::from_static("POST"));
         }
         Refusal::Unauthorized => {
-            // RFC 9110, section 15.5.2, wants a challenge; the real scheme is the operator's secret.
+            // RFC 9110, section 15.5.2, wants a challenge; the real scheme is the operator's
+            // secret.
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"auditgate\""));
         }
         _ => {}

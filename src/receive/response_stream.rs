@@ -1,5 +1,5 @@
-//! The way of an answer to the peer: it has a deadline, and what hyper refuses by itself (a head that is malformed or
-//! too large) gets the same form as our own refusals, and is counted.
+//! The stream that responses are written to: they have a deadline, and what hyper refuses by itself
+//! (a head that is malformed or too large) gets the same form as our own refusals, and is counted.
 
 use std::io;
 use std::pin::Pin;
@@ -12,30 +12,31 @@ use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// A connection whose peer must take its answers in time.
+/// A connection whose peer must read its responses in time.
 ///
-/// An answer that nobody [owed](ResponseDue) is one of hyper's: it is replaced by what `refuse` gives for its status.
+/// A response that begins while none is [due](ResponseDue) is one of hyper's: it is replaced by
+/// what `refuse` returns for its status.
 pub struct ResponseStream<S, F, T> {
     stream: S,
     patience: Duration,
-    /// Runs while the peer takes nothing.
+    /// Runs while the peer reads nothing.
     deadline: Option<Pin<Box<Sleep>>>,
     owed: ResponseDue,
     refuse: F,
-    /// Called when an answer has left.
+    /// Called when a response has been written.
     taken: T,
-    /// An answer has begun to leave.
+    /// A response has begun to be written.
     is_leaving: bool,
-    /// What is written in the place of hyper's own words, and how much of it is written.
+    /// Bytes that are written in place of hyper's own response, and how many of them are written.
     instead: (Vec<u8>, usize),
 }
 
-/// Whether the service has answered, and the answer has not begun to be written.
+/// Whether the service has returned a response that has not begun to be written.
 #[derive(Clone, Debug, Default)]
 pub struct ResponseDue(Arc<AtomicBool>);
 
 impl ResponseDue {
-    /// The service has answered.
+    /// Records that the service has returned a response.
     pub fn answer(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -46,7 +47,8 @@ impl ResponseDue {
 }
 
 impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> ResponseStream<S, F, T> {
-    /// Over a stream. `refuse` gives a whole answer, head and body; `taken` is called when an answer has left.
+    /// Wraps a stream. `refuse` returns a whole response, head and body; `taken` is called when a
+    /// response has been written.
     pub fn new(stream: S, patience: Duration, owed: ResponseDue, refuse: F, taken: T) -> Self {
         Self {
             stream,
@@ -60,12 +62,12 @@ impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> ResponseStream<S, F, T> {
         }
     }
 
-    /// The stream again.
+    /// Returns the wrapped stream.
     pub fn into_inner(self) -> S {
         self.stream
     }
 
-    /// Holds what the stream says against the deadline.
+    /// Applies the deadline to a result of the stream.
     fn in_time<O>(&mut self, context: &mut Context<'_>, said: Poll<io::Result<O>>) -> Poll<io::Result<O>> {
         if said.is_ready() {
             self.deadline = None;
@@ -79,7 +81,7 @@ impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> ResponseStream<S, F, T> {
     }
 }
 
-/// The status of an answer that begins here.
+/// Returns the status of a response that begins here.
 fn status(bytes: &[u8]) -> Option<StatusCode> {
     let line = bytes.strip_prefix(b"HTTP/1.1 ").or_else(|| bytes.strip_prefix(b"HTTP/1.0 "))?;
     StatusCode::from_bytes(line.get(..3)?).ok()
@@ -111,8 +113,8 @@ impl<S: AsyncRead + Unpin, F: Unpin, T: Unpin> AsyncRead for ResponseStream<S, F
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match ready!(Pin::new(&mut self.stream).poll_read(context, buffer)) {
-            // The end, without the word that TLS has for it: a message says itself where it ends, so that a body that
-            // is cut off is found out by its length (RFC 9112, section 9.8).
+            // The end without close_notify. A message itself says where it ends, so a truncated
+            // body is found by its length (RFC 9112, section 9.8).
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
             read => Poll::Ready(read),
         }
@@ -131,13 +133,13 @@ where
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.write_instead(context))?;
-        // The go-ahead for a body (100) is hyper's business.
+        // The interim response for a body (100) is hyper's.
         if let Some(status) = status(bytes).filter(|status| !status.is_informational())
             && !self.owed.0.load(Ordering::Relaxed)
             && self.instead.0.is_empty()
         {
             self.instead = ((self.refuse)(status), 0);
-            // hyper hands its refusal over in one piece, and closes after it.
+            // hyper writes its refusal in one piece, and closes after it.
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);

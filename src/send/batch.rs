@@ -1,18 +1,18 @@
-//! Lines become batches: so many events, so many bytes, no longer than so long.
+//! Batches of lines, bounded in events, bytes and time.
 
 use std::time::Duration;
 
 use crate::wire::batch::lines;
 
-/// When a batch is sent: whichever comes first.
+/// Limits of a batch, which is sent at the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// So many events are in it. 500 by default; 0 counts as 1.
+    /// Maximum number of events. 500 by default; 0 counts as 1.
     pub events: usize,
-    /// Another line would make it longer than this many bytes before compression, line terminators
-    /// included. 1 MiB by default. No body that is posted is longer.
+    /// Maximum number of bytes before compression, line terminators included. 1 MiB by default. No
+    /// body that is posted is longer.
     pub bytes: usize,
-    /// Its first event has waited this long. 1 s by default.
+    /// Maximum time that the first event waits. 1 s by default.
     pub linger: Duration,
 }
 
@@ -22,7 +22,7 @@ impl Default for BatchLimits {
     }
 }
 
-/// Why bytes cannot travel as one line.
+/// Reason why bytes cannot be sent as one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
     /// A line feed would make it two lines.
@@ -34,7 +34,7 @@ pub enum LineError {
     /// It does not fit into any batch.
     #[error("its {bytes} bytes do not fit into a batch of at most {limit}")]
     TooLong {
-        /// How long it is, with its terminator.
+        /// Its length in bytes, with its terminator.
         bytes: usize,
         /// [`BatchLimits::bytes`].
         limit: usize,
@@ -42,7 +42,7 @@ pub enum LineError {
 }
 
 impl BatchLimits {
-    /// Whether `line` can travel.
+    /// Checks whether `line` can be sent.
     ///
     /// # Errors
     /// See [`LineError`].
@@ -65,17 +65,18 @@ pub(super) struct Collector {
     events: usize,
 }
 
-/// A batch that is ready to go.
+/// A batch that is ready to be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Batch {
     /// The lines, each with its terminator.
     pub(super) body: Vec<u8>,
-    /// How many lines there are.
+    /// Number of lines.
     pub(super) events: usize,
 }
 
 impl Collector {
-    /// Whether the batch would keep its limit with this line too. An empty batch takes every admitted line.
+    /// Returns whether the batch would keep its limit with this line too. An empty batch takes
+    /// every admitted line.
     pub(super) fn fits(&self, line: &[u8], limits: &BatchLimits) -> bool {
         self.events == 0 || self.body.len() + line.len() + terminator(line).len() <= limits.bytes
     }
@@ -87,19 +88,20 @@ impl Collector {
         self.events += 1;
     }
 
-    /// Whether there is no need to wait for more.
+    /// Returns whether the batch is to be sent without waiting for more.
     pub(super) fn is_full(&self, limits: &BatchLimits) -> bool {
         self.events >= limits.events || self.body.len() >= limits.bytes
     }
 
-    /// The batch, and an empty one in its place; none when no line is in it.
+    /// Returns the batch, and leaves an empty one in its place; none when no line is in it.
     pub(super) fn take(&mut self) -> Option<Batch> {
         let Self { body, events } = std::mem::take(self);
         (events > 0).then_some(Batch { body, events })
     }
 }
 
-/// A carriage return at the end of a line is its own only when another one belongs to the terminator.
+/// Returns the terminator of a line. A carriage return at the end of a line is its own only when
+/// another one belongs to the terminator.
 fn terminator(line: &[u8]) -> &'static [u8] {
     if line.ends_with(b"\r") { b"\r\n" } else { b"\n" }
 }

@@ -6,10 +6,11 @@ use time::macros::format_description;
 use crate::wire::event::schema::Type;
 use crate::wire::event::{Event, Value};
 
-/// Fills in what a CEF header needs and the event does not have: `cef_version` 0, `event_vendor` KongInc,
-/// `event_product` Konnect, `event_version` 1.0, `severity` 0 for an authentication and 1 for the rest, and
-/// `event_ts` from `rt`, or from `now` (both milliseconds since the Unix epoch) where `rt` is no time. There
-/// is no default for `name`, without which it is unknown what happened.
+/// Fills in what a CEF header needs and the event does not have: `cef_version` 0, `event_vendor`
+/// KongInc, `event_product` Konnect, `event_version` 1.0, `severity` 0 for an authentication and 1
+/// for the rest, and `event_ts` from `rt`, or from `now` (both milliseconds since the Unix epoch)
+/// where `rt` is not a time. There is no default for `name`, without which it is unknown what
+/// happened.
 pub fn complete(event: &mut Event, now: i64) {
     let kind = Type::of(&event.text("name").unwrap_or_default());
     let severity = if kind == Type::Authentication { "0" } else { "1" };
@@ -32,7 +33,8 @@ pub fn complete(event: &mut Event, now: i64) {
     }
 }
 
-/// RFC 3339 in UTC, whole seconds, as Kong's examples have it; none outside the years 0 to 9999.
+/// Formats a time as RFC 3339 in UTC, whole seconds, as Kong's examples have it; none outside the
+/// years 0 to 9999.
 fn time_stamp(milliseconds: i64) -> Option<String> {
     let shape = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
     let moment = OffsetDateTime::from_unix_timestamp(milliseconds.div_euclid(1000)).ok()?;

@@ -1,5 +1,5 @@
-//! The producer's side of the wire: events are formatted, signed, batched, compressed, posted and posted
-//! again, as Kong Konnect does it.
+//! The producer's side of the wire: events are formatted, signed, batched, compressed, posted and
+//! posted again, as Kong Konnect does it.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -34,9 +34,10 @@
 //! # }
 //! ```
 //!
-//! One background task owns the batch that is being filled and every post; [`Sender::send`] hands it lines
-//! through a bounded queue and waits while the queue is full, so that a slow receiver slows the producer
-//! instead of filling its memory. A batch that cannot be delivered is reported and does not stop the next.
+//! One background task owns the batch that is being filled and every post; [`Sender::send`] hands
+//! it lines through a bounded queue and waits while the queue is full, so that a slow receiver
+//! slows the producer instead of filling its memory. A batch that cannot be delivered is reported
+//! and does not stop the next.
 
 mod batch;
 mod complete;
@@ -71,42 +72,44 @@ use crate::wire::event::{Event, Format};
 use batch::{Batch, Collector};
 use post::Poster;
 
-/// How many lines wait between [`Sender::send`] and the batch. Enough to keep the batch filling
-/// while the producer pauses; few enough that even the longest lines stay within some hundred MiB.
+/// Number of lines that are queued between [`Sender::send`] and the batch. Enough to keep the batch
+/// filling while the producer pauses; few enough that even the longest lines stay within some
+/// hundred MiB.
 const QUEUED_LINES: usize = 128;
 
 /// Called with the report of each batch, in the order in which they were settled. It runs on the
 /// task that fills the batches, so it must not block.
 pub type Observer = Box<dyn FnMut(&Report) + Send>;
 
-/// Where events go and how. [`Options::new`] fills in the defaults.
+/// Destination and settings of a sender. [`Options::new`] fills in the defaults.
 #[non_exhaustive]
 pub struct Options {
-    /// Where batches are posted.
+    /// The URL to which batches are posted.
     pub endpoint: Endpoint,
-    /// The value of the `Authorization` header (RFC 9110, section 11.6.2), scheme included. None by default.
+    /// The value of the `Authorization` header (RFC 9110, section 11.6.2), scheme included. None by
+    /// default.
     pub authorization: Option<String>,
     /// The PEM file of the certificate authorities to trust; by default those of the system.
     pub ca: Option<PathBuf>,
-    /// How [`Sender::send`] spells an event. CEF by default.
+    /// Format in which [`Sender::send`] writes an event. CEF by default.
     pub format: Format,
-    /// When a batch is sent.
+    /// Limits of a batch.
     pub batch: BatchLimits,
     /// Whether and when a batch is posted again.
     pub retry: Retry,
-    /// How many batches are under way at the same time. The order of batches is kept with 1 only,
+    /// Number of batches in flight at the same time. The order of batches is kept with 1 only,
     /// which is the default; within a batch it always is.
     pub connections: NonZeroUsize,
-    /// How long one post may take, from name resolution to the answer's end. 30 s by default.
+    /// Timeout of one post, from name resolution to the response's end. 30 s by default.
     pub timeout: Duration,
     /// The key that [`Sender::send`] signs with. Without one, the default, events are not signed.
     pub signing_key: Option<SigningKey>,
-    /// Is told what became of each batch.
+    /// Receives the report of each batch.
     pub observer: Option<Observer>,
 }
 
 impl Options {
-    /// The defaults, for that endpoint.
+    /// Returns the defaults, for that endpoint.
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
@@ -123,55 +126,55 @@ impl Options {
     }
 }
 
-/// What became of one batch.
+/// Result of one batch.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Report {
     /// Its number, from 1, in the order of sending.
     pub number: u64,
-    /// How many events are in it.
+    /// Number of events in it.
     pub events: usize,
-    /// How often it was posted.
+    /// Number of posts.
     pub attempts: u32,
     /// Its lines, each with its terminator, before compression.
     pub lines: Vec<u8>,
-    /// The answer, or why it was given up.
+    /// The response, or why the batch was given up.
     pub result: Result<Delivered, Undelivered>,
 }
 
-/// A batch that could not be delivered. Its lines are in the [`Report`] that the observer saw.
+/// A batch that could not be delivered. Its lines are in the [`Report`] that the observer received.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Failed {
     /// Its number, from 1, in the order of sending.
     pub number: u64,
-    /// How many events are in it.
+    /// Number of events in it.
     pub events: usize,
-    /// How often it was posted.
+    /// Number of posts.
     pub attempts: u32,
-    /// What the last post met.
+    /// Error of the last post.
     pub error: Undelivered,
 }
 
-/// What became of everything.
+/// Totals of a sender.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {
-    /// How many batches there were.
+    /// Number of batches.
     pub batches: u64,
-    /// How many events were in them.
+    /// Number of events in them.
     pub events: u64,
-    /// How many of these are in delivered batches.
+    /// Number of these that are in delivered batches.
     pub delivered: u64,
     /// The sum of all receipts.
     pub receipts: Receipt,
-    /// How many delivered events no receipt accounts for, as with a receiver of another make.
+    /// Number of delivered events that no receipt accounts for, as with a receiver of another make.
     pub without_receipt: u64,
     /// The batches that could not be delivered, in the order in which they were given up.
     pub failed: Vec<Failed>,
 }
 
-/// Why a sender cannot be made, or does not take an event.
+/// Reason why a sender cannot be created, or does not take an event.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
@@ -186,10 +189,10 @@ pub enum SendError {
     /// [`Sender::new`] was called outside a tokio runtime.
     #[error("a sender needs a tokio runtime with time and I/O enabled")]
     NoRuntime,
-    /// The event cannot be made a line. Nothing was queued.
+    /// The event cannot be written as a line. Nothing was queued.
     #[error(transparent)]
     Sign(#[from] SignError),
-    /// The line cannot travel. Nothing was queued.
+    /// The line cannot be sent. Nothing was queued.
     #[error("the line cannot be sent: {0}")]
     Line(#[from] LineError),
     /// The background task has ended, because the runtime shut down or the observer panicked. What
@@ -201,7 +204,7 @@ pub enum SendError {
 /// Sends events to one endpoint.
 ///
 /// Dropping it lets the background task send what is queued for as long as the runtime lives, but
-/// nobody is told what became of it; [`close`](Sender::close) it instead.
+/// the result is lost; [`close`](Sender::close) it instead.
 pub struct Sender {
     lines: mpsc::Sender<Vec<u8>>,
     task: JoinHandle<Summary>,
@@ -264,7 +267,7 @@ impl Sender {
     }
 }
 
-/// The batches under way and what became of the others.
+/// The batches in flight and the totals of the others.
 struct Dispatch {
     poster: Poster,
     connections: usize,
@@ -273,7 +276,7 @@ struct Dispatch {
     summary: Summary,
 }
 
-/// The background task: fills batches until the last [`Sender`] is gone.
+/// Runs the background task: fills batches until the last [`Sender`] is dropped.
 async fn run(mut queue: mpsc::Receiver<Vec<u8>>, limits: BatchLimits, mut dispatch: Dispatch) -> Summary {
     let mut collector = Collector::default();
     let mut deadline = None;
@@ -322,7 +325,7 @@ async fn run(mut queue: mpsc::Receiver<Vec<u8>>, limits: BatchLimits, mut dispat
     }
 }
 
-/// A moment that tokio's clock can hold.
+/// Returns the end of a linger time, bounded by what tokio's clock can hold.
 fn after(linger: Duration) -> Instant {
     const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + linger.min(A_YEAR)
@@ -381,7 +384,7 @@ impl Dispatch {
 }
 
 impl Receipt {
-    /// The numbers come from a foreign host, so they may be anything.
+    /// Adds receipts. The numbers come from a foreign host, so they may be anything.
     fn add(&mut self, other: Self) {
         self.accepted = self.accepted.saturating_add(other.accepted);
         self.duplicates = self.duplicates.saturating_add(other.duplicates);

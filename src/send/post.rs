@@ -1,4 +1,4 @@
-//! One batch to the receiver: compressed once, posted until it is delivered or given up.
+//! Posts one batch to the receiver: compressed once, posted until it is delivered or given up.
 
 use std::future::Future;
 use std::io;
@@ -12,19 +12,19 @@ use crate::escape::escape;
 use crate::net::{Bytes, Client, ClientError, Endpoint, Fetched, HeaderName, HeaderValue, header};
 use crate::wire::batch::encode;
 
-/// How much of an answer is read: a receipt or a problem document is far shorter.
+/// Maximum length of a response that is read: a receipt or a problem document is far shorter.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// How much of a refusal's text a message repeats.
+/// Maximum length of a refusal's text in a message.
 const MAX_SHOWN_CHARS: usize = 200;
 
-/// What auditgate answers to a batch: what became of its lines.
+/// auditgate's response to a batch: the counts of its lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Receipt {
-    /// Lines that are new and will reach every sink.
+    /// Number of lines that are new and will reach every sink.
     pub accepted: u64,
-    /// Lines that had been accepted before.
+    /// Number of lines that had been accepted before.
     pub duplicates: u64,
-    /// Lines that were put aside: no event, or not signed by a trusted key.
+    /// Number of quarantined lines: not an event, or not signed by a trusted key.
     pub quarantined: u64,
 }
 
@@ -32,27 +32,27 @@ pub struct Receipt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivered {
-    /// The answer's status, a 2xx.
+    /// The response's status, a 2xx.
     pub status: u16,
-    /// None when the answer's body is no receipt, as from a receiver of another make.
+    /// None when the response's body is not a receipt, as from a receiver of another make.
     pub receipt: Option<Receipt>,
 }
 
-/// Why a batch was given up: what the last post met.
+/// Reason why a batch was given up: the error of the last post.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Undelivered {
-    /// The receiver refused it, or was still overloaded or failing at the last try.
+    /// The receiver refused it, or was still overloaded or failing at the last attempt.
     #[error("{host} answered {status}{}{}", said(.detail), advice(*.status))]
     Refused {
         /// Host and port of the URL.
         host: String,
-        /// The answer's status.
+        /// The response's status.
         status: u16,
-        /// What the answer says, escaped and at most 200 characters long; may be empty.
+        /// Text of the response, escaped and at most 200 characters long; may be empty.
         detail: String,
     },
-    /// There was no answer.
+    /// There was no response.
     #[error(transparent)]
     NoAnswer(#[from] ClientError),
     /// It could not be compressed, and was not posted.
@@ -60,7 +60,7 @@ pub enum Undelivered {
     Encode(io::Error),
 }
 
-/// Where batches go, and how.
+/// Destination and settings of posts.
 #[derive(Clone)]
 pub(super) struct Poster {
     client: Client,
@@ -71,7 +71,7 @@ pub(super) struct Poster {
 }
 
 impl Poster {
-    /// `authorization` is sent verbatim.
+    /// Creates a poster. `authorization` is sent verbatim.
     pub(super) fn new(
         client: Client,
         endpoint: Endpoint,
@@ -90,7 +90,8 @@ impl Poster {
         Self { client, endpoint, headers, timeout, retry }
     }
 
-    /// Delivers a batch. Also returns the number of posts, and the lines as they were before compression.
+    /// Delivers a batch. Also returns the number of posts, and the lines as they were before
+    /// compression.
     pub(super) async fn deliver(&self, batch: Batch) -> (u32, Vec<u8>, Result<Delivered, Undelivered>) {
         let lines = Bytes::from(batch.body);
         let plain = lines.clone();
@@ -114,7 +115,7 @@ impl Poster {
     }
 }
 
-/// What one post met, and the pause that the receiver asked for.
+/// Result of one post, and the pause that the receiver asked for.
 #[derive(Debug)]
 struct Attempt {
     result: Result<Delivered, Undelivered>,
@@ -124,7 +125,7 @@ struct Attempt {
 impl Attempt {
     fn without_answer(error: ClientError) -> Self {
         let result = match error {
-            // The status says what became of the batch, however long the rest of the answer is.
+            // The status decides about the batch, however long the rest of the response is.
             ClientError::TooLarge { status: status @ 200..=299, .. } => {
                 Ok(Delivered { status, receipt: None })
             }
@@ -146,7 +147,7 @@ impl Attempt {
     }
 }
 
-/// Repeats `attempt` as `retry` decides. Also returns how often.
+/// Repeats `attempt` as `retry` decides. Also returns the number of attempts.
 async fn persist<F>(retry: &Retry, mut attempt: impl FnMut() -> F) -> (u32, Result<Delivered, Undelivered>)
 where
     F: Future<Output = Attempt>,
@@ -162,7 +163,7 @@ where
     }
 }
 
-/// Reads a whole answer.
+/// Reads a whole response.
 fn read(host: &str, answer: &Fetched, now: SystemTime) -> Attempt {
     let Fetched { status, headers, body } = answer;
     let retry_after = headers
@@ -176,7 +177,8 @@ fn read(host: &str, answer: &Fetched, now: SystemTime) -> Attempt {
     Attempt { result, retry_after }
 }
 
-/// What a refusal says: a problem document's `detail` or `title` (RFC 9457), or the beginning of its text.
+/// Returns the text of a refusal: a problem document's `detail` or `title` (RFC 9457), or the
+/// beginning of its text.
 fn detail(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Problem {

@@ -1,16 +1,16 @@
-//! Whether and when a post is tried again: the rules that Konnect documents for its own webhook.
+//! Retries of a post, by the rules that Konnect documents for its own webhook.
 
 use std::time::{Duration, SystemTime};
 
-/// How often a batch is tried and how long the pauses are. The defaults are Konnect's: at most 4 retries,
+/// Number of retries and the pauses before them. The defaults are Konnect's: at most 4 retries,
 /// after 1, 2, 4 and 8 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
-    /// How often a batch is tried again after its first post.
+    /// Number of retries after the first post.
     pub retries: u32,
     /// The first pause; each further one is twice as long.
     pub minimum: Duration,
-    /// No pause of our own is longer; one that the receiver asks for may be, up to 10 minutes.
+    /// Maximum pause of our own; one that the receiver asks for may be longer, up to 10 minutes.
     pub maximum: Duration,
 }
 
@@ -23,18 +23,18 @@ impl Default for Retry {
     }
 }
 
-/// What became of one post.
+/// Result of one post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The receiver answered with this status (RFC 9110, section 15).
     Status(u16),
-    /// No whole answer: no connection, cut off, too late, not HTTP.
+    /// No whole response: no connection, interrupted, too late, not HTTP.
     NoAnswer,
-    /// The receiver's certificate is not trusted; another try would find the same certificate.
+    /// The receiver's certificate is not trusted; a retry would find the same certificate.
     Untrusted,
 }
 
-/// What to do after a post.
+/// Decision after a post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     /// The batch is delivered.
@@ -46,11 +46,12 @@ pub(super) enum Decision {
 }
 
 impl Retry {
-    /// Decides what follows the post number `attempt` (from 1). `retry_after` is the pause that the answer
-    /// asked for: it replaces our own, even where it is longer than `maximum`, but not beyond [`LONGEST_RETRY_AFTER`].
+    /// Decides what follows the post number `attempt` (from 1). `retry_after` is the pause that the
+    /// response asked for: it replaces our own, even where it is longer than `maximum`, but not
+    /// beyond [`LONGEST_RETRY_AFTER`].
     ///
-    /// Any 2xx is a delivery. 429, 500 and a missing answer are tried again; everything else is not, because
-    /// the same batch would meet the same refusal.
+    /// Any 2xx is a delivery. 429, 500 and a missing response are retried; everything else is not,
+    /// because the same batch would meet the same refusal.
     pub(super) fn next(&self, attempt: u32, outcome: Outcome, retry_after: Option<Duration>) -> Decision {
         match outcome {
             Outcome::Status(200..=299) => Decision::Done,
@@ -68,8 +69,8 @@ impl Retry {
     }
 }
 
-/// Reads a `Retry-After` header (RFC 9110, section 10.2.3): seconds, or a date (section 5.6.7), whose past is no
-/// pause at all. Anything else is none.
+/// Parses a `Retry-After` header (RFC 9110, section 10.2.3): seconds, or a date (section 5.6.7), of
+/// which one in the past is no pause. Returns none for anything else.
 pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {

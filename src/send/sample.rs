@@ -8,22 +8,25 @@ use rand::{Rng, RngExt};
 use super::complete::complete;
 use crate::wire::event::{Event, Value};
 
-/// An endless series of events of Konnect's three types: authentication, authorization and access. The
-/// events of one request follow each other and share its `trace_id`, its organisation and its caller.
+/// An endless series of events of Konnect's three types: authentication, authorization and access.
+/// The events of one request follow each other and share its `trace_id`, its organisation and its
+/// caller.
 ///
-/// Nothing in them is real: addresses are of the blocks reserved for documentation (RFC 5737, RFC 3849), names
-/// of `example.com` (RFC 2606). The same generator state and the same clock give the same events.
+/// No value is real: addresses are of the blocks reserved for documentation (RFC 5737, RFC 3849),
+/// names of `example.com` (RFC 2606). The same generator state and the same clock give the same
+/// events.
 pub struct Samples<R, C> {
     rng: R,
     clock: C,
     org_id: String,
     callers: Vec<Caller>,
-    /// The rest of the request under way.
+    /// The remaining events of the current request.
     pending: VecDeque<Event>,
 }
 
 impl<R: Rng, C: FnMut() -> i64> Samples<R, C> {
-    /// `clock` tells the milliseconds since the Unix epoch and is asked once a request.
+    /// Creates the series. `clock` returns the milliseconds since the Unix epoch and is called once
+    /// a request.
     pub fn new(mut rng: R, clock: C) -> Self {
         let org_id = uuid(&mut rng);
         let callers = (0..8).map(|_| Caller::new(&mut rng)).collect();
@@ -36,7 +39,7 @@ impl<R: Rng, C: FnMut() -> i64> Samples<R, C> {
         let caller = &self.callers[rng.random_range(0..self.callers.len())];
         let operation = pick(rng, &OPERATIONS);
         let path = operation.path.replace("{id}", &uuid(rng));
-        // Above 2^53, as a good part of the real ones is.
+        // Above 2^53, as many of the real ones are.
         let trace_id = rng.random_range(1u64 << 53..=u64::MAX).to_string();
         let succeeded = rng.random_ratio(19, 20);
         let granted = rng.random_ratio(9, 10);
@@ -105,7 +108,7 @@ impl<R: Rng, C: FnMut() -> i64> Iterator for Samples<R, C> {
     }
 }
 
-/// Who calls: a person or a machine.
+/// A caller: a person or a machine.
 struct Caller {
     id: String,
     name: String,
@@ -135,7 +138,7 @@ impl Caller {
 
 const NAMES: [&str; 8] = ["ada", "barbara", "edsger", "frances", "grace", "ken", "margaret", "radia"];
 
-/// How callers authenticate, and with which programs.
+/// Methods of authentication, with the programs that use them.
 const CALLERS: [(&str, &[&str]); 3] = [
     ("AUTHENTICATION_TYPE_SSO", &BROWSERS),
     ("AUTHENTICATION_TYPE_BASIC", &BROWSERS),
@@ -155,7 +158,7 @@ const BROWSERS: [&str; 2] = [
     "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
 ];
 
-/// What a request asks for.
+/// Content of a request.
 #[derive(Clone, Copy)]
 struct Operation {
     method: &'static str,
@@ -221,7 +224,7 @@ fn pick<T: Copy>(rng: &mut impl Rng, from: &[T]) -> T {
     from[rng.random_range(0..from.len())]
 }
 
-/// A random UUID (RFC 9562, version 4).
+/// Returns a random UUID (RFC 9562, version 4).
 fn uuid(rng: &mut impl Rng) -> String {
     let mut bytes: [u8; 16] = rng.random();
     bytes[6] = bytes[6] & 0x0f | 0x40;

@@ -1,4 +1,4 @@
-//! An event becomes a line: written in its format, signed, with the signature put in place.
+//! Writes an event as a line in its format, and signs it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,31 +12,32 @@ use crate::wire::event::{Event, Format, Value};
 use crate::wire::line::Line;
 use crate::wire::{cef, json, signature};
 
-/// A PKCS#8 Ed25519 key in PEM has some 120 bytes; a longer file is something else.
+/// Maximum length of a key file. A PKCS#8 Ed25519 key in PEM has some 120 bytes; a longer file is
+/// something else.
 const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
 
-/// Why an event cannot be made a line.
+/// Reason why an event cannot be written as a line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignError {
     /// It has no CEF form.
     #[error(transparent)]
     Cef(#[from] cef::WriteError),
-    /// A key of the line that it was read from may have been forged, so that its value is not in the event.
-    /// A new line would leave it out, under a signature that says nothing was left out.
+    /// A key of the line that it was read from may have been forged, so that its value is not in
+    /// the event. A new line would leave it out, under a signature that says nothing was left out.
     #[error("the keys {} are ambiguous and would be lost: send the line as it is instead", .0.join(", "))]
     Ambiguous(Vec<String>),
-    /// The line would not be read back as the same event.
+    /// The line would not be parsed as the same event.
     #[error("the event would not be read back from {0} as it is")]
     Unrepresentable(Format),
 }
 
-/// Writes `event` as a line without its terminator. With a key it is signed as Konnect does: Ed25519 over
-/// the line without `sig` (for CPS the whole line, wrapper included). A `sig` that the event already has is
-/// left out.
+/// Writes `event` as a line without its terminator. With a key it is signed as Konnect does:
+/// Ed25519 over the line without `sig` (for CPS the whole line, wrapper included). A `sig` that the
+/// event already has is left out.
 ///
 /// # Errors
-/// [`SignError`]; what is returned always parses back to the same event, plus its `sig`.
+/// [`SignError`]; the returned line always parses to the same event, plus its `sig`.
 pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<Vec<u8>, SignError> {
     if !event.ambiguous().is_empty() {
         return Err(SignError::Ambiguous(event.ambiguous().to_vec()));
@@ -53,7 +54,7 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
         signature::insert(format, &mut line, &signature);
         event.set("sig", Value::Text(signature::encode(&signature)));
     }
-    // Values are the caller's: a number that is no JSON number would break the line.
+    // Values are the caller's: a number that is not a JSON number would break the line.
     let read = Line::parse(&line).ok().filter(|read| read.format() == format && read.event() == event);
     if read.is_none() || line.contains(&b'\n') {
         return Err(SignError::Unrepresentable(format));
@@ -61,7 +62,8 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
     Ok(line)
 }
 
-/// Why there is no signing key. Each is for the operator to mend; none repeats anything of the file.
+/// Reason why there is no signing key. Each can be fixed by the operator; none repeats anything of
+/// the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -70,25 +72,26 @@ pub enum KeyError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The underlying error.
         cause: io::Error,
     },
-    /// The file was read, but holds no key that we can sign with.
+    /// The file was read, but holds no key that can be used for signing.
     #[error("{} {problem}: an unencrypted Ed25519 key in PKCS#8 PEM is needed, as `auditgate keygen` writes it", .path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What it is instead; completes a sentence that begins with the path.
+        /// Its actual content; completes a sentence that begins with the path.
         problem: &'static str,
     },
 }
 
-/// An Ed25519 private key (RFC 8032). Zeroed when it is dropped; `Debug` shows its public half only.
+/// An Ed25519 private key (RFC 8032). Zeroed when it is dropped; `Debug` shows its public half
+/// only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SigningKey(pub(crate) ed25519_dalek::SigningKey);
 
 impl SigningKey {
-    /// Makes the key of a seed: 32 bytes that must be random and secret.
+    /// Creates the key of a seed: 32 bytes that must be random and secret.
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         Self(ed25519_dalek::SigningKey::from_bytes(seed))
     }
@@ -110,13 +113,13 @@ impl SigningKey {
         key.map(Self).map_err(|_| unusable(problem(text)))
     }
 
-    /// The public half, as a key set publishes it (RFC 8032, section 5.1.5).
+    /// Returns the public half, as a key set publishes it (RFC 8032, section 5.1.5).
     pub fn public_key(&self) -> [u8; 32] {
         self.0.verifying_key().to_bytes()
     }
 }
 
-/// What a file is that is no signing key.
+/// Returns the content of a file that is not a signing key.
 fn problem(text: &str) -> &'static str {
     if u64::try_from(text.len()).is_ok_and(|length| length > MAX_KEY_FILE_BYTES) {
         "is too long for a key"

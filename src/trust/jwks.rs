@@ -1,5 +1,5 @@
-//! A JWKS document (RFC 7517) becomes a set of Ed25519 public keys (RFC 8037). Pure: the same bytes
-//! always give the same keys, ids and refusals.
+//! Parses a JWKS document (RFC 7517) into a set of Ed25519 public keys (RFC 8037). Pure: the same
+//! bytes always give the same keys, ids and refusals.
 
 use std::fmt;
 
@@ -12,20 +12,22 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-/// How many keys one document may give us. Every one of them may have to be tried for an event, so
-/// that a longer list would let its publisher slow us down.
+/// Maximum number of keys of one document. Every one of them may have to be tried for an event, so
+/// a longer list would let its publisher slow us down.
 pub const MAX_KEYS: usize = 64;
 
-/// How many keys are looked for where nobody waits: in what was kept over the years.
+/// Maximum number of keys where speed does not matter: in what was kept over the years.
 pub const MAX_KEPT_KEYS: usize = 256;
 
-/// How many entries are looked at, usable or not; a longer list is no list of signing keys.
+/// Maximum number of entries that are examined, usable or not; a longer list is not a list of
+/// signing keys.
 const MAX_ENTRIES: usize = 1024;
-/// A `kid` is written beside every event that its key signed, so a longer one is not used.
+/// Maximum length of a `kid` in bytes. It is stored with every event that its key signed, so a
+/// longer one is not used.
 const MAX_ID_BYTES: usize = 256;
-/// How many refusals one message lists.
+/// Maximum number of refusals in one message.
 const MAX_LISTED: usize = 8;
-/// How much of a foreign text a message repeats.
+/// Maximum length of a foreign text in a message.
 const MAX_SHOWN_CHARS: usize = 40;
 
 /// base64url, padded or not; the bits after the last byte must be zero.
@@ -42,24 +44,24 @@ pub struct Key {
 }
 
 impl Key {
-    /// Its `kid`, or its [thumbprint](Key::thumbprint) when it has none (or an empty one, or one of
-    /// more than 256 bytes). Unique within its [`KeySet`], at most a few hundred bytes, otherwise
-    /// any text that the document's author chose: escape it before showing it to anybody.
+    /// Returns its `kid`, or its [thumbprint](Key::thumbprint) when it has none (or an empty one,
+    /// or one of more than 256 bytes). Unique within its [`KeySet`], at most a few hundred bytes,
+    /// otherwise any text that the document's author chose: escape it before printing it.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// See [`thumbprint`].
+    /// Returns its [`thumbprint`].
     pub fn thumbprint(&self) -> String {
         thumbprint(&self.bytes)
     }
 
-    /// The public key in base64url: the member `x` of a JWK (RFC 8037, section 2).
+    /// Returns the public key in base64url: the member `x` of a JWK (RFC 8037, section 2).
     pub fn x(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.bytes)
     }
 
-    /// The public key as RFC 8032 encodes it.
+    /// Returns the public key as RFC 8032 encodes it.
     pub fn bytes(&self) -> &[u8; PUBLIC_KEY_LENGTH] {
         &self.bytes
     }
@@ -72,8 +74,9 @@ pub struct KeySet {
 }
 
 impl KeySet {
-    /// The keys in this order, equal ones once. A key whose id an earlier, different key has gets `#` and the
-    /// beginning of its thumbprint behind it. None without a key.
+    /// Creates a set of the keys in this order, equal ones once. A key whose id an earlier,
+    /// different key has gets `#` and the beginning of its thumbprint as a suffix. Returns none
+    /// without a key.
     pub fn of(keys: impl IntoIterator<Item = Key>) -> Option<Self> {
         let mut set: Vec<Key> = Vec::new();
         for Key { id, bytes } in keys {
@@ -85,30 +88,30 @@ impl KeySet {
         (!set.is_empty()).then_some(Self { keys: set })
     }
 
-    /// The keys; never empty.
+    /// Returns the keys; never empty.
     pub fn keys(&self) -> &[Key] {
         &self.keys
     }
 }
 
-/// What a document gave: keys, and what in it was no key for us.
+/// Result of parsing a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed {
     /// The usable keys.
     pub keys: KeySet,
-    /// The entries that were passed over, in the document's order. Worth a warning each.
+    /// The entries that were ignored, in the document's order. Each deserves a warning.
     pub refused: Vec<RefusedKey>,
 }
 
-/// An entry of the document that we do not use. Its text is safe to print: foreign parts are
-/// escaped and cut short, and key material is never repeated.
+/// An entry of the document that is not used. Its text is safe to print: foreign parts are escaped
+/// and truncated, and key material is never repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedKey {
-    /// Which entry of `keys`, from 1.
+    /// Number of the entry in `keys`, from 1.
     pub position: usize,
-    /// Its `kid`, as far as it has one.
+    /// Its `kid`, if it has one.
     pub kid: Option<String>,
-    /// Why.
+    /// Reason of the refusal.
     pub reason: Refusal,
 }
 
@@ -122,7 +125,7 @@ impl fmt::Display for RefusedKey {
     }
 }
 
-/// Why an entry is not used; completes a sentence that begins with the key.
+/// Reason why an entry is not used; completes a sentence that begins with the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Not an object, or a member of it has the wrong type or occurs twice (RFC 7517, section 4).
@@ -168,27 +171,27 @@ pub enum Refusal {
     Weak,
 }
 
-/// Why a document gives no keys at all.
+/// Reason why a document gives no keys at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwksError {
     /// Not JSON (RFC 8259).
     #[error("the JWKS document is not JSON: {0}")]
     NotJson(String),
-    /// JSON, but no JWK set.
+    /// JSON, but not a JWK set.
     #[error("the JWKS document is not an object with one keys array (RFC 7517, section 5)")]
     NotAKeySet,
-    /// The list itself is beyond any reason.
+    /// The list has far too many entries.
     #[error("the JWKS document lists {0} keys, but at most {MAX_ENTRIES} are looked at")]
     TooManyEntries(usize),
-    /// More usable keys than we would try for an event.
+    /// More usable keys than would be tried for an event.
     #[error("the JWKS document has more than {0} Ed25519 keys, which is more than are used at once")]
     TooManyKeys(usize),
-    /// Nothing in it is a key for us.
+    /// It has no usable key.
     #[error("the JWKS document has no usable Ed25519 key: {}", listed(.0))]
     NoUsableKey(Vec<RefusedKey>),
 }
 
-/// Reads a JWKS document. The caller bounds its length; time and memory are linear in it.
+/// Parses a JWKS document. The caller bounds its length; time and memory are linear in it.
 ///
 /// Only keys of `kty` `OKP`, `crv` `Ed25519`, with `alg` absent, `EdDSA` or `Ed25519` and `use`
 /// absent or `sig`, are taken; the others are listed as refused and do not spoil the rest. Equal
@@ -211,7 +214,8 @@ pub fn parse(document: &[u8], limit: usize) -> Result<Parsed, JwksError> {
     }
 }
 
-/// One public key as an operator writes it down: base64url of its 32 bytes. Its id is its thumbprint.
+/// Parses a public key as an operator writes it: base64url of its 32 bytes. Its id is its
+/// thumbprint.
 ///
 /// # Errors
 /// See [`Refusal`].
@@ -220,18 +224,18 @@ pub fn pinned(x: &str) -> Result<Key, Refusal> {
     Ok(Key { id: thumbprint(&bytes), bytes })
 }
 
-/// Whether a text can be a [`thumbprint`].
+/// Returns whether a text can be a [`thumbprint`].
 pub fn is_thumbprint(text: &str) -> bool {
     URL_SAFE_NO_PAD.decode(text).is_ok_and(|digest| digest.len() == 32)
 }
 
-/// One entry of a document.
+/// Parses one entry of a document.
 pub(super) fn entry(json: &str) -> Result<Key, Refusal> {
     examine(json).1
 }
 
 /// Writes a JWKS document with these keys, as [`parse`] reads it; ends in a line feed. A key
-/// without a `kid` goes by its thumbprint.
+/// without a `kid` is known by its thumbprint.
 pub fn document(keys: &[(Option<String>, [u8; PUBLIC_KEY_LENGTH])]) -> String {
     let keys: Vec<serde_json::Value> = keys
         .iter()
@@ -249,16 +253,16 @@ pub fn document(keys: &[(Option<String>, [u8; PUBLIC_KEY_LENGTH])]) -> String {
     format!("{:#}\n", serde_json::json!({ "keys": keys }))
 }
 
-/// The key's JWK thumbprint (RFC 7638; for this key type RFC 8037, appendix A.3): SHA-256 over the
-/// required members, in base64url without padding. 43 characters.
+/// Returns the key's JWK thumbprint (RFC 7638; for this key type RFC 8037, appendix A.3): SHA-256
+/// over the required members, in base64url without padding. 43 characters.
 pub fn thumbprint(bytes: &[u8; PUBLIC_KEY_LENGTH]) -> String {
     let x = URL_SAFE_NO_PAD.encode(bytes);
     let canonical = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#);
     URL_SAFE_NO_PAD.encode(Sha256::digest(canonical))
 }
 
-/// The name that a key went by before [`KeySet::of`] told it apart from another one: its id without the beginning of
-/// its own thumbprint behind it. Other ids are returned as they are.
+/// Returns the id of a key before [`KeySet::of`] distinguished it from another one: without the
+/// beginning of its own thumbprint as a suffix. Other ids are returned as they are.
 pub fn undistinguished<'a>(mut id: &'a str, thumbprint: &str) -> &'a str {
     while let Some((name, suffix)) = id.rsplit_once('#')
         && (suffix == distinction(thumbprint) || suffix == thumbprint)
@@ -268,7 +272,7 @@ pub fn undistinguished<'a>(mut id: &'a str, thumbprint: &str) -> &'a str {
     id
 }
 
-/// What tells a key apart from others of the same name.
+/// Returns the suffix that distinguishes a key from others of the same id.
 fn distinction(thumbprint: &str) -> &str {
     thumbprint.get(..8).unwrap_or(thumbprint)
 }
@@ -279,7 +283,7 @@ struct Document<'a> {
     keys: Vec<&'a RawValue>,
 }
 
-/// The members that matter; RFC 7517 tells us to ignore the others.
+/// The relevant members; RFC 7517 requires that others be ignored.
 #[derive(Deserialize)]
 struct Jwk {
     kty: Option<String>,
@@ -287,7 +291,7 @@ struct Jwk {
     alg: Option<String>,
     r#use: Option<String>,
     key_ops: Option<Vec<String>>,
-    /// A label, whatever it is: one that is no text costs the key nothing.
+    /// A label, whatever it is: one that is not text does not affect the key.
     kid: Option<Kid>,
     x: Option<String>,
     d: Option<IgnoredAny>,
@@ -313,14 +317,14 @@ fn entries(document: &[u8]) -> Result<Vec<&RawValue>, JwksError> {
             }))
         }
         Err(_) => Err(JwksError::NotAKeySet),
-        // A struct would be read from an array of its members too.
+        // Serde would also read a struct from an array of its members.
         Ok(_) if document.trim_ascii_start().first() != Some(&b'{') => Err(JwksError::NotAKeySet),
         Ok(Document { keys }) if keys.len() > MAX_ENTRIES => Err(JwksError::TooManyEntries(keys.len())),
         Ok(Document { keys }) => Ok(keys),
     }
 }
 
-/// What servers and proxies send in place of JSON.
+/// Recognises what servers and proxies send in place of JSON.
 fn looks_like(document: &[u8]) -> Option<&'static str> {
     let start = document.trim_ascii_start();
     if document.starts_with(b"\x1f\x8b") {
@@ -336,7 +340,7 @@ fn looks_like(document: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The entry's `kid`, and its key or what is wrong with it.
+/// Returns the entry's `kid`, and its key or what is wrong with it.
 fn examine(entry: &str) -> (Option<String>, Result<Key, Refusal>) {
     match serde_json::from_str::<Jwk>(entry) {
         Ok(mut jwk) if entry.starts_with('{') => {
@@ -371,7 +375,7 @@ fn public_key(jwk: Jwk) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
     point(&jwk.x.ok_or(Refusal::NoPublicKey)?)
 }
 
-/// The point that is encoded in base64url, if it is one to verify with.
+/// Returns the point that is encoded in base64url, if it can be used for verification.
 fn point(x: &str) -> Result<[u8; PUBLIC_KEY_LENGTH], Refusal> {
     let decoded = BASE64URL.decode(x).map_err(Refusal::Base64)?;
     let bytes = <[u8; PUBLIC_KEY_LENGTH]>::try_from(decoded).map_err(|other| Refusal::Length(other.len()))?;
@@ -396,7 +400,7 @@ fn distinct_id(mut id: String, bytes: &[u8; PUBLIC_KEY_LENGTH], earlier: &[Key])
     id
 }
 
-/// A foreign text as messages repeat it: quoted, escaped, short.
+/// Returns a foreign text for a message: quoted, escaped, truncated.
 fn shown(text: &str) -> String {
     let short: String = text.chars().take(MAX_SHOWN_CHARS).collect();
     let more = if short.len() < text.len() { "..." } else { "" };

@@ -1,7 +1,7 @@
-//! Which keys we believe, and what they say about lines.
+//! The trusted keys, and the verification of lines.
 //!
-//! [`jwks`] reads a published key set, [`keyring`] keeps one source's set fresh and on disk, [`verify`] judges
-//! many lines at once.
+//! [`jwks`] parses a published key set, [`keyring`] keeps one source's set up to date and on disk,
+//! [`verify`] verifies many lines at once.
 
 pub mod jwks;
 pub mod keyring;

@@ -1,11 +1,11 @@
-//! Many lines at once become verdicts. Pure.
+//! Verification of many lines at once. Pure.
 //!
-//! One accept rule on every path: ZIP 215 (<https://zips.z.cash/zip-0215>), whose batch and single verdicts
-//! always agree, through ed25519-zebra. A single check is a batch of one.
+//! One accept rule on every path: ZIP 215 (<https://zips.z.cash/zip-0215>), whose batch and single
+//! verdicts always agree, through ed25519-zebra. A single check is a batch of one.
 //!
-//! Batch verification is three to five times cheaper than single checks, but says only that some line is bad.
-//! So a batch that fails is cut in halves until the bad lines are found; where many are bad, halving costs more
-//! than it saves, and what is left is checked one by one.
+//! Batch verification is three to five times cheaper than single checks, but says only that some
+//! line is bad. So a batch that fails is halved until the bad lines are found; where many are bad,
+//! halving costs more than it saves, and what is left is checked one by one.
 
 use ed25519_zebra::batch::{Item, Verifier};
 use ed25519_zebra::{Signature, VerificationKeyBytes};
@@ -22,7 +22,7 @@ pub struct Claim<'a> {
     pub second: Option<(&'a [u8], &'a [u8])>,
 }
 
-/// Which key and which message a signature fits.
+/// The key and the message that a signature matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fit {
     /// The index of the key.
@@ -36,14 +36,14 @@ pub const TOGETHER: usize = 1024;
 
 /// Returns for each claim which of the keys made it; none when no key did.
 ///
-/// `random` weighs the signatures of a batch against each other: who could guess it could make bad
-/// signatures that cancel out.
+/// `random` weighs the signatures of a batch against each other: an attacker that could guess it
+/// could make bad signatures that cancel out.
 pub fn verify(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng) -> Vec<Option<Fit>> {
     verify_in_batches(claims, keys, TOGETHER, random)
 }
 
-/// As [`verify`], with at most `together` (at least 1) signatures in a batch. More of them are a little cheaper
-/// each, and a bad one among them costs more.
+/// Verifies as [`verify`], with at most `together` (at least 1) signatures in a batch. Larger
+/// batches are a little cheaper for each signature, and a bad one in them costs more.
 pub fn verify_in_batches(
     claims: &[Claim<'_>],
     keys: &[[u8; 32]],
@@ -53,8 +53,9 @@ pub fn verify_in_batches(
     verify_in_steps(claims, keys, together, random, &mut |_, _| true)
 }
 
-/// As [`verify_in_batches`]. `before` is called before each batch: with the number of its signatures, and whether these were tried before, with
-/// another key or another message. When it returns false, those that fit nothing yet are tried no more.
+/// Verifies as [`verify_in_batches`]. `before` is called before each batch, with the number of its
+/// signatures, and whether these were tried before, with another key or another message. When it
+/// returns false, signatures that match nothing yet are tried no more.
 pub fn verify_in_steps(
     claims: &[Claim<'_>],
     keys: &[[u8; 32]],
@@ -68,7 +69,7 @@ pub fn verify_in_steps(
         let (tried, mut rest): (Vec<usize>, Vec<usize>) =
             open.into_iter().partition(|index| message(&claims[*index], attempt.second).is_some());
         let key = VerificationKeyBytes::from(keys[attempt.key]);
-        // Batches of one size: a small last one would be dear.
+        // Batches of equal size: a small last one would be expensive.
         let batches = tried.len().div_ceil(together.max(1)).max(1);
         for chunk in tried.chunks(tried.len().div_ceil(batches).max(1)) {
             if !before(chunk.len(), number > 0) {
@@ -95,8 +96,9 @@ pub fn verify_in_steps(
     fits
 }
 
-/// Every key with every reading, the likeliest first: the lines of one batch mostly come from one key and one
-/// producer, so the one that fits a line in the middle is tried first on all.
+/// Returns every key with every reading, the likeliest first: the lines of one batch mostly come
+/// from one key and one producer, so the one that matches a line in the middle is tried first on
+/// all.
 fn attempts(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng) -> Vec<Fit> {
     let has_second = claims.iter().any(|claim| claim.second.is_some());
     let mut attempts: Vec<Fit> = [false, true]
@@ -143,7 +145,7 @@ fn judge(items: &[Item], good: &mut [bool], random: &mut impl CryptoRng) {
     judge(&items[middle..], right, random);
 }
 
-/// Looks at a few items of a batch that failed.
+/// Returns whether most of a failed batch is bad, by a few samples.
 fn mostly_bad(items: &[Item], random: &mut impl CryptoRng) -> bool {
     const PROBES: usize = 4;
     let bad = (0..PROBES)

@@ -1,8 +1,8 @@
-//! Why one line fails. Pure.
+//! Explanation of why one line fails. Pure.
 //!
-//! Nothing is said that checking again does not prove: a respelling counts only when the signature fits it, and
-//! where none does, it stays open whether another key or another change is behind it, for an Ed25519 signature
-//! does not tell.
+//! Nothing is claimed that checking again does not prove: a variant counts only when the signature
+//! matches it, and where none does, it stays open whether another key or another change is the
+//! cause, since an Ed25519 signature does not tell.
 
 use std::borrow::Cow;
 
@@ -23,12 +23,12 @@ use crate::wire::line::Line;
 use crate::wire::record::Kind;
 use crate::wire::signature::{self, Reading, Signed};
 
-/// What is known about a line. Foreign text in it is not escaped.
+/// Explanation of a line. Foreign text in it is not escaped.
 #[derive(Debug, Serialize)]
 pub struct Explanation {
     /// `good`, or a name of [`super::judge::Verdict`].
     pub verdict: &'static str,
-    /// What is wrong with it.
+    /// Description of the error.
     pub reason: Option<String>,
     /// Its format; none when it is malformed.
     pub format: Option<&'static str>,
@@ -36,13 +36,13 @@ pub struct Explanation {
     pub bytes: usize,
     /// Its time in milliseconds since the Unix epoch.
     pub time: Option<i64>,
-    /// The bytes that a signature may have been made over; two readings of a CPS line.
+    /// The bytes over which the signature may have been made; two readings of a CPS line.
     pub signed_bytes: Vec<String>,
     /// The text of its signature.
     pub sig: Option<String>,
     /// Every key that was tried.
     pub keys: Vec<Tried>,
-    /// What checking it again has shown, in sentences.
+    /// Results of the checks, in sentences.
     pub shown: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ pub struct Tried {
     pub kid: String,
     /// Its thumbprint (RFC 7638).
     pub thumbprint: String,
-    /// The reading of the line that its signature fits; none when it did not make it.
+    /// The reading of the line that its signature matches; none when it did not make it.
     pub fits: Option<&'static str>,
 }
 
@@ -87,7 +87,7 @@ pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut imp
     explanation
 }
 
-/// What stands beside a good line that the daemon let through as it came.
+/// Sentence about a good line that the daemon accepted without checking its signature.
 const NOT_VERIFIED: &str = "auditgate tried no key on it when it came (`verified` is false), since its source checks no \
     signatures (`signatures = \"off\"`); its signature is good all the same.";
 
@@ -202,7 +202,7 @@ fn shown(
     all
 }
 
-/// What makes a signature one that no key can have made.
+/// Returns why no key can have made a signature, if that is so.
 fn impossible(claim: &Claim<'_>) -> Option<String> {
     // The order of the group (RFC 8032, section 5.1), the most significant byte first.
     const ORDER: [u8; 32] = [
@@ -223,7 +223,7 @@ fn impossible(claim: &Claim<'_>) -> Option<String> {
     }
 }
 
-/// What shows that the end of a line is missing.
+/// Returns what shows that the end of a line is missing.
 fn cut_off(raw: &[u8], line: Option<&Line<'_>>) -> Option<String> {
     if let Some(signed) = line.and_then(Line::signed) {
         let is_end = signed.first.after.is_empty();
@@ -238,56 +238,58 @@ fn cut_off(raw: &[u8], line: Option<&Line<'_>>) -> Option<String> {
     cut.then(|| "The line ends before its JSON object does: the rest of it is missing.".to_owned())
 }
 
-/// Tries respellings, the likeliest first.
+/// Search through variants, the likeliest first.
 struct Search<'a, R> {
     keys: &'a Keys,
     random: &'a mut R,
-    /// How many were tried.
+    /// Number of variants that were tried.
     tried: usize,
-    /// How long these are together.
+    /// Their length together, in bytes.
     bytes: usize,
-    /// Some were left for want of time.
+    /// Some were not tried because the budget was spent.
     ran_out: bool,
 }
 
-/// What the search may cost: signatures that are checked, and bytes that are read.
+/// Maximum cost of the search: signatures that are checked, and bytes that are read.
 #[derive(Clone, Copy)]
 struct Budget {
     signatures: usize,
     bytes: usize,
 }
 
-/// As many signatures are checked at most: a second or two.
+/// Maximum number of signatures that are checked: a second or two.
 const MOST: usize = 40_000;
 
-/// The respellings that are tried are together not much longer, in bytes: a second or two again.
+/// Maximum length of all variants together, in bytes: also a second or two.
 const MOST_BYTES: usize = 128 << 20;
 
-/// So many respellings are checked together, and of long ones as many as have so many bytes: what is held in memory.
+/// Maximum number of variants that are checked together, and their maximum length in bytes: what is
+/// held in memory.
 const CHUNK: usize = 256;
 const CHUNK_BYTES: usize = 4 << 20;
 
 impl<R: CryptoRng> Search<'_, R> {
-    /// What happened to the line, and the key that made its signature.
+    /// Returns what happened to the line, and the key that made its signature.
     fn run(&mut self, raw: &[u8]) -> Option<(String, usize)> {
         if raw.len() > LONGEST_RESPELLED {
             return None;
         }
         let text = std::str::from_utf8(raw).ok();
         let lines = || text.into_iter().flat_map(reserialised);
-        // What a line of many numbers may have been must leave something for what is tried last.
+        // The variants of a line of many numbers must leave something of the budget for those that
+        // are tried last.
         let part = Budget { signatures: MOST / 2, bytes: MOST_BYTES / 2 };
         let whole = Budget { signatures: MOST, bytes: MOST_BYTES };
         self.first_that_fits(wrapped(raw), whole)
             .or_else(|| self.first_that_fits(lines(), part))
             .or_else(|| {
-                // Once there is nothing left to spend, the lines need not be made either.
+                // Once the budget is spent, the lines need not be generated either.
                 lines().map_while(|line| self.fits_rounded(&line, part)).find_map(|found| found)
             })
             .or_else(|| self.first_that_fits(altered(raw), whole))
     }
 
-    /// None when the search has cost as much as that.
+    /// Tries the rounded numbers of a line. Returns none when the budget is spent.
     fn fits_rounded(&mut self, line: &Respelling, budget: Budget) -> Option<Option<(String, usize)>> {
         let found = self.first_that_fits(rounded(line), budget);
         let goes_on = found.is_some() || !self.has_spent(budget);
@@ -299,7 +301,7 @@ impl<R: CryptoRng> Search<'_, R> {
         self.tried * self.keys.keys().len().max(1) >= budget.signatures || self.bytes >= budget.bytes
     }
 
-    /// Goes on until the search as a whole has cost as much as that.
+    /// Tries variants until one matches or the search as a whole has spent the budget.
     fn first_that_fits(
         &mut self,
         mut all: impl Iterator<Item = Respelling>,

@@ -1,8 +1,8 @@
-//! Which files are to be checked, and in which order.
+//! The files to check, and their order.
 //!
-//! What is named is checked, whatever it is. Of a directory, everything is that auditgate could have written: in
-//! doubt a file is taken, for one that was tampered with must not escape by looking foreign. What is left out is
-//! said.
+//! A file that is named is checked, whatever it is. Of a directory, every file is checked that
+//! auditgate could have written: in doubt a file is taken, since one that was tampered with must
+//! not escape by looking foreign. What is skipped is reported.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -19,19 +19,19 @@ use crate::trust::jwks::MAX_KEPT_KEYS;
 use crate::trust::keyring::{self, DOCUMENT_LIMIT_BYTES};
 use crate::wire::line::Line;
 
-/// What was found.
+/// Result of the search.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// What is to be checked, in this order; `-` is standard input.
+    /// The files to check, in this order; `-` is standard input.
     pub files: Vec<PathBuf>,
-    /// What in the directories is not, and why.
+    /// Files in the directories that are skipped, and why.
     pub left_out: Vec<(PathBuf, &'static str)>,
-    /// What could not even be looked at.
+    /// Paths that could not be read.
     pub unreadable: Vec<(PathBuf, io::Error)>,
 }
 
-/// Looks up what was named. Directories are searched to the bottom, and their files come in the order of their
-/// time: when a rotated file was rotated, as its name says, and when another one was last written to.
+/// Finds the files. Directories are searched recursively, and their files are sorted by time: when
+/// a rotated file was rotated, as its name says, and when another one was last written to.
 pub fn find(named: &[PathBuf]) -> Found {
     let mut found = Found::default();
     for path in named {
@@ -47,7 +47,7 @@ pub fn find(named: &[PathBuf]) -> Found {
     found
 }
 
-/// The time as rotated names have it, the sequence number, the path.
+/// The time in the notation of rotated names, the sequence number, the path.
 type Dated = (String, String, PathBuf);
 
 fn search(directory: &Path, dated: &mut Vec<Dated>, found: &mut Found) {
@@ -84,7 +84,7 @@ fn search(directory: &Path, dated: &mut Vec<Dated>, found: &mut Found) {
     }
 }
 
-/// When a file was last written to, as rotated names have it.
+/// Returns when a file was last written to, in the notation of rotated names.
 fn written_at(metadata: &fs::Metadata) -> String {
     let shape = format_description!("[year][month][day]T[hour][minute][second]Z");
     let seconds = metadata.modified().ok().and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
@@ -95,10 +95,11 @@ fn written_at(metadata: &fs::Metadata) -> String {
         .unwrap_or_default()
 }
 
-/// What shows that a file in a directory is none that lines or rows are written to. A name alone does not, nor do its
-/// first bytes: both must say so, for one who wants a file passed over has only to change one of them.
+/// Returns why a file in a directory is not one that lines or rows are written to. Neither a name
+/// alone nor the first bytes alone are enough: both must say so, since otherwise changing one of
+/// them would hide a file.
 fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
-    /// Names and what the file begins with.
+    /// Extensions, and the file's first bytes.
     const PACKED: [(&[&str], &[u8]); 5] = [
         (&["xz", "txz"], b"\xfd7zXZ\0"),
         (&["bz2", "tbz2", "tbz"], b"BZh"),
@@ -106,8 +107,9 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
         (&["zip", "jar"], b"PK\x03\x04"),
         (&["7z"], b"7z\xbc\xaf"),
     ];
-    // The log, its index and the rollback journal (<https://www.sqlite.org/fileformat2.html>, sections 4.1 and 3, and
-    // <https://www.sqlite.org/walformat.html>, section 2.1). The last byte of the first is one of two.
+    // The log, its index and the rollback journal (<https://www.sqlite.org/fileformat2.html>,
+    // sections 4.1 and 3, and <https://www.sqlite.org/walformat.html>, section 2.1). The last byte
+    // of the first is one of two.
     const PARTS: [(&str, &[u8]); 3] = [
         ("-wal", b"\x37\x7f\x06"),
         ("-shm", &3_007_000_u32.to_ne_bytes()),
@@ -116,7 +118,7 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let start = beginning(path)?;
     if start.starts_with(stored::MAGIC) {
-        // One that cannot be opened is taken, so that reading it says why.
+        // One that cannot be opened is taken, so that reading it reports why.
         let is_other = stored::made(path).is_ok_and(|made| made == Made::Other);
         return Ok(is_other.then_some("a database without a table `events`"));
     }
@@ -134,7 +136,7 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
         let why = "a compression that was cut off; the file itself is still there";
         return Ok(whole.is_file().then_some(why));
     }
-    // What the daemon makes in `data_dir`, and the tokens beside its configuration.
+    // Files of the daemon in `data_dir`, and the tokens next to its configuration.
     match name.as_ref() {
         "lock" if start.is_empty() => return Ok(Some("a lock")),
         "reserve" | "reserve.probe" if is_zeros(path)? => return Ok(Some("spare space for a full disk")),
@@ -160,8 +162,8 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
     })
 }
 
-/// Whether a name is one that file sinks have in our examples, or what rotation makes of it: ours, or another
-/// program's (`x.log.1`, `x.log-20260102.gz`).
+/// Returns whether a name is one that file sinks have in our examples, or a rotated one: by us, or
+/// by another program (`x.log.1`, `x.log-20260102.gz`).
 fn is_ours_by_name(name: &str) -> bool {
     let is_number =
         |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
@@ -178,7 +180,7 @@ fn is_ours_by_name(name: &str) -> bool {
     [".log", ".jsonl", ".db"].iter().any(|end| stem.ends_with(end))
 }
 
-/// The first bytes of a file: as many as tell what it is.
+/// Returns the first bytes of a file: as many as are needed to recognise it.
 fn beginning(path: &Path) -> io::Result<Vec<u8>> {
     const MOST: u64 = 4096;
     let mut start = Vec::new();
@@ -186,25 +188,25 @@ fn beginning(path: &Path) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// More than the daemon keeps, in bytes.
+/// Maximum length of the daemon's spare space, in bytes; it keeps less.
 const MOST_SPARE: u64 = 1 << 20;
 
-/// Whether a file holds nothing but zeros, and some of them.
+/// Returns whether a file holds nothing but zeros, and is not empty.
 fn is_zeros(path: &Path) -> io::Result<bool> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MOST_SPARE + 1).read_to_end(&mut bytes)?;
     Ok(bytes.len() as u64 <= MOST_SPARE && !bytes.is_empty() && bytes.iter().all(|byte| *byte == 0))
 }
 
-/// Whether a file is one short line that is no event of any format.
+/// Returns whether a file is one short line that is not an event of any format.
 fn is_token(path: &Path, start: &[u8]) -> io::Result<bool> {
     let is_whole = path.metadata()?.len() == start.len() as u64;
     let line = start.trim_ascii();
     Ok(is_whole && !line.is_empty() && !line.contains(&b'\n') && Line::parse(line).is_err())
 }
 
-/// Whether a file is a beginning, perhaps an empty one, of the JSON that the daemon remembers keys in: laid out in lines
-/// of which none is an event.
+/// Returns whether a file is a beginning, perhaps an empty one, of the JSON in which the daemon
+/// caches keys: in lines of which none is an event.
 fn is_cut_key_set(path: &Path) -> io::Result<bool> {
     let mut bytes = Vec::new();
     File::open(path)?.take(DOCUMENT_LIMIT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
@@ -218,7 +220,7 @@ fn is_text_with(start: &[u8], words: &str) -> bool {
         || memchr::memmem::find(start, format!("\n{words}").as_bytes()).is_some()
 }
 
-/// Whether a file is TOML, which no line of ours is.
+/// Returns whether a file is TOML, which no line of ours is.
 fn is_configuration(path: &Path) -> bool {
     const LONGEST: u64 = 1 << 20;
     let mut text = String::new();

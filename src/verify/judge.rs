@@ -1,4 +1,4 @@
-//! The lines of a block become verdicts. Pure.
+//! Verdicts on the lines of a block. Pure.
 
 use std::borrow::Cow;
 use std::ops::AddAssign;
@@ -15,11 +15,11 @@ use crate::wire::event::Malformed;
 use crate::wire::line::Line;
 use crate::wire::record::{self, Kind, Saved};
 
-/// Signatures that are verified together: saved lines are nearly all good, so that bad ones need not be cheap. More
-/// gain nothing (`cargo bench --bench verify` measures it).
+/// Verification batch size: saved lines are nearly all good, so bad ones need not be cheap. Larger
+/// batches gain nothing (`cargo bench --bench verify` measures it).
 pub const TOGETHER: usize = 4096;
 
-/// The keys that are believed, each once.
+/// The trusted keys, each once.
 #[derive(Clone, Debug, Default)]
 pub struct Keys {
     keys: Vec<TrustedKey>,
@@ -36,7 +36,7 @@ pub struct TrustedKey {
 }
 
 impl Keys {
-    /// The keys of all sets together.
+    /// Returns the keys of all sets together.
     pub fn new(sets: &[KeySet]) -> Self {
         let mut all = Self::default();
         for key in sets.iter().flat_map(KeySet::keys) {
@@ -52,18 +52,18 @@ impl Keys {
         all
     }
 
-    /// The keys, in the order that counts by key have.
+    /// Returns the keys, in the order of the counts by key.
     pub fn keys(&self) -> &[TrustedKey] {
         &self.keys
     }
 
-    /// Their bytes, in the same order.
+    /// Returns their bytes, in the same order.
     pub fn bytes(&self) -> &[[u8; 32]] {
         &self.bytes
     }
 
-    /// Whether an ID that the daemon wrote down means another of the keys than this one. An ID that means none of
-    /// them may be of a document that was not given.
+    /// Returns whether an ID that the daemon stored means another of the keys than this one. An ID
+    /// that means none of them may be from a document that was not given.
     fn means_another(&self, id: &str, key: usize) -> bool {
         let is_it = self.keys.get(key).is_some_and(|key| key.may_be_called(id));
         !is_it && self.keys.iter().any(|other| other.may_be_called(id))
@@ -71,15 +71,16 @@ impl Keys {
 }
 
 impl TrustedKey {
-    /// Whether the daemon may have called the key that, whichever documents it had: by the name in a document that
-    /// was given, told apart from other keys of that name or not, or by its thumbprint.
+    /// Returns whether the daemon may have used that ID for the key, whichever documents it had:
+    /// the name in a given document, with or without a suffix that distinguishes it from other keys
+    /// of that name, or its thumbprint.
     fn may_be_called(&self, id: &str) -> bool {
         let name = |id| undistinguished(id, &self.thumbprint);
         name(id) == self.thumbprint || self.ids.iter().any(|known| name(known) == name(id))
     }
 }
 
-/// Some lines in a row, as a file holds them.
+/// Consecutive lines, as a file holds them.
 #[derive(Debug)]
 pub enum Block {
     /// Bytes between two line ends.
@@ -91,21 +92,22 @@ pub enum Block {
     },
     /// Rows of a database, whose `id` is their number.
     Rows(Vec<Stored>),
-    /// Rows of a database's table `quarantine`. That they prove nothing is why they are there, and no finding.
+    /// Rows of a database's table `quarantine`. That they prove nothing is why they are there, and
+    /// not a finding.
     Refused(Vec<Refused>),
 }
 
-/// A stretch of time, by the events' own clock, in milliseconds since the Unix epoch.
+/// A span of time, by the events' own clock, in milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Window {
-    /// The first moment that counts.
+    /// The first time that counts.
     pub since: Option<i64>,
-    /// The first moment that counts no more.
+    /// The first time that no longer counts.
     pub until: Option<i64>,
 }
 
 impl Window {
-    /// Whether an event of that time is to be checked. One without a usable time always is.
+    /// Returns whether an event of that time is to be checked. One without a usable time always is.
     fn has(&self, time: Option<i64>) -> bool {
         time.is_none_or(|time| {
             self.since.is_none_or(|since| since <= time) && self.until.is_none_or(|until| time < until)
@@ -113,24 +115,24 @@ impl Window {
     }
 }
 
-/// What is wrong with a line, or with a file from a line on.
+/// Error of a line, or of a file from a line on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// No given key made its signature, or what is said beside the line does not follow from it.
+    /// No given key made its signature, or its metadata does not follow from it.
     Bad,
     /// It carries no signature.
     Unsigned,
-    /// It is no event.
+    /// It is not an event.
     Malformed,
     /// It is the last one, has no line end, and fails.
     Torn,
-    /// What follows cannot be read: the file is damaged or cut off.
+    /// The rest cannot be read: the file is damaged or truncated.
     Damaged,
 }
 
 impl Verdict {
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bad => "bad",
@@ -142,23 +144,23 @@ impl Verdict {
     }
 }
 
-/// A line that does not prove itself.
+/// A line that is not proved by its signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Its number, from 1; of a row, its `id`.
     pub line: u64,
-    /// What is wrong.
+    /// Kind of the error.
     pub verdict: Verdict,
-    /// In words; foreign text in it is not escaped.
+    /// Description of the error; foreign text in it is not escaped.
     pub reason: Cow<'static, str>,
 }
 
-/// How many lines came to which end. Blank lines are not counted.
+/// Number of lines by result. Blank lines are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// A given key made the signature.
     pub good: u64,
-    /// The same, but the line is in a quarantine record: it was refused.
+    /// The same, but the line is in a quarantine record: it was rejected.
     pub good_in_quarantine: u64,
     /// The same, but its record or row says that no key was tried on it.
     pub good_unverified: u64,
@@ -172,7 +174,7 @@ pub struct Counts {
     pub torn: u64,
     /// See [`Verdict::Damaged`]: places, not lines.
     pub damaged: u64,
-    /// Not checked, because their time is not in the window that was asked for.
+    /// Not checked, because their time is outside the window.
     pub outside: u64,
 }
 
@@ -188,7 +190,7 @@ impl Counts {
         }
     }
 
-    /// How many findings there are.
+    /// Returns the number of findings.
     pub fn findings(&self) -> u64 {
         self.bad + self.unsigned + self.malformed + self.torn + self.damaged
     }
@@ -208,21 +210,21 @@ impl AddAssign for Counts {
     }
 }
 
-/// What was found in a block, or in several.
+/// Results of a block, or of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Judged {
-    /// How many lines came to which end.
+    /// Number of lines by result.
     pub counts: Counts,
-    /// How many of the good ones each key made.
+    /// Number of good lines by key.
     pub by_key: Vec<u64>,
-    /// The others, in their order.
+    /// The other lines, in their order.
     pub findings: Vec<Finding>,
     /// The times of the earliest and the latest good line, in milliseconds since the Unix epoch.
     pub times: Option<(i64, i64)>,
 }
 
 impl Judged {
-    /// Counts a good line by what stands beside it.
+    /// Counts a good line by its metadata.
     fn good(&mut self, beside: &Beside<'_>, key: usize, time: Option<i64>) {
         match beside {
             Beside::Record(Kind::Quarantined { .. }) | Beside::Refused(_) => {
@@ -243,7 +245,7 @@ impl Judged {
     }
 }
 
-/// The stretch that holds both.
+/// Returns the span that holds both.
 pub fn joined(left: Option<(i64, i64)>, right: Option<(i64, i64)>) -> Option<(i64, i64)> {
     match (left, right) {
         (Some((first, last)), Some((earlier, later))) => Some((first.min(earlier), last.max(later))),
@@ -251,20 +253,20 @@ pub fn joined(left: Option<(i64, i64)>, right: Option<(i64, i64)>) -> Option<(i6
     }
 }
 
-/// A line with what is said beside it.
+/// A line with its metadata.
 #[derive(Debug)]
 pub struct Entry<'a> {
     /// Its number.
     pub number: u64,
     /// The line as it was received.
     pub raw: Cow<'a, [u8]>,
-    /// What stands beside it.
+    /// Metadata of the line.
     pub beside: Beside<'a>,
     /// It has no line end.
     pub unterminated: bool,
 }
 
-/// What stands beside a line.
+/// Metadata that a file has of a line, in addition to the line itself.
 #[derive(Debug)]
 pub enum Beside<'a> {
     /// Nothing: it is a raw line.
@@ -278,14 +280,14 @@ pub enum Beside<'a> {
 }
 
 impl Block {
-    /// Its lines, as the daemon splits a body, without blank ones.
+    /// Returns its lines, as the daemon splits a body, without blank ones.
     pub fn entries(&self) -> Vec<Entry<'_>> {
         match self {
             Self::Lines { first, bytes } => {
                 let mut entries = Vec::with_capacity(bytes.len() / 512 + 1);
                 let mut start = 0;
                 for (number, end) in (*first..).zip(memchr::memchr_iter(b'\n', bytes).chain([bytes.len()])) {
-                    // A line without its terminator has the rule for one with it, whatever the rule is.
+                    // A line without its terminator is split by the same rule as one with it.
                     entries.extend(batch::lines(&bytes[start..end]).map(|line| Entry {
                         number,
                         unterminated: end == bytes.len(),
@@ -321,7 +323,7 @@ impl Block {
 }
 
 fn entry(line: &[u8]) -> Entry<'_> {
-    // Reading a line as a record costs as much as reading its event; few lines need it.
+    // Reading a line as a record costs as much as parsing its event; few lines need it.
     let may_be_a_record = line.starts_with(b"{") && memchr::memmem::find(line, b"\"received_at\"").is_some();
     match may_be_a_record.then(|| record::read(line)).flatten() {
         Some(Saved { raw, kind }) => {
@@ -335,7 +337,7 @@ fn entry(line: &[u8]) -> Entry<'_> {
 enum Opened<'a> {
     Decided(Verdict, Cow<'static, str>),
     Outside,
-    /// The next claim decides. The line is kept where something stands beside it.
+    /// The next claim decides. The line is kept where there is metadata to compare.
     Claimed(Option<Line<'a>>, Option<i64>),
 }
 
@@ -410,19 +412,20 @@ fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'
     }
 }
 
-/// Whether a line may have so many fields that taking it apart would need gigabytes: as many as there are commas
-/// between members, or equals signs of a CEF line. Only a line of more than a mebibyte or so can.
+/// Returns whether a line may have so many fields that parsing it would need gigabytes: counted are
+/// commas between members, or equals signs of a CEF line. Only a line of more than about a mebibyte
+/// can.
 pub(super) fn has_too_many_fields(raw: &[u8]) -> bool {
     const MOST: usize = 1_000_000;
     raw.len() > MOST && memchr::memchr2_iter(b',', b'=', raw).nth(MOST).is_some()
 }
 
-/// A record that the daemon does not write.
+/// Reason for a record that the daemon does not write.
 pub(super) const MISSHAPEN: &str =
     "the record has not the members that auditgate gives a record: it was changed";
 
-/// What is said beside a verified line and does not follow from it. `received_at` and `source` are auditgate's
-/// own words, which no signature covers.
+/// Returns what of a verified line's metadata does not follow from it. `received_at` and `source`
+/// are added by auditgate, and no signature covers them.
 pub(super) fn contradiction(
     beside: &Beside<'_>,
     line: &Line<'_>,
@@ -430,7 +433,7 @@ pub(super) fn contradiction(
     keys: &Keys,
 ) -> Option<Cow<'static, str>> {
     let (difference, verified, key_id, whole) = match beside {
-        // No record of a quarantined line says anything of its event.
+        // A record of a quarantined line says nothing of its event.
         Beside::Nothing | Beside::Record(Kind::Quarantined { .. }) | Beside::Refused(_) => return None,
         Beside::Record(Kind::Misshapen) => return Some(MISSHAPEN.into()),
         Beside::Record(Kind::Accepted(claims)) => {
@@ -454,12 +457,13 @@ pub(super) fn contradiction(
             .means_another(id, key)
             .then(|| format!("the {whole} names another key than the one that made the signature").into()),
         (false, Some(_)) => Some(format!("the {whole} names a key and says that none was tried").into()),
-        // A source that checks no signatures (`signatures = "off"`) lets signed lines through like any others.
+        // A source that checks no signatures (`signatures = "off"`) accepts signed lines like any
+        // others.
         (false, None) => None,
     })
 }
 
-/// Whether the daemon tried no key on the line, as what stands beside it says.
+/// Returns whether the daemon tried no key on the line, according to its metadata.
 pub(super) fn was_not_verified(beside: &Beside<'_>) -> bool {
     match beside {
         Beside::Record(Kind::Accepted(claims)) => !claims.verified,

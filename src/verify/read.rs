@@ -1,4 +1,5 @@
-//! A file becomes blocks: of whole lines, inflated where its first bytes say so, or of rows of a database.
+//! Splits a file into blocks: of whole lines, inflated where its first bytes say so, or of rows of
+//! a database.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -15,32 +16,33 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The first bytes of a zstd frame (RFC 8878, section 3.1.1).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// A longer line is no event, and is not kept; the daemon's own limit is smaller by far.
+/// Maximum length of a line, in bytes. A longer one is not an event, and is not kept; the daemon's
+/// own limit is far smaller.
 pub const LONGEST_LINE: usize = 64 << 20;
 
-/// A block has as many bytes of whole lines, or the one line that is longer.
+/// Size of a block of whole lines, in bytes; a longer line is a block of its own.
 const BLOCK_BYTES: usize = 2 << 20;
 
-/// How much is read at a time.
+/// Number of bytes that are read at a time.
 const STEP: usize = 256 << 10;
 
-/// Why a file cannot be read (on).
+/// Reason why a file cannot be read (any further).
 #[derive(Debug)]
 pub enum Fault {
-    /// What it holds is wrong. Nothing behind a damage is known.
+    /// Its content is wrong. Nothing behind a damaged place is known.
     Finding(Finding),
-    /// The machine's or the operator's fault, or it is no file for us.
+    /// The machine's or the operator's fault, or a file of an unsupported kind.
     Unreadable(String),
 }
 
 impl Fault {
-    /// Whether more of the file can be read behind it.
+    /// Returns whether the file can be read any further.
     pub fn goes_on(&self) -> bool {
         matches!(self, Self::Finding(finding) if finding.verdict == Verdict::Malformed)
     }
 }
 
-/// What a file is.
+/// Kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Lines as they are.
@@ -54,7 +56,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -69,7 +71,7 @@ impl Kind {
 pub struct Blocks {
     kind: Kind,
     source: Source,
-    /// How many quarantined lines a database holds beside its events.
+    /// Number of quarantined lines in a database.
     quarantined: u64,
 }
 
@@ -79,7 +81,8 @@ enum Source {
 }
 
 impl Blocks {
-    /// Opens a file; `-` is standard input. What is read from it, before inflation, is added to `read`.
+    /// Opens a file; `-` is standard input. What is read from it, before inflation, is added to
+    /// `read`.
     ///
     /// # Errors
     /// A [`Fault`].
@@ -131,20 +134,21 @@ impl Blocks {
         Ok(Self { kind: Kind::Sqlite, source: Source::Rows(Box::new(database)), quarantined })
     }
 
-    /// What it is.
+    /// Returns the kind of the file.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// How many quarantined lines a database holds beside its events.
+    /// Returns the number of quarantined lines in a database.
     pub fn quarantined(&self) -> u64 {
         self.quarantined
     }
 
-    /// The next block; none at the end.
+    /// Returns the next block, or none at the end.
     ///
     /// # Errors
-    /// A [`Fault`], which may be followed by more: see [`Fault::goes_on`]. Every whole line before it was in a block.
+    /// A [`Fault`], which may be followed by more: see [`Fault::goes_on`]. Every whole line before
+    /// it was in a block.
     pub fn block(&mut self) -> Result<Option<Block>, Fault> {
         match &mut self.source {
             Source::Lines(lines) => lines.next(),
@@ -167,7 +171,7 @@ impl Blocks {
     }
 }
 
-/// The events, and then what was refused.
+/// Reads the events, and then the quarantined lines.
 fn rows(database: &mut Database) -> rusqlite::Result<Option<Block>> {
     let rows = database.next(TOGETHER, BLOCK_BYTES)?;
     if !rows.is_empty() {
@@ -177,9 +181,9 @@ fn rows(database: &mut Database) -> rusqlite::Result<Option<Block>> {
     Ok((!refused.is_empty()).then_some(Block::Refused(refused)))
 }
 
-/// How a file is compressed, by its first bytes.
+/// Returns how a file is compressed, by its first bytes.
 fn packing(start: &[u8]) -> Kind {
-    // What some programs put before or between frames (RFC 8878, section 3.1.2).
+    // Some programs write this before or between frames (RFC 8878, section 3.1.2).
     let is_skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
     if start.starts_with(&GZIP_MAGIC) {
         Kind::Gzip
@@ -190,8 +194,8 @@ fn packing(start: &[u8]) -> Kind {
     }
 }
 
-/// Inflates the operator's own file as a stream where its first bytes say that it is compressed. A window of up to
-/// 128 MiB is kept, as `zstd -d` does when it is told nothing.
+/// Inflates the operator's own file as a stream where its first bytes say that it is compressed. A
+/// window of up to 128 MiB is kept, which is the default of `zstd -d`.
 ///
 /// # Errors
 /// When the first bytes cannot be read.
@@ -204,7 +208,8 @@ pub fn unpacked(mut packed: impl BufRead + Send + 'static) -> io::Result<(Kind, 
     })
 }
 
-/// Whether a zstd file needs a larger window than is kept: the decoder has no other way to say so than its words.
+/// Returns whether a zstd file needs a larger window than is kept: the decoder reports that only in
+/// its text.
 fn needs_a_larger_window(error: &io::Error) -> bool {
     error.to_string().contains("requires too much memory")
 }
@@ -226,18 +231,18 @@ fn fault(error: &rusqlite::Error, line: u64) -> Fault {
     }
 }
 
-/// Cuts a stream into blocks.
+/// Splits a stream into blocks.
 struct Lines {
     source: Box<dyn Read + Send>,
-    /// Reading the file itself failed, whatever the decoder makes of that.
+    /// Reading the file itself failed, whatever error the decoder returns for that.
     broken: Arc<AtomicBool>,
-    /// What was read behind the last block.
+    /// Bytes that were read behind the last block.
     rest: Vec<u8>,
-    /// The number of the first line in `rest`.
+    /// Number of the first line in `rest`.
     number: u64,
     ended: bool,
     pending: Option<Fault>,
-    /// The line in `rest` is too long and is passed over.
+    /// The line in `rest` is too long and is skipped.
     passing: bool,
 }
 
@@ -295,7 +300,7 @@ impl Lines {
         Block::Lines { first, bytes }
     }
 
-    /// Reads on; notes the end or a fault.
+    /// Reads on; records the end or a fault.
     fn read(&mut self, buffer: &mut Vec<u8>) {
         let start = buffer.len();
         if buffer.capacity() < start + STEP {
@@ -332,7 +337,7 @@ impl Lines {
     }
 }
 
-/// Counts what is read, and remembers whether reading itself failed.
+/// Counts what is read, and records whether reading itself failed.
 struct Counted {
     source: Box<dyn Read + Send>,
     read: Arc<AtomicU64>,

@@ -1,10 +1,11 @@
-//! Reading and judging on all cores, in bounded memory, reported in the order of files and lines.
+//! Reads and judges on all cores, in bounded memory, and reports in the order of files and lines.
 //!
-//! A few readers take one file after the other, cut it into blocks and queue these for the judges, one on each
-//! core. Beside every block goes a place for its judgement, and the reporter takes these places in their order: the
-//! first file's until it ends, then the second's. A reader that is ahead waits when its places are taken, so that
-//! memory holds a fixed number of blocks, whatever the files' size. The file that the reporter waits for always has
-//! a reader, since files are taken in their order: nothing waits in a circle.
+//! A few readers take one file after the other, split it into blocks and queue these for the
+//! judges, one on each core. With every block goes a channel for its result, and the reporter takes
+//! these in their order: the first file's until it ends, then the second's. A reader that is ahead
+//! waits when its queue is full, so that memory holds a fixed number of blocks, whatever the files'
+//! size. The file that the reporter waits for always has a reader, since files are taken in their
+//! order: there is no circular wait.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,35 +17,35 @@ use parking_lot::Mutex;
 use super::judge::{Block, Judged, Keys, Window, judge};
 use super::read::{Blocks, Fault, Kind};
 
-/// What is reported, in this order for each file.
+/// Message to the reporter, in this order for each file.
 #[derive(Debug)]
 pub enum News {
     /// It is open.
     Opened {
-        /// What it is.
+        /// Kind of the file.
         kind: Kind,
-        /// How many quarantined lines the database holds, which are not judged.
+        /// Number of quarantined lines in the database, which are not judged.
         quarantined: u64,
     },
     /// Some of its lines are judged.
     Judged(Judged),
-    /// It cannot be read (on), or a line of it cannot.
+    /// It cannot be read (any further), or a line of it cannot.
     Fault(Fault),
-    /// There is no more of it.
+    /// The end of the file.
     Ended,
 }
 
-/// A block and the place for its judgement.
+/// A block and the channel for its result.
 type Job = (Block, SyncSender<Judged>);
 
-/// What a reader says about its file.
+/// Message of a reader about its file.
 enum Step {
     Said(News),
     Queued(Receiver<Judged>),
 }
 
-/// Checks files on `threads` cores. `read` counts the bytes that were read, before inflation. `report` gets the
-/// file's index and what is new about it.
+/// Checks files on `threads` cores. `read` counts the bytes that were read, before inflation.
+/// `report` gets the file's index and the news about it.
 ///
 /// # Errors
 /// The first one of `report`, which ends the work.
@@ -64,8 +65,8 @@ pub fn check<E>(
     let (tell, told): (Vec<_>, Vec<_>) = files.iter().map(|_| sync_channel::<Step>(ahead)).unzip();
     let (tell, next) = (Mutex::new(tell.into_iter().map(Some).collect::<Vec<_>>()), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        // Moved in here, so that whatever ends this function also ends the threads: the readers find that nobody
-        // listens, and then the judges that nothing comes.
+        // Moved in here, so that whatever ends this function also ends the threads: the readers
+        // find that the receivers are gone, and then the judges that the senders are.
         let told = told;
         for _ in 0..threads {
             scope.spawn(|| judge_all(&queue, keys, window));
@@ -105,7 +106,7 @@ pub fn check<E>(
     })
 }
 
-/// None when nobody listens any more.
+/// Reads one file. Returns none when the receiver is gone.
 fn read_one(
     path: &std::path::Path,
     read: &Arc<AtomicU64>,
@@ -141,7 +142,7 @@ fn judge_all(queue: &Mutex<Receiver<Job>>, keys: &Keys, window: Window) {
     loop {
         let job = queue.lock().recv();
         let Ok((block, place)) = job else { return };
-        // Nobody may wait for it any more.
+        // The receiver may be gone.
         let _ = place.send(judge(&block.entries(), keys, window, &mut rand::rng()));
     }
 }

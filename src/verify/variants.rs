@@ -1,6 +1,6 @@
-//! What a line may have been before something on its way wrote it in another way. Pure.
+//! Variants: what a line may have been before a program rewrote it. Pure.
 //!
-//! None of these is a claim: [`super::explain`] checks each, and says only what then verifies.
+//! None of these is a claim: [`super::explain`] checks each, and reports only what then verifies.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
@@ -12,7 +12,8 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
 use crate::wire::signature;
 
-/// What a line may have been, and what happened to it if that verifies: a whole sentence without its full stop.
+/// A possible original of a line, and what happened to it if that verifies: a whole sentence
+/// without its full stop.
 pub(super) struct Respelling {
     pub(super) line: Vec<u8>,
     pub(super) what: String,
@@ -22,13 +23,15 @@ fn respelling(line: impl Into<Vec<u8>>, what: impl Into<String>) -> Respelling {
     Respelling { line: line.into(), what: what.into() }
 }
 
-/// Respellings that are made when they are asked for: together they take thousands of times the memory of the line.
+/// Variants that are generated on demand: together they take thousands of times the memory of the
+/// line.
 pub(super) type Respellings<'a> = Box<dyn Iterator<Item = Respelling> + 'a>;
 
-/// A longer line is not respelled, in bytes: four times as long as the daemon takes when nothing is configured.
+/// Maximum length of a line that has variants, in bytes: four times the daemon's default limit.
 pub(super) const LONGEST_RESPELLED: usize = 1 << 20;
 
-/// What programs and people add before and behind a line, and other spellings of the signature.
+/// Returns a line without what programs and people add before and behind it, and with other
+/// spellings of the signature.
 pub(super) fn wrapped(line: &[u8]) -> Respellings<'_> {
     const BOM: &[u8] = "\u{feff}".as_bytes();
     let trimmed = line.trim_ascii_end();
@@ -58,7 +61,7 @@ pub(super) fn wrapped(line: &[u8]) -> Respellings<'_> {
     Box::new(behind.into_iter().chain(before).chain(started).chain(other_signatures(trimmed)).chain(tab))
 }
 
-/// Lines with the signature in the spelling that counts, where it can be read in another one.
+/// Returns lines with the signature in its canonical spelling, where it can be read in another one.
 fn other_signatures(line: &[u8]) -> impl Iterator<Item = Respelling> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -110,7 +113,8 @@ fn other_signatures_at(line: &[u8], start: usize, lenient: &GeneralPurposeConfig
     all
 }
 
-/// Where the text of a signature may begin: in a CEF line behind each ` sig=`, for another line may follow the first.
+/// Returns where the text of a signature may begin: in a CEF line behind each ` sig=`, since
+/// another line may follow the first.
 fn signature_texts(line: &[u8]) -> Vec<usize> {
     const MOST: usize = 8;
     let marks: &[&[u8]] = if line.starts_with(b"{") { &[b"\"sig\":\"", b"\"sig\": \""] } else { &[b" sig="] };
@@ -121,7 +125,8 @@ fn signature_texts(line: &[u8]) -> Vec<usize> {
     marks.iter().flat_map(of).take(MOST).collect()
 }
 
-/// A JSON line as other programs write it: white space, escapes, numbers. The line itself comes first.
+/// Returns a JSON line as other programs write it: white space, escapes, numbers. The line itself
+/// comes first.
 pub(super) fn reserialised(line: &str) -> Respellings<'_> {
     let itself = std::iter::once_with(move || respelling(line, ""));
     if !line.starts_with('{') {
@@ -152,7 +157,8 @@ pub(super) fn reserialised(line: &str) -> Respellings<'_> {
     Box::new(itself.chain(others))
 }
 
-/// Tells spellings apart without keeping them. Two that share one cost no more than one try.
+/// Returns a hash that distinguishes variants without keeping them. Two with the same hash cost no
+/// more than one attempt.
 fn fingerprint(line: impl AsRef<[u8]>) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(line.as_ref())
 }
@@ -160,7 +166,7 @@ fn fingerprint(line: impl AsRef<[u8]>) -> u64 {
 /// A number of a line in another spelling.
 #[derive(Clone)]
 struct Change {
-    /// Which token it is.
+    /// Index of the token.
     at: usize,
     now: String,
     before: String,
@@ -172,7 +178,7 @@ impl Change {
     }
 }
 
-/// The line of these tokens with the changes, which stand in their order.
+/// Returns the line of these tokens with the changes, which are in their order.
 fn changed(tokens: &[Token<'_>], changes: &[Change]) -> String {
     let mut line = String::new();
     let mut changes = changes.iter().peekable();
@@ -205,7 +211,7 @@ impl Token<'_> {
     }
 }
 
-/// Cuts a line into tokens that together are the line. What is no JSON is cut somehow.
+/// Splits a line into tokens that together are the line. What is not JSON is split anyhow.
 fn tokens<'a>(line: &'a str) -> Vec<Token<'a>> {
     let bytes = line.as_bytes();
     let mut all = Vec::new();
@@ -235,12 +241,13 @@ fn tokens<'a>(line: &'a str) -> Vec<Token<'a>> {
     all
 }
 
-/// The next place from there on where text may be cut.
+/// Returns the next offset at which text may be split.
 fn floor(line: &str, at: usize) -> usize {
     (at..=line.len()).find(|at| line.is_char_boundary(*at)).unwrap_or(line.len())
 }
 
-/// With that behind commas and colons, and nothing elsewhere; none leaves it as it is.
+/// Returns the tokens with that white space behind commas and colons, and none elsewhere; without
+/// an argument unchanged.
 fn spaced<'a>(tokens: Vec<Token<'a>>, behind: Option<(&'a str, &'a str)>) -> Vec<Token<'a>> {
     let Some((comma, colon)) = behind else { return tokens };
     let mut all = Vec::with_capacity(tokens.len());
@@ -285,7 +292,7 @@ const ESCAPES: [(Escape, &str); 9] = [
     ),
 ];
 
-/// Undoes `\u` escapes, but for those that JSON needs.
+/// Undoes `\u` escapes, except those that JSON requires.
 fn literal(text: &str) -> String {
     let read = |part: &str| u16::from_str_radix(part.get(2..6)?, 16).ok();
     let mut out = String::with_capacity(text.len());
@@ -326,11 +333,11 @@ fn escaped(text: &str, which: impl Fn(char) -> bool, capitals: bool) -> String {
     out
 }
 
-/// As many spellings of the numbers of one line are tried.
+/// Maximum number of spellings of the numbers of one line.
 const MOST_NUMBERS: usize = 64;
 
-/// None, and then other spellings of the numbers that have a fraction or an exponent, or else of one that ends in
-/// zeros.
+/// Returns no change, and then other spellings of the numbers that have a fraction or an exponent,
+/// or else of one that ends in zeros.
 fn numbers(tokens: &[Token<'_>]) -> Vec<Vec<Change>> {
     let mut all = vec![Vec::new()];
     let texts = || {
@@ -344,7 +351,7 @@ fn numbers(tokens: &[Token<'_>]) -> Vec<Vec<Change>> {
     let is_one = |text: &str| if is_pointed { has_point(text) } else { text.ends_with('0') };
     for (at, now) in texts().filter(|(_, text)| is_one(text)) {
         let spellings = same_number(now);
-        // Every fraction on its own; of the plain numbers one at a time.
+        // All combinations of fractions; of the plain numbers one at a time.
         let with = if is_pointed { all.len() } else { 1 };
         for index in 0..with {
             for before in &spellings {
@@ -359,7 +366,7 @@ fn numbers(tokens: &[Token<'_>]) -> Vec<Vec<Change>> {
     all
 }
 
-/// Other spellings of a number that has no fraction and is below 2^53.
+/// Returns other spellings of a number that has no fraction and is below 2^53.
 fn same_number(text: &str) -> Vec<String> {
     let Some(value) = text.parse::<f64>().ok().filter(|value| value.fract() == 0.0 && value.abs() < EXACT)
     else {
@@ -386,17 +393,17 @@ fn same_number(text: &str) -> Vec<String> {
     all
 }
 
-/// From here on not every integer is a 64-bit float.
+/// The first float from which on not every integer is a 64-bit float.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Of one line as many long numbers are looked at.
+/// Maximum number of long numbers of one line that are examined.
 const MOST_LONG_NUMBERS: usize = 64;
 
-/// The integers that one rounded number may have been are at most as many: enough for 64 bits.
+/// Maximum number of integers that one rounded number may have been: enough for 64 bits.
 const MOST_NEIGHBOURS: u128 = 2_050;
 
-/// A line with each integer that a program may have rounded to a 64-bit float (IEEE 754) replaced by those that
-/// round to the same: JSON numbers, and a `trace_id` of digits.
+/// Returns a line with each integer that a program may have rounded to a 64-bit float (IEEE 754)
+/// replaced by those that round to the same: JSON numbers, and a `trace_id` of digits.
 pub(super) fn rounded(line: &Respelling) -> Respellings<'_> {
     let Ok(text) = std::str::from_utf8(&line.line) else { return Box::new(std::iter::empty()) };
     let numbers = long_numbers(text).take(MOST_LONG_NUMBERS).filter_map(|long| {
@@ -419,7 +426,7 @@ pub(super) fn rounded(line: &Respelling) -> Respellings<'_> {
     }))
 }
 
-/// The integers that become this float, the nearest first.
+/// Returns the integers that become this float, the nearest first.
 fn neighbours(value: f64) -> impl Iterator<Item = u128> {
     #[expect(
         clippy::cast_possible_truncation,
@@ -434,14 +441,14 @@ fn neighbours(value: f64) -> impl Iterator<Item = u128> {
     up.chain(down)
 }
 
-/// A long number, and where it stands in its line.
+/// A long number, and its range in the line.
 struct LongNumber<'a> {
     name: &'a str,
     start: usize,
     end: usize,
 }
 
-/// The long numbers of a line.
+/// Returns the long numbers of a line.
 fn long_numbers(text: &str) -> Box<dyn Iterator<Item = LongNumber<'_>> + '_> {
     const SHORTEST: usize = 16;
     if !text.starts_with('{') {
@@ -474,8 +481,8 @@ fn long_numbers(text: &str) -> Box<dyn Iterator<Item = LongNumber<'_>> + '_> {
     }))
 }
 
-/// Small changes that storage, transport or people make: one bit, one digit, one truth, one byte too many. A line
-/// longer than [`LONGEST_ALTERED`] is left alone.
+/// Returns lines with small changes undone that storage, transport or people make: one bit, one
+/// digit, one truth value, one added byte. A line longer than [`LONGEST_ALTERED`] has none.
 pub(super) fn altered(line: &[u8]) -> Respellings<'_> {
     const TRUTHS: [(&str, &str); 6] = [
         ("true", "false"),
@@ -516,7 +523,7 @@ pub(super) fn altered(line: &[u8]) -> Respellings<'_> {
     Box::new(truths.chain(digits).chain(bits).chain(added))
 }
 
-/// See [`altered`], in bytes.
+/// Maximum length of a line for [`altered`], in bytes.
 pub(super) const LONGEST_ALTERED: usize = 2_048;
 
 fn with_byte(line: &[u8], at: usize, byte: u8) -> Vec<u8> {

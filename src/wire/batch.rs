@@ -1,12 +1,12 @@
-//! A body becomes lines: the coding is recognised, the inflated size and the number of lines are bounded while
-//! inflating, and the bytes of each line are kept exactly.
+//! Splits a body into lines: the coding is recognised, the inflated size and the number of lines
+//! are bounded while inflating, and the bytes of each line are kept exactly.
 
 use std::io::{BufRead, BufReader, Read, Take, Write};
 
-/// How a body is coded.
+/// Coding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
-    /// As it is.
+    /// Uncoded.
     Identity,
     /// gzip (RFC 1952), one member or many.
     Gzip,
@@ -21,9 +21,9 @@ pub struct UnknownCoding;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 impl Coding {
-    /// The coding of a body, from its declared name and its first bytes. Konnect documents the name
-    /// `application/gzip`, which is not registered; a body that begins like gzip is gzip whatever is declared,
-    /// for no event does.
+    /// Returns the coding of a body, from its declared name and its first bytes. Konnect documents
+    /// the name `application/gzip`, which is not registered; a body that begins like gzip is gzip
+    /// whatever is declared, since no event begins like that.
     ///
     /// # Errors
     /// An unknown name, and the body does not begin like gzip.
@@ -40,13 +40,13 @@ impl Coding {
     }
 }
 
-/// How a stored body is taken apart again.
+/// Rule by which a stored body is taken apart again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
     /// Inflated, into its lines.
     Lines(Coding),
-    /// Inflated, and kept in one piece: no line of it is an event, or it could not be inflated and counts as
-    /// uncoded.
+    /// Inflated, and kept in one piece: no line of it is an event, or it could not be inflated and
+    /// counts as uncoded.
     Whole(Coding),
 }
 
@@ -58,7 +58,7 @@ impl Packing {
         Self::Whole(Coding::Gzip),
     ];
 
-    /// The code under which it is stored.
+    /// Returns the code under which it is stored.
     pub fn code(self) -> u8 {
         match self {
             Self::Lines(Coding::Identity) => 0,
@@ -68,27 +68,27 @@ impl Packing {
         }
     }
 
-    /// The packing with that stored code.
+    /// Returns the packing with that stored code.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|packing| packing.code() == code)
     }
 
-    /// How the same body is taken apart when it is kept in one piece.
+    /// Returns the packing of the same body when it is kept in one piece.
     pub fn whole(self) -> Self {
         let (Self::Lines(coding) | Self::Whole(coding)) = self;
         Self::Whole(coding)
     }
 
-    /// Inflates a stored body, which passed the caps when it came.
+    /// Inflates a stored body, which passed the caps when it was received.
     ///
     /// # Errors
-    /// When the bytes are not what they were.
+    /// When the bytes have changed.
     pub fn unpack(self, body: &[u8]) -> Result<Vec<u8>, DecodeError> {
         let (Self::Lines(coding) | Self::Whole(coding)) = self;
         Ok(decode(body, coding, Caps::NONE, &mut |_| true)?.into_bytes())
     }
 
-    /// The lines of an inflated body, in the order of their verdicts.
+    /// Returns the lines of an inflated body, in the order of their verdicts.
     pub fn lines(self, inflated: &[u8]) -> impl Iterator<Item = &[u8]> {
         let (whole, split) = match self {
             Self::Lines(_) => (None, Some(lines(without_byte_order_mark(inflated)))),
@@ -98,7 +98,7 @@ impl Packing {
     }
 }
 
-/// What one body may become.
+/// Limits of one body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
     /// Bytes after inflation.
@@ -108,11 +108,11 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// No bounds: for bodies that passed the bounds once and were stored by us.
+    /// No limits: for bodies that passed the limits once and were stored by us.
     pub const NONE: Self = Self { decoded: usize::MAX, lines: usize::MAX };
 }
 
-/// Why a whole body is no batch.
+/// Reason why a whole body is not a batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// More bytes than [`Caps::decoded`].
@@ -124,7 +124,7 @@ pub enum DecodeError {
     /// The bytes are not what their coding says.
     #[error("the body is no valid gzip: {0}")]
     Undecodable(String),
-    /// The memory for it could not be had.
+    /// The memory for it could not be acquired.
     #[error("no memory for the inflated body")]
     NoMemory,
 }
@@ -136,14 +136,14 @@ pub struct Decoded {
     lines: usize,
 }
 
-/// How many bytes are inflated between two looks at the caps.
+/// Number of bytes that are inflated between two checks of the caps.
 const STEP: usize = 64 * 1024;
 
-/// Inflates a body; twice, under the same caps, when what it holds begins like gzip again. `reserve` is asked before
-/// each growth of the memory in use, in bytes, and may refuse.
+/// Inflates a body; twice, under the same caps, when its content begins like gzip again. `reserve`
+/// is called before each growth of the memory in use, in bytes, and may refuse.
 ///
 /// # Errors
-/// See [`DecodeError`]. Of a body that breaks a cap no line is looked at.
+/// See [`DecodeError`]. A body that exceeds a cap is refused as a whole.
 pub fn decode(
     body: &[u8],
     coding: Coding,
@@ -170,7 +170,8 @@ pub fn decode(
             loop {
                 let start = bytes.len();
                 if bytes.capacity() < start + STEP {
-                    // Grow by half, never past the cap: doubling would hold twice the cap for a moment.
+                    // Grow by half, never past the cap: doubling would hold twice the cap for a
+                    // moment.
                     let target = (start + start / 2 + STEP).min(caps.decoded.saturating_add(STEP));
                     let more = target.max(start + STEP) - bytes.capacity();
                     if !reserve(more) {
@@ -205,11 +206,11 @@ pub fn decode(
 #[expect(clippy::disallowed_types, reason = "this is the one place that caps what it inflates")]
 type Gunzip<R> = flate2::bufread::MultiGzDecoder<R>;
 
-/// The first inflation, with a bound on what it gives.
+/// The first inflation, with a bound on its output.
 type Inflated<'a> = BufReader<Take<Gunzip<&'a [u8]>>>;
 
-/// A body that is being inflated. What the first inflation gives is never more than a byte over the cap, whatever the
-/// second makes of it.
+/// A body that is being inflated. The output of the first inflation is never more than a byte over
+/// the cap, whatever the second does with it.
 enum Inflater<'a> {
     Once(Box<Inflated<'a>>),
     Twice(Box<Gunzip<Inflated<'a>>>),
@@ -237,13 +238,14 @@ impl<'a> Inflater<'a> {
     }
 }
 
-/// Inflates the operator's own files as a stream, every member of them. Without caps: not for what a peer sends.
+/// Inflates the operator's own files as a stream, every member of them. Without caps: not for what
+/// a peer sends.
 pub fn inflate(file: impl BufRead) -> impl Read {
     #[expect(clippy::disallowed_types, reason = "nothing is kept: the caller reads it piece by piece")]
     flate2::bufread::MultiGzDecoder::new(file)
 }
 
-/// Codes lines for the way to a receiver: one gzip member.
+/// Compresses lines for a receiver: one gzip member.
 pub fn encode(lines: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(lines)?;
@@ -251,29 +253,29 @@ pub fn encode(lines: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 impl Decoded {
-    /// The lines in their order, without terminator (`\n` or `\r\n`) and without blank ones; a byte order mark in front
-    /// of the first belongs to none.
+    /// Returns the lines in their order, without terminator (`\n` or `\r\n`) and without blank
+    /// ones; a byte order mark before the first belongs to none.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         lines(without_byte_order_mark(&self.bytes))
     }
 
-    /// Whether there is a byte order mark in front.
+    /// Returns whether there is a byte order mark in front.
     pub fn has_byte_order_mark(&self) -> bool {
         self.bytes.starts_with(BYTE_ORDER_MARK)
     }
 
-    /// How many lines there are.
+    /// Returns the number of lines.
     pub fn line_count(&self) -> usize {
         self.lines
     }
 
-    /// The bytes themselves.
+    /// Returns the bytes.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 }
 
-/// The lines of inflated bytes: see [`Decoded::lines`].
+/// Returns the lines of inflated bytes: see [`Decoded::lines`].
 pub fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(bytes);
     std::iter::from_fn(move || {
@@ -288,7 +290,7 @@ pub fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     .filter(|line| !is_blank(line))
 }
 
-/// What some editors and languages write in front of UTF-8.
+/// Byte order mark that some editors and languages write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
@@ -303,7 +305,7 @@ fn is_blank(line: &[u8]) -> bool {
 #[derive(Default)]
 struct LineCount {
     lines: usize,
-    /// The line that the last piece left open holds something.
+    /// The last line of the last piece is not finished and not blank.
     open: bool,
 }
 

@@ -1,9 +1,11 @@
-//! A CEF line, both directions: `{timestamp} konghq.com CEF:0|vendor|product|version|class id|name|severity|extension`.
+//! A CEF line, both directions: `{timestamp} konghq.com CEF:0|vendor|product|version|class
+//! id|name|severity|extension`.
 //!
-//! Source: ArcSight Common Event Format, version 25, and Kong's audit-log reference with its oddities.
+//! Source: ArcSight Common Event Format, version 25, and Kong's audit-log reference with its
+//! oddities.
 //!
-//! A caller of the producer's API controls some values, and a value may hold ` key=value`. [`extension`] says
-//! which keys the producer wrote.
+//! A caller of the producer's API controls some values, and a value may hold ` key=value`.
+//! [`extension`] decides which keys the producer wrote.
 
 mod extension;
 
@@ -13,19 +15,19 @@ use super::event::{Event, Format, Malformed, schema};
 use super::line::{Field, Line, Notation, begins_like_json};
 use super::signature::cut_cef;
 
-/// Takes a CEF line apart.
+/// Parses a CEF line.
 pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
     let header_start = find_header(text).ok_or(Malformed::from("neither a JSON object nor a CEF header"))?;
     let header = Header::parse(&text[header_start..])?;
     let signed = cut_cef(text);
     let extension_start = header_start + header.extension;
-    // A ` sig=` inside the header would be no extension key.
+    // A ` sig=` inside the header would not be an extension key.
     let signed = signed.filter(|signed| signed.first.before.len() >= extension_start.saturating_sub(1));
     let end = signed.map_or(text.len(), |signed| signed.first.before.len());
 
     let mut fields = Vec::with_capacity(24);
     if let Some(stamp) = time_stamp(&text[..header_start]) {
-        // The time stamp stands before the header, where nothing is escaped.
+        // The time stamp comes before the header, where nothing is escaped.
         fields.push(Field::new("event_ts", stamp, Notation::Plain));
     }
     let of_header = [
@@ -45,34 +47,37 @@ pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
     Ok(Line { bytes: text.as_bytes(), format: Format::Cef, signed, fields, ambiguous })
 }
 
-/// Why an event has no CEF form.
+/// Reason why an event has no CEF form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// A header field is needed and not there.
+    /// A required header field is missing.
     #[error("the event has no `{0}`, which a CEF header needs")]
     Missing(&'static str),
-    /// The event would not be read back as it is.
+    /// The event would not be parsed back as it is.
     #[error("the event cannot be written as CEF: {0}")]
     Unrepresentable(String),
 }
 
-/// Writes an event as a CEF line: the free text last, and each piece of it ended by a key that every event has.
+/// Writes an event as a CEF line: the free text last, and each piece of it ended by a key that
+/// every event has.
 ///
 /// # Errors
-/// When a header field other than `event_class_id` is missing, or the line would not parse back to the same
-/// event:
+/// When a header field other than `event_class_id` is missing, or the line would not parse back to
+/// the same event:
 /// - ambiguous keys; a key that is empty or holds more than ASCII letters, digits and `_.,-[]`;
-/// - an unknown field whose value is no text, or a known one whose value is not of its documented type (nor
-///   text that cannot be read as that type);
-/// - free text that nothing would end: `request` without `src`, `principal_name` without `trace_id`, `query` without
-///   `user_agent`, each with a further field;
+/// - an unknown field whose value is not text, or a known one whose value is not of its documented
+///   type (nor text that can be parsed as that type);
+/// - free text that nothing would end: `request` without `src`, `principal_name` without
+///   `trace_id`, `query` without `user_agent`, each with a further field;
 /// - a line break in the header or in `sig`; a ` sig=` in `sig`;
-/// - an `event_ts` that is empty, begins with `CEF:` or (behind white space) with `{`, or holds ` CEF:`;
-/// - a `cef_version` that is no number; without `event_class_id`, a `severity` that is neither digits nor one
-///   of CEF's words; a `name` that looks like a severity before a `severity` that begins with `key=`.
+/// - an `event_ts` that is empty, begins with `CEF:` or (behind white space) with `{`, or holds `
+///   CEF:`;
+/// - a `cef_version` that is not a number; without `event_class_id`, a `severity` that is neither
+///   digits nor one of CEF's words; a `name` that looks like a severity before a `severity` that
+///   begins with `key=`.
 ///
-/// An event with all the documented fields of its type is therefore always written, whatever text its values
-/// are, as long as its header keeps to the last three points.
+/// An event with all the documented fields of its type is therefore always written, whatever text
+/// its values are, if its header satisfies the last three points.
 pub fn write(event: &Event) -> Result<Vec<u8>, WriteError> {
     let text = |name: &'static str| event.text(name).ok_or(WriteError::Missing(name));
     let mut out = String::with_capacity(512);
@@ -118,7 +123,7 @@ pub fn write(event: &Event) -> Result<Vec<u8>, WriteError> {
     if out.contains(['\n', '\r']) {
         return Err(WriteError::Unrepresentable("a line break outside the extension".to_owned()));
     }
-    // A line that begins with `{` would be read as JSON.
+    // A line that begins with `{` would be parsed as JSON.
     if begins_like_json(&out) {
         return Err(WriteError::Unrepresentable("`event_ts` begins like JSON".to_owned()));
     }
@@ -129,7 +134,7 @@ pub fn write(event: &Event) -> Result<Vec<u8>, WriteError> {
     }
 }
 
-/// Where `CEF:` begins: at the line's start or behind a space.
+/// Returns where `CEF:` begins: at the line's start or behind a space.
 fn find_header(text: &str) -> Option<usize> {
     if text.starts_with("CEF:") {
         return Some(0);
@@ -137,8 +142,8 @@ fn find_header(text: &str) -> Option<usize> {
     memchr::memmem::find(text.as_bytes(), b" CEF:").map(|at| at + 1)
 }
 
-/// The time stamp before the host name: an RFC 3339 one or syslog's `Apr 14 05:39:08`, kept as it is spelled. A
-/// line may lack the host, and then ends in the time of day.
+/// Returns the time stamp before the host name: an RFC 3339 one or syslog's `Apr 14 05:39:08`, kept
+/// as it is spelled. A line may lack the host, and then ends in the time of day.
 fn time_stamp(prefix: &str) -> Option<&str> {
     let prefix = prefix.strip_suffix(' ')?;
     let stamp = match prefix.rsplit_once(' ') {
@@ -148,7 +153,7 @@ fn time_stamp(prefix: &str) -> Option<&str> {
     (!stamp.is_empty()).then_some(stamp)
 }
 
-/// `05:39:08`, which is no host name and no IPv6 address.
+/// Returns whether a text is like `05:39:08`, which is neither a host name nor an IPv6 address.
 fn is_time_of_day(text: &str) -> bool {
     text.len() == 8
         && text.bytes().enumerate().all(|(at, byte)| match at {
@@ -166,7 +171,7 @@ struct Header<'a> {
     class: Option<&'a str>,
     name: &'a str,
     severity: &'a str,
-    /// Where the extension begins, counted from `CEF:`.
+    /// Start of the extension, counted from `CEF:`.
     extension: usize,
 }
 
@@ -183,8 +188,8 @@ impl<'a> Header<'a> {
         let fifth = piece(text, &mut rest, "name")?;
         let sixth = piece(text, &mut rest, "severity")?;
         let six_fields = rest;
-        // With seven fields the sixth is the name and a severity follows. Behind the sixth of only six
-        // stands `key=`, and a bar further on belongs to a value.
+        // With seven fields the sixth is the name and a severity follows. Behind the sixth of only
+        // six comes `key=`, and a later bar belongs to a value.
         match piece(text, &mut rest, "severity") {
             Ok(seventh) if !(is_severity(sixth) && begins_with_key(seventh)) => Ok(Self {
                 cef_version,
@@ -212,7 +217,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The header field that begins at `rest`, which moves behind its bar.
+/// Returns the header field that begins at `rest`, and moves `rest` behind its bar.
 fn piece<'a>(text: &'a str, rest: &mut usize, name: &'static str) -> Result<&'a str, Malformed> {
     let start = *rest;
     let length = unescaped_bar(&text[start..])
@@ -221,7 +226,7 @@ fn piece<'a>(text: &'a str, rest: &mut usize, name: &'static str) -> Result<&'a 
     Ok(&text[start..start + length])
 }
 
-/// An integer or one of CEF's words.
+/// Returns whether a text is an integer or one of CEF's words.
 fn is_severity(text: &str) -> bool {
     matches!(text, "Unknown" | "Low" | "Medium" | "High" | "Very-High")
         || (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))
@@ -231,7 +236,7 @@ fn begins_with_key(text: &str) -> bool {
     extension::begins_with_key(text)
 }
 
-/// The first `|` that no backslash escapes.
+/// Returns the first `|` that no backslash escapes.
 fn unescaped_bar(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     memchr::memchr_iter(b'|', bytes).find(|at| {
@@ -261,7 +266,7 @@ fn escape_extension(out: &mut String, text: &str) {
     }
 }
 
-/// The first field that would be read back otherwise.
+/// Returns the first field that would be parsed back differently.
 fn difference(wanted: &Event, read: &Event) -> String {
     wanted
         .fields()

@@ -1,9 +1,10 @@
-//! What one audit event says, in one schema for every format, and the nouns for what became of a line.
+//! The content of one audit event, in one schema for every format, and the nouns for the verdict on
+//! a line.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// How a line spells its event.
+/// Format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// `{timestamp} konghq.com CEF:0|…|key=value …`
@@ -18,7 +19,7 @@ impl Format {
     /// Every format, for command lines and tests.
     pub const ALL: [Self; 3] = [Self::Cef, Self::Json, Self::Cps];
 
-    /// The name that Konnect's webhook configuration uses.
+    /// Returns the name that Konnect's webhook configuration uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cef => "cef",
@@ -48,15 +49,15 @@ impl std::str::FromStr for Format {
 #[error("`{0}` is not a format; use cef, json or cps")]
 pub struct UnknownFormat(String);
 
-/// Why a line (or a whole body) is in quarantine.
+/// Reason why a line (or a whole body) is in quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[doc(hidden)]
 pub enum Reason {
-    /// It is no event: not UTF-8, no CEF header, no JSON object, two signatures.
+    /// It is not an event: no CEF header, no JSON object, two signatures.
     Malformed,
     /// It carries a signature that no trusted key made.
     BadSignature,
-    /// It carries no signature although its source must sign.
+    /// It carries no signature although its source requires one.
     Unsigned,
     /// It is longer than the `line` limit.
     LineTooLong,
@@ -69,7 +70,7 @@ impl Reason {
     pub const ALL: [Self; 5] =
         [Self::Malformed, Self::BadSignature, Self::Unsigned, Self::LineTooLong, Self::UndecodableBody];
 
-    /// The name in quarantine records, metrics and receipts.
+    /// Returns the name in quarantine records, metrics and receipts.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -87,7 +88,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What was found out about one line, before anybody asked whether it is new.
+/// Verdict on one line, before it is known whether it is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[doc(hidden)]
 pub enum Verdict {
@@ -96,19 +97,19 @@ pub enum Verdict {
         /// The index of that key in the key set that judged the batch.
         key: usize,
     },
-    /// The source's policy lets it through without a proof.
+    /// The source's policy accepts it without a proof.
     Unverified,
     /// It goes to quarantine.
     Rejected {
-        /// The reason's closed name.
+        /// Name of the reason, from a closed list.
         reason: Reason,
-        /// What exactly is wrong, for people. Never longer than a few hundred bytes.
+        /// Description of the error, for people. Never longer than a few hundred bytes.
         detail: Cow<'static, str>,
     },
 }
 
 impl Verdict {
-    /// The stream that the line belongs to.
+    /// Returns the stream that the line belongs to.
     pub fn stream(&self) -> Stream {
         match self {
             Self::Verified { .. } => Stream::Verified,
@@ -118,15 +119,15 @@ impl Verdict {
     }
 }
 
-/// Which output a line belongs to.
+/// Output that a line belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[doc(hidden)]
 pub enum Stream {
     /// Lines whose signature a trusted key made.
     Verified,
-    /// Lines that a source's policy let through without a proof.
+    /// Lines that a source's policy accepted without a proof.
     Unverified,
-    /// Lines that were refused, with their reason.
+    /// Lines that were rejected, with their reason.
     Quarantine,
 }
 
@@ -134,7 +135,7 @@ impl Stream {
     /// Every stream.
     pub const ALL: [Self; 3] = [Self::Verified, Self::Unverified, Self::Quarantine];
 
-    /// The name in the configuration.
+    /// Returns the name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Verified => "verified",
@@ -144,7 +145,7 @@ impl Stream {
     }
 }
 
-/// A line that is no event, and why.
+/// Reason why a line is not an event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 #[doc(hidden)]
@@ -156,7 +157,7 @@ impl From<&'static str> for Malformed {
     }
 }
 
-/// One field's value. Numbers keep every digit as it was written.
+/// Value of a field. Numbers keep every digit as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A string.
@@ -167,12 +168,12 @@ pub enum Value {
     Boolean(bool),
     /// JSON's `null`.
     Null,
-    /// An array or object of an unknown field, as the bytes that came.
+    /// An array or object of an unknown field, as the received bytes.
     Json(String),
 }
 
 impl Value {
-    /// The value as text, the way a CEF line or a log message shows it.
+    /// Returns the value as text, the way a CEF line or a log message shows it.
     pub fn text(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) | Self::Number(text) | Self::Json(text) => Cow::Borrowed(text),
@@ -190,22 +191,23 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event without a field.
+    /// Creates an event without a field.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The field of that name.
+    /// Returns the field of that name.
     pub fn field(&self, name: &str) -> Option<&Value> {
         self.fields.binary_search_by(|(known, _)| known.as_ref().cmp(name)).ok().map(|at| &self.fields[at].1)
     }
 
-    /// The field's value as text, when it is there.
+    /// Returns the field's value as text, when it is there.
     pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
         self.field(name).map(Value::text)
     }
 
-    /// Sets a field, bringing the value to the field's documented type where it can be read as such.
+    /// Sets a field, converting the value to the field's documented type where it can be parsed as
+    /// such.
     pub fn set(&mut self, name: impl Into<Cow<'static, str>>, value: Value) {
         let name = name.into();
         let value = schema::documented(&name, value);
@@ -215,20 +217,21 @@ impl Event {
         }
     }
 
-    /// Takes a field out.
+    /// Removes a field.
     pub fn remove(&mut self, name: &str) -> Option<Value> {
         let at = self.fields.binary_search_by(|(known, _)| known.as_ref().cmp(name)).ok()?;
         Some(self.fields.remove(at).1)
     }
 
-    /// The fields in the order of their names.
+    /// Returns the fields in the order of their names.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.fields.iter().map(|(name, value)| (name.as_ref(), value))
     }
 
-    /// The keys about which the line is not clear, sorted: those that occur twice, that have the name of a header
-    /// field, or that stand inside a free-text value, and that value's own key (`docs/fields.md`). What a caller may
-    /// have written is never a field under its key; a key that the producer wrote beyond doubt is one all the same.
+    /// Returns the ambiguous keys, sorted: those that occur twice, that have the name of a header
+    /// field, or that are inside a free-text value, and that value's own key (`docs/fields.md`).
+    /// What a caller may have written is never a field under its key; a key that the producer
+    /// certainly wrote is one all the same.
     pub fn ambiguous(&self) -> &[String] {
         &self.ambiguous
     }
@@ -250,7 +253,7 @@ impl Event {
     }
 }
 
-/// What Konnect documents about its fields. Source: Kong's audit-log reference, "Log formats".
+/// Konnect's documented fields. Source: Kong's audit-log reference, "Log formats".
 #[doc(hidden)]
 pub mod schema {
     use super::{Cow, Value};
@@ -267,7 +270,8 @@ pub mod schema {
         "severity",
     ];
 
-    /// Values that a caller of Konnect's API controls: they can hold anything, ` key=value` included.
+    /// Values that a caller of Konnect's API controls: they can hold anything, ` key=value`
+    /// included.
     pub const FREE_TEXT: [&str; 4] = ["principal_name", "query", "request", "user_agent"];
 
     /// The fields that Konnect documents, sorted.
@@ -300,7 +304,7 @@ pub mod schema {
         "user_agent",
     ];
 
-    /// The name for `Cow::Borrowed`, so that known fields cost no allocation.
+    /// Returns the name for `Cow::Borrowed`, so that known fields cost no allocation.
     pub fn interned(name: &str) -> Cow<'static, str> {
         KNOWN
             .iter()
@@ -308,7 +312,7 @@ pub mod schema {
             .map_or_else(|| Cow::Owned(name.to_owned()), |known| Cow::Borrowed(*known))
     }
 
-    /// Which of Konnect's three types an event is, told by its `name`.
+    /// Konnect's three types of events, recognised by their `name`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Type {
         /// `AUTHENTICATION_OUTCOME_*`
@@ -322,7 +326,7 @@ pub mod schema {
     }
 
     impl Type {
-        /// The type of the event with that `name`.
+        /// Returns the type of the event with that `name`.
         pub fn of(name: &str) -> Self {
             if name.starts_with("AUTHENTICATION_OUTCOME_") {
                 Self::Authentication
@@ -336,10 +340,10 @@ pub mod schema {
         }
     }
 
-    /// The extension keys that every event with that `name` and `severity` has, as Konnect documents its types and
-    /// outcomes: at most [`MOST_PRESENT`]. A failed login can come without `org_id` and `principal_id`; a refused
-    /// access (401, 403) may be that of nobody; of a type that is not documented only what no documented event
-    /// lacks is taken to be there.
+    /// Returns the extension keys that every event with that `name` and `severity` has, as Konnect
+    /// documents its types and outcomes: at most [`MOST_PRESENT`]. A failed login can lack `org_id`
+    /// and `principal_id`; a refused access (401, 403) may have no principal; for a type that is
+    /// not documented, only the keys that every documented event has.
     pub fn always_present(name: &str, severity: &str) -> &'static [&'static str] {
         match Type::of(name) {
             Type::Authentication if name == "AUTHENTICATION_OUTCOME_SUCCESS" => {
@@ -368,12 +372,12 @@ pub mod schema {
         }
     }
 
-    /// The length of the longest list of [`always_present`].
+    /// Length of the longest list of [`always_present`].
     pub const MOST_PRESENT: usize = 10;
 
-    /// Brings a value to its field's documented type: `rt`, `status` and `severity` are integers, `success`,
-    /// `granted` and `kong_initiated` booleans, the other known fields text. What cannot be read that way
-    /// stays as it came; unknown fields are never touched.
+    /// Converts a value to its field's documented type: `rt`, `status` and `severity` are integers,
+    /// `success`, `granted` and `kong_initiated` booleans, the other known fields text. A value
+    /// that cannot be parsed that way stays as it is; unknown fields are never touched.
     pub fn documented(name: &str, value: Value) -> Value {
         match name {
             "rt" | "status" | "severity" => match value {
@@ -397,7 +401,8 @@ pub mod schema {
         }
     }
 
-    /// An integer in JSON's notation, so that writing it as a number changes no byte.
+    /// Returns whether a text is an integer in JSON's notation, so that writing it as a number
+    /// changes no byte.
     fn is_integer(text: &str) -> bool {
         let digits = text.strip_prefix('-').unwrap_or(text).as_bytes();
         match digits {

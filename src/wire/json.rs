@@ -1,7 +1,7 @@
 //! A JSON or CPS line, both directions (RFC 8259).
 //!
-//! The line is checked as JSON in one pass that notes where each member of the top object stands; values are
-//! read only on demand, and numbers never leave their spelling.
+//! The line is checked as JSON in one pass that records where each member of the top object is;
+//! values are parsed only on demand, and numbers keep their spelling.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::event::{Event, Format, Malformed, Value};
 use super::line::{Field, Line, Notation, take_repeated};
 use super::signature::{Reading, Signed, cut_member};
 
-/// Takes a JSON or CPS line apart.
+/// Parses a JSON or CPS line.
 pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
     let outer = members(text)?;
     match wrapped(&outer) {
@@ -27,9 +27,9 @@ pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
 
 /// Writes an event as one JSON object without spaces, members in the order of their names.
 ///
-/// It parses back to the same event, with three exceptions: ambiguous keys are left out; a `sig` that is no
-/// text makes the line malformed; and of an event whose only field, apart from `sig`, is `event` with an
-/// object, nobody can tell that it is not CPS. Numbers and raw JSON are taken to be what they should be.
+/// It parses back to the same event, with three exceptions: ambiguous keys are left out; a `sig`
+/// that is not text makes the line malformed; and an event whose only field, apart from `sig`, is
+/// `event` with an object cannot be distinguished from CPS. Numbers and raw JSON are not checked.
 pub fn write(event: &Event) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     out.push(b'{');
@@ -58,7 +58,8 @@ pub fn write_wrapped(event: &Event) -> Vec<u8> {
 
 const WRAPPER: &str = r#"{"event":"#;
 
-/// CPS's inner object, when the only member besides a signature is `event` and holds an object.
+/// Returns CPS's inner object, when the only member besides a signature is `event` and holds an
+/// object.
 fn wrapped<'a>(outer: &[Member<'a>]) -> Option<&'a RawValue> {
     let mut inner = None;
     for member in outer {
@@ -73,8 +74,8 @@ fn wrapped<'a>(outer: &[Member<'a>]) -> Option<&'a RawValue> {
 
 fn parse_wrapped<'a>(text: &'a str, outer: &[Member<'a>], inner: &'a str) -> Result<Line<'a>, Malformed> {
     let members = members(inner)?;
-    // A wrapper in a wrapper: were the inner one a reading of its own, whoever has seen an event could have it
-    // accepted again by wrapping it once more.
+    // A wrapper in a wrapper: if the inner one were a reading of its own, any client that has seen
+    // an event could have it accepted again by wrapping it once more.
     let is_nested = wrapped(&members).is_some();
     let outside = signature(text, outer)?;
     let inside = signature(inner, &members)?;
@@ -83,8 +84,8 @@ fn parse_wrapped<'a>(text: &'a str, outer: &[Member<'a>], inner: &'a str) -> Res
         (None, Some(inside)) => {
             let start = offset(text, inner);
             let end = start + inner.len();
-            // The reading of the inner object leaves the wrapper unsigned, so the wrapper must be spelled in
-            // the one way that Kong documents, give or take its space.
+            // The reading of the inner object leaves the wrapper unsigned, so the wrapper must have
+            // the one spelling that Kong documents, with or without its space.
             let plain =
                 !is_nested && matches!(&text[..start], WRAPPER | r#"{"event": "#) && &text[end..] == "}";
             let cut = start + inside.first.before.len()..end - inside.first.after.len();
@@ -131,7 +132,7 @@ fn line<'a>(text: &'a str, format: Format, signed: Option<Signed<'a>>, members: 
     Line { bytes: text.as_bytes(), format, signed, fields, ambiguous }
 }
 
-/// Where a part of `text` begins in it.
+/// Returns the offset of a part of `text`.
 fn offset(text: &str, part: &str) -> usize {
     part.as_ptr() as usize - text.as_ptr() as usize
 }
@@ -154,7 +155,7 @@ fn members(text: &str) -> Result<Vec<Member<'_>>, Malformed> {
     Ok(members)
 }
 
-/// serde_json names a line, which is always 1 here.
+/// Converts an error. serde_json names a line, which is always 1 here.
 fn no_json(error: &serde_json::Error) -> Malformed {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);

@@ -1,11 +1,11 @@
-//! One line of a body: recognised, taken apart without a copy, and read on demand.
+//! One line of a body: recognised, taken apart without a copy, and parsed on demand.
 
 use std::borrow::Cow;
 
 use super::event::{Event, Format, Value, schema};
 use super::signature::{Reading, Signed};
 
-/// A line that is an event: its parts still point into the received bytes.
+/// A line that is an event: its parts point into the received bytes.
 #[derive(Debug)]
 pub struct Line<'a> {
     pub(super) bytes: &'a [u8],
@@ -25,7 +25,7 @@ pub(super) struct Field<'a> {
     pub(super) notation: Notation,
 }
 
-/// How a value is spelled.
+/// Notation of a value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Notation {
     /// Without escapes.
@@ -39,23 +39,25 @@ pub(super) enum Notation {
 }
 
 impl<'a> Line<'a> {
-    /// The format it came in.
+    /// Returns its format.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// The signature and what it must have been made over; none when the line carries no signature.
+    /// Returns the signature and the bytes over which it must have been made; none when the line
+    /// carries no signature.
     pub fn signed(&self) -> Option<&Signed<'a>> {
         self.signed.as_ref()
     }
 
-    /// What identifies the event when no signature was checked: the signed bytes, or the line itself.
+    /// Returns what identifies the event when no signature was checked: the signed bytes, or the
+    /// line itself.
     pub fn content(&self) -> Reading<'a> {
         self.signed.map_or(Reading::whole(self.bytes), |signed| signed.first)
     }
 
-    /// The event's own time in milliseconds since the Unix epoch: `rt`, or `event_ts` where `rt` is no
-    /// number. A function of the line alone.
+    /// Returns the event's own time in milliseconds since the Unix epoch: `rt`, or `event_ts` where
+    /// `rt` is not a number. A function of the line alone.
     pub fn time(&self) -> Option<i64> {
         if let Some(rt) = self.text("rt").and_then(|text| text.parse().ok()) {
             return Some(rt);
@@ -66,8 +68,8 @@ impl<'a> Line<'a> {
         i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
     }
 
-    /// The organisation and the trace ID; none when the trace ID is missing or empty, or when one of the two
-    /// is ambiguous.
+    /// Returns the organisation and the trace ID; none when the trace ID is missing or empty, or
+    /// when one of the two is ambiguous.
     pub fn trace(&self) -> Option<(Cow<'_, str>, Cow<'_, str>)> {
         if self.ambiguous.iter().any(|key| key == "trace_id" || key == "org_id") {
             return None;
@@ -76,7 +78,7 @@ impl<'a> Line<'a> {
         Some((self.text("org_id").unwrap_or_default(), trace))
     }
 
-    /// What the line says, in the one schema of every format.
+    /// Returns the event, in the one schema of every format.
     pub fn event(&self) -> Event {
         let mut fields = Vec::with_capacity(self.fields.len() + 1);
         fields.extend(self.fields.iter().map(|field| (schema::interned(&field.key), field.read())));
@@ -89,7 +91,7 @@ impl<'a> Line<'a> {
         Event::from_parts(fields, self.ambiguous.iter().map(|key| key.clone().into_owned()).collect())
     }
 
-    /// A field as text; none when it is missing or no scalar.
+    /// Returns a field as text; none when it is missing or not a scalar.
     pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
         self.fields.iter().find(|field| field.key == name)?.text()
     }
@@ -117,7 +119,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A scalar as text: without a copy in the common case.
+    /// Returns a scalar as text: without a copy in the common case.
     fn text(&self) -> Option<Cow<'_, str>> {
         let spelled = self.value.as_ref();
         match self.notation {
@@ -134,14 +136,14 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Whether a line can only be JSON or CPS.
+/// Returns whether a line can only be JSON or CPS.
 pub(super) fn begins_like_json(text: &str) -> bool {
     text.trim_start_matches([' ', '\t']).starts_with('{')
 }
 
-/// Takes out of `fields[from..]` those whose key occurs there more than once, and returns their keys; only a
-/// field before `kept_before` stays, when its key does not occur before that twice. Linear in the number of fields
-/// but for the sort, since a hostile line can hold tens of thousands.
+/// Removes those of `fields[from..]` whose key occurs there more than once, and returns their keys;
+/// only a field before `kept_before` stays, when its key does not occur twice before that. Linear
+/// in the number of fields except for the sort, since a hostile line can hold tens of thousands.
 pub(super) fn take_repeated<'a>(
     fields: &mut Vec<Field<'a>>,
     from: usize,
@@ -169,7 +171,8 @@ pub(super) fn take_repeated<'a>(
     repeated
 }
 
-/// Reads a JSON value. A string whose escapes name no character (a lone surrogate) keeps its spelling.
+/// Parses a JSON value. A string whose escapes are not characters (a lone surrogate) keeps its
+/// spelling.
 fn read_json(spelled: &str) -> Value {
     match spelled.as_bytes() {
         [b'"', ..] => match serde_json::from_str(spelled) {

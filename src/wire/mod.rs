@@ -1,8 +1,8 @@
 //! The wire format, both directions. Pure: no I/O, clock, async, metrics or configuration.
 //!
-//! A body becomes lines in [`batch`]; a line is recognised and taken apart in [`mod@line`] with the help of
-//! [`cef`], [`json`] and [`signature`]; what it says, in whichever format it came, is an [`event::Event`].
-//! [`record`] holds what we write ourselves and read back later.
+//! A body is split into lines in [`batch`]; a line is recognised and taken apart in [`mod@line`]
+//! with the help of [`cef`], [`json`] and [`signature`]; its content, in whichever format it came,
+//! is an [`event::Event`]. [`record`] holds what we write ourselves and read back later.
 
 #[doc(hidden)]
 pub mod batch;
@@ -23,12 +23,12 @@ use line::{Field, Line, begins_like_json};
 use signature::Signed;
 
 impl<'a> Line<'a> {
-    /// Recognises the format of a line without its terminator and takes it apart. A line that begins with
-    /// `{` is JSON or CPS, every other one CEF. A line need not be UTF-8: its signed bytes are its own, and U+FFFD
-    /// stands in its fields for what is no character.
+    /// Recognises the format of a line without its terminator and takes it apart. A line that
+    /// begins with `{` is JSON or CPS, every other one CEF. A line need not be UTF-8: its signed
+    /// bytes are its own, and in its fields U+FFFD replaces what is not a character.
     ///
     /// # Errors
-    /// What makes it no event. Nothing that [`Line::event`] reads later can fail.
+    /// The reason why it is not an event. Nothing that [`Line::event`] parses later can fail.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         match std::str::from_utf8(bytes) {
             Ok(text) => parse_text(text),
@@ -41,9 +41,9 @@ fn parse_text(text: &str) -> Result<Line<'_>, Malformed> {
     if begins_like_json(text) { json::parse(text) } else { cef::parse(text) }
 }
 
-/// Takes a line apart that is not UTF-8. All structure is ASCII, so it is the same whatever stands for the bytes
-/// that are no character: the fields come from a text with U+FFFD in their place, the signed bytes from where they
-/// are in a text of the same length.
+/// Takes a line apart that is not UTF-8. All structure is ASCII, so it is the same whatever
+/// replaces the invalid bytes: the fields come from a text with U+FFFD in their place, the signed
+/// bytes from their positions in a text of the same length.
 fn parse_lossy(bytes: &[u8]) -> Result<Line<'_>, Malformed> {
     let text = String::from_utf8_lossy(bytes);
     let read = parse_text(&text)?;
@@ -62,7 +62,7 @@ fn parse_lossy(bytes: &[u8]) -> Result<Line<'_>, Malformed> {
     Ok(Line { bytes, format: read.format, signed, fields, ambiguous })
 }
 
-/// What stands in `line` where `part` stands in `text`, which has the same length.
+/// Returns the part of `line` at the position of `part` in `text`, which has the same length.
 fn same_place<'a>(part: &[u8], text: &str, line: &'a [u8]) -> &'a [u8] {
     if part.is_empty() {
         return &[];

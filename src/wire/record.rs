@@ -1,7 +1,8 @@
 //! The JSON lines that we write ourselves, and read back.
 //!
-//! A record must not be able to steer the terminal of whoever reads it: C0 and C1 controls, DEL, the line
-//! separators U+2028 and U+2029 and the bidirectional controls are escaped wherever they occur in a string.
+//! A record must not be able to control the reader's terminal: C0 and C1 controls, DEL, the line
+//! separators U+2028 and U+2029 and the bidirectional controls are escaped wherever they occur in a
+//! string.
 
 use std::borrow::Cow;
 use std::{fmt, io};
@@ -19,31 +20,31 @@ use super::event::{Event, Reason, Value};
 use super::line::Line;
 use crate::escape::is_hazardous;
 
-/// A line that came through, with what is known about its arrival.
+/// An accepted line, with what is known about its arrival.
 #[derive(Debug)]
 pub struct Accepted<'a> {
-    /// When its batch arrived, in milliseconds since the Unix epoch.
+    /// Time at which its batch arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
     /// The configured name of its source.
     pub source: &'a str,
-    /// The key that verified it; none for a line that a policy let through.
+    /// ID of the key that verified it; none for a line that a policy accepted.
     pub key_id: Option<&'a str>,
-    /// The line as it came, without its terminator.
+    /// The line as it was received, without its terminator.
     pub raw: &'a [u8],
 }
 
-/// A line that did not.
+/// A rejected line.
 #[derive(Debug)]
 pub struct Quarantined<'a> {
-    /// When its batch arrived, in milliseconds since the Unix epoch.
+    /// Time at which its batch arrived, in milliseconds since the Unix epoch.
     pub received_at: i64,
     /// The configured name of its source.
     pub source: &'a str,
-    /// Why it is here.
+    /// Reason of the rejection.
     pub reason: Reason,
-    /// What exactly is wrong.
+    /// Description of the error.
     pub detail: &'a str,
-    /// The line (or the whole body) as it came.
+    /// The line (or the whole body) as it was received.
     pub raw: &'a [u8],
 }
 
@@ -52,7 +53,7 @@ pub fn write_accepted(out: &mut Vec<u8>, record: &Accepted<'_>) {
     out.extend_from_slice(b"{\"received_at\":\"");
     out.extend_from_slice(time_stamp(record.received_at).as_bytes());
     member_text(out, "\",\"source\":", record.source);
-    // Only what parsed is accepted, so that the record is complete.
+    // Only what parsed is accepted, so the record is complete.
     if let Ok(line) = Line::parse(record.raw) {
         let event = line.event();
         member_text(out, ",\"format\":", line.format().as_str());
@@ -91,12 +92,12 @@ fn end_with_raw(out: &mut Vec<u8>, raw: &[u8]) {
     out.extend_from_slice(b"}\n");
 }
 
-/// The deepest value that is written as JSON. `jq` 1.6 reads no more than 256 levels, other programs even less, and one
-/// deeper record would keep them from reading the rest of the file.
+/// Maximum depth of a value that is written as JSON. `jq` 1.6 reads no more than 256 levels, other
+/// programs even less, and one deeper record would keep them from reading the rest of the file.
 const DEEPEST: usize = 100;
 
-/// Appends an event as a JSON object, fields in the order of their names. A value nested more than 100 deep is written
-/// as a string that holds its JSON text.
+/// Appends an event as a JSON object, fields in the order of their names. A value nested more than
+/// 100 deep is written as a string that holds its JSON text.
 pub fn write_event(out: &mut Vec<u8>, event: &Event) {
     out.push(b'{');
     for (index, (name, value)) in event.fields().enumerate() {
@@ -129,31 +130,31 @@ pub fn write_keys(out: &mut Vec<u8>, keys: &[String]) {
 pub struct Saved<'a> {
     /// The line as it was received; of a misshapen record, the record.
     pub raw: Cow<'a, [u8]>,
-    /// Which of our records it is.
+    /// Kind of the record.
     pub kind: Kind<'a>,
 }
 
 /// The kinds of records, which have no member in common but `received_at`, `source` and `raw`.
 #[derive(Debug)]
 pub enum Kind<'a> {
-    /// Of a line that came through.
+    /// A record of an accepted line.
     Accepted(Claims<'a>),
-    /// Of a line that did not.
+    /// A record of a rejected line.
     Quarantined {
-        /// Why, in the record's words.
+        /// The record's reason.
         reason: Cow<'a, str>,
     },
-    /// None that we write: members of both kinds, or one that is missing, foreign, of another type or there twice.
-    /// What readers of the file take from it follows from nothing.
+    /// A record that we do not write: members of both kinds, or one that is missing, foreign, of
+    /// another type or there twice. What readers of the file take from it follows from nothing.
     Misshapen,
 }
 
 /// The part of a record of an accepted line that follows from its raw line and must still do so.
 #[derive(Debug)]
 pub struct Claims<'a> {
-    /// The key that the record says verified it.
+    /// ID of the key that verified it, according to the record.
     pub key_id: Option<Cow<'a, str>>,
-    /// Whether the record says that a key verified it. False is what a policy let through.
+    /// Whether the record says that a key verified it. False is a line that a policy accepted.
     pub verified: bool,
     format: Cow<'a, str>,
     ambiguous: Vec<Cow<'a, str>>,
@@ -161,7 +162,7 @@ pub struct Claims<'a> {
 }
 
 impl Claims<'_> {
-    /// Whether a raw line says what the record says of its event.
+    /// Returns whether a raw line matches what the record says of its event.
     pub fn hold_for(&self, line: &Line<'_>) -> bool {
         let event = line.event();
         let mut written = Vec::with_capacity(self.event.len());
@@ -204,12 +205,13 @@ struct Members<'a> {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// We write no `null`: what is not there has no member.
+/// Deserializes a member. We write no `null`: what is not there has no member.
 fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// Reads a line of a file as one of our records; none when it is something else, such as a raw line.
+/// Reads a line of a file as one of our records; none when it is something else, such as a raw
+/// line.
 pub fn read(line: &[u8]) -> Option<Saved<'_>> {
     if let Some(saved) = serde_json::from_slice::<Members<'_>>(line).ok().and_then(well_shaped) {
         return Some(saved);
@@ -248,8 +250,9 @@ fn well_shaped(members: Members<'_>) -> Option<Saved<'_>> {
     Some(Saved { raw, kind })
 }
 
-/// Whether a reader would take a line for a record of ours that has our raw line in it. With a signature of its own
-/// it is an event that happens to have such members, which proves or does not prove itself as a whole.
+/// Returns whether a reader would take a line for a record of ours that has our raw line in it. A
+/// line with a signature of its own is an event that happens to have such members, which is proved
+/// or not as a whole.
 fn passes_for_a_record(line: &[u8]) -> bool {
     #[derive(Default)]
     struct Names {
@@ -287,7 +290,7 @@ fn passes_for_a_record(line: &[u8]) -> bool {
     names.is_ok_and(|names| names.received_at && names.source && names.raw && !names.sig)
 }
 
-/// A moment as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
+/// Formats a time as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
 pub fn time_stamp(milliseconds: i64) -> String {
     const SHAPE: &[BorrowedFormatItem<'_>] =
         format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
@@ -309,7 +312,8 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
     let _ = text.serialize(&mut serializer);
 }
 
-/// Appends JSON as it came. Outside strings only white space can be hazardous, and becomes a space.
+/// Appends JSON as it was received. Outside strings only white space can be hazardous, and becomes
+/// a space.
 fn write_json(out: &mut Vec<u8>, json: &str) {
     for (index, piece) in json.split(['\t', '\n', '\r']).enumerate() {
         if index > 0 {
@@ -320,7 +324,7 @@ fn write_json(out: &mut Vec<u8>, json: &str) {
     }
 }
 
-/// Whether JSON is nested more than [`DEEPEST`] levels.
+/// Returns whether JSON is nested more than [`DEEPEST`] levels.
 fn is_deep(json: &str) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     json.bytes().any(|byte| {

@@ -1,8 +1,8 @@
-//! Which bytes of a line are signed, and where its signature sits.
+//! Which bytes of a line are signed, and where its signature is.
 //!
-//! The signature is Ed25519 (RFC 8032) over the received bytes with the signature taken out; nothing is
-//! re-serialised. A cut takes only bytes that have exactly one allowed spelling, so that no byte of a line can
-//! change without either breaking the signature or making the line malformed.
+//! The signature is Ed25519 (RFC 8032) over the received bytes with the signature taken out;
+//! nothing is re-serialised. A cut takes only bytes that have exactly one allowed spelling, so that
+//! no byte of a line can change without either breaking the signature or making the line malformed.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::event::{Format, Malformed};
 
-/// The bytes of one signed message: what stands before the signature and what stands after it.
+/// The bytes of one signed message: those before the signature and those after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading<'a> {
     /// The bytes before the cut.
@@ -22,17 +22,17 @@ pub struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// A message without a cut, for lines that carry no signature.
+    /// Returns a message without a cut, for lines that carry no signature.
     pub fn whole(line: &'a [u8]) -> Self {
         Self { before: line, after: &[] }
     }
 
-    /// The same cut in other bytes.
+    /// Returns the same cut in other bytes.
     pub(super) fn map<'b>(self, part: impl Fn(&'a [u8]) -> &'b [u8]) -> Reading<'b> {
         Reading { before: part(self.before), after: part(self.after) }
     }
 
-    /// The message in one piece; borrowed where the cut is at its end.
+    /// Returns the message in one piece; borrowed where the cut is at its end.
     pub fn message(&self) -> Cow<'a, [u8]> {
         if self.after.is_empty() {
             Cow::Borrowed(self.before)
@@ -42,7 +42,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// A line's signature as it is spelled, and the messages that it may have been made over.
+/// A line's signature as it is spelled, and the messages over which it may have been made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signed<'a> {
     /// The signature's text: base64url, unchecked.
@@ -53,7 +53,7 @@ pub struct Signed<'a> {
     pub second: Option<Reading<'a>>,
 }
 
-/// Why a signature's text is no signature.
+/// Reason why a signature's text is not a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     /// Not base64url, or not the one spelling of its bytes.
@@ -64,8 +64,8 @@ pub enum SignatureError {
     Length(usize),
 }
 
-/// Reads a signature: 86 characters of base64url, or 88 with padding. Non-zero trailing bits are refused,
-/// since they would be a second spelling of the same signature.
+/// Decodes a signature: 86 characters of base64url, or 88 with padding. Non-zero trailing bits are
+/// refused, since they would be a second spelling of the same signature.
 pub fn decode(value: &(impl AsRef<[u8]> + ?Sized)) -> Result<[u8; 64], SignatureError> {
     let value = value.as_ref();
     let digits = value.strip_suffix(b"==").filter(|digits| digits.len() == 86).unwrap_or(value);
@@ -74,14 +74,14 @@ pub fn decode(value: &(impl AsRef<[u8]> + ?Sized)) -> Result<[u8; 64], Signature
     bytes.try_into().map_err(|_| SignatureError::Length(length))
 }
 
-/// Writes a signature as Konnect does: base64url without padding.
+/// Encodes a signature as Konnect does: base64url without padding.
 pub fn encode(signature: &[u8; 64]) -> String {
     URL_SAFE_NO_PAD.encode(signature)
 }
 
-/// Adds a signature to a line that has none: at the end of a CEF line, as the last member of a JSON object,
-/// as the last member of the inner object of a CPS line. The message that must have been signed is the
-/// given line, whole.
+/// Adds a signature to a line that has none: at the end of a CEF line, as the last member of a JSON
+/// object, as the last member of the inner object of a CPS line. The message that must have been
+/// signed is the given line, whole.
 pub fn insert(format: Format, line: &mut Vec<u8>, signature: &[u8; 64]) {
     let value = encode(signature);
     let closing = match format {
@@ -103,8 +103,8 @@ pub fn insert(format: Format, line: &mut Vec<u8>, signature: &[u8; 64]) {
     line.extend_from_slice(&end);
 }
 
-/// Cuts a CEF line: the signature is the last ` sig=` and runs to the line's end; the one space before it goes
-/// with it.
+/// Cuts a CEF line: the signature is the last ` sig=` and extends to the line's end; the one space
+/// before it belongs to the cut.
 pub(super) fn cut_cef(line: &str) -> Option<Signed<'_>> {
     const MARK: &str = " sig=";
     let at = memchr::memmem::rfind(line.as_bytes(), MARK.as_bytes())?;
@@ -112,10 +112,12 @@ pub(super) fn cut_cef(line: &str) -> Option<Signed<'_>> {
     Some(Signed { value, first: Reading::whole(&line.as_bytes()[..at]), second: None })
 }
 
-/// Cuts the member `sig` out of a JSON text: with the comma before it, or, when it is the first member, with
-/// the comma after it. `key` is where its key stands, quotes included, and `value` its value.
+/// Cuts the member `sig` out of a JSON text: with the comma before it, or, when it is the first
+/// member, with the comma after it. `key` is the range of its key, quotes included, and `value`
+/// that of its value.
 ///
-/// The white space inside the cut is not signed, so only the spellings `,"sig":` and `, "sig": ` are allowed.
+/// The white space inside the cut is not signed, so only the spellings `,"sig":` and `, "sig": `
+/// are allowed.
 pub(super) fn cut_member(
     text: &str,
     key: Range<usize>,

@@ -28,7 +28,7 @@ fn at(site: Site, path: &Path) -> Site {
 
 fn start(site: &Site) -> Daemon<'_> {
     let daemon = Daemon::spawn(site, serve(site));
-    daemon.wait_for_log("listening on ");
+    daemon.wait_for_log("code=\"listening\"");
     daemon
 }
 

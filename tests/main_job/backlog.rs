@@ -115,7 +115,7 @@ fn with_skip_a_dead_sink_refuses_no_batch_and_gets_the_newest_events() {
     assert!(skipped > 1500 && skipped + pending == 3000, "{skipped} {pending}");
     let warnings = wait_until("the loss is logged", || {
         let log = daemon.log();
-        let count = log.iter().filter(|line| line.contains("lost its oldest events")).count();
+        let count = log.iter().filter(|line| line.contains("code=\"sink-events-skipped\"")).count();
         if count > 0 { Ok(count as u64) } else { Err("not yet".to_owned()) }
     });
     assert!(warnings <= start.elapsed().as_secs() / 5 + 1, "{warnings} warnings");
@@ -131,7 +131,7 @@ fn with_skip_a_dead_sink_refuses_no_batch_and_gets_the_newest_events() {
     let log = daemon.log_at_end();
     let logged: u64 = log
         .iter()
-        .filter(|line| line.contains("lost its oldest events"))
+        .filter(|line| line.contains("code=\"sink-events-skipped\""))
         .map(|line| {
             let rest = line.split_once("events=").unwrap().1;
             rest.split_whitespace().next().unwrap().parse::<u64>().unwrap()

@@ -184,13 +184,13 @@ fn a_sink_that_hangs_is_reported_and_does_not_prevent_the_exit() {
     daemon.settle();
     std::fs::write(&arm, "").unwrap();
     daemon.deliver(&events[10..]);
-    daemon.wait_for_log("the sink is stuck");
+    daemon.wait_for_log("code=\"sink-stuck\"");
     let ready = daemon.ask("/readyz");
     assert_eq!(ready.status, 503);
     assert!(String::from_utf8(ready.body).unwrap().contains("sink verified"));
     daemon.signal("TERM");
     let log = daemon.log_at_end();
-    assert!(log.iter().any(|line| line.contains("left behind")), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("code=\"sink-abandoned\"")), "{log:?}");
 
     let daemon = Daemon::start(&site);
     daemon.settle();

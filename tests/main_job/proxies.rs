@@ -53,7 +53,7 @@ fn the_address_behind_a_proxy_is_the_senders_address() {
     // A missing header from the proxy, and a header from another address.
     assert!(post(&mut connect(&daemon, proxy, b"")).is_err());
     assert!(post(&mut connect(&daemon, [127, 0, 0, 3], &version_1("192.0.2.7"))).is_err());
-    daemon.wait_for_log("a connection from a proxy has no good PROXY header");
+    daemon.wait_for_log("code=\"proxy-header-invalid\"");
     daemon.settle();
     assert_eq!(site.verified().len(), 2);
 }

@@ -22,8 +22,8 @@ fn reload(daemon: &Daemon<'_>, words: &str) -> String {
     daemon.wait_for_log_behind(skipped, words)
 }
 
-const RELOADED: &str = "the configuration is reloaded";
-const REFUSED: &str = "the configuration is not reloaded";
+const RELOADED: &str = "code=\"config-reloaded\"";
+const REFUSED: &str = "code=\"config-reload-failed\"";
 
 fn errors(daemon: &Daemon<'_>) -> String {
     daemon.metrics()["auditgate_config_reload_errors_total"].clone()
@@ -195,7 +195,7 @@ fn certificates_are_replaced_under_load() {
 
         // A valid pair is found without a signal.
         let newest = certificates(site.path("").as_path());
-        daemon.wait_for_log("the certificate's files have changed and are taken up");
+        daemon.wait_for_log("code=\"certificate-reloaded\"");
         assert_eq!(handshake(&newest).unwrap(), 200);
     });
     daemon.settle();
@@ -205,7 +205,7 @@ fn certificates_are_replaced_under_load() {
 
 #[test]
 fn a_certificate_that_has_expired_or_stands_alone_is_reported() {
-    const ALONE: &str = "the certificate stands alone in its file";
+    const ALONE: &str = "code=\"certificate-without-issuer\"";
     let site = Site::new();
     let daemon = Daemon::start(&site);
     daemon.wait_for_log(ALONE);

@@ -104,7 +104,7 @@ fn a_restart_under_load_fails_no_request() {
             load.wait_for_more(20);
             daemon.signal("TERM");
             let log = daemon.log_at_end();
-            assert!(!log.iter().any(|line| line.contains("did not end in time")), "{log:?}");
+            assert!(!log.iter().any(|line| line.contains("code=\"requests-unfinished\"")), "{log:?}");
             daemon = start(&site, &socket);
         }
         load.wait_for_more(20);
@@ -134,7 +134,7 @@ fn a_connection_opened_while_no_daemon_runs_is_served_by_the_next_one() {
 
     let daemon = Daemon::spawn_on(&site, socket.try_clone().unwrap(), "listen");
     assert_eq!(Receipt::of(&early.answer()).accepted, 2);
-    daemon.wait_for_log("was inherited");
+    daemon.wait_for_log("code=\"socket-inherited\"");
     daemon.terminate();
 
     let mut late = Client::connect(socket.local_addr().unwrap(), None).expect("the socket is still open");
@@ -159,7 +159,7 @@ fn a_request_on_an_idle_connection_during_shutdown_is_answered() {
     let mut clients = [answered, greeted, silent];
     let events = site.producer.events(1..4);
     daemon.signal("TERM");
-    daemon.wait_for_log("stopping: ");
+    daemon.wait_for_log("code=\"stopping\"");
     // The daemon waits only a short time for these.
     for (client, event) in clients.iter_mut().zip(&events) {
         client.send_post(event.as_bytes());
@@ -205,7 +205,7 @@ fn a_connection_that_waits_at_the_limit_is_answered_during_shutdown() {
         other => Err(format!("{other:?}")),
     });
     daemon.signal("TERM");
-    daemon.wait_for_log("stopping: ");
+    daemon.wait_for_log("code=\"stopping\"");
     busy.send(&first);
     assert_eq!(Receipt::of(&busy.answer()).accepted, 1);
     let answer = waiting.post(None, &second);

@@ -95,7 +95,7 @@ fn a_writer_that_hangs_stops_the_pings_of_the_watchdog() {
         let (daemon, site) = (&daemon, &site);
         let posting = scope.spawn(|| daemon.post(None, &body(&site.producer.events(0..1))));
         wait_until("the writer hangs", || if arm.exists() { Err("not yet".to_owned()) } else { Ok(()) });
-        daemon.wait_for_log("the daemon makes no progress");
+        daemon.wait_for_log("code=\"daemon-stalled\"");
         manager.discard();
         manager.socket.set_read_timeout(Some(LIMIT)).unwrap();
         let silence = manager.try_receive().expect_err("the service manager would have killed it by now");

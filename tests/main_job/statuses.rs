@@ -252,7 +252,7 @@ fn a_wrong_path_with_a_valid_token_is_logged_and_counted_under_its_source() {
     // Without a token it is counted without a source.
     head_only(&daemon, "POST", "/konnect/eu", &[("Content-Length", "0")]).1.assert_problem(404);
     daemon.wait_for_count("auditgate_http_requests_total{code=\"404\",source=\"\"}", 1);
-    let refused = "a request with a valid token was refused for good";
+    let refused = "code=\"request-lost\"";
     assert_eq!(daemon.log().iter().filter(|line| line.contains(refused)).count(), 1);
 }
 
@@ -304,7 +304,7 @@ fn a_413_for_each_limit() {
     // Blank lines do not count.
     assert_eq!(Receipt::of(&daemon.post(None, &[b'\n'; 1000])), NOTHING);
     // The log says what to do about it.
-    assert!(daemon.log().iter().any(|line| line.contains("ERROR") && line.contains("replay job")));
+    assert!(daemon.log().iter().any(|line| line.contains("ERROR") && line.contains("code=\"batch-lost\"")));
     daemon.settle();
     assert_eq!(quarantine(&site.read("quarantine.jsonl")).len(), 102);
 }

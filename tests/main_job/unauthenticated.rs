@@ -162,13 +162,13 @@ fn a_shortage_of_descriptors_is_survived() {
     let flood: Vec<TcpStream> =
         (0..60).map(|_| TcpStream::connect(daemon.address).expect("the kernel's queue has room")).collect();
     wait_until("descriptors run out", || {
-        let said = daemon.log().iter().filter(|line| line.contains("cannot accept connections")).count();
+        let said = daemon.log().iter().filter(|line| line.contains("code=\"accept-failing\"")).count();
         if said > 0 { Ok(()) } else { Err("not logged".to_owned()) }
     });
     // The oldest unauthenticated connections are evicted, and a genuine sender is served while the
     // others remain.
     assert_accepted(&mut daemon.connect(), &site, 1);
-    let said = daemon.log().iter().filter(|line| line.contains("cannot accept connections")).count();
+    let said = daemon.log().iter().filter(|line| line.contains("code=\"accept-failing\"")).count();
     assert!(said <= 2, "it was logged {said} times");
     drop(flood);
     limit(open + 200);

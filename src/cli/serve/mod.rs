@@ -1,11 +1,11 @@
-//! `auditgate serve`: the daemon. The only wiring: which part gets which, in which order they start, and in
-//! which order they end.
+//! `auditgate serve`: the daemon. The only place where the parts are put together: which part gets
+//! which, in which order they start, and in which order they end.
 //!
-//! Start: configuration, log, certificates, keys, ledger, sockets, sinks, then readiness. Whatever is the
-//! operator's to mend stops the start with one sentence.
+//! Start: configuration, log, certificates, keys, ledger, sockets, sinks, then readiness. An error
+//! that the operator can fix stops the start with one line.
 //!
-//! End: no new connection; requests come to their end; sinks get what is committed; the ledger is closed. What a
-//! sink cannot take by the deadline stays in the ledger for the next start.
+//! End: no new connection; requests finish; sinks get what is committed; the ledger is closed. What
+//! a sink cannot take by the deadline stays in the ledger for the next start.
 
 mod reload;
 mod sink_status;
@@ -57,32 +57,33 @@ pub struct Args {
     pub config: PathBuf,
 }
 
-/// A quarantined line is a duplicate for so long.
+/// Time for which a quarantined line counts as a duplicate.
 const REJECT_WINDOW: Duration = Duration::from_secs(86_400);
 
-/// How long a batch waits for memory before it is told to come back.
+/// Time for which a batch waits for memory before it is refused with 429.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the certificate's files are looked at.
+/// Time between two checks of the certificate's files.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
 
-/// For a handshake, a header and an answer each, unless `limits.request_timeout` is shorter.
+/// Deadline of a handshake, of a header and of taking a response, unless `limits.request_timeout`
+/// is shorter.
 const SHORT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A body must come at so many bytes per second on the average, after a while without this condition.
+/// Minimum average rate of a body, in bytes per second, and the time before it applies.
 const BODY_RATE: u64 = 4096;
 const BODY_GRACE: Duration = Duration::from_secs(5);
 
-/// For `systemctl status`.
+/// Status for `systemctl status`.
 const RECEIVING: &str = "receiving batches";
 
-/// After the requests: how long sinks may take for what is committed.
+/// Time for the sinks to take what is committed, after the requests have finished.
 const SINK_DRAIN: Duration = Duration::from_secs(10);
 
-/// After that: how long a sink may take to stop.
+/// Time for a sink to stop, after that.
 const SINK_STOP: Duration = Duration::from_secs(3);
 
-/// Runs the daemon. Returns after an orderly end.
+/// Runs the daemon. Returns after an orderly shutdown.
 ///
 /// # Errors
 /// 78 for the configuration and the files that it names, 74 for sockets and disks.
@@ -100,7 +101,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(serve(config, inherited, log));
-    // Whatever still runs on a blocking thread has lost its reader.
+    // What still runs on a blocking thread has no reader any more.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -116,7 +117,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let metrics = Arc::new(metrics);
     let health = Arc::new(Health::new());
     let (stop, stopped) = watch::channel(false);
-    // The admin endpoint outlives the drain, so that `/readyz` can say what is going on.
+    // The admin endpoint outlives the drain, so that `/readyz` can report it.
     let (end_admin, admin_ends) = watch::channel(false);
 
     sinks::check(&config)?;
@@ -124,17 +125,16 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let sources = Sources::load(&config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
     let socket = inherited.listen(config.listen.address).await?;
     let Admin { socket: admin_socket, file: _admin_file } = inherited.admin(&config.admin.address).await?;
-    match &admin_socket {
-        admin::Socket::Unix(_) => tracing::info!("admin endpoint on {}", config.admin.address),
-        admin::Socket::Tcp(socket) => {
-            if let Ok(address) = socket.local_addr() {
-                tracing::info!("admin endpoint on http://{address}");
-            }
-        }
+    let admin_address = match &admin_socket {
+        admin::Socket::Unix(_) => Ok(config.admin.address.to_string()),
+        admin::Socket::Tcp(socket) => socket.local_addr().map(|address| format!("http://{address}")),
+    };
+    if let Ok(address) = admin_address {
+        tracing::info!(code = "admin-listening", "admin endpoint on {address}");
     }
 
     for warning in config.sinks.iter().filter_map(config::Sink::warning) {
-        tracing::warn!("{warning}");
+        tracing::warn!(code = "sink-config-risky", "{warning}");
     }
     let sink_status = Arc::new(SinkStatus::new(Arc::clone(&metrics), Arc::clone(&health)));
     let workers = start_workers(&config, &ledger, &sink_status)?;
@@ -179,7 +179,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     };
     let listener = listener(connection_limit, certificates, service, &metrics);
     let serving = tokio::spawn(listener.serve(socket, stopped.clone()));
-    // Before anybody is told that it is ready: a signal that comes at once must find its handler.
+    // Before readiness is reported: a signal that comes at once must find its handler.
     let signals = Signals::listen();
     health.started();
     systemd::ready(RECEIVING);
@@ -197,12 +197,18 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         return Err(ledger_failed(&failed, &data_dir));
     }
 
-    tracing::info!("stopping: requests come to their end, then sinks get what is committed");
+    tracing::info!(
+        code = "stopping",
+        "stopping: no new connection is accepted; requests finish, then sinks get what is committed"
+    );
     systemd::stopping();
     health.draining();
     let _ = stop.send(true);
     if !serving.await.unwrap_or(false) {
-        tracing::warn!("some requests did not end in time; their senders will repeat them");
+        tracing::warn!(
+            code = "requests-unfinished",
+            "some requests did not finish in the time for stopping; their senders will retry them"
+        );
     }
     tokio::task::spawn_blocking(move || end(&ledger, workers, running))
         .await
@@ -210,7 +216,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     skips.report_rest();
     let _ = end_admin.send(true);
     let _ = admin.await;
-    tracing::info!("stopped");
+    tracing::info!(code = "stopped", "stopped");
     Ok(())
 }
 
@@ -227,14 +233,14 @@ fn ledger_failed(failed: &Failed, data_dir: &Path) -> Failure {
     })
 }
 
-/// The threads of the sinks, with the sinks' names.
+/// Threads of the sinks, with the sinks' names.
 struct Workers {
     threads: Vec<(String, JoinHandle<()>)>,
     stop: Arc<AtomicBool>,
 }
 
-/// Lets the sinks catch up, for a while, and closes the ledger, also when a sink hangs: what is not recorded as delivered
-/// waits for the next start.
+/// Gives the sinks a limited time to catch up, and closes the ledger, also when a sink hangs: what
+/// is not recorded as delivered waits for the next start.
 fn end(ledger: &Ledger, workers: Workers, running: Running) {
     ledger.close_feed();
     let Workers { mut threads, stop } = workers;
@@ -252,15 +258,19 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
     stop.store(true, Ordering::Relaxed);
     for sink in wait(SINK_STOP) {
         tracing::error!(
+            code = "sink-abandoned",
             sink,
-            "the sink hangs and is left behind; its events wait in the ledger for the next start"
+            "sink \"{sink}\" did not stop within {seconds} s and is abandoned; its events wait in the ledger \
+             for the next start",
+            seconds = SINK_STOP.as_secs()
         );
     }
     ledger.close();
     let _ = running.thread.join();
 }
 
-/// Who may look at the admin endpoint: everybody, as long as there is no token.
+/// Returns the check of the admin endpoint's token. Without a configured token every client is
+/// allowed.
 fn may_look(token: Arc<RwLock<Option<Secret>>>) -> admin::Authorise {
     Box::new(move |presented| match &*token.read() {
         None => true,
@@ -268,7 +278,7 @@ fn may_look(token: Arc<RwLock<Option<Secret>>>) -> admin::Authorise {
     })
 }
 
-/// The signals that the daemon obeys.
+/// Signals that the daemon handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -276,20 +286,23 @@ struct Signals {
 }
 
 impl Signals {
-    /// None when the system does not let us have them.
+    /// Installs the handlers. Returns none when the system refuses.
     fn listen() -> Option<Self> {
         let (Ok(terminate), Ok(interrupt), Ok(hang_up)) =
             (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
         else {
-            tracing::error!("signals cannot be received; only SIGKILL will end this process");
+            tracing::error!(
+                code = "signals-unavailable",
+                "signals cannot be received; the daemon runs on, and only SIGKILL will end it"
+            );
             return None;
         };
         Some(Self { terminate, interrupt, hang_up })
     }
 }
 
-/// Waits for SIGTERM or SIGINT. Meanwhile SIGHUP reloads, and certificates that were replaced are taken up: on a thread of
-/// its own, since a file may be on a disk that does not answer.
+/// Waits for SIGTERM or SIGINT. Meanwhile SIGHUP reloads, and replaced certificates are loaded: on
+/// a thread of its own, since a file may be on a disk that does not answer.
 async fn told_to_stop(signals: Option<Signals>, reload: Reload) {
     let Some(Signals { mut terminate, mut interrupt, hang_up }) = signals else {
         return std::future::pending().await;
@@ -303,7 +316,7 @@ async fn told_to_stop(signals: Option<Signals>, reload: Reload) {
     }
 }
 
-/// Reloads until the sender of `stop` is gone.
+/// Reloads until the sender of `stop` is dropped.
 async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Receiver<()>) {
     let mut now_and_then = tokio::time::interval(CERTIFICATE_CHECK);
     loop {
@@ -312,7 +325,7 @@ async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Rece
             _ = hang_up.recv() => {
                 systemd::reloading();
                 reload.all().await;
-                // An end that has begun meanwhile has its own word.
+                // A shutdown that has begun meanwhile has its own status.
                 if stop.try_recv() == Err(TryRecvError::Empty) {
                     systemd::ready(RECEIVING);
                 }
@@ -322,13 +335,13 @@ async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Rece
     }
 }
 
-/// How long each source's events are remembered.
+/// Returns how long each source's events are remembered.
 fn windows(config: &Config) -> BTreeMap<String, Window> {
     let window = |source: &config::Source| Window { events: source.dedup.window, rejects: REJECT_WINDOW };
     config.sources.iter().map(|source| (source.name.clone(), window(source))).collect()
 }
 
-/// Where batches are refused.
+/// Returns the backlog at which batches are refused.
 fn backlog(limits: Limits) -> Backlog {
     Backlog { bytes: limits.backlog, quarantine_bytes: limits.quarantine_share() }
 }
@@ -388,7 +401,7 @@ fn certificates(tls: &Tls) -> Result<Option<Arc<Certificates>>, Failure> {
     Ok(Some(Arc::new(Certificates::load(files, reload::now()).map_err(Failure::config)?)))
 }
 
-/// What requests are answered by.
+/// Returns the rules by which requests are answered.
 fn rules(config: &Config, sources: &Sources, ingest: &Ingest, memory: MemoryBudget) -> Rules {
     Rules {
         routes: sources.routes(),
@@ -437,7 +450,7 @@ fn listener(
     }
 }
 
-/// Values that are looked up when somebody asks.
+/// Registers values that are read at each rendering of the metrics.
 fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Config) {
     let skips = Arc::clone(skips);
     let ledger = ledger.clone();
@@ -447,7 +460,7 @@ fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Confi
         metrics.ledger_bytes(ledger.bytes());
         skips.count();
         for sink in &sinks {
-            // A table that cannot be read leaves the last value.
+            // When the table cannot be read, the last value stays.
             let Ok(pending) = ledger.pending(sink) else { continue };
             let age = pending.oldest.map_or(0, |oldest| (now() - oldest).max(0));
             metrics.sink_pending(sink, pending.events, seconds(age));
@@ -455,7 +468,7 @@ fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Confi
     }));
 }
 
-/// What readiness depends on and a reload can change.
+/// Part of the configuration that readiness depends on and a reload can change.
 struct InForce {
     sources: Vec<Arc<Source>>,
     limits: Limits,
@@ -467,7 +480,7 @@ impl InForce {
     }
 }
 
-/// Turns the state of the parts into readiness, once a second.
+/// Updates readiness from the state of the parts, once a second.
 async fn watch_health(
     health: Arc<Health>,
     sink_status: Arc<SinkStatus>,
@@ -569,7 +582,7 @@ impl request::Observer for RequestWatcher {
     }
 }
 
-/// Milliseconds as seconds.
+/// Converts milliseconds to seconds.
 #[expect(clippy::cast_precision_loss, reason = "a metric needs no more than 53 bits of milliseconds")]
 fn seconds(milliseconds: i64) -> f64 {
     milliseconds as f64 / 1000.0

@@ -1,5 +1,5 @@
-//! SIGHUP, and certificates that were replaced: what is new is checked first, and taken up as a whole or not at all.
-//! What the daemon was started with and cannot change while it runs is named.
+//! SIGHUP, and replaced certificates: everything new is checked first, and applied as a whole or
+//! not at all. A change of what cannot change while the daemon runs is refused by name.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::receive::tls::{Certificates, Files};
 
 /// Everything that a reload changes.
 pub(super) struct Reload {
-    /// What is in force.
+    /// Configuration in force.
     pub(super) config: Config,
     pub(super) sources: Sources,
     pub(super) service: Arc<Service>,
@@ -30,27 +30,32 @@ pub(super) struct Reload {
     pub(super) ledger: Ledger,
     pub(super) metrics: Arc<Metrics>,
     pub(super) log: logging::Handle,
-    /// What the admin endpoint asks for.
+    /// Token of the admin endpoint.
     pub(super) admin_token: Arc<RwLock<Option<Secret>>>,
     pub(super) in_force: watch::Sender<Arc<InForce>>,
-    /// When it was last said that the certificate expires soon.
+    /// Time of the last warning about the end of the certificate, in seconds since the Unix
+    /// epoch.
     pub(super) warned_at: Option<i64>,
 }
 
-/// The end of a certificate is near when it is nearer than this, in seconds: 30 days.
+/// Time before the end of a certificate from which on it is warned about, in seconds.
 const NEAR: i64 = 30 * DAY;
 
 const DAY: i64 = 86_400;
 
 impl Reload {
-    /// Reads the configuration and everything that it names anew. Looks for new keys in any case.
+    /// Reads the configuration and every file that it names again. Looks for new keys in any case.
     pub(super) async fn all(&mut self) {
         match self.take_up().await {
-            Ok(()) => tracing::info!(file = %self.config.file.display(), "the configuration is reloaded"),
+            Ok(()) => {
+                let file = self.config.file.display();
+                tracing::info!(code = "config-reloaded", %file, "configuration reloaded from {file}");
+            }
             Err(error) => {
                 self.metrics.config_reload_error();
                 tracing::error!(
-                    "the configuration is not reloaded, and the former one stays in force: {error}"
+                    code = "config-reload-failed",
+                    "configuration not reloaded, the former one stays in force: {error}"
                 );
             }
         }
@@ -75,7 +80,7 @@ impl Reload {
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
         self.connection_limit.resize(new.limits.connections, new.limits.connections_per_peer);
-        // Batches in work keep what they hold of the former budget.
+        // Batches in progress keep what they hold of the former budget.
         let memory = match new.limits.in_flight == self.config.limits.in_flight {
             true => self.service.in_force().memory.clone(),
             false => memory_budget(&new),
@@ -88,16 +93,20 @@ impl Reload {
         Ok(())
     }
 
-    /// Takes certificates up that were replaced; called every few seconds. One that is bad is complained about once.
+    /// Loads certificates that were replaced; called every few seconds. A bad one is reported once.
     pub(super) fn look_at_certificates(&mut self) {
         let Some(certificates) = &self.certificates else { return };
         match certificates.follow(now()) {
             Ok(false) => {}
-            Ok(true) => tracing::info!("the certificate's files have changed and are taken up"),
+            Ok(true) => tracing::info!(
+                code = "certificate-reloaded",
+                "certificate files changed; new connections get the new certificate"
+            ),
             Err(error) => {
                 self.metrics.config_reload_error();
                 tracing::error!(
-                    "the certificate's files have changed and are not taken up; the former ones stay in force: {error}"
+                    code = "certificate-reload-failed",
+                    "certificate files changed, the former certificate stays in force: {error}"
                 );
             }
         }
@@ -112,15 +121,21 @@ impl Reload {
         let now = now();
         if end - now < NEAR && self.warned_at.is_none_or(|warned_at| now - warned_at >= DAY) {
             self.warned_at = Some(now);
+            let days = (end - now).div_euclid(86_400);
+            let validity = match days {
+                ..0 => format!("expired {} days ago", -days),
+                _ => format!("expires in {days} days"),
+            };
             tracing::warn!(
-                days = (end - now).div_euclid(86_400),
-                "the certificate expires soon; Konnect does not repeat what fails because of a certificate"
+                code = "certificate-expiring",
+                days,
+                "certificate {validity}; renew it: Konnect does not retry what fails because of a certificate"
             );
         }
     }
 }
 
-/// The files that the listener serves; none without TLS.
+/// Returns the files that the listener serves; none without TLS.
 pub(super) fn files(tls: &Tls) -> Option<Files> {
     match tls {
         Tls::Off => None,
@@ -133,7 +148,7 @@ pub(super) fn files(tls: &Tls) -> Option<Files> {
     }
 }
 
-/// What differs and cannot change while the daemon runs.
+/// Returns the settings that differ and cannot change while the daemon runs.
 fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
     let is_off = |config: &Config| config.listen.tls == Tls::Off;
     [
@@ -149,7 +164,7 @@ fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
     .collect()
 }
 
-/// In seconds since the Unix epoch.
+/// Returns the time in seconds since the Unix epoch.
 pub(super) fn now() -> i64 {
     (Clock::system().wall)() / 1000
 }

@@ -1,4 +1,4 @@
-//! What the log, the metrics and `/readyz` say of each sink.
+//! State of each sink for the log, the metrics and `/readyz`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use parking_lot::Mutex;
 
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::Watcher;
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 
-/// A sink that fails for so long is named in the log once more.
+/// Time after which a sink that still fails is logged again.
 const REMINDER: Duration = Duration::from_secs(3600);
 
-/// An operation of a sink that takes so long is reported: it may never come back.
+/// Duration of a sink's operation from which on it is reported as stuck: it may never return.
 const STUCK: Duration = Duration::from_secs(30);
 
 /// The state of every sink.
@@ -27,7 +27,7 @@ pub(super) struct SinkStatus {
 
 #[derive(Default)]
 struct State {
-    /// When the operation began that the sink is at.
+    /// Start of the operation in progress.
     busy_since: Option<Instant>,
     is_stuck: bool,
     outage: Option<Outage>,
@@ -45,15 +45,18 @@ impl SinkStatus {
         Self { metrics, health, sinks: Mutex::default() }
     }
 
-    /// Reports the sinks that are stuck. To be called every second.
+    /// Reports the sinks that are stuck. Must be called every second.
     pub(super) fn check(&self) {
         for (sink, state) in self.sinks.lock().iter_mut() {
             let is_stuck = state.busy_since.is_some_and(|since| since.elapsed() >= STUCK);
             if is_stuck && !state.is_stuck {
+                let seconds = STUCK.as_secs();
                 tracing::error!(
+                    code = "sink-stuck",
                     sink,
-                    seconds = STUCK.as_secs(),
-                    "the sink is stuck: the system does not answer an operation; its events wait in the ledger"
+                    seconds,
+                    "sink \"{sink}\" is stuck: the system has not answered an operation for {seconds} s; its events \
+                     wait in the ledger"
                 );
                 let problem = format!("an operation has taken more than {} s", STUCK.as_secs());
                 self.health.set(&condition(sink), Err(problem));
@@ -76,7 +79,11 @@ impl Watcher for Arc<SinkStatus> {
         let Some(state) = sinks.get_mut(sink) else { return };
         state.busy_since = is_working.then(Instant::now);
         if !is_working && std::mem::take(&mut state.is_stuck) {
-            tracing::info!(sink, "the sink is not stuck any more");
+            tracing::info!(
+                code = "sink-unstuck",
+                sink,
+                "sink \"{sink}\" is no longer stuck; delivery continues"
+            );
             self.health.clear(&condition(sink));
         }
     }
@@ -86,7 +93,14 @@ impl Watcher for Arc<SinkStatus> {
     }
 
     fn truncated(&self, sink: &str, lines: u64) {
-        log_seldom!(warn, sink, sink, lines, "lines were longer than the sink's max_size and were truncated");
+        log_throttled!(
+            warn,
+            sink,
+            code = "sink-lines-truncated",
+            sink,
+            lines,
+            "sink \"{sink}\": {lines} lines were longer than its max_size and were sent truncated"
+        );
         self.metrics.sink_truncated(sink, lines);
     }
 
@@ -99,12 +113,12 @@ impl Watcher for Arc<SinkStatus> {
         match &mut state.outage {
             None => {
                 state.outage = Some(Outage { since: now, logged: now, failures: 1 });
-                log_seldom!(
+                log_throttled!(
                     error,
                     sink,
+                    code = "sink-failing",
                     sink,
-                    %error,
-                    "the sink failed; its events wait in the ledger, and it is tried again"
+                    "sink \"{sink}\" failed: {error}; its events wait in the ledger, and it is retried"
                 );
             }
             Some(outage) => {
@@ -112,7 +126,14 @@ impl Watcher for Arc<SinkStatus> {
                 if now.duration_since(outage.logged) >= REMINDER {
                     outage.logged = now;
                     let (failures, minutes) = (outage.failures, outage.since.elapsed().as_secs() / 60);
-                    tracing::error!(sink, failures, minutes, %error, "the sink still fails; its events wait in the ledger");
+                    tracing::error!(
+                        code = "sink-still-failing",
+                        sink,
+                        failures,
+                        minutes,
+                        "sink \"{sink}\" has failed for {minutes} min ({failures} times): {error}; its events wait \
+                         in the ledger, and it is retried"
+                    );
                 }
                 tracing::debug!(sink, failures = outage.failures, %error, "the sink failed again");
             }
@@ -123,7 +144,15 @@ impl Watcher for Arc<SinkStatus> {
         self.health.clear(&condition(sink));
         if let Some(outage) = self.sinks.lock().get_mut(sink).and_then(|state| state.outage.take()) {
             let (failures, seconds) = (outage.failures, outage.since.elapsed().as_secs());
-            log_seldom!(info, sink, sink, failures, seconds, "the sink works again");
+            log_throttled!(
+                info,
+                sink,
+                code = "sink-recovered",
+                sink,
+                failures,
+                seconds,
+                "sink \"{sink}\" works again after {failures} failures in {seconds} s; delivery continues"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From a configured sink to one that can be written to.
+//! Creates the configured sinks.
 
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
@@ -9,14 +9,14 @@ use crate::deliver::sqlite::{self, SqliteSink};
 use crate::deliver::syslog::{self, SyslogSink};
 use crate::ledger::{Ledger, Subscription};
 
-/// A sink whose directory is missing, or whose database belongs to something else, would fail for ever. What may
-/// get better by itself, such as a database that another program has locked, is no reason not to start: the other
-/// sinks need not wait for it.
+/// Refuses a sink that can never work: its directory is missing, or its database belongs to another
+/// program. What may get better by itself, such as a database that another program has locked, does
+/// not stop the start: the other sinks need not wait for it.
 pub(super) fn check(config: &Config) -> Result<(), Failure> {
     for sink in &config.sinks {
         let Some(path) = sink.kind.path() else { continue };
         let directory = path.parent().unwrap_or(path);
-        // `data_dir` is made when the ledger is opened.
+        // `data_dir` is created when the ledger is opened.
         if !directory.is_dir() && directory != config.data_dir {
             return Err(Failure::config(format!(
                 "sink `{}` writes to {}, but {} is no directory; make it, writable for this user",
@@ -31,18 +31,22 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
                 Err(error) if error.cause.kind() == std::io::ErrorKind::InvalidData => {
                     return Err(Failure::config(format!("sink `{}`: {error}", sink.name)));
                 }
-                Err(error) => tracing::warn!(
-                    sink = sink.name,
-                    %error,
-                    "the sink cannot be used now; its events wait in the ledger, and it is tried again"
-                ),
+                Err(error) => {
+                    let sink = sink.name.as_str();
+                    tracing::warn!(
+                        code = "sink-unavailable-at-start",
+                        sink,
+                        "sink \"{sink}\" cannot be used now: {error}; its events wait in the ledger, and it is \
+                         retried"
+                    );
+                }
             }
         }
     }
     Ok(())
 }
 
-/// What the ledger knows about a sink.
+/// Returns what the ledger knows about a sink.
 pub(in crate::cli) fn subscription(sink: &config::Sink) -> Subscription {
     Subscription {
         sink: sink.name.clone(),
@@ -116,7 +120,7 @@ fn rotation(rotate: &config::Rotate) -> file::Rotation {
     }
 }
 
-/// The numbers of a user and a group that are given by name or number.
+/// Returns the numbers of a user and a group that are given by name or number.
 fn owner_ids(sink: &str, owner: Option<&Owner>) -> Result<(Option<u32>, Option<u32>), Failure> {
     let unknown = |what: &str, name: &str| {
         Failure::config(format!("sink `{sink}`: this machine has no {what} `{name}`"))

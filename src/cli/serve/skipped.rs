@@ -1,4 +1,4 @@
-//! What sinks lost by `when_full = "skip"`: counted exactly, and said now and then.
+//! Events that sinks lost by `when_full = "skip"`: counted exactly, and logged at intervals.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use crate::ledger::{Ledger, Skipped};
 use crate::observe::metrics::Metrics;
 use crate::wire::record::time_stamp;
 
-/// Brings the ledger's losses into the metrics and the log.
+/// Reports the ledger's losses in the metrics and the log.
 pub(super) struct Skips {
     metrics: Arc<Metrics>,
     ledger: Ledger,
     reports: Mutex<BTreeMap<String, Report>>,
 }
 
-/// A sink that lost something.
+/// Losses of a sink.
 #[derive(Default)]
 struct Report {
-    /// What the log does not say yet.
+    /// Events that are not logged yet.
     unsaid: Skipped,
-    /// When the log last said something.
+    /// Time of the last message.
     said: Option<Instant>,
 }
 
-/// How often the log says so of a sink, at most.
+/// Minimum time between two messages about a sink.
 const PAUSE: Duration = Duration::from_secs(5);
 
 impl Skips {
@@ -34,7 +34,7 @@ impl Skips {
         Self { metrics, ledger, reports: Mutex::default() }
     }
 
-    /// Counts what was lost since the last time.
+    /// Counts what was lost since the last call.
     pub(super) fn count(&self) {
         let mut reports = self.reports.lock();
         for (sink, skipped) in self.ledger.take_skipped() {
@@ -43,7 +43,7 @@ impl Skips {
         }
     }
 
-    /// Counts and reports until the end of the process.
+    /// Counts and logs until the end of the process.
     pub(super) async fn keep_reporting(self: Arc<Self>) {
         let mut every_second = tokio::time::interval(Duration::from_secs(1));
         loop {
@@ -53,7 +53,7 @@ impl Skips {
         }
     }
 
-    /// Reports what is left, at the end.
+    /// Logs what is left, at the end.
     pub(super) fn report_rest(&self) {
         self.count();
         self.report(|_| true);
@@ -67,12 +67,13 @@ impl Skips {
             let Skipped { events, oldest, newest } = std::mem::take(&mut report.unsaid);
             report.said = Some(Instant::now());
             tracing::warn!(
+                code = "sink-events-skipped",
                 sink,
                 events,
                 arrived_from = time_stamp(oldest),
                 arrived_to = time_stamp(newest),
-                "the backlog was nearly full and the sink did not keep up: by when_full = \"skip\" it lost its \
-                 oldest events"
+                "sink \"{sink}\" did not keep up and the backlog was nearly full: its {events} oldest events are \
+                 dropped, as when_full = \"skip\" says"
             );
         }
     }

@@ -1,8 +1,10 @@
-//! The sockets that the daemon listens on: those that systemd opened for it (sd_listen_fds(3)), or its own.
+//! The sockets that the daemon listens on: those that systemd opened for it (sd_listen_fds(3)), or
+//! its own.
 //!
-//! An inherited socket outlives the daemon: whoever connects while it restarts waits in the socket's queue. It is
-//! checked against the configuration, which stays the one place that says who can reach what. We close our copy and
-//! nothing else; a Unix socket's file is removed only if we made it.
+//! An inherited socket outlives the daemon: connections that are made while it restarts wait in the
+//! socket's queue. It is checked against the configuration, which stays the one place that says who
+//! can reach what. We close our copy and nothing else; a Unix socket's file is removed only if we
+//! created it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,18 +20,18 @@ use crate::cli::exit::Failure;
 use crate::config::AdminAddress;
 use crate::observe::admin;
 
-/// The name of the senders' socket, `FileDescriptorName=` in its unit (systemd.socket(5)).
+/// Name of the senders' socket, `FileDescriptorName=` in its unit (systemd.socket(5)).
 const LISTEN: &str = "listen";
-/// The name of the admin endpoint's.
+/// Name of the admin endpoint's socket.
 const ADMIN: &str = "admin";
 
-/// Who may connect to the admin endpoint's socket file: the daemon's user and group.
+/// Mode of the admin endpoint's socket file: the daemon's user and group may connect.
 const ADMIN_MODE: u32 = 0o660;
 
-/// Connections that wait to be accepted, on a Unix socket of our own.
+/// Number of connections that wait to be accepted, on a Unix socket of our own.
 const QUEUE: i32 = 128;
 
-/// The sockets that were passed to this process; none without socket activation.
+/// Sockets that were passed to this process; none without socket activation.
 #[derive(Default)]
 pub(super) struct Inherited {
     listen: Option<std::net::TcpListener>,
@@ -41,7 +43,7 @@ enum AdminSocket {
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// The admin endpoint's socket. A socket file that was made here goes with `file`.
+/// The admin endpoint's socket, with the socket file if it was created here.
 pub(super) struct Admin {
     pub(super) socket: admin::Socket,
     pub(super) file: Option<SocketFile>,
@@ -55,17 +57,23 @@ impl Drop for SocketFile {
         if let Err(error) = std::fs::remove_file(&self.0)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, "cannot remove {}; the next start does", self.0.display());
+            let path = self.0.display();
+            tracing::warn!(
+                code = "socket-not-removed",
+                %path,
+                "cannot remove the socket file {path}: {error}; the next start replaces it"
+            );
         }
     }
 }
 
 impl Inherited {
-    /// Takes the sockets, and the variables that told of them out of the environment: to be called once, before
-    /// there is a second thread.
+    /// Takes the sockets, and removes the variables that name them from the environment. Must be
+    /// called once, before there is a second thread.
     ///
     /// # Errors
-    /// 78 for a socket that is of no use: another name, twice the same, not a listening stream.
+    /// 78 for a socket that cannot be used: it has another name, comes twice, or is not a listening
+    /// stream.
     pub(super) fn from_environment() -> Result<Self, Failure> {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut passed = ListenFd::from_env();
@@ -107,10 +115,11 @@ impl Inherited {
         Ok(inherited)
     }
 
-    /// The socket for senders: the inherited one, or one that is opened now.
+    /// Returns the socket for senders: the inherited one, or a new one.
     ///
     /// # Errors
-    /// 78 when the inherited one has another address than `listen.address`, 74 when the system gives none.
+    /// 78 when the inherited one has another address than `listen.address`, 74 when none can be
+    /// opened.
     pub(super) async fn listen(&mut self, wanted: SocketAddr) -> Result<TcpListener, Failure> {
         const KEY: &str = "listen.address";
         match self.listen.take() {
@@ -119,12 +128,12 @@ impl Inherited {
         }
     }
 
-    /// The socket for the admin endpoint: the inherited one, or one that is opened now. A stale socket file is
-    /// replaced.
+    /// Returns the socket for the admin endpoint: the inherited one, or a new one. A stale socket
+    /// file is replaced.
     ///
     /// # Errors
-    /// 78 when the inherited one has another address than `admin.address`, 74 when the system gives none or
-    /// somebody answers at the path.
+    /// 78 when the inherited one has another address than `admin.address`, 74 when none can be
+    /// opened or another process listens at the path.
     pub(super) async fn admin(&mut self, wanted: &AdminAddress) -> Result<Admin, Failure> {
         const KEY: &str = "admin.address";
         let (socket, file) = match (self.admin.take(), wanted) {
@@ -152,7 +161,8 @@ impl Inherited {
     }
 }
 
-/// Which table of the configuration a socket belongs to, by its name. A socket unit that gives none passes its own.
+/// Returns the table of the configuration that a socket belongs to, by the socket's name. A socket
+/// unit that sets no name passes its own.
 fn purpose(name: &str) -> Result<&'static str, Failure> {
     match name {
         ADMIN => Ok(ADMIN),
@@ -165,7 +175,7 @@ fn purpose(name: &str) -> Result<&'static str, Failure> {
     }
 }
 
-/// listen(2) must have been called, or accept(2) would fail for ever.
+/// Checks that listen(2) was called. Otherwise accept(2) would always fail.
 fn listening<S: AsFd>(socket: S) -> io::Result<S> {
     if sockopt::socket_acceptconn(&socket)? {
         Ok(socket)
@@ -185,7 +195,10 @@ fn adopt_tcp(
     }
     socket.set_nonblocking(true).map_err(|error| unusable(key, &error))?;
     let socket = TcpListener::from_std(socket).map_err(|error| unusable(key, &error))?;
-    tracing::info!("the socket at {address} was inherited; it stays open when the daemon ends");
+    tracing::info!(
+        code = "socket-inherited",
+        "the socket at {address} was inherited; it stays open when the daemon ends"
+    );
     Ok(socket)
 }
 
@@ -203,11 +216,12 @@ fn adopt_unix(socket: std::os::unix::net::UnixListener, wanted: &Path) -> Result
 }
 
 fn path_of(socket: &std::os::unix::net::UnixListener) -> io::Result<PathBuf> {
-    // One without a name has no path, which equals none that can be configured.
+    // A socket without a name has no path, which equals none that can be configured.
     Ok(socket.local_addr()?.as_pathname().unwrap_or(Path::new("")).to_owned())
 }
 
-/// Port 0 is any port; an IPv4-mapped IPv6 address is the IPv4 address.
+/// Returns whether an address is the wanted one. Port 0 is any port; an IPv4-mapped IPv6 address is
+/// the IPv4 address.
 fn fits(wanted: SocketAddr, is: SocketAddr) -> bool {
     wanted.ip().to_canonical() == is.ip().to_canonical() && (wanted.port() == 0 || wanted.port() == is.port())
 }
@@ -223,8 +237,9 @@ fn unusable(key: &str, error: &io::Error) -> Failure {
     Failure::io(format!("the inherited socket for {key} cannot be used: {error}"))
 }
 
-/// Connections that the kernel keeps until they are accepted, as far as net.core.somaxconn lets it: a burst that does
-/// not fit makes others wait for a second, until they try again.
+/// Number of connections that the kernel keeps until they are accepted, as far as
+/// net.core.somaxconn lets it: a burst that does not fit makes others wait for a second, until they
+/// try again.
 const BACKLOG: u32 = 4096;
 
 fn bind_tcp(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
@@ -247,8 +262,8 @@ fn bind_tcp(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Makes a socket file. One that nobody listens on any more, as after `kill -9`, is replaced; anything else that is
-/// there is left alone.
+/// Creates a socket file. A file without a listening process, as after `kill -9`, is replaced;
+/// anything else that is there is left alone.
 async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
     let failure = |what: &str| {
         Failure::io(format!("cannot listen on unix://{} (admin.address): {what}", path.display()))
@@ -264,7 +279,7 @@ async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
                 std::fs::remove_file(path)
                     .map_err(|error| failure(&format!("the old socket stays: {error}")))?;
             }
-            // A queue that is full (EAGAIN) has somebody behind it, too.
+            // A queue that is full (EAGAIN) has a listening process, too.
             Ok(_) => return Err(failure("another process listens there; stop it or choose another path")),
             Err(error) => return Err(failure(&format!("another process may listen there: {error}"))),
         },
@@ -274,7 +289,7 @@ async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
         let file = SocketFile(path.to_owned());
-        // Nobody can connect before listen(2), so the umask lets nobody slip in.
+        // No client can connect before listen(2), so the umask never applies.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(ADMIN_MODE))?;
         rustix::net::listen(&socket, QUEUE)?;
         Ok((UnixListener::from_std(socket.into())?, file))

@@ -1,4 +1,4 @@
-//! The configured sources with their keys, as they are at the start and after each reload.
+//! The configured sources with their keys, at the start and after each reload.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::observe::metrics::Metrics;
 use crate::receive::request::Route;
 use crate::trust::keyring::{Fetcher, KeyRing, Origin, Refresh, TrustPolicy};
 
-/// How long the first fetch of keys may hold up a start or a reload.
+/// Time for which the first fetch of keys may delay a start or a reload.
 const FIRST_FETCH: Duration = Duration::from_secs(3);
 
 /// All sources.
@@ -23,7 +23,8 @@ pub(super) struct Sources {
     stopped: watch::Receiver<bool>,
 }
 
-/// A source, and the task that keeps its keys fresh: it ends when no generation of the source is left.
+/// A source, and the task that refreshes its keys: it ends when no generation of the source is
+/// left.
 #[derive(Clone)]
 struct Live {
     configured: config::Source,
@@ -40,10 +41,10 @@ impl Drop for Freshening {
 }
 
 impl Sources {
-    /// Makes the sources and loads their keys, as far as they can be had.
+    /// Creates the sources and loads their keys, where they can be loaded.
     ///
     /// # Errors
-    /// One sentence for the operator.
+    /// One line for the operator.
     pub(super) async fn load(
         config: &Config,
         metrics: &Arc<Metrics>,
@@ -52,10 +53,11 @@ impl Sources {
         Self { all: Vec::new(), stopped }.reload(config, metrics).await
     }
 
-    /// The sources of a new configuration. Where a source's `jwks` has not changed, its keys stay as they are.
+    /// Returns the sources of a new configuration. A source whose `jwks` has not changed keeps its
+    /// keys.
     ///
     /// # Errors
-    /// One sentence for the operator; nothing has changed then.
+    /// One line for the operator; nothing has changed then.
     pub(super) async fn reload(&self, config: &Config, metrics: &Arc<Metrics>) -> Result<Self, String> {
         let mut all = Vec::with_capacity(config.sources.len());
         let mut fresh = Vec::new();
@@ -75,7 +77,7 @@ impl Sources {
             };
             all.push(Live { configured: configured.clone(), source: source(configured, keys), freshening });
         }
-        // All at once: a key server that does not answer holds nobody up longer than one.
+        // All at once: several key servers that do not answer cause no longer delay than one.
         let mut loading = JoinSet::new();
         for (at, mut fetcher) in fresh {
             loading.spawn(async move { (at, fetcher.load_at_start(FIRST_FETCH).await, fetcher) });
@@ -97,17 +99,18 @@ impl Sources {
         self.all.iter().map(|live| &live.source)
     }
 
-    /// Lets every source look for new keys now.
+    /// Makes every source look for new keys now.
     pub(super) fn refresh_keys(&self) {
         self.all().filter_map(|source| source.keys.as_ref()).for_each(|keys| keys.refresh_soon());
     }
 
-    /// Who may send to which path.
+    /// Returns the routes by path, with the secrets that authorise a sender.
     pub(super) fn routes(&self) -> HashMap<String, Route> {
         let route = |live: &Live| {
             let secrets = live.configured.authorization.clone();
             let authorises = move |presented: &[u8]| {
-                // Every secret is compared, so that the time does not tell which one nearly fitted.
+                // Every secret is compared, so that the time does not tell which one nearly
+                // matched.
                 secrets.iter().fold(false, |known, secret| known | secret.matches(presented))
             };
             let source = Arc::clone(&live.source);

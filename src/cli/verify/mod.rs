@@ -23,18 +23,21 @@ use crate::wire::record::time_stamp;
 
 /// Checks saved lines against published keys, offline.
 ///
-/// Reads raw lines, auditgate's own JSON lines, and the database of a SQLite sink (also while the daemon writes it),
-/// plain or compressed (gzip, zstd; told by their first bytes). Names the file and the line of each one that does not
-/// prove itself; of a database, the id of the row. Of JSON lines and rows it also checks that what stands beside the
-/// raw line follows from it. Quarantined lines (those with a `reason`) are checked like any others, so most of them
-/// are findings.
+/// Reads raw lines, auditgate's own JSON lines, and the database of a SQLite sink (also while the
+/// daemon writes it), plain or compressed (gzip, zstd; recognised by their first bytes). Reports
+/// the file and the line of each one that is not proved by its signature; of a database, the id of
+/// the row. Of JSON lines and rows it also checks that the metadata of the raw line follows from
+/// it. Quarantined lines (those with a `reason`) are checked like any others, so most of them are
+/// findings.
 ///
-/// Exit code 0: every line proved itself. 1: some did not. 74: a file could not be read (the others were checked).
+/// Exit code 0: every line was proved. 1: some were not. 74: a file could not be read (the others
+/// were checked).
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = JSON_HELP)]
 pub struct Args {
-    /// A JWKS document with the producer's public keys: a file, an https URL, or the daemon's own cache of keys
-    /// (DATA_DIR/jwks/SOURCE.json). Can be given several times; events carry no key ID, so every key is tried
+    /// A JWKS document with the producer's public keys: a file, an https URL, or the daemon's own
+    /// cache of keys (DATA_DIR/jwks/SOURCE.json). Can be given several times; events carry no key
+    /// ID, so every key is tried
     #[arg(long, value_name = "FILE|URL", required = true)]
     pub jwks: Vec<String>,
 
@@ -46,22 +49,25 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
 
-    /// Check only events from this moment on: RFC 3339, a date (its beginning in UTC), or an age such as 2d.
-    /// The time is the event's own (`rt`, or `event_ts` where `rt` is no number). Lines without a usable time are
-    /// always checked; lines that are outside are counted, but nothing about them is proved, their time included
+    /// Check only events from this time on: RFC 3339, a date (its beginning in UTC), or an age such
+    /// as 2d. The time is the event's own (`rt`, or `event_ts` where `rt` is not a number). Lines
+    /// without a usable time are always checked; lines that are outside are counted, but nothing
+    /// about them is proved, their time included
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
 
-    /// Check only events before this moment
+    /// Check only events before this time
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
 
-    /// Look at one line only, and say why it fails: FILE:LINE, or the number of a line when there is one file
+    /// Examine one line only, and say why it fails: FILE:LINE, or the number of a line when there
+    /// is one file
     #[arg(long, value_name = "[FILE:]LINE", conflicts_with_all = ["since", "until"])]
     pub explain: Option<String>,
 
-    /// What to check; `-` is standard input. Of a directory, every file in it and below it that auditgate could have
-    /// written is checked, in the order of their time; what is left out is said on stderr
+    /// What to check; `-` is standard input. Of a directory, every file in it and below it that
+    /// auditgate could have written is checked, in the order of their time; what is skipped is
+    /// reported on stderr
     #[arg(value_name = "FILE|DIRECTORY", required_unless_present = "explain")]
     pub files: Vec<PathBuf>,
 }
@@ -75,14 +81,14 @@ times and keys), `left_out` and `unreadable` (lists of `file`, `reason`).
 Verdicts: bad (no given key made the signature, or a record contradicts its raw line), unsigned, malformed, torn (a \
 failing last line without a line end), damaged (the file cannot be read on from there, or a database may have lost rows).";
 
-/// How long a key server may take.
+/// Time that a key server may take.
 const FETCH: Duration = Duration::from_secs(30);
 
 /// Checks and reports.
 ///
 /// # Errors
-/// 1 when a line does not prove itself, 2 for a moment or a place that cannot be read, 74 for a file that cannot be
-/// read (after the others are done), 78 for keys that cannot be used.
+/// 1 when a line is not proved, 2 for a time or a line number that cannot be read, 74 for a file
+/// that cannot be read (after the others are done), 78 for keys that cannot be used.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let window = window(args)?;
     let place = args.explain.as_deref().map(|place| located(place, &args.files)).transpose()?;
@@ -147,7 +153,7 @@ fn window(args: &Args) -> Result<Window, Failure> {
     }
 }
 
-/// The file and the line of `--explain`.
+/// Returns the file and the line of `--explain`.
 fn located(place: &str, files: &[PathBuf]) -> Result<(PathBuf, u64), Failure> {
     let wrong = |why: &str| Failure::usage(format!("--explain {place}: {why}"));
     let (path, line) = match (place.rsplit_once(':'), files) {
@@ -246,7 +252,7 @@ fn write_explanation(
     Ok(())
 }
 
-/// The keys of all documents.
+/// Returns the keys of all documents.
 fn keys(args: &Args) -> Result<Vec<KeySet>, Failure> {
     args.jwks
         .iter()

@@ -1,4 +1,4 @@
-//! What `auditgate verify` says: findings as they come, and at the end the sums.
+//! Output of `auditgate verify`: findings as they come, and the totals at the end.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
@@ -24,13 +24,13 @@ pub(super) struct Report<'a> {
     total: Sum,
     by_file: Vec<FileSum>,
     left_out: Vec<Remark>,
-    /// How many of these are files as a whole.
+    /// Number of these that are whole files.
     files_left_out: usize,
     unreadable: Vec<Remark>,
     has_findings: bool,
 }
 
-/// What was counted, in one file or in all.
+/// Counts of one file or of all.
 #[derive(Default)]
 struct Sum {
     counts: Counts,
@@ -103,7 +103,7 @@ struct JsonEnd<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// An empty report on these files. `read` is where the bytes that were read are counted.
+    /// Creates an empty report on these files. `read` counts the bytes that were read.
     pub(super) fn new(
         files: &'a [PathBuf],
         keys: &'a Keys,
@@ -126,7 +126,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Takes note of something that is not checked although it lies in a directory that was named.
+    /// Records something that is not checked although it is in a directory that was named.
     pub(super) fn left_out(&mut self, path: &Path, reason: &str) {
         self.files_left_out += 1;
         self.not_checked(path, reason.to_owned());
@@ -138,14 +138,14 @@ impl<'a> Report<'a> {
         self.left_out.push(remark);
     }
 
-    /// Takes note of something that cannot be read.
+    /// Records something that cannot be read.
     pub(super) fn unreadable(&mut self, path: &Path, reason: String) {
         let remark = Remark { file: path.display().to_string(), reason };
         self.progress.remark(&format!("cannot read {}: {}", remark.file, remark.reason));
         self.unreadable.push(remark);
     }
 
-    /// Takes in what is new about a file.
+    /// Adds news about a file.
     ///
     /// # Errors
     /// When the report cannot be written.
@@ -195,7 +195,8 @@ impl<'a> Report<'a> {
         self.progress.aside(|| out.write_all(text.as_bytes()))
     }
 
-    /// Writes the end of the report. Returns the sums and how many files could not be read.
+    /// Writes the end of the report. Returns the totals and the number of files that could not be
+    /// read.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -299,13 +300,13 @@ impl Progress {
         self.bar.set_position(self.read.load(Ordering::Relaxed));
     }
 
-    /// Does something with the bar out of the way.
+    /// Runs `write` while the bar is hidden.
     fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
         self.bar.suspend(write)
     }
 
     fn remark(&self, text: &str) {
-        // When stderr is gone there is nobody to tell.
+        // When stderr is closed, the report itself still lists the remark.
         let _ = self.aside(|| writeln!(io::stderr(), "auditgate: {}", escape(text)));
     }
 }

@@ -1,11 +1,11 @@
-//! The moments of `--since` and `--until`.
+//! The times of `--since` and `--until`.
 
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-/// Reads a moment: RFC 3339, a date (its first moment in UTC), or an age before `now`, such as `2d` or `90m`. In
-/// milliseconds since the Unix epoch.
+/// Parses a time: RFC 3339, a date (its first moment in UTC), or an age before `now`, such as `2d`
+/// or `90m`. Returns milliseconds since the Unix epoch.
 ///
 /// # Errors
 /// What to write instead.

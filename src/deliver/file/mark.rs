@@ -1,8 +1,8 @@
-//! The mark: up to which byte of which file everything is safe.
+//! The mark: the file, and the byte in it before which everything is safe.
 //!
-//! An inode's number is given to another file as soon as its own is removed, and a device's number changes when the
-//! machine starts. So the mark holds a digest of the last bytes before the safe one: the file that has them is the
-//! file of the mark.
+//! An inode's number is given to another file as soon as its own is removed, and a device's number
+//! changes when the machine starts. So the mark holds a digest of the last bytes before the safe
+//! one: the file that has them is the file of the mark.
 
 use std::fs::File;
 use std::io;
@@ -12,12 +12,12 @@ use std::os::unix::fs::FileExt as _;
 pub(super) struct Mark {
     pub(super) inode: u64,
     pub(super) safe: u64,
-    /// Marks of version 1 have none.
+    /// None in marks of version 1.
     digest: Option<[u8; 32]>,
 }
 
-/// Version 2 is its number, the inode, the safe byte and an unused number (little-endian, 8 bytes each), and the
-/// digest. Version 1 was the device, the inode and the safe byte, without a number.
+/// Version 2 is its number, the inode, the safe byte and an unused number (little-endian, 8 bytes
+/// each), and the digest. Version 1 was the device, the inode and the safe byte, without a number.
 const VERSION: u8 = 2;
 
 impl Mark {
@@ -40,8 +40,9 @@ impl Mark {
         [&[VERSION], numbers.as_slice(), &self.digest.unwrap_or_default()].concat()
     }
 
-    /// Whether the file has the bytes of which the mark has a digest; none where there is nothing to compare: in a
-    /// mark of version 1, in front of the first byte, and in a file that ends before the safe byte.
+    /// Returns whether the file has the bytes of which the mark has a digest; none where there is
+    /// nothing to compare: for a mark of version 1, before the first byte, and in a file that ends
+    /// before the safe byte.
     pub(super) fn fits(&self, file: &File, length: u64) -> io::Result<Option<bool>> {
         match self.digest {
             Some(known) if (1..=length).contains(&self.safe) => Ok(Some(digest(file, self.safe)? == known)),
@@ -50,7 +51,7 @@ impl Mark {
     }
 }
 
-/// Returns the digest of the last bytes of a file before a place.
+/// Returns the digest of the last bytes of a file before an offset.
 pub(super) fn digest(file: &File, before: u64) -> io::Result<[u8; 32]> {
     const MOST: u64 = 4096;
     let length = before.min(MOST);

@@ -1,14 +1,18 @@
 //! The file sink: whole lines, exactly once across kills, restarts, failed writes and rotation.
 //!
-//! 1. The mark says up to which byte of which file everything is safe; it is durable before anything is written behind it.
-//! 2. What stands behind that byte is compared with the lines that come, since rendering is deterministic. The beginning
-//!    of these is completed in the file at the path, wherever it was torn.
-//! 3. A file that was renamed is cut back to what is whole in it; the lines come in the file at the path.
-//! 4. Bytes of another process stay: lines go on at the end. Whole lines of ours in front of them count.
+//! 1. The mark says up to which byte of which file everything is safe; it is durable before
+//!    anything is written behind it.
+//! 2. The bytes behind the safe one are compared with the next lines, since rendering is
+//!    deterministic. A beginning of these lines is completed in the file at the path, wherever it
+//!    was torn.
+//! 3. A renamed file is truncated to its last whole line; the lines are written to the file at the
+//!    path.
+//! 4. Bytes of another process stay: lines are appended behind them. Whole lines of ours in front
+//!    of them count.
 //! 5. After a failed sync everything since the safe byte is written again.
-//! 6. Lines move to another file, by our [`rotation`] or because the path leads elsewhere, when all that was written is
-//!    safe: so one file at most has anything unfinished.
-//! 7. Where the end is no line's end, the next write begins with `\n`.
+//! 6. Lines move to another file, by our [`rotation`] or because the path leads elsewhere, when
+//!    everything written is safe: so at most one file has anything unfinished.
+//! 7. Where the file does not end with a line end, the next write begins with `\n`.
 
 mod mark;
 mod recovery;
@@ -28,40 +32,40 @@ pub use rotation::{Compression, Period, Rotation, rotated_at};
 
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
-/// How lines are written.
+/// Format of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rendering {
-    /// Each line as it came.
+    /// Each line as it was received.
     Raw,
-    /// One record a line.
+    /// One JSON record a line.
     Json,
 }
 
-/// When what was written is synced to the disk.
+/// Policy for syncing writes to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Syncing {
     /// With each flush.
     EachFlush,
-    /// At most that long after it was written. A position moves only after the sync.
+    /// At most this long after the write. The position moves only after the sync.
     Every(Duration),
 }
 
-/// Where a file is and how it is kept.
+/// Path of a file sink and how it is written.
 #[derive(Clone)]
 pub struct Options {
     /// The file, or a symbolic link to it, which is followed; its directory must exist.
     pub path: PathBuf,
-    /// How lines are written.
+    /// Format of the lines.
     pub rendering: Rendering,
-    /// When it is rotated.
+    /// Rotation of the file.
     pub rotation: Rotation,
-    /// When it is synced.
+    /// Policy for syncing.
     pub syncing: Syncing,
-    /// The permission bits of files that we make, whatever the umask says.
+    /// Permission bits of files that we create, whatever the umask is.
     pub mode: u32,
-    /// The user and the group of files that we make. Nothing is written to one that they cannot be set of.
+    /// User and group of files that we create. Where they cannot be set, nothing is written.
     pub owner: (Option<u32>, Option<u32>),
     /// The wall clock, in milliseconds since the Unix epoch.
     pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
@@ -72,7 +76,7 @@ pub struct FileSink {
     options: Options,
     open: Option<Open>,
     collected: Vec<u8>,
-    /// Where each collected line ends, and the position behind it.
+    /// The end of each collected line, and the position behind it.
     ends: Vec<(usize, Position)>,
     /// Everything before it is written.
     flushed: Position,
@@ -81,17 +85,17 @@ pub struct FileSink {
     rotation_task: Arc<RotationTask>,
 }
 
-/// Why the next lines go to another file.
+/// Reason why the next lines go to another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SwitchReason {
-    /// By our own rule.
+    /// The configured rotation.
     Rotation,
     /// Another process renamed, removed or replaced the file.
     Renamed,
 }
 
 impl FileSink {
-    /// A sink at a path. Opens nothing yet.
+    /// Creates a sink for a path. Opens nothing yet.
     pub fn new(options: Options) -> Self {
         Self {
             options,
@@ -109,7 +113,7 @@ impl FileSink {
         move |cause| SinkError::new(what.clone(), cause)
     }
 
-    /// The file at the path, made when it is missing; lines go to its end.
+    /// Opens the file at the path, creates it when it is missing, and seeks to its end.
     fn at_path(&self) -> io::Result<Open> {
         let path = rotation::linked(&self.options.path)?;
         let file = open(&path, &self.options)?;
@@ -124,11 +128,12 @@ impl FileSink {
         Ok(open)
     }
 
-    /// The file that a mark is of, with the next write behind its safe byte; otherwise the one at the path.
+    /// Opens the file that a mark describes, with the next write behind its safe byte; otherwise
+    /// the file at the path.
     fn at_mark(&self, known: &Mark) -> io::Result<Open> {
         let is_new = !self.options.path.exists();
         let mut open = self.at_path()?;
-        // Where there is no proof, and where the file was truncated, the inode's number has to do.
+        // Where there is no proof, and where the file was truncated, the inode's number decides.
         let fits = known.fits(&open.file, open.written)?;
         let is_known = fits.unwrap_or(!is_new && known.inode == open.inode);
         if is_known {
@@ -136,18 +141,20 @@ impl FileSink {
         } else if let Some(renamed) = recovery::renamed(&open.path, known)? {
             return Ok(renamed);
         } else if open.written > 0 {
-            log_seldom!(
+            let path = self.options.path.display();
+            log_throttled!(
                 warn,
-                &self.options.path.to_string_lossy(),
-                path = %self.options.path.display(),
-                "another file is at the path than before; going on at its end"
+                &path.to_string(),
+                code = "file-replaced",
+                %path,
+                "{path} is another file than before; writing continues at its end"
             );
         }
         Ok(open)
     }
 
-    /// Whether the next lines should go to another file: because this one is full or of another time, or because
-    /// it is no longer at the path.
+    /// Returns why the next lines should go to another file: this one is full or its period is
+    /// over, or it is no longer at the path.
     fn switch_reason(&self, open: &Open) -> io::Result<Option<SwitchReason>> {
         let length = match fs::metadata(&self.options.path) {
             Ok(found) if (found.dev(), found.ino()) == (open.device, open.inode) => found.len(),
@@ -164,20 +171,20 @@ impl FileSink {
         Ok(is_due.then_some(SwitchReason::Rotation))
     }
 
-    /// Makes safe what is written.
+    /// Syncs what is written.
     fn sync(&mut self) -> Result<(), SinkError> {
         let syncing = self.error("sync");
         let Some(open) = self.open.as_mut().filter(|open| open.unsafe_since.is_some()) else {
             return Ok(());
         };
-        // The kernel may have dropped the pages, and will not say so twice.
+        // The kernel may have dropped the pages, and will not report it twice.
         let failed = |cause| SinkError { start_over: true, ..syncing(cause) };
         open.file.sync_data().map_err(failed)?;
         (open.safe, open.unsafe_since) = (open.written, None);
         Ok(())
     }
 
-    /// Compresses and removes rotated files; a failure is tried again after the next rotation.
+    /// Compresses and removes rotated files; a failure is retried after the next rotation.
     fn tend(&mut self, open_file: &Path, inode: u64) {
         let rotation = &self.options.rotation;
         if self.has_rotated && (rotation.keep.is_some() || rotation.compress.is_some()) {
@@ -213,7 +220,7 @@ impl Sink for FileSink {
         if !can_go_on {
             return Ok(None);
         }
-        let shown = self.options.path.display();
+        let file = self.options.path.display();
         match reason {
             None if length == written => {
                 self.tend(&path, inode);
@@ -221,16 +228,22 @@ impl Sink for FileSink {
             }
             None if length < written => recovery::warn_truncated(&self.options.path, written - length),
             None => {
-                log_seldom!(
+                log_throttled!(
                     warn,
-                    &shown.to_string(),
-                    path = %shown,
+                    &file.to_string(),
+                    code = "file-foreign-bytes",
+                    path = %file,
                     at_byte = written,
-                    "another process wrote into the file; going on behind it"
+                    "another process wrote into {file} at byte {written}; writing continues behind that"
                 );
             }
             Some(SwitchReason::Renamed) => {
-                tracing::info!(path = %shown, "the file was renamed; going on in a new one");
+                tracing::info!(
+                    code = "file-renamed",
+                    path = %file,
+                    "{file} was renamed, removed or replaced by another process; writing continues in the file at \
+                     the path"
+                );
             }
             Some(SwitchReason::Rotation) => {}
         }
@@ -239,7 +252,8 @@ impl Sink for FileSink {
             let name = rotation::rotated_name(&path, (self.options.now)()).map_err(&rotating)?;
             fs::rename(&path, &name).map_err(&rotating)?;
             rotation::sync_directory(&path).map_err(&rotating)?;
-            tracing::info!(path = %self.options.path.display(), rotated = %name.display(), "rotated");
+            let (path, rotated) = (self.options.path.display(), name.display());
+            tracing::info!(code = "file-rotated", %path, %rotated, "{path} was rotated to {rotated}");
         }
         if reason.is_some() {
             self.open = Some(self.at_path().map_err(&opening)?);
@@ -303,8 +317,8 @@ impl Sink for FileSink {
 }
 
 impl FileSink {
-    /// Deals with what stands behind the end of what we have written; false where the next flush will, or where nothing is
-    /// coming that it could be compared with.
+    /// Handles the bytes behind the end of what we have written. Returns false where the next flush
+    /// will, or where there are no lines yet to compare them with.
     fn look_behind(&mut self, open: &mut Open, reason: Option<SwitchReason>) -> io::Result<bool> {
         let is_renamed = reason == Some(SwitchReason::Renamed);
         match open.tail(&self.collected, is_renamed)? {
@@ -316,7 +330,8 @@ impl FileSink {
                 return Ok(false);
             }
             Tail::Foreign { ours } if ours > 0 => {
-                // Whole lines of ours are there already; written again, since they may not be on the disk.
+                // Whole lines of ours are there already; written again, since they may not be on
+                // the disk.
                 open.rewrite(&self.collected[..ours])?;
                 let lines = self.ends.partition_point(|(end, _)| *end <= ours);
                 self.flushed = self.ends[..lines].last().map_or(self.flushed, |(_, behind)| *behind);
@@ -330,10 +345,10 @@ impl FileSink {
     }
 }
 
-/// Opens the file, or makes it.
+/// Opens the file, or creates it.
 ///
 /// A new file has no permission until it has its owner, and its mode last of all. So an empty file
-/// without any permission is one that was never finished, because an attempt failed or was interrupted: it is made anew.
+/// without any permission is one whose creation failed or was interrupted: it is created again.
 fn open(path: &Path, options: &Options) -> io::Result<File> {
     if fs::metadata(path)
         .is_ok_and(|found| found.is_file() && found.len() == 0 && found.permissions().mode() & 0o777 == 0)
@@ -351,22 +366,23 @@ fn open(path: &Path, options: &Options) -> io::Result<File> {
         Err(error) => return Err(error),
     };
     if file.metadata()?.len() == 0 {
-        // The mode and the name must survive a power loss as well. An attempt before may have failed at that.
+        // The mode and the name must survive a power loss as well. An earlier attempt may have
+        // failed at that.
         file.sync_all()?;
         rotation::sync_directory(path)?;
     }
     Ok(file)
 }
 
-/// Takes the file for this process and this sink alone, until it is closed. It keeps out what asks for the lock,
-/// another daemon or another sink, and nothing that reads, renames or compresses.
+/// Locks the file for this process and this sink, until it is closed. The lock keeps out what asks
+/// for it, another daemon or another sink, and nothing that reads, renames or compresses.
 fn lock(file: &File) -> io::Result<()> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(io::Error::other(
             "another process or another sink has locked it and may be writing to it; stop that one, or give each its \
              own file",
         )),
-        // Not every file system can.
+        // Not every file system supports locks.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! An open file: what is safe in it, what may stand behind that, and how the next write comes there.
+//! An open file: what is safe in it, what may be behind that, and how the next write gets there.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -12,11 +12,12 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::mark::Mark;
 use super::rotation;
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
 pub(super) struct Open {
     pub(super) file: File,
-    /// Where it was when it was opened. Rotation leaves a symbolic link alone and works where it points to.
+    /// Its path when it was opened. Rotation keeps a symbolic link and renames the file that it
+    /// points to.
     pub(super) path: PathBuf,
     pub(super) device: u64,
     pub(super) inode: u64,
@@ -24,28 +25,28 @@ pub(super) struct Open {
     pub(super) safe: u64,
     /// Everything before this byte is written.
     pub(super) written: u64,
-    /// The period of the first line in the file, where files have one; an empty file belongs to none.
+    /// Period of the first line in the file, where files have one; none for an empty file.
     pub(super) period: Option<i64>,
-    /// When something was written that is not safe yet.
+    /// Time of the first write that is not safe yet.
     pub(super) unsafe_since: Option<Instant>,
     /// The byte before `written` ends a line, or there is none.
     at_line_start: bool,
 }
 
-/// What stands behind the end of what we have written.
+/// Bytes behind the end of what we have written.
 pub(super) enum Tail {
-    /// Nothing.
+    /// None.
     None,
-    /// Nothing is coming that it could be compared with.
+    /// There are no lines yet to compare them with.
     Unknown,
-    /// The beginning of our next write.
+    /// A beginning of our next write.
     Ours,
-    /// Bytes of another process, behind `ours` bytes of whole lines of what is coming.
+    /// Bytes of another process, behind `ours` bytes of whole lines of our next write.
     Foreign { ours: usize },
 }
 
 impl Open {
-    /// A file whose next write goes to its end.
+    /// Opens a file at its end.
     pub(super) fn at_end(file: File, path: PathBuf) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let mut open = Self {
@@ -71,7 +72,7 @@ impl Open {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Goes on at an earlier byte: what stands behind it is to be compared.
+    /// Continues at an earlier byte: what is behind it will be compared.
     pub(super) fn go_back(&mut self, safe: u64) -> io::Result<()> {
         let length = self.length()?;
         if length < safe {
@@ -80,7 +81,7 @@ impl Open {
         self.go_to(safe.min(length))
     }
 
-    /// Goes on at the end, and makes safe what others have put there.
+    /// Continues at the end, and syncs what other processes have written.
     pub(super) fn go_to_end(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         self.go_to(self.length()?)
@@ -92,7 +93,7 @@ impl Open {
             self.file.read_exact_at(&mut last, before)?;
         }
         if at == 0 {
-            // An empty file belongs to the time of its first line.
+            // The period of an empty file is that of its first line.
             self.period = None;
         }
         self.at_line_start = last == *b"\n";
@@ -100,14 +101,15 @@ impl Open {
         Ok(())
     }
 
-    /// What will be written for these lines. Whether it begins with a line end can be seen from the byte before, so
-    /// that it is the same after a crash.
+    /// Returns what will be written for these lines. Whether it begins with a line end depends on
+    /// the byte before, so that it is the same after a crash.
     fn with_line_end<'b>(&self, lines: &'b [u8]) -> Cow<'b, [u8]> {
         if self.at_line_start { Cow::Borrowed(lines) } else { Cow::Owned([b"\n", lines].concat()) }
     }
 
-    /// Returns how many bytes behind `written` are those that would be written there, and whether what differs is only
-    /// what a power loss left empty: pages that never reached the disk read as zeros.
+    /// Returns how many bytes behind `written` are those that would be written there, and whether
+    /// what differs is only what a power loss left empty: pages that never reached the disk read as
+    /// zeros.
     fn compare(&self, bytes: &[u8], length: u64) -> io::Result<(usize, bool)> {
         let there = usize::try_from(length.saturating_sub(self.written)).unwrap_or(usize::MAX);
         let mut found = vec![0; bytes.len().min(there)];
@@ -117,7 +119,7 @@ impl Open {
         Ok((same, fits))
     }
 
-    /// Tells what stands behind what is written. In a file that was renamed zeros alone prove nothing.
+    /// Classifies the bytes behind what is written. In a renamed file zeros alone prove nothing.
     pub(super) fn tail(&self, coming: &[u8], is_renamed: bool) -> io::Result<Tail> {
         let length = self.length()?;
         if length <= self.written {
@@ -135,13 +137,14 @@ impl Open {
         Ok(Tail::Foreign { ours: whole.saturating_sub(bytes.len() - coming.len()) })
     }
 
-    /// Appends lines. Where the beginning of them stands there already, because a write was interrupted, it is written
-    /// again: after a sync that failed, what can be read back proves nothing about the disk.
+    /// Appends lines. Where the beginning of them is there already, because a write was
+    /// interrupted, it is written again: after a sync that failed, what can be read back proves
+    /// nothing about the disk.
     pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let bytes = self.with_line_end(lines);
         let length = self.length()?;
         if length < self.written || !self.compare(&bytes, length)?.1 {
-            // The next attempt decides anew, and its decision is durable before it writes.
+            // The next attempt decides again, and its decision is durable before it writes.
             return Err(io::Error::other("another process changed the file just now"));
         }
         self.write(&bytes)?;
@@ -151,46 +154,51 @@ impl Open {
         Ok(())
     }
 
-    /// Writes behind what is written. Space is reserved before, where the file system can do that, so that a full disk
-    /// leaves no half line behind.
+    /// Writes behind what is written. Space is reserved before, where the file system supports it,
+    /// so that a full disk leaves no partial line behind.
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
         let reserved = fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.written, bytes.len() as u64);
-        // Not every file system can, and whatever else is wrong the write will say.
+        // Not every file system supports it, and the write will report any other error.
         if let Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) = reserved {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.file.write_all_at(bytes, self.written)
     }
 
-    /// Writes the beginning of what stands behind `written` again, line end included.
+    /// Writes the beginning of what is behind `written` again, line end included.
     pub(super) fn rewrite(&mut self, lines: &[u8]) -> io::Result<()> {
         self.file.write_all_at(&self.with_line_end(lines), self.written)?;
         self.unsafe_since.get_or_insert_with(Instant::now);
         Ok(())
     }
 
-    /// Takes the unfinished write off a file that was renamed; what was in it comes in the file at the path.
+    /// Truncates the unfinished write of a renamed file; its lines are written to the file at the
+    /// path.
     pub(super) fn cut_back(&mut self) -> io::Result<()> {
         let bytes = self.length()?.saturating_sub(self.written);
         match self.file.set_len(self.written) {
             Ok(()) => {
                 self.unsafe_since.get_or_insert_with(Instant::now);
             }
-            Err(error) => tracing::warn!(
-                file = %self.path.display(),
-                bytes,
-                %error,
-                "a write to this file was interrupted before it was renamed, and the unfinished bytes at its end \
-                 cannot be removed; their lines are in the file at the path"
-            ),
+            Err(error) => {
+                let file = self.path.display();
+                tracing::warn!(
+                    code = "file-unfinished-bytes",
+                    %file,
+                    bytes,
+                    "a write to {file} was interrupted before it was renamed, and the {bytes} unfinished bytes at \
+                     its end cannot be removed: {error}; their lines are in the file at the path"
+                );
+            }
         }
         Ok(())
     }
 
-    /// What we write ends with a line end, so zeros at the end are pages that a power loss left empty.
+    /// Truncates zeros at the end. Our writes end with a line end, so such zeros are pages that a
+    /// power loss left empty.
     pub(super) fn cut_trailing_zeros(&self) -> io::Result<()> {
         const STEP: u64 = 64 * 1024;
         let length = self.length()?;
@@ -212,17 +220,19 @@ impl Open {
 }
 
 pub(super) fn warn_truncated(path: &Path, missing_bytes: u64) {
-    log_seldom!(
+    let path = path.display();
+    log_throttled!(
         warn,
-        &path.to_string_lossy(),
-        path = %path.display(),
+        &path.to_string(),
+        code = "file-truncated",
+        %path,
         missing_bytes,
-        "another process truncated the file; delivered bytes are lost from it"
+        "{path} was truncated by another process; {missing_bytes} delivered bytes are lost"
     );
 }
 
-/// Finds the file of a mark under another name, where something stands behind its safe byte. Looks before it opens for
-/// writing, and a file that cannot be written is found all the same.
+/// Finds the file of a mark under another name, if there are bytes behind its safe byte. Checks
+/// before it opens for writing, and finds a file that cannot be written all the same.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -237,8 +247,13 @@ pub(super) fn renamed(place: &Path, known: &Mark) -> io::Result<Option<Open>> {
             Ok(Some(file)) => file,
             Ok(None) => continue,
             Err(error) => {
-                tracing::warn!(file = %path.display(), %error, "a file that was renamed cannot be read, so that it is \
-                    not known whether a write to it was interrupted; going on in the file at the path");
+                let file = path.display();
+                tracing::warn!(
+                    code = "file-renamed-unreadable",
+                    %file,
+                    "cannot read {file}, which was renamed: {error}; a write to it may be unfinished, and writing \
+                     continues in the file at the path"
+                );
                 continue;
             }
         };
@@ -250,8 +265,9 @@ pub(super) fn renamed(place: &Path, known: &Mark) -> io::Result<Option<Open>> {
     Ok(None)
 }
 
-/// Returns the files with an inode's number that have a name which a file may be given when it is rotated: with something
-/// behind its name (`a.log.1`, `a.log-20260102`), or between that and its extension (`a-20260102.log`).
+/// Returns the files with an inode's number whose name may come from a rotation by another program:
+/// with a suffix (`a.log.1`, `a.log-20260102`), or with something before the extension
+/// (`a-20260102.log`).
 fn renamed_to(path: &Path, inode: u64) -> io::Result<Vec<PathBuf>> {
     let bytes = |part: Option<&OsStr>| part.unwrap_or_default().as_encoded_bytes().to_vec();
     let (name, stem) = (bytes(path.file_name()), bytes(path.file_stem()));

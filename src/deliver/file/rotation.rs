@@ -1,9 +1,10 @@
-//! When a file is rotated, what the rotated ones are called, and what becomes of them.
+//! When a file is rotated, how rotated files are named, and when they are compressed and removed.
 //!
-//! A rotated file is called like the file, with the moment and a sequence number behind it
-//! (`verified.log.20260102T030405Z-0001`), and keeps that name: nothing is ever shifted. It may be compressed later,
-//! which adds `.zst` or `.gz`; the oldest ones go. Which one is the oldest, the names say and nothing else, so that no
-//! name is ever given that sorts before one that is there, whatever the clock says.
+//! A rotated file has the name of the file with the time and a sequence number as a suffix
+//! (`verified.log.20260102T030405Z-0001`), and keeps that name: names never shift. It may be
+//! compressed later, which adds `.zst` or `.gz`; the oldest files are removed. Their age is decided
+//! by their names alone, so no new name ever sorts before one that is there, whatever the clock
+//! says.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -19,21 +20,21 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-/// When and how a file is rotated.
+/// Rule by which a file is rotated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
-    /// Before it would become larger, in bytes. A single chunk may be larger than that, and after a crash the chunk
-    /// that was interrupted is finished in the file where it was begun.
+    /// Maximum size in bytes. A single chunk may be larger, and after a crash the chunk that was
+    /// interrupted is finished in the file where it was begun.
     pub size: Option<u64>,
-    /// When a new hour or day begins, in UTC.
+    /// Rotation at the beginning of each hour or day, in UTC.
     pub every: Option<Period>,
-    /// How many rotated files are kept; all when nothing is said.
+    /// Number of rotated files to keep; none keeps all.
     pub keep: Option<usize>,
-    /// How rotated files are compressed.
+    /// Compression of rotated files.
     pub compress: Option<Compression>,
 }
 
-/// A stretch of the calendar, in UTC.
+/// A calendar period in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Period {
     /// From one full hour to the next.
@@ -42,7 +43,7 @@ pub enum Period {
     Daily,
 }
 
-/// How a rotated file is compressed.
+/// Compression of a rotated file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     /// RFC 8878, `.zst`.
@@ -52,7 +53,7 @@ pub enum Compression {
 }
 
 impl Period {
-    /// The number of the period that a moment (milliseconds since the Unix epoch) lies in.
+    /// Returns the number of the period that a time (milliseconds since the Unix epoch) is in.
     pub(super) fn of(self, moment: i64) -> i64 {
         moment.div_euclid(match self {
             Self::Hourly => 3_600_000,
@@ -70,17 +71,19 @@ impl Compression {
     }
 }
 
-/// How a name says when its file was rotated, in UTC.
+/// Format of the time in a rotated file's name, in UTC.
 const STAMP: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 
-/// The last moment that [`STAMP`] can say, in seconds since the Unix epoch: the end of the year 9999.
+/// The last time that [`STAMP`] can hold, in seconds since the Unix epoch: the end of the year
+/// 9999.
 const LAST_SECOND: i64 = 253_402_300_799;
 
-/// A name for the file that is rotated now, which nothing has yet and which sorts behind all that are there: where
-/// the clock is behind the newest of them, that one's moment goes on with the next sequence number.
+/// Returns an unused name for the file that is rotated now, which sorts behind all existing ones:
+/// where the clock is behind the newest of them, the name has that one's time and the next sequence
+/// number.
 ///
 /// # Errors
-/// When the directory cannot be read, or when no such name is left, because the last one is taken.
+/// When the directory cannot be read, or when no such name is left, because the last one is in use.
 pub(super) fn rotated_name(path: &Path, now: i64) -> io::Result<PathBuf> {
     const MOST: u32 = 9999;
     let newest = rotated(path)?.pop().as_deref().and_then(moment_and_sequence);
@@ -96,7 +99,7 @@ pub(super) fn rotated_name(path: &Path, now: i64) -> io::Result<PathBuf> {
         let stamp = OffsetDateTime::from_unix_timestamp(second).map_err(io::Error::other)?;
         let stamp = stamp.format(STAMP).map_err(io::Error::other)?;
         let name = with_suffix(path, &format!(".{stamp}-{sequence:04}"));
-        // What is no file, such as a directory, is not among the rotated files.
+        // A directory of that name is not among the rotated files.
         match fs::symlink_metadata(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(name),
             Err(error) => return Err(error),
@@ -105,20 +108,21 @@ pub(super) fn rotated_name(path: &Path, now: i64) -> io::Result<PathBuf> {
     }
 }
 
-/// The moment, in seconds since the Unix epoch, and the sequence number in a rotated file's name; none where they
-/// are no moment of the calendar.
+/// Returns the time, in seconds since the Unix epoch, and the sequence number in a rotated file's
+/// name; none where the time is not a valid date.
 fn moment_and_sequence(file: &Path) -> Option<(i64, u32)> {
     let (stamp, sequence) = rotated_at(file.file_name()?.to_str()?)?;
     let moment = PrimitiveDateTime::parse(stamp, STAMP).ok()?;
     Some((moment.assume_utc().unix_timestamp(), sequence.parse().ok()?))
 }
 
-/// The rotated files of a path, oldest first, compressed or not. Directories are none, whatever they are called.
+/// Returns the rotated files of a path, oldest first, compressed or not. Directories are ignored,
+/// whatever their names.
 pub(super) fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
     named(path, is_rotated_suffix)
 }
 
-/// The files that are named like a path with a suffix, in the order of their names.
+/// Returns the files that are named like a path with a suffix, in the order of their names.
 fn named(path: &Path, is_suffix: impl Fn(&[u8]) -> bool) -> io::Result<Vec<PathBuf>> {
     let directory = directory(path);
     let mut prefix = path.file_name().unwrap_or(OsStr::new("")).to_owned();
@@ -137,7 +141,7 @@ fn named(path: &Path, is_suffix: impl Fn(&[u8]) -> bool) -> io::Result<Vec<PathB
     Ok(found)
 }
 
-/// `20260102T030405Z-0001`, with or without a compression's extension.
+/// Returns whether a suffix is `20260102T030405Z-0001`, with or without a compression's extension.
 fn is_rotated_suffix(suffix: &[u8]) -> bool {
     let shape = b"00000000T000000Z-0000";
     let (stem, extension) = suffix.split_at(suffix.len().min(shape.len()));
@@ -149,27 +153,27 @@ fn is_rotated_suffix(suffix: &[u8]) -> bool {
         && matches!(extension, b"" | b".zst" | b".gz")
 }
 
-/// When a file with that name was rotated (`20260102T030405Z`, which sorts like the moments themselves) and the
-/// sequence number behind it; none for a name that rotation does not give.
+/// Returns when a file with that name was rotated (`20260102T030405Z`, which sorts like the times
+/// themselves) and the sequence number behind it; none for a name that rotation does not give.
 pub fn rotated_at(name: &str) -> Option<(&str, &str)> {
     let stem = name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(name);
     let suffix = stem.rsplit_once('.')?.1;
     is_rotated_suffix(suffix.as_bytes()).then(|| suffix.split_once('-'))?
 }
 
-/// Who compresses and removes the rotated files of one sink: a thread of its own, one at a time.
+/// Compresses and removes the rotated files of one sink on a thread of its own, one run at a time.
 #[derive(Default)]
 pub(super) struct RotationTask {
     is_at_work: AtomicBool,
     warned: Mutex<Option<Instant>>,
 }
 
-/// How often at most it is said that rotated files cannot be compressed or removed.
+/// Minimum time between two messages that rotated files cannot be compressed or removed.
 const SELDOM: Duration = Duration::from_secs(3600);
 
 impl RotationTask {
-    /// Starts to tend the rotated files of a path; false when the thread before is still at work. What fails is
-    /// said, and tried again the next time.
+    /// Starts a run on the rotated files of a path; false when the previous run is still in
+    /// progress. Failures are logged, and retried by the next run.
     pub(super) fn start(self: &Arc<Self>, path: PathBuf, rotation: Rotation, busy: u64) -> bool {
         if self.is_at_work.swap(true, Ordering::AcqRel) {
             return false;
@@ -184,7 +188,10 @@ impl RotationTask {
         });
         if let Err(error) = spawned {
             self.is_at_work.store(false, Ordering::Release);
-            tracing::warn!(%error, "no thread for rotated files");
+            tracing::warn!(
+                code = "rotation-thread-failed",
+                "cannot start a thread for rotated files: {error}; retrying after the next rotation"
+            );
         }
         true
     }
@@ -194,22 +201,27 @@ impl RotationTask {
         let mut warned = self.warned.lock();
         if warned.is_none_or(|warned| warned.elapsed() >= SELDOM) {
             *warned = Some(Instant::now());
+            let (path, file, files) = (path.display(), file.display(), failures.len());
             tracing::warn!(
-                path = %path.display(), file = %file.display(), %error, files = failures.len(),
-                "rotated files could not be compressed or removed; tried again after the next rotation, and not \
-                 said again for an hour"
+                code = "rotated-files-failed",
+                %path,
+                %file,
+                files,
+                "cannot compress or remove {files} rotated files of {path}, first {file}: {error}; retrying after \
+                 the next rotation, logged at most once an hour"
             );
         }
     }
 }
 
-/// Compresses what is to be compressed, and removes the oldest files. `busy` is the inode that is still written
-/// to. Safe to be interrupted anywhere: a compressed file gets its name when it is whole and durable, and the next run
-/// finishes what is left. A file that fails stops no other; returns those that did.
+/// Compresses files, and removes the oldest ones. `busy` is the inode that is still written to.
+/// Safe to be interrupted anywhere: a compressed file gets its name when it is whole and durable,
+/// and the next run finishes what is left. A file that fails stops no other; returns those that
+/// failed.
 fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<Vec<(PathBuf, io::Error)>> {
     let mut failures = Vec::new();
     let mut note = |file: PathBuf, outcome: io::Result<()>| match outcome {
-        // Another process removed it, or compressed it.
+        // Another process removed or compressed it.
         Err(error) if error.kind() != io::ErrorKind::NotFound => failures.push((file, error)),
         _ => {}
     };
@@ -217,7 +229,8 @@ fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<Vec<(PathBuf,
         metadata if metadata.ino() == busy => Ok(()),
         _ => fs::remove_file(file),
     };
-    // What a run that was interrupted has left: a compressed file that is not whole, and the plain one beside one that is.
+    // Left by an interrupted run: an incomplete compressed file, or a plain file whose compressed
+    // one is complete.
     let unfinished = |suffix: &[u8]| suffix.strip_suffix(b".unfinished").is_some_and(is_rotated_suffix);
     for file in named(path, unfinished)? {
         let removed = remove(&file);
@@ -254,7 +267,8 @@ fn is_compressed(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "zst" || extension == "gz")
 }
 
-/// The compressed file has the mode and the owner of the plain one, from before anything is in it.
+/// Compresses a file. The compressed file gets the mode and the owner of the plain one before
+/// anything is written to it.
 fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     let target = with_suffix(path, &format!(".{}", compression.extension()));
     let unfinished = with_suffix(path, &format!(".{}.unfinished", compression.extension()));
@@ -262,11 +276,11 @@ fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     let wanted = source.metadata()?;
     let out = File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
     let found = out.metadata()?;
-    // What is right already is not set, for not everybody may.
+    // Only what differs is set, since it may not be permitted.
     let owner = (found.uid() != wanted.uid()).then_some(wanted.uid());
     let group = (found.gid() != wanted.gid()).then_some(wanted.gid());
     if let Err(error) = set_access(&out, wanted.permissions().mode() & 0o7777, (owner, group)) {
-        // The plain file stays, as it is, so there is nothing to go on with.
+        // The plain file stays as it is.
         fs::remove_file(&unfinished)?;
         return Err(error);
     }
@@ -290,7 +304,7 @@ fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Gives a file its owner, where one is wanted, and then its permission bits.
+/// Sets a file's owner, where one is wanted, and then its permission bits.
 pub(super) fn set_access(file: &File, mode: u32, owner: (Option<u32>, Option<u32>)) -> io::Result<()> {
     if owner != (None, None) {
         std::os::unix::fs::fchown(file, owner.0, owner.1).map_err(|error| {
@@ -309,21 +323,21 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(directory(path))?.sync_all()
 }
 
-/// Where a path leads to: the file behind symbolic links, even where it does not exist yet.
+/// Returns the file that a path leads to through symbolic links, even if it does not exist yet.
 ///
 /// # Errors
-/// When the links cannot be read, go in a circle, or lead to something that lines cannot be kept in.
+/// When the links cannot be read, form a loop, or lead to something other than a regular file.
 pub(super) fn linked(path: &Path) -> io::Result<PathBuf> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        // Such as a pipe, in which nothing can be compared or found again.
+        // For example a pipe, in which nothing can be compared or found again.
         return Err(io::Error::other("not a regular file"));
     }
     let mut path = path.to_owned();
-    // As many as Linux follows (path_resolution(7)).
+    // The number that Linux follows (path_resolution(7)).
     for _ in 0..40 {
         match fs::read_link(&path) {
             Ok(target) => path = directory(&path).join(target),
-            // No link, or nothing at all.
+            // Not a link, or nothing at the path.
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {
                 return Ok(path);
             }
@@ -333,7 +347,7 @@ pub(super) fn linked(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links lead to one another"))
 }
 
-/// The directory that a file is in.
+/// Returns the directory that a file is in.
 pub(super) fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

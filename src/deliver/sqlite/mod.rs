@@ -1,11 +1,12 @@
 //! The SQLite sink: one row an event, exactly once across kills, restarts and failed writes.
 //!
-//! The rows of a flush and the position behind them are one transaction, so that the database itself says what
-//! it has; beside the position stands the ID of the ledger that counts it. Opening looks that up, at the start
-//! and after every failure alike, and rows that are there already are not written again.
+//! The rows of a flush and the position behind them are one transaction, so that the database
+//! itself says what it has, together with the ID of the ledger whose position it is. Opening reads
+//! that, at the start and after every failure alike, and rows that are there already are not
+//! written again.
 //!
-//! Others may read while we write, at any time (WAL); a reader that never ends only keeps the log
-//! from being emptied. A second writer makes a flush wait, then fail and be tried again.
+//! Other processes may read while we write, at any time (WAL); a reader that never ends only keeps
+//! the log from being emptied. A second writer makes a flush wait, then fail and be retried.
 
 mod retention;
 mod row;
@@ -25,7 +26,7 @@ use super::sink::{Item, Sink, SinkError};
 use crate::clock::Clock;
 use crate::database;
 use crate::ledger::{Position, Resume};
-use crate::log_throttle::log_seldom;
+use crate::log_throttle::log_throttled;
 
 /// A database that events are inserted into.
 pub struct SqliteSink {
@@ -33,38 +34,38 @@ pub struct SqliteSink {
     ledger: [u8; 16],
     retention: Option<Retention>,
     open: Option<Open>,
-    /// A write failed: nothing that the connection believes is to be believed.
+    /// A write failed: the state of the connection can no longer be trusted.
     distrusted: bool,
-    /// What is before it is in the database, as far as we know.
+    /// Everything before it is in the database, as far as we know.
     reached: Position,
     collected: Vec<Row>,
     collected_bytes: usize,
 }
 
-/// Says whether a sink could use what is at a path, without changing it. Nothing there is fine.
+/// Checks whether a sink could use the file at a path, without changing it. A missing file is fine.
 ///
 /// # Errors
-/// What is wrong with it; the cause is [`io::ErrorKind::InvalidData`] when it is no database of ours, or one
-/// of a newer version.
+/// What is wrong with it; the cause is [`io::ErrorKind::InvalidData`] when it is not a database of
+/// a SQLite sink, or one of a newer version.
 pub fn check(path: &Path) -> Result<(), SinkError> {
     schema::check(path)
 }
 
-/// Rows that are deleted in one transaction: few, so that a flush never waits long.
+/// Number of rows that are deleted in one transaction: few, so that a flush never waits long.
 const STEP: usize = 500;
 
-/// Transactions at most in which an idle sink deletes rows.
+/// Maximum number of transactions in which an idle sink deletes rows.
 const IDLE_STEPS: usize = 100;
 
-/// Pages that are given back to the file system in one transaction.
+/// Number of pages that are returned to the file system in one transaction.
 const SHRINK_PAGES: i64 = 256;
 
 impl SqliteSink {
-    /// A sink at a path, whose directory must exist. Opens nothing yet.
+    /// Creates a sink for a path, whose directory must exist. Opens nothing yet.
     ///
-    /// `ledger` is the ID of the ledger that events come from. Rows that arrived longer than `retain` ago are
-    /// deleted, if it is given; the clock is asked for that alone, and believed only as far as the rows in the
-    /// database or a week of running bear it out.
+    /// `ledger` is the ID of the ledger that events come from. Rows that arrived longer than
+    /// `retain` ago are deleted, if it is given; the clock is used for that alone, and trusted only
+    /// as far as the rows in the database or a week of running confirm it.
     pub fn new(path: PathBuf, retain: Option<Duration>, ledger: [u8; 16], clock: Clock) -> Self {
         Self {
             path,
@@ -78,10 +79,10 @@ impl SqliteSink {
         }
     }
 
-    /// Opens the database anew, which makes safe what is in it, and looks what it has.
+    /// Opens the database again, which syncs its log, and reads its position.
     ///
-    /// The old connection is closed only afterwards. While one is open, SQLite does not recover the log,
-    /// in which a transaction whose sync failed may look committed.
+    /// The old connection is closed only afterwards. While one is open, SQLite does not recover the
+    /// log, in which a transaction whose sync failed may look committed.
     fn reopen(&mut self) -> Result<(), SinkError> {
         let mut fresh = schema::open(&self.path)?;
         self.reached = self.catch_up(&mut fresh.connection).map_err(failed("read", &self.path))?;
@@ -100,12 +101,14 @@ impl SqliteSink {
         let reached = match stored {
             Some((ledger, position)) if ledger == self.ledger => position.max(self.reached),
             Some(_) => {
-                log_seldom!(
+                let path = self.path.display();
+                log_throttled!(
                     warn,
-                    &self.path.to_string_lossy(),
-                    path = %self.path.display(),
-                    "the events in the database came from another ledger, or the ledger was made anew; going \
-                     on from the ledger's position"
+                    &path.to_string(),
+                    code = "database-of-other-ledger",
+                    %path,
+                    "the events in {path} came from another ledger, or the ledger was recreated; delivery continues \
+                     from the ledger's position"
                 );
                 self.reached
             }
@@ -120,16 +123,18 @@ impl SqliteSink {
         Ok(reached)
     }
 
-    /// Puts what was collected and the position into the database, all or nothing.
+    /// Writes what was collected and the position to the database, all or nothing.
     fn write(&mut self, behind: Position) -> Result<(), SinkError> {
         if let Some(open) = &self.open
             && !open.is_at(&self.path)
         {
-            log_seldom!(
+            let path = self.path.display();
+            log_throttled!(
                 warn,
-                &self.path.to_string_lossy(),
-                path = %self.path.display(),
-                "the database was moved or deleted by another process; going on in a new one"
+                &path.to_string(),
+                code = "database-moved",
+                %path,
+                "{path} was renamed or removed by another process; writing continues in a new database"
             );
             self.open = None;
         }
@@ -155,17 +160,17 @@ impl SqliteSink {
         }
     }
 
-    /// Deletes rows that have expired and makes the file smaller, a little at a time. What fails is tried
-    /// again another time.
+    /// Deletes expired rows and shrinks the file, a little at a time. A failure is retried later.
     fn keep_house(&mut self, steps: usize) {
         let Some((open, retention)) = self.open.as_ref().zip(self.retention.as_mut()) else { return };
         let expired = |error| {
-            log_seldom!(
+            let path = self.path.display();
+            log_throttled!(
                 warn,
-                &self.path.to_string_lossy(),
-                path = %self.path.display(),
-                %error,
-                "expired events could not be deleted"
+                &path.to_string(),
+                code = "database-expiry-failed",
+                %path,
+                "cannot delete expired events from {path}: {error}; retrying"
             );
         };
         let cutoff = match retention.cutoff(&open.connection, &self.path) {
@@ -218,7 +223,7 @@ impl Sink for SqliteSink {
 
     fn flush(&mut self, behind: Position, _at_once: bool) -> Result<Option<Resume>, SinkError> {
         let rows = self.collected.len();
-        // The ledger's position may run ahead of ours over what is not for us.
+        // The ledger's position may run ahead of ours over batches that this sink does not take.
         if rows > 0 {
             if let Err(error) = self.write(behind) {
                 self.distrusted = true;
@@ -228,7 +233,8 @@ impl Sink for SqliteSink {
             self.collected_bytes = 0;
         }
         self.reached = self.reached.max(behind);
-        // As many rows go as came, and some more, so that a busy database does not grow for ever.
+        // At least as many rows are deleted as were inserted, so that a busy database does not grow
+        // without limit.
         self.keep_house(rows.div_ceil(STEP) + 1);
         Ok(Some(Resume { position: behind, mark: Vec::new() }))
     }
@@ -238,7 +244,8 @@ impl Sink for SqliteSink {
     }
 }
 
-/// One transaction; false, and nothing written, when the database counts another ledger's positions now.
+/// Inserts the rows in one transaction. Returns false, and writes nothing, when the database holds
+/// another ledger's position now.
 fn insert<'a>(
     connection: &mut Connection,
     ledger: &[u8; 16],
@@ -253,7 +260,7 @@ fn insert<'a>(
         return Ok(false);
     }
     for row in rows {
-        // A trigger could swallow it, and the row would count as delivered.
+        // A trigger could suppress it, and the row would count as delivered.
         match row.insert(&transaction)? {
             1 => {}
             changed => return Err(rusqlite::Error::StatementChangedRows(changed)),
@@ -263,7 +270,7 @@ fn insert<'a>(
     Ok(true)
 }
 
-/// Deletes the oldest rows that arrived before `cutoff`; returns how many.
+/// Deletes the oldest rows that arrived before `cutoff`; returns their number.
 fn delete_some(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> {
     const DELETE: [&str; 2] = [
         "DELETE FROM events WHERE id IN \

@@ -1,11 +1,12 @@
 //! Which rows have expired, by a clock that may be wrong.
 //!
-//! A clock that is far ahead at a start, or jumps there, would have everything deleted, and nothing tells that
-//! from a long time in which nothing came or the daemon was stopped. So after a start and after a jump the rows
-//! themselves are the second clock: they stand day by day where time really went by. Where there is none for more
-//! than a day, rows expire as if it were one day after the last one before. That ends when the rows behind the gap
-//! are a week old or more, which a clock that is wrong does not stay for unnoticed; or when this process has run
-//! for a week and the clock ran evenly with it.
+//! If the clock is far ahead at a start, or jumps there, every row would be deleted, and nothing
+//! tells that from a long time in which nothing arrived or the daemon was stopped. So after a start
+//! and after a jump the rows themselves are a second clock: there is a row of every day in which
+//! time really passed. After a gap of more than a day, rows expire as if it were one day after the
+//! last row before the gap. That ends when the rows after the gap are a week old or more, because a
+//! wrong clock is noticed within a week; or when this process has run for a week and the clock ran
+//! evenly with it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,21 +17,21 @@ use crate::clock::Clock;
 
 const DAY: i64 = 86_400_000;
 
-/// For how long the clock must have been borne out before it is believed alone, in milliseconds.
+/// Time for which the clock must have been confirmed before it is trusted alone, in milliseconds.
 const PROBATION: i64 = 7 * DAY;
 
-/// The wall clock may be this much off what the steady one says, in milliseconds, before that is called a
-/// jump: much, since a machine that slept looks the same.
+/// Difference between the wall clock and the steady one that counts as a jump, in milliseconds:
+/// large, since a machine that was suspended looks the same.
 const JUMP: i64 = DAY;
 
-/// How long rows are kept, and what is known about the clock.
+/// Retention time of rows, and what is known about the clock.
 pub(super) struct Retention {
     retain: i64,
     clock: Clock,
     last_look: (i64, Duration),
-    /// Since when the wall clock has run evenly, by the steady one.
+    /// Time since which the wall clock has run evenly, by the steady one.
     even_since: Duration,
-    /// It was said that rows are kept because the clock is in doubt.
+    /// It was logged that rows are kept because the clock is in doubt.
     warned: bool,
 }
 
@@ -40,7 +41,7 @@ impl Retention {
         Self { retain: milliseconds(retain), even_since: last_look.1, clock, last_look, warned: false }
     }
 
-    /// What arrived before this moment has expired, in milliseconds since the Unix epoch.
+    /// Returns the time before which arrivals have expired, in milliseconds since the Unix epoch.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -50,10 +51,13 @@ impl Retention {
         let off = wall - last_wall - milliseconds(steady.saturating_sub(last_steady));
         self.last_look = (wall, steady);
         if off.abs() > JUMP {
+            let (path, seconds) = (path.display(), off / 1000);
             tracing::warn!(
-                path = %path.display(),
-                seconds = off / 1000,
-                "the clock jumped; for a week, events in the database expire only as far as others bear it out"
+                code = "retention-clock-jumped",
+                %path,
+                seconds,
+                "clock jumped by {seconds} s; for a week, events in {path} expire only as far as other events \
+                 confirm the time"
             );
             self.even_since = steady;
             self.warned = false;
@@ -66,11 +70,13 @@ impl Retention {
         let patience = DAY.min(self.retain / 2);
         let by_rows = borne_out(connection, wall, patience)?.saturating_sub(self.retain);
         if by_rows < by_clock && !self.warned && is_any_before(connection, by_clock)? {
+            let (path, seconds) = (path.display(), (by_clock - by_rows) / 1000);
             tracing::warn!(
-                path = %path.display(),
-                seconds = (by_clock - by_rows) / 1000,
-                "the clock is that far ahead of the events in the database: nothing came for long, or it is \
-                 wrong; what only the clock says has expired is kept for a week more. Check the clock"
+                code = "retention-clock-doubtful",
+                %path,
+                seconds,
+                "clock is {seconds} s ahead of the events in {path}: nothing arrived for long, or it is wrong; \
+                 events that only the clock says have expired are kept for a week more. Check the clock"
             );
             self.warned = true;
         }
@@ -78,8 +84,9 @@ impl Retention {
     }
 }
 
-/// The moment up to which rows say that time went by: the wall clock's, when they stand day by day since before
-/// the last week, else `patience` after the last row before the first gap.
+/// Returns the time up to which the rows confirm that time passed: the wall clock's, when there are
+/// rows of every day since before the last week, else `grace` after the last row before the first
+/// gap.
 fn borne_out(connection: &Connection, wall: i64, patience: i64) -> rusqlite::Result<i64> {
     let start = match newest_until(connection, wall.saturating_sub(PROBATION))? {
         Some(start) => start,

@@ -12,7 +12,7 @@ use crate::wire::event::{Event, Reason, Value, Verdict};
 use crate::wire::line::Line;
 use crate::wire::record;
 
-/// A line on its way into the database.
+/// A line to be inserted.
 pub(super) struct Row {
     /// The position behind it.
     pub(super) behind: Position,
@@ -35,12 +35,12 @@ impl Row {
         }
     }
 
-    /// The memory that it takes, in bytes.
+    /// Returns its memory, in bytes.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>() + self.source.len() + self.key_id.as_ref().map_or(0, |id| id.len()) + self.raw.len()
     }
 
-    /// Puts it into its table; returns how many rows that changed, which must be one.
+    /// Inserts it into its table; returns the number of changed rows, which must be one.
     pub(super) fn insert(&self, connection: &Connection) -> rusqlite::Result<usize> {
         let is_verified = match &self.verdict {
             Verdict::Rejected { reason, detail } => return self.quarantine(connection, *reason, detail),
@@ -49,7 +49,8 @@ impl Row {
         };
         match Line::parse(&self.raw) {
             Ok(line) => self.accept(connection, &line, is_verified),
-            // Only what parsed is accepted; should this version read less than the one that did, it is kept.
+            // Only what parsed is accepted; if this version parses less than the one that accepted
+            // the line, it is kept all the same.
             Err(error) => self.quarantine(connection, Reason::Malformed, &error.0),
         }
     }
@@ -78,7 +79,8 @@ impl Row {
     }
 }
 
-/// What an event's columns hold, in the order of [`FIELDS`], and what has none: see [`extra`].
+/// Returns the values of an event's columns, in the order of [`FIELDS`], and the rest: see
+/// [`extra`].
 pub(super) fn columns(event: &Event) -> ([ToSqlOutput<'_>; FIELDS.len()], Option<String>) {
     let mut columns = FIELDS.map(|_| ToSqlOutput::Borrowed(ValueRef::Null));
     let mut rest = Event::new();
@@ -92,7 +94,7 @@ pub(super) fn columns(event: &Event) -> ([ToSqlOutput<'_>; FIELDS.len()], Option
     (columns, extra(event.ambiguous(), &rest))
 }
 
-/// What a field's column can hold.
+/// Type of a field's column.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     /// A number without a fraction, from -2^63 to 2^63 - 1.
@@ -103,7 +105,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The value for the column; none when it does not fit.
+    /// Returns the value for the column; none when it does not fit.
     fn hold(self, value: &Value) -> Option<ToSqlOutput<'_>> {
         match (self, value) {
             (_, Value::Null) => Some(ToSqlOutput::Borrowed(ValueRef::Null)),
@@ -159,8 +161,8 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO events ({}) VALUES ({places})", columns.join(", "))
 });
 
-/// Text for a column. A NUL character would hide what follows from `LIKE`, from most functions and from the shell, so
-/// its six characters in JSON stand for it.
+/// Returns text for a column. A NUL character would hide what follows from `LIKE`, from most
+/// functions and from the shell, so its six characters in JSON stand for it.
 fn text(text: &str) -> ToSqlOutput<'_> {
     if text.contains('\0') {
         return text.replace('\0', "\\u0000").into();
@@ -168,7 +170,8 @@ fn text(text: &str) -> ToSqlOutput<'_> {
     ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes()))
 }
 
-/// A line exactly as it came: text, or a blob where no text of SQLite can hold it to its end.
+/// Returns a line exactly as it was received: text, or a blob where no text of SQLite can hold it
+/// to its end.
 pub(super) fn raw(line: &[u8]) -> ToSqlOutput<'_> {
     ToSqlOutput::Borrowed(match std::str::from_utf8(line) {
         Ok(text) if !text.contains('\0') => ValueRef::Text(line),
@@ -176,8 +179,8 @@ pub(super) fn raw(line: &[u8]) -> ToSqlOutput<'_> {
     })
 }
 
-/// What has no column, as JSON; none when there is nothing. The two members are apart, so that a field called
-/// `ambiguous` cannot pretend anything.
+/// Returns as JSON what has no column; none when there is nothing. The two members are separate, so
+/// that a field called `ambiguous` cannot be mistaken for the list of keys.
 fn extra(ambiguous: &[String], rest: &Event) -> Option<String> {
     let mut out = Vec::new();
     if !ambiguous.is_empty() {
@@ -193,7 +196,8 @@ fn extra(ambiguous: &[String], rest: &Event) -> Option<String> {
     String::from_utf8(out).ok().map(without_nul)
 }
 
-/// JSON whose strings hold no NUL character, which SQLite's functions would hand out: see [`text`].
+/// Replaces NUL characters in the strings of JSON, which SQLite's functions would return: see
+/// [`text`].
 fn without_nul(json: String) -> String {
     const NUL: &str = "\\u0000";
     if !json.contains(NUL) {

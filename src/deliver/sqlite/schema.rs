@@ -1,7 +1,8 @@
-//! The tables, the pragmas, the versions between which we migrate, and which files are none of ours.
+//! The tables, the pragmas, the versions between which we migrate, and which files are not ours.
 //!
-//! `events` holds what came through, verified or not as `verified` says; what was refused is in `quarantine`,
-//! a table of its own, so that no query for events can ever be answered with a line that was made up.
+//! `events` holds accepted lines, verified or not as `verified` says; rejected lines are in
+//! `quarantine`, a table of its own, so that no query for events can ever be answered with a forged
+//! line.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,14 +19,15 @@ use crate::database;
 /// "aude": marks the file as ours (`PRAGMA application_id`), and not as the ledger.
 pub(super) const APPLICATION_ID: i32 = 0x6175_6465;
 
-/// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A step that
-/// was released is never changed.
+/// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A
+/// step that was released is never changed.
 const STEPS: [&str; 2] = [VERSION_1, VERSION_2];
 
-/// Times are in milliseconds since the Unix epoch. `time` is the event's own, or that of its arrival where
-/// its `rt` cannot be read, so that no query by time misses an event. `extra` holds what has no column as
-/// `{"ambiguous":[…],"event":{…}}`; it is NULL when there is nothing. `raw` of a quarantined line is TEXT, or
-/// BLOB where it is not UTF-8. `raw` stands last, since it is long and seldom asked for.
+/// Times are in milliseconds since the Unix epoch. `time` is the event's own, or that of its
+/// arrival where its `rt` cannot be read, so that no query by time misses an event. `extra` holds
+/// what has no column as `{"ambiguous":[…],"event":{…}}`; it is NULL when there is nothing. `raw`
+/// of a quarantined line is TEXT, or BLOB where it is not UTF-8. `raw` is the last column, since it
+/// is long and rarely read.
 const VERSION_1: &str = "
     CREATE TABLE events (
         id INTEGER PRIMARY KEY,
@@ -87,16 +89,17 @@ const VERSION_1: &str = "
     ) STRICT;
 ";
 
-/// Lets `raw` of an event be a BLOB, where no text can hold the line (not UTF-8, or with a NUL character). No content
-/// changes, so the definition is written in place (<https://www.sqlite.org/lang_altertable.html>, section 7): copying a
-/// large table would keep the sink from starting for minutes.
+/// Lets `raw` of an event be a BLOB, where no text can hold the line (not UTF-8, or with a NUL
+/// character). No content changes, so the definition is written in place
+/// (<https://www.sqlite.org/lang_altertable.html>, section 7): copying a large table would keep the
+/// sink from starting for minutes.
 const VERSION_2: &str = "
     PRAGMA writable_schema = ON;
     UPDATE sqlite_schema SET sql = replace(sql, 'raw TEXT NOT NULL', 'raw ANY NOT NULL') WHERE name = 'events';
     PRAGMA writable_schema = RESET;
 ";
 
-/// How long a write waits for another program that writes.
+/// Time that a write waits for another program that writes.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 
 /// An open database, and which file it is in.
@@ -107,16 +110,16 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// Whether the path still leads to the file. SQLite would go on in a file that was deleted.
+    /// Returns whether the path still leads to the file. SQLite would continue in a deleted file.
     pub(super) fn is_at(&self, path: &Path) -> bool {
         path.metadata().is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode))
     }
 }
 
-/// Opens the database, makes it or brings it to this version.
+/// Opens the database, creates it or migrates it to this version.
 ///
 /// # Errors
-/// When it cannot be used. What is no database of ours is left as it is.
+/// When it cannot be used. A file that is not a database of ours is left as it is.
 pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     make_file(path).map_err(|cause| SinkError::new(what("make", path), cause))?;
     must_be_file(path)?;
@@ -125,7 +128,7 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     let version = examine(&connection, path)?;
     let mode = database::prepare(&connection, BUSY).map_err(failed("open", path))?;
     if mode != "wal" {
-        // SQLite needs memory that processes share, which a network file system has not.
+        // SQLite needs memory that processes share, which a network file system does not provide.
         let why = format!("its journal mode stays `{mode}` instead of `wal`; put it on a local disk");
         return Err(SinkError::new(what("use", path), io::Error::other(why)));
     }
@@ -134,10 +137,12 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     Ok(Open { connection, device: metadata.dev(), inode: metadata.ino() })
 }
 
-/// Says whether [`open`] would refuse what is at a path. Changes nothing there; nothing there is fine.
+/// Checks whether [`open`] would refuse the file at a path. Changes nothing; a missing file is
+/// fine.
 ///
 /// # Errors
-/// What is wrong with it; the cause is [`io::ErrorKind::InvalidData`] when it is no database of ours.
+/// What is wrong with it; the cause is [`io::ErrorKind::InvalidData`] when it is not a database of
+/// ours.
 pub(super) fn check(path: &Path) -> Result<(), SinkError> {
     if !path.exists() {
         return Ok(());
@@ -149,7 +154,7 @@ pub(super) fn check(path: &Path) -> Result<(), SinkError> {
     examine(&connection, path).map(|_| ())
 }
 
-/// Turns SQLite's words into the sink's.
+/// Converts an error of SQLite.
 pub(super) fn failed(verb: &str, path: &Path) -> impl FnOnce(rusqlite::Error) -> SinkError {
     let what = what(verb, path);
     move |error| {
@@ -165,8 +170,9 @@ fn what(verb: &str, path: &Path) -> String {
     format!("cannot {verb} the database {}", path.display())
 }
 
-/// An empty file is an empty database. Made by hand for its mode, which SQLite gives to its log too. An
-/// existing file is not even opened: closing it would drop the locks of this process on it (fcntl(2)).
+/// Creates an empty file, which is an empty database. Created by hand for its mode, which SQLite
+/// gives to its log too. An existing file is not even opened: closing it would drop the locks of
+/// this process on it (fcntl(2)).
 fn make_file(path: &Path) -> io::Result<()> {
     match File::options().create_new(true).write(true).mode(0o640).open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -174,7 +180,8 @@ fn make_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// SQLite has no words of its own for what is no file, and would wait for ever for the other end of a pipe.
+/// Checks that the path leads to a regular file. SQLite does not report anything else, and would
+/// wait for ever for the other end of a pipe.
 fn must_be_file(path: &Path) -> Result<(), SinkError> {
     let metadata = path.metadata().map_err(|cause| SinkError::new(what("look at", path), cause))?;
     if metadata.is_file() {
@@ -185,12 +192,12 @@ fn must_be_file(path: &Path) -> Result<(), SinkError> {
     Err(SinkError::new(what("use", path), io::Error::other(why)))
 }
 
-/// An error that another attempt does not fix.
+/// Creates an error that another attempt does not fix.
 fn refused(path: &Path, why: String) -> SinkError {
     SinkError::new(what("use", path), io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
-/// The version of the tables; 0 for a database without any.
+/// Returns the version of the tables; 0 for a database without any.
 fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
     let refuse = |why| refused(path, why);
     let read = || {
@@ -227,8 +234,9 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
 
 const LATEST: usize = STEPS.len();
 
-/// What tells the tables, indexes, views and triggers of a database from those that a sink makes of the version that it
-/// names; nothing when they are the same. What `ANALYZE` leaves is no difference.
+/// Returns what distinguishes the tables, indexes, views and triggers of a database from those that
+/// a sink creates for the version that it names; none when they are the same. What `ANALYZE` leaves
+/// does not count.
 pub(super) fn difference(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let Some(steps) =
@@ -255,14 +263,15 @@ pub(super) fn difference(connection: &Connection) -> rusqlite::Result<Option<Str
         .and_then(|object| describe(object, "was added")))
 }
 
-/// What something in a database is: its type and its name.
+/// Type and name of something in a database.
 type Object = (String, String);
 
 /// The table that it belongs to, and its definition.
 type Definition = (String, Option<String>);
 
-/// Everything in a database but the tables of `ANALYZE` (<https://www.sqlite.org/fileformat2.html>, section 2.6). They
-/// are told by their whole name and type, since anyone who can write the schema can give a trigger a similar name.
+/// Returns everything in a database but the tables of `ANALYZE`
+/// (<https://www.sqlite.org/fileformat2.html>, section 2.6). They are recognised by their whole
+/// name and type, since anyone who can write the schema can give a trigger a similar name.
 fn objects(connection: &Connection) -> rusqlite::Result<BTreeMap<Object, Definition>> {
     let mut read = connection.prepare(
         "SELECT type, name, tbl_name, sql FROM sqlite_schema \

@@ -1,5 +1,6 @@
 //! The rows of a SQLite sink, read back to be verified again. Never writes, and never keeps a
-//! transaction open from one call to the next, so that the daemon can go on writing and emptying its log.
+//! transaction open from one call to the next, so that the daemon can go on writing and emptying
+//! its log.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -16,19 +17,20 @@ use crate::wire::line::Line;
 /// The first bytes of a SQLite database (<https://www.sqlite.org/fileformat2.html>, section 1.3).
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// Which kind of database it is.
+/// Kind of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Made {
-    /// A sink's, or another with a table `events`: that is what is asked, whatever else the file says
-    /// of itself.
+    /// A sink's, or another with a table `events`: only the table counts, whatever else the file
+    /// says of itself.
     Events,
-    /// No table was made in it yet, as far as the file shows: what was may be in a log that is not beside it.
+    /// It has no table yet, as far as the file shows: there may have been one in a log that is no
+    /// longer with it.
     Nothing,
     /// Another program's.
     Other,
 }
 
-/// Says what a database is. SQLite is asked, for what shows it may still be in its log.
+/// Returns the kind of a database. Asks SQLite, since the table may still be in the log only.
 ///
 /// # Errors
 /// When it cannot be opened.
@@ -36,7 +38,7 @@ pub fn made(path: &Path) -> rusqlite::Result<Made> {
     connect(path).and_then(|connection| examine(&connection))
 }
 
-/// Why a database cannot be opened.
+/// Reason why a database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There are no events to read.
@@ -45,16 +47,16 @@ pub enum OpenError {
          file of the same name with `-wal`), which has what was written last; copy both"
     )]
     NoEvents,
-    /// Its log needs an index, which SQLite cannot write where it lies.
+    /// Its log needs an index, which SQLite cannot write into its directory.
     #[error(
         "it has a log (the file of the same name with `-wal`), and SQLite must be able to write an index of it beside \
          it ({0}); copy both files to a directory that you can write to, and check the copy"
     )]
     NoIndex(rusqlite::Error),
-    /// A table of it is not as a sink makes it.
+    /// A table of it is not as a sink creates it.
     #[error("its table `{0}` is not as a SQLite sink makes it: {1}")]
     OtherColumns(&'static str, String),
-    /// What SQLite says.
+    /// An error of SQLite.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -66,9 +68,9 @@ pub struct Stored {
     pub id: i64,
     /// The line as it was received.
     pub raw: Vec<u8>,
-    /// The key that the row says verified it.
+    /// ID of the key that verified it, according to the row.
     pub key_id: Option<String>,
-    /// `raw` is text, and no blob.
+    /// `raw` is text and not a blob.
     is_text: bool,
     verified: Value,
     format: Value,
@@ -77,13 +79,15 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Whether the row says that a key verified its line. False is what a policy let through.
+    /// Returns whether the row says that a key verified its line. False is a line that a policy
+    /// accepted.
     pub fn says_verified(&self) -> bool {
         self.verified != Value::Integer(0)
     }
 
-    /// The first column that does not follow from the row's raw line; none when all do. `received_at` and `source`
-    /// follow from nothing, and the caller, who knows the keys, compares `key_id` and what [`Self::says_verified`].
+    /// Returns the first column that does not follow from the row's raw line; none when all do.
+    /// `received_at` and `source` follow from nothing, and the caller, which knows the keys,
+    /// compares `key_id` and what [`Self::says_verified`].
     pub fn difference(&self, line: &Line<'_>) -> Option<&'static str> {
         let event = line.event();
         let (fields, extra) = columns(&event);
@@ -121,11 +125,11 @@ pub struct Database {
     connection: Connection,
     events: Cursor,
     quarantine: Option<Cursor>,
-    /// How many quarantined lines it holds beside its events.
+    /// Number of quarantined lines.
     pub quarantined: u64,
 }
 
-/// How far the rows of a table were read.
+/// Progress of reading the rows of a table.
 struct Cursor {
     /// Rows between two `id`s, in their order.
     select: String,
@@ -144,7 +148,7 @@ impl Cursor {
         Ok(Self { select, behind: None, last })
     }
 
-    /// The next rows: at most `rows`, and not many more than `bytes` of raw lines.
+    /// Returns the next rows: at most `rows`, and not many more than `bytes` of raw lines.
     fn next<T>(
         &mut self,
         connection: &Connection,
@@ -171,9 +175,9 @@ impl Cursor {
 }
 
 impl Database {
-    /// Opens it. Another process may write to it meanwhile. On a file system that cannot be written, where SQLite
-    /// has no place for its index of the log, it is read as a file that does not change; a log must not be there
-    /// then.
+    /// Opens a database. Another process may write to it meanwhile. On a read-only file system,
+    /// where SQLite cannot put its index of the log, it is read as a file that does not change;
+    /// there must be no log then.
     ///
     /// # Errors
     /// When it cannot be opened, or has no events.
@@ -207,8 +211,9 @@ impl Database {
         Ok(Self { connection, events, quarantine, quarantined })
     }
 
-    /// The next rows in the order of their `id`: at most `rows`, and not many more than `bytes` of raw lines. There
-    /// are none behind the last one only; whether these were all of them says [`Self::damage`].
+    /// Returns the next rows in the order of their `id`: at most `rows`, and not many more than
+    /// `bytes` of raw lines. None are returned only after the last one; [`Self::damage`] says
+    /// whether these were all.
     ///
     /// # Errors
     /// When the database cannot be read; see [`is_damage`].
@@ -216,7 +221,7 @@ impl Database {
         self.events.next(&self.connection, (rows, bytes), stored)
     }
 
-    /// The next rows of the table `quarantine`; bounded, and failing, like [`Self::next`].
+    /// Returns the next rows of the table `quarantine`; bounded, and failing, like [`Self::next`].
     ///
     /// # Errors
     /// When the database cannot be read; see [`is_damage`].
@@ -230,14 +235,15 @@ impl Database {
         })
     }
 
-    /// What shows, once all rows are read, that rows may be missing among or behind them: SQLite reads over some
-    /// damages without a word, such as a page that was replaced by another one. Reads the whole file, and keeps a
-    /// transaction open meanwhile: the daemon can go on writing, but not empty its log.
+    /// Returns, once all rows are read, what shows that rows may be missing among or after them:
+    /// SQLite silently skips some kinds of damage, such as a page that was replaced by another one.
+    /// Reads the whole file, and keeps a transaction open meanwhile: the daemon can go on writing,
+    /// but not empty its log.
     ///
     /// # Errors
     /// When the database cannot be read; see [`is_damage`].
     pub fn damage(&self) -> rusqlite::Result<Option<String>> {
-        // A row may also have been deleted since, by `retain`; then none is there to be reached.
+        // A row may also have been deleted since, by `retain`; then there is none left to reach.
         let last: Option<i64> = self.connection.query_row(
             "SELECT max(id) FROM events WHERE id <= ?1",
             [self.events.last],
@@ -249,7 +255,7 @@ impl Database {
                 "there are rows up to id {last}, but none can be read behind id {behind}"
             )));
         }
-        // Whatever the file says of itself: who changes its tables can change that too.
+        // Whatever the file says of itself: a program that changes its tables can change that too.
         if let Some(what) = schema::difference(&self.connection)? {
             return Ok(Some(format!("its tables are not as a SQLite sink makes them: {what}")));
         }
@@ -259,7 +265,7 @@ impl Database {
         Ok((said != "ok").then(|| format!("rows may be missing among those that were read: {what}")))
     }
 
-    /// The `id` of the last row that was read; 0 before the first.
+    /// Returns the `id` of the last row that was read; 0 before the first.
     pub fn reached(&self) -> i64 {
         self.events.behind.unwrap_or_default().max(0)
     }
@@ -292,7 +298,7 @@ fn examine(connection: &Connection) -> rusqlite::Result<Made> {
     Ok(if is_empty { Made::Nothing } else { Made::Other })
 }
 
-/// Whether there is something of that name that can be asked like a table.
+/// Returns whether there is a table or view of that name.
 fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
     const HAS: &str =
         "SELECT count(*) > 0 FROM sqlite_schema WHERE type IN ('table', 'view') AND lower(name) = ?1";
@@ -312,7 +318,8 @@ pub fn count_by_name(path: &Path) -> rusqlite::Result<Vec<(String, u64)>> {
     count.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Whether an error says that the file's contents are wrong, and not that reading them failed.
+/// Returns whether an error says that the file's contents are wrong, and not that reading them
+/// failed.
 pub fn is_damage(error: &rusqlite::Error) -> bool {
     match error.sqlite_error_code() {
         Some(code) => matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase),
@@ -323,7 +330,7 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
 fn raw(row: &Row<'_>) -> rusqlite::Result<Vec<u8>> {
     Ok(match row.get_ref("raw")? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.to_vec(),
-        // A table that another program made; such a line is malformed.
+        // A table that another program created; such a line is malformed.
         _ => Vec::new(),
     })
 }
@@ -347,7 +354,7 @@ fn stored(id: i64, raw: Vec<u8>, row: &Row<'_>) -> rusqlite::Result<Stored> {
     })
 }
 
-/// Text that is not UTF-8 becomes a blob, which no column of ours ever is.
+/// Converts a value. Text that is not UTF-8 becomes a blob, which no column of ours ever is.
 fn owned(value: ValueRef<'_>) -> Value {
     match value {
         ValueRef::Null => Value::Null,
@@ -379,7 +386,8 @@ fn has_log(path: &Path) -> bool {
     Path::new(&log).metadata().is_ok_and(|metadata| metadata.len() > 0)
 }
 
-/// A path as part of a URI (<https://www.sqlite.org/uri.html>). An absolute one, since `file:a//b` means a host.
+/// Returns a path as part of a URI (<https://www.sqlite.org/uri.html>). An absolute one, since
+/// `file:a//b` means a host.
 fn escaped(path: &Path) -> String {
     const OTHERS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_');
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());

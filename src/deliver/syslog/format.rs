@@ -11,8 +11,9 @@
 //! | STRUCTURED-DATA | `-` or, when asked for, where the line came from and what was found out |
 //! | MSG | the line as it came; in quarantine its JSON record |
 //!
-//! MSG begins without the byte order mark that RFC 5424, section 6.4, asks for before UTF-8: rsyslog and
-//! syslog-ng hand it on as text, and the line would no longer be the one that was signed.
+//! MSG begins without the byte order mark that RFC 5424, section 6.4, asks for before UTF-8:
+//! rsyslog and syslog-ng hand it on as text, and the line would no longer be the one that was
+//! signed.
 
 use std::fmt::Write as _;
 
@@ -23,11 +24,11 @@ use crate::wire::event::{Stream, Verdict};
 use crate::wire::line::Line;
 use crate::wire::record::{self};
 
-/// The longest HOSTNAME, in bytes (RFC 5424, section 6).
+/// Maximum length of HOSTNAME, in bytes (RFC 5424, section 6).
 const LONGEST_HOSTNAME: usize = 255;
 
-/// The element of our structured data. 32473 is the enterprise number for documentation (RFC 5612), since
-/// auditgate has none of its own.
+/// The element of our structured data. 32473 is the enterprise number for documentation (RFC 5612),
+/// since auditgate has none of its own.
 const ELEMENT: &str = "auditgate@32473";
 
 /// Severities (RFC 5424, table 2).
@@ -43,10 +44,10 @@ pub enum Severity {
     Informational = 6,
 }
 
-/// What the event's own severity comes to. Konnect's are CEF's: 0 to 10, or words.
+/// Returns the severity of an event, from its own. Konnect's are CEF's: 0 to 10, or words.
 ///
-/// 0 to 3, `Low`: informational. 4 and 5, `Medium`: notice. 6 to 8, `High`: warning. 9, 10, `Very-High`:
-/// error. One that is missing, ambiguous or something else: informational.
+/// 0 to 3, `Low`: informational. 4 and 5, `Medium`: notice. 6 to 8, `High`: warning. 9, 10,
+/// `Very-High`: error. One that is missing, ambiguous or something else: informational.
 pub fn severity_of(written: Option<&str>) -> Severity {
     match written {
         Some("4" | "5" | "Medium") => Severity::Notice,
@@ -56,7 +57,7 @@ pub fn severity_of(written: Option<&str>) -> Severity {
     }
 }
 
-/// What all messages have in common.
+/// Parts that all messages have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Formatter {
     facility: Facility,
@@ -67,8 +68,9 @@ pub(super) struct Formatter {
 }
 
 impl Formatter {
-    /// `hostname` may be anything; what cannot stand in a header is left out of it. `app_name` is one by
-    /// [`is_app_name`](crate::net::is_app_name). `max_size` is in bytes, at least [`SMALLEST_MAX_SIZE`].
+    /// Creates a formatter. Characters of `hostname` that a header cannot hold are left out.
+    /// `app_name` must be valid by [`is_app_name`](crate::net::is_app_name). `max_size` is in
+    /// bytes, at least [`SMALLEST_MAX_SIZE`].
     pub(super) fn new(
         facility: Facility,
         hostname: &str,
@@ -84,8 +86,8 @@ impl Formatter {
         Self { facility, origin, structured_data, max_size: max_size.max(SMALLEST_MAX_SIZE) }
     }
 
-    /// Appends the message for a line, which never holds a line feed; tells whether something of it had to be
-    /// left out: the end of MSG, or structured data that alone is too long.
+    /// Appends the message for a line, which never holds a line feed. Returns whether something of
+    /// it had to be left out: the end of MSG, or structured data that alone is too long.
     pub(super) fn write(&self, out: &mut Vec<u8>, item: &Item<'_>) -> bool {
         let start = out.len();
         let limit = start + self.max_size;
@@ -117,7 +119,7 @@ impl Formatter {
         is_cut
     }
 
-    /// Up to the space before STRUCTURED-DATA.
+    /// Returns everything up to the space before STRUCTURED-DATA.
     fn header(&self, item: &Item<'_>, line: Option<&Line<'_>>) -> String {
         let stream = item.verdict.stream();
         let severity = match stream {
@@ -137,14 +139,16 @@ impl Formatter {
     }
 }
 
-/// RFC 3339 has years of four digits only; a sender can write any number into `rt`.
+/// Returns whether a time can be written. RFC 3339 has years of four digits only; a sender can
+/// write any number into `rt`.
 fn is_four_digit_year(milliseconds: i64) -> bool {
     const YEAR_0: i64 = -62_167_219_200_000;
     const YEAR_10000: i64 = 253_402_300_800_000;
     (YEAR_0..YEAR_10000).contains(&milliseconds)
 }
 
-/// One element (RFC 5424, section 6.3). Only what we know ourselves, and of a line that passed the trace ID.
+/// Returns one element (RFC 5424, section 6.3): only what we know ourselves, and the trace ID of an
+/// accepted line.
 fn structured_data(item: &Item<'_>, line: Option<&Line<'_>>) -> String {
     let mut data = format!("[{ELEMENT}");
     parameter(&mut data, "source", item.source);
@@ -161,8 +165,8 @@ fn structured_data(item: &Item<'_>, line: Option<&Line<'_>>) -> String {
     data
 }
 
-/// RFC 5424, section 6.3.3: `"`, `\` and `]` are escaped with a backslash. Controls become text first, so that
-/// no value can break a line.
+/// Appends a parameter. RFC 5424, section 6.3.3: `"`, `\` and `]` are escaped with a backslash.
+/// Controls become text first, so that no value can break a line.
 fn parameter(data: &mut String, name: &str, value: &str) {
     // Writing into memory cannot fail.
     let _ = write!(data, " {name}=\"");
@@ -184,7 +188,7 @@ fn write_message(out: &mut Vec<u8>, item: &Item<'_>) {
     }
 }
 
-/// Whether a byte of UTF-8 continues a character.
+/// Returns whether a byte of UTF-8 continues a character.
 fn is_inside_character(byte: u8) -> bool {
     byte & 0b1100_0000 == 0b1000_0000
 }

@@ -1,20 +1,23 @@
-//! The syslog sink: RFC 5424 messages over UDP, TCP, TLS or a socket of this machine, at least once.
+//! The syslog sink: RFC 5424 messages over UDP, TCP, TLS or a socket of this machine, at least
+//! once.
 //!
 //! # What "safe" means here
 //!
 //! Syslog has no acknowledgement, so a sink can know less than one that writes to a disk:
 //!
-//! * **TCP, TLS, Unix streams**: a chunk counts when the peer's *system* has acknowledged every byte (on Linux;
-//!   elsewhere the bytes are written, no more) and the connection is still open a second later, or the server closed it
-//!   in order. Otherwise everything that does not count is sent again over a new connection, so that messages can
-//!   come twice, in order apart from that. A server that is killed, or whose machine loses power, after its system took
-//!   the bytes and before it read them, loses what it had not read, and no client can tell. So does one that refuses
-//!   the client certificate later than that.
-//! * **UDP**: a datagram was handed to the network. It can be lost on the way without a word, but for a
-//!   server that is known not to listen.
-//! * **Unix datagrams**: the message is in the queue of the daemon, which a kill of the daemon empties.
+//! * **TCP, TLS, Unix streams**: a chunk counts when the peer's *system* has acknowledged every
+//!   byte (on Linux; elsewhere the bytes are written, no more) and the connection is still open a
+//!   second later, or the server closed it in order. Otherwise everything that does not count is
+//!   sent again over a new connection, so that messages can arrive twice, in order apart from that.
+//!   A server that is killed, or whose machine loses power, after its system took the bytes and
+//!   before it read them, loses what it had not read, and no client can tell. So does one that
+//!   refuses the client certificate later than that.
+//! * **UDP**: a datagram was handed to the network. It can be lost on the way without notice,
+//!   except for a server that is known not to listen.
+//! * **Unix datagrams**: the message is in the queue of the daemon, which a kill of the daemon
+//!   empties.
 //!
-//! Where that is not enough, keep a file sink beside this one.
+//! Where that is not enough, configure a file sink as well.
 
 mod format;
 mod send_queue;
@@ -31,28 +34,28 @@ use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
 use crate::net::{Facility, Framing, Identity, SyslogAddress, TlsError};
 
-/// For a connection (all addresses of the host together), each step of a handshake, each write that gets
-/// nowhere, and for the peer's acknowledgement.
+/// Timeout of a connection (all addresses of the host together), of each step of a handshake, of
+/// each write that makes no progress, and of the peer's acknowledgement.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where messages go and what they look like.
+/// Destination and format of messages.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The server.
     pub address: SyslogAddress,
     /// For TLS: a PEM file of the only authorities to trust, instead of the system's.
     pub ca: Option<PathBuf>,
-    /// For TLS: what to show to a server that asks.
+    /// For TLS: the certificate to show to a server that asks.
     pub identity: Option<Identity>,
-    /// For streams.
+    /// Framing in streams.
     pub framing: Framing,
-    /// Of every message.
+    /// Facility of every message.
     pub facility: Facility,
-    /// Of every message: one by [`is_app_name`](crate::net::is_app_name).
+    /// APP-NAME of every message, valid by [`is_app_name`](crate::net::is_app_name).
     pub app_name: String,
     /// Whether messages say in STRUCTURED-DATA where the line came from.
     pub structured_data: bool,
-    /// The longest message in bytes; a longer one is cut, and counted. At least
+    /// Maximum length of a message in bytes; a longer one is truncated, and counted. At least
     /// [`SMALLEST_MAX_SIZE`](crate::net::SMALLEST_MAX_SIZE).
     pub max_size: usize,
 }
@@ -66,8 +69,9 @@ pub struct SyslogSink {
 }
 
 impl SyslogSink {
-    /// Makes a sink that has not connected yet. The files for TLS are read here, so that the start fails when
-    /// they are wrong, and again for every connection, so that renewed ones are used.
+    /// Creates a sink that has not connected yet. The files for TLS are read here, so that the
+    /// start fails when they are wrong, and again for every connection, so that renewed ones are
+    /// used.
     ///
     /// # Errors
     /// See [`TlsError`]; never without TLS.
@@ -115,7 +119,7 @@ impl Sink for SyslogSink {
             SinkError { start_over: true, ..SinkError::new(what, cause) }
         })?;
         self.collected.clear();
-        // The server keeps nothing for us to come back to.
+        // The server keeps nothing that a mark could point to.
         Ok(confirmed.map(|position| Resume { position, mark: Vec::new() }))
     }
 

@@ -3,13 +3,13 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 
-/// Bytes that were written to a TCP socket and that the peer has not acknowledged; none where the system does
-/// not tell, or no longer knows the connection.
+/// Returns the number of bytes that were written to a TCP socket and that the peer has not
+/// acknowledged; none where the system does not tell, or no longer knows the connection.
 ///
-/// Linux's ioctl(SIOCOUTQ) and getsockopt(TCP_INFO) would need unsafe code, and sock_diag(7) a socket family that a
-/// sandboxed service has no other need for. /proc/net/tcp has the same number (proc(5): `tx_queue`), a line for
-/// each connection of the network namespace; the system makes them while they are read, so that reading stops
-/// at ours.
+/// Linux's ioctl(SIOCOUTQ) and getsockopt(TCP_INFO) would need unsafe code, and sock_diag(7) a
+/// socket family that a sandboxed service has no other need for. /proc/net/tcp has the same number
+/// (proc(5): `tx_queue`), a line for each connection of the network namespace; the system generates
+/// the lines while they are read, so reading stops at ours.
 pub(super) fn unacknowledged(socket: &TcpStream) -> io::Result<Option<u64>> {
     let (local, peer) = (socket.local_addr()?, socket.peer_addr()?);
     let table = if local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
@@ -39,7 +39,7 @@ fn send_queue(mut table: impl io::BufRead, local: &str, peer: &str) -> io::Resul
     Ok(None)
 }
 
-/// An address as /proc/net/tcp writes it: words of 32 bits, each as this machine reads it.
+/// Formats an address as /proc/net/tcp does: words of 32 bits, each in this machine's byte order.
 fn in_table(address: SocketAddr) -> String {
     let word = |octets: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(octets));
     let host: String = match address {

@@ -1,9 +1,10 @@
 //! Bytes to a syslog server: connect, write, and find out whether the peer took them.
 //!
-//! One rule for streams: what was written counts as delivered when the peer's system has acknowledged it and the
-//! connection is still open [`GRACE`] later, or was closed in order: a peer that closes with bytes unread, or gets more
-//! after it closed, resets the connection (RFC 1122, section 4.2.2.13). Otherwise the connection is dropped, and the
-//! caller sends everything again that does not count yet. A datagram counts when it was handed over.
+//! One rule for streams: what was written counts as delivered when the peer's system has
+//! acknowledged it and the connection is still open [`GRACE`] later, or was closed in order: a peer
+//! that closes with bytes unread, or gets more after it closed, resets the connection (RFC 1122,
+//! section 4.2.2.13). Otherwise the connection is dropped, and the caller sends everything again
+//! that does not count yet. A datagram counts when it was handed over.
 
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
@@ -23,14 +24,15 @@ use super::send_queue::unacknowledged;
 use crate::ledger::Position;
 use crate::net::{Framing, HostPort, Identity, SyslogAddress, TlsError, client_tls_as};
 
-/// How long a refusal may take that is on its way already: of a client certificate, which a server of TLS 1.3 judges
-/// after the client is through with the handshake (RFC 8446, section 2), or of bytes for a process that is gone.
+/// Time for a refusal that is already on its way to arrive: of a client certificate, which a server
+/// of TLS 1.3 judges after the client has finished the handshake (RFC 8446, section 2), or of bytes
+/// for a process that is gone.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Framed bytes are handed to the system in pieces of about this size.
+/// Approximate size of the pieces in which framed bytes are written.
 const PIECE: usize = 64 * 1024;
 
-/// Messages in a row, kept until they are written.
+/// Consecutive messages, kept until they are written.
 #[derive(Debug, Default)]
 pub(super) struct Messages {
     bytes: Vec<u8>,
@@ -64,24 +66,25 @@ impl Messages {
     }
 }
 
-/// The way to one server.
+/// The connection to one server.
 pub(super) struct Transport {
     address: SyslogAddress,
     ca: Option<PathBuf>,
     identity: Option<Identity>,
     framing: Framing,
     timeout: Duration,
-    /// Failures so far: each time another of the host's addresses comes first.
+    /// Number of failures so far: after each, another of the host's addresses is tried first.
     failures: usize,
     connection: Option<Connection>,
-    /// When something was written over the connection that does not count yet, and the position behind it.
+    /// Times of the writes over the connection that do not count yet, and the position
+    /// behind it.
     unconfirmed: VecDeque<(Instant, Position)>,
     /// Something that was written over the connection counts.
     is_proven: bool,
 }
 
 impl Transport {
-    /// Connects to nothing yet, but reads the files for TLS.
+    /// Creates a transport. Connects to nothing yet, but reads the files for TLS.
     pub(super) fn new(
         address: SyslogAddress,
         ca: Option<PathBuf>,
@@ -119,15 +122,16 @@ impl Transport {
     /// Writes all messages, over a new connection if need be.
     ///
     /// # Errors
-    /// The connection is dropped, and it is not known what the peer has of what was written over it.
+    /// The connection is dropped, and it is not known what the peer has of what was written over
+    /// it.
     pub(super) fn write(&mut self, messages: &Messages, behind: Position) -> io::Result<()> {
         let written = self.try_write(messages);
         self.unconfirmed.push_back((Instant::now(), behind));
         self.failed(written)
     }
 
-    /// Returns the position before which everything counts as delivered, if there is a new one; everything before
-    /// `behind` was written. With `to_the_end` waits until it all counts.
+    /// Returns the position before which everything counts as delivered, if there is a new one;
+    /// everything before `behind` was written. With `to_the_end` waits until it all counts.
     ///
     /// # Errors
     /// As for [`Transport::write`].
@@ -203,8 +207,8 @@ impl Transport {
             SyslogAddress::Tls(peer) => {
                 let mut config =
                     client_tls_as(self.ca.as_deref(), self.identity.as_ref()).map_err(io::Error::other)?;
-                // Connections live long, and OpenSSL servers that ask for a client certificate can fail a resumed
-                // handshake.
+                // Connections live long, and OpenSSL servers that ask for a client certificate can
+                // fail a resumed handshake.
                 config.resumption = Resumption::disabled();
                 let config = Arc::new(config);
                 let name = ServerName::try_from(peer.host.clone()).map_err(io::Error::other)?;
@@ -248,8 +252,9 @@ impl Transport {
         Ok(socket)
     }
 
-    /// The path does not tell which kind of socket is there: `/dev/log` takes datagrams, some daemons offer a
-    /// stream. Where its queue is full, connecting waits no longer than sending (unix(7)).
+    /// Connects to a Unix socket. The path does not tell which kind it is: `/dev/log` takes
+    /// datagrams, some daemons offer a stream. Where its queue is full, connecting waits no longer
+    /// than sending (unix(7)).
     fn unix(&self, path: &Path) -> io::Result<Connection> {
         let address = SocketAddrUnix::new(path)?;
         let open = |kind| {
@@ -277,7 +282,8 @@ fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
 
 struct Tls(StreamOwned<ClientConnection, TcpStream>);
 
-/// Nothing of a message is written before this is through: a server whose certificate is wrong gets nothing.
+/// Completes the handshake before anything of a message is written: a server whose certificate is
+/// wrong gets nothing.
 fn hand_shake(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -291,7 +297,8 @@ fn hand_shake(
 }
 
 impl Drop for Tls {
-    /// RFC 5425, section 4.4: a client says that it ends. Without waiting, and in vain if the peer is gone.
+    /// Sends close_notify (RFC 5425, section 4.4). Without waiting, and in vain if the peer is
+    /// gone.
     fn drop(&mut self) {
         let Self(stream) = self;
         stream.conn.send_close_notify();
@@ -325,11 +332,11 @@ impl Connection {
             Self::Tls(tls) => write(&mut tls.0, messages, framing),
             Self::UnixStream(stream) => write(stream, messages, framing),
         };
-        // A server's last word, such as an alert, tells more than that it no longer reads.
+        // The last bytes of a server, such as an alert, tell more than that it no longer reads.
         sent.or_else(|error| self.is_closed().and(Err(error)))
     }
 
-    /// Whether the peer has closed its side in order, as far as this machine has heard.
+    /// Returns whether the peer has closed its side in order, as far as this machine knows.
     ///
     /// # Errors
     /// When it has reset the connection, or refused it by an alert.
@@ -356,11 +363,12 @@ impl Connection {
                 (closed?, stream.take_error()?)
             }
         };
-        // After the end of the stream a reset is said as a broken pipe, and once.
+        // After the end of the stream a reset is reported as a broken pipe, and once.
         failed.map_or(Ok(closed), Err)
     }
 
-    /// Bytes that were written and that the peer's system has not acknowledged, as far as ours tells.
+    /// Returns the number of bytes that were written and that the peer's system has not
+    /// acknowledged, as far as ours tells.
     fn unacknowledged(&self) -> io::Result<u64> {
         let socket = match self {
             Self::Tcp(socket) => socket,
@@ -398,15 +406,15 @@ fn write<'a>(
     stream.flush()
 }
 
-/// Reads what is there without waiting, and whether that is the end. A syslog server has nothing to say, so that it is
-/// thrown away.
+/// Reads what is there without waiting. Returns whether that is the end. A syslog server has
+/// nothing to send, so it is discarded.
 fn is_at_end(stream: &mut impl io::Read) -> io::Result<bool> {
     let mut ignored = [0; 512];
     loop {
         match stream.read(&mut ignored) {
             Ok(0) => return Ok(true),
             Ok(_) => {}
-            // TLS without its word for the end.
+            // The end of TLS without close_notify.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if is_nothing_there(&error) => return Ok(false),
@@ -415,7 +423,7 @@ fn is_at_end(stream: &mut impl io::Read) -> io::Result<bool> {
     }
 }
 
-/// A nonblocking read, or one that ran into its timeout.
+/// Returns whether a read was nonblocking or timed out.
 fn is_nothing_there(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }

@@ -1,5 +1,5 @@
-//! Which clients may connect at all: mutual TLS (RFC 8446, section 4.4.2), with a list of names where not everybody
-//! whom the authority certified is welcome.
+//! Client certificates: mutual TLS (RFC 8446, section 4.4.2), with an optional list of names for an
+//! authority that certifies other clients too.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 
 use super::TlsError;
 
-/// Checks clients' certificates against an authority's, and their names against a list.
+/// Creates a verifier of clients' certificates against an authority, and of their names against a
+/// list.
 ///
 /// # Errors
 /// [`TlsError::ClientCa`].
@@ -45,7 +46,7 @@ pub(super) fn verifier(
     Ok(Arc::new(Named { inner, names: names.to_vec() }))
 }
 
-/// Lets in only whom it knows by name.
+/// Verifier that accepts only listed names.
 #[derive(Debug)]
 struct Named {
     inner: Arc<dyn ClientCertVerifier>,
@@ -100,8 +101,8 @@ impl ClientCertVerifier for Named {
     }
 }
 
-/// What a certificate is for: its subject in the notation of RFC 4514, and the DNS names, e-mail addresses and
-/// URIs among its alternative names (RFC 5280, section 4.2.1.6).
+/// Returns the names of a certificate: its subject in the notation of RFC 4514, and the DNS names,
+/// e-mail addresses and URIs among its alternative names (RFC 5280, section 4.2.1.6).
 pub(super) fn names(certificate: &[u8]) -> Vec<String> {
     let Ok(certificate) = Certificate::from_der(certificate) else { return Vec::new() };
     let certificate = certificate.tbs_certificate();

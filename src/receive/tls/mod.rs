@@ -1,5 +1,6 @@
-//! Certificates and what the listener offers with them: TLS 1.2 and 1.3 (RFC 5246, RFC 8446), HTTP/1.1 only. They
-//! are replaced while the daemon runs; what is wrong with the new ones never costs the old ones.
+//! Certificates and TLS settings of the listener: TLS 1.2 and 1.3 (RFC 5246, RFC 8446), HTTP/1.1
+//! only. Certificates are replaced while the daemon runs; an error in the new ones never costs the
+//! old ones.
 
 mod clients;
 
@@ -12,7 +13,7 @@ use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_cert::der::Decode as _;
 
-/// Why there is no TLS.
+/// Reason why the listener's TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The certificate file.
@@ -22,7 +23,7 @@ pub enum TlsError {
     Certificate {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The underlying error.
         cause: PemCause,
     },
     /// The key file.
@@ -30,17 +31,17 @@ pub enum TlsError {
     Key {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The underlying error.
         cause: PemCause,
     },
-    /// They do not belong together, or the key is of a kind that we cannot use.
+    /// They do not belong together, or the key is of an unsupported kind.
     #[error("the certificate {cert} cannot be used with the key {key}: {cause}")]
     Pair {
         /// The certificate's file.
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What is wrong.
+        /// The underlying error.
         cause: rustls::Error,
     },
     /// The file of the clients' authorities.
@@ -48,20 +49,20 @@ pub enum TlsError {
     ClientCa {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The underlying error.
         cause: String,
     },
-    /// It could be served, and no client would believe it.
+    /// The chain can be served, but clients will refuse it.
     #[error("the certificate {path} is not in order: {cause}")]
     Doubtful {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The underlying error.
         cause: String,
     },
 }
 
-/// What is wrong with a PEM file (RFC 7468).
+/// Error of a PEM file (RFC 7468).
 #[derive(Debug, thiserror::Error)]
 pub enum PemCause {
     /// The system cannot read it.
@@ -85,23 +86,24 @@ impl From<PemError> for PemCause {
     }
 }
 
-/// The files of the listener's identity, and of those whom it lets in.
+/// Files of the listener's identity, and of the accepted clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// PEM: the server's certificate, then its intermediates.
     pub cert: PathBuf,
     /// PEM: its private key.
     pub key: PathBuf,
-    /// PEM: the authorities of clients; every client must show a certificate then.
+    /// PEM: the authorities of clients. With it, every client must show a certificate.
     pub client_ca: Option<PathBuf>,
-    /// What a client's certificate must be for, if anything: see [`Certificates`].
+    /// Names of which a client's certificate must have one, if any: see [`Certificates`].
     pub client_names: Vec<String>,
 }
 
-/// What the listener serves, replaced while it serves. A connection keeps what it began with.
+/// The certificates of the listener, replaced while it serves. A connection keeps those it began
+/// with.
 ///
-/// With `client_names`, a client's certificate must have one of them: its subject (RFC 4514), or a DNS name, e-mail
-/// address or URI among its alternative names, compared exactly.
+/// With `client_names`, a client's certificate must have one of them: its subject (RFC 4514), or a
+/// DNS name, e-mail address or URI among its alternative names, compared exactly.
 #[derive(Debug)]
 pub struct Certificates {
     current: RwLock<Current>,
@@ -110,53 +112,54 @@ pub struct Certificates {
 #[derive(Clone, Debug)]
 struct Current {
     files: Files,
-    /// What the files looked like when they were loaded.
+    /// Stamps of the files when they were loaded.
     stamps: Stamps,
-    /// What they looked like when they were found to be bad.
+    /// Stamps of the files when they were found to be bad.
     overlooked: Option<Stamps>,
     config: Arc<ServerConfig>,
     not_after: Option<i64>,
 }
 
-/// Device, inode, size and time of change: a file with the same is taken for the same.
+/// Device, inode, size and time of change: a file with the same stamp is taken for the same.
 type Stamp = (u64, u64, u64, i64, i64);
 
 type Stamps = Vec<Option<Stamp>>;
 
 impl Certificates {
-    /// Loads what is to be served. What is doubtful about it (it has expired, its chain is out of order) is said in
-    /// the log: a daemon that serves it can still be looked at.
+    /// Loads the certificates. A doubtful one (it has expired, its chain is out of order) is logged
+    /// and served all the same: a daemon that serves it can still be examined.
     ///
     /// # Errors
     /// See [`TlsError`].
     pub fn load(files: Files, now: i64) -> Result<Self, TlsError> {
         let (current, doubt) = Current::load(files, now)?;
         if let Some(doubt) = doubt {
-            tracing::error!("{doubt}; clients may refuse it");
+            tracing::error!(code = "certificate-doubtful", "{doubt}; clients may refuse it");
         }
         Ok(Self { current: RwLock::new(current) })
     }
 
-    /// For the next connection.
+    /// Returns the TLS configuration for the next connection.
     pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.current.read().config)
     }
 
-    /// When the first of the server's certificate and its intermediates expires, in seconds since the Unix epoch; none when it does not say so in
-    /// the way of RFC 5280.
+    /// Returns when the first of the server's certificate and its intermediates expires, in seconds
+    /// since the Unix epoch; none when it cannot be read as RFC 5280 defines it.
     pub fn not_after(&self) -> Option<i64> {
         self.current.read().not_after
     }
 
-    /// Takes the files up that are served, if they have changed: whether they have. Bad ones are complained about
-    /// once, and looked at again when they change again. `now` is in seconds since the Unix epoch.
+    /// Loads the files again if they have changed, and returns whether they have. Bad ones are
+    /// reported once, and examined again when they change again. `now` is in seconds since the Unix
+    /// epoch.
     ///
     /// # Errors
     /// As for [`Certificates::replace`].
     pub fn follow(&self, now: i64) -> Result<bool, TlsError> {
         let (files, stamps) = {
             let current = self.current.read();
-            // Before they are read: what changes meanwhile has changed again.
+            // Before the files are read: what changes meanwhile has changed again.
             let stamps = stamps(&current.files);
             if stamps == current.stamps || Some(&stamps) == current.overlooked.as_ref() {
                 return Ok(false);
@@ -168,12 +171,12 @@ impl Certificates {
         })
     }
 
-    /// Checks other files, or the same ones in their present state, and serves them from the next connection on.
-    /// `now` is in seconds since the Unix epoch.
+    /// Checks other files, or the same ones in their present state, and serves them from the next
+    /// connection on. `now` is in seconds since the Unix epoch.
     ///
     /// # Errors
-    /// See [`TlsError`]; an expired certificate and a chain out of order are errors, too, unless they are what is
-    /// served already. Then everything stays as it is.
+    /// See [`TlsError`]; an expired certificate and a chain out of order are errors, too, unless
+    /// they are served already. Then nothing changes.
     pub fn replace(&self, files: Files, now: i64) -> Result<(), TlsError> {
         if self.current.read().serves(&files) {
             return Ok(());
@@ -188,14 +191,14 @@ impl Certificates {
 }
 
 impl Current {
-    /// Whether these files, as they are, have been taken up.
+    /// Returns whether these files, as they are, are served.
     fn serves(&self, files: &Files) -> bool {
         self.files == *files && self.stamps == stamps(files)
     }
 
-    /// With what is doubtful about it.
+    /// Loads the files. Also returns what is doubtful about them.
     fn load(files: Files, now: i64) -> Result<(Self, Option<TlsError>), TlsError> {
-        // Before they are read: a change meanwhile is seen afterwards.
+        // Before the files are read: a change meanwhile is seen afterwards.
         let stamps = stamps(&files);
         let Files { cert, key, client_ca, client_names } = &files;
         let unreadable = |cause: PemError| TlsError::Certificate { path: cert.clone(), cause: cause.into() };
@@ -208,10 +211,12 @@ impl Current {
         let not_after = chain.iter().filter_map(|certificate| not_after(certificate)).min();
         let doubt = doubt(cert, &chain, now);
         if is_alone(&chain) {
+            let path = cert.display();
             tracing::warn!(
-                path = %cert.display(),
-                "the certificate stands alone in its file, without the one of its issuer; clients that do not know the \
-                 issuer refuse it: append the intermediate certificates"
+                code = "certificate-without-issuer",
+                %path,
+                "{path} holds one certificate, without the one of its issuer; clients that do not know the issuer \
+                 refuse it: append the intermediate certificates"
             );
         }
         let private = PrivateKeyDer::from_pem_file(key)
@@ -227,7 +232,7 @@ impl Current {
         };
         let mut config = builder.with_single_cert(chain, private).map_err(pair)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // The strongest that both know, whatever the client would rather have.
+        // The strongest cipher suite that both know, whatever the client prefers.
         config.ignore_client_order = true;
         Ok((Self { stamps, overlooked: None, config: Arc::new(config), not_after, files }, doubt))
     }
@@ -242,9 +247,9 @@ fn stamps(files: &Files) -> Stamps {
     [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()].into_iter().flatten().map(stamp).collect()
 }
 
-/// What will make clients refuse a chain that can be served.
+/// Returns the reason why clients will refuse a chain that can be served, if any.
 fn doubt(path: &Path, chain: &[CertificateDer<'_>], now: i64) -> Option<TlsError> {
-    // What cannot be taken apart is for others to judge.
+    // A certificate that cannot be parsed here is left to the clients.
     let chain: Vec<_> = chain
         .iter()
         .map(|certificate| x509_cert::Certificate::from_der(certificate))
@@ -279,14 +284,14 @@ fn doubt(path: &Path, chain: &[CertificateDer<'_>], now: i64) -> Option<TlsError
     None
 }
 
-/// Whether there is a single certificate, which is not its own issuer.
+/// Returns whether there is a single certificate, which is not its own issuer.
 fn is_alone(chain: &[CertificateDer<'_>]) -> bool {
     let [only] = chain else { return false };
     x509_cert::Certificate::from_der(only)
         .is_ok_and(|only| only.tbs_certificate().issuer() != only.tbs_certificate().subject())
 }
 
-/// The end of a certificate's validity (RFC 5280, section 4.1.2.5).
+/// Returns the end of a certificate's validity (RFC 5280, section 4.1.2.5).
 fn not_after(certificate: &[u8]) -> Option<i64> {
     let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
     let end = certificate.tbs_certificate().validity().not_after.to_unix_duration();

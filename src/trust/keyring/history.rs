@@ -1,8 +1,9 @@
-//! Every key that a source's origin has ever listed, and which of them are trusted now. Pure: the time is an
-//! argument, in seconds since the Unix epoch.
+//! Every key that a source's origin has ever listed, and which of them are trusted now. Pure: the
+//! time is an argument, in seconds since the Unix epoch.
 //!
-//! A key that is no longer listed is *retired*: trusted for a while, since events that were signed before may
-//! still come (a replay sends what is up to a week old), and afterwards remembered for those who check old lines.
+//! A key that is no longer listed is *retired*: trusted for a while, since events that were signed
+//! before may still come (a replay sends what is up to a week old), and afterwards kept for checks
+//! of old lines.
 
 use std::time::Duration;
 
@@ -12,22 +13,23 @@ use super::super::jwks::{Key, KeySet, MAX_KEPT_KEYS, MAX_KEYS};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) key: Key,
-    /// When the origin listed it first, as far as we saw.
+    /// Time at which the origin was first seen to list it.
     pub(super) first_seen: u64,
-    /// When it did last.
+    /// Time at which the origin was last seen to list it.
     pub(super) last_seen: u64,
-    /// When we found that it did no longer.
+    /// Time at which the origin was found to list it no longer.
     pub(super) retired_at: Option<u64>,
 }
 
 /// All that is known about one origin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct History {
-    /// The listed ones first, in the order of the document; then the retired ones, the last retired first.
+    /// The listed ones first, in the order of the document; then the retired ones, the last retired
+    /// first.
     keys: Vec<Known>,
 }
 
-/// What a document changed; in thumbprints.
+/// Changes by a document; in thumbprints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) added: Vec<String>,
@@ -41,7 +43,8 @@ impl Change {
 }
 
 impl History {
-    /// From what was kept, without the keys that `is_revoked` by their thumbprint.
+    /// Creates the history from what was kept, without the keys that `is_revoked` by their
+    /// thumbprint.
     pub(super) fn new(mut keys: Vec<Known>, is_revoked: impl Fn(&str) -> bool) -> Self {
         keys.retain(|known| !is_revoked(&known.key.thumbprint()));
         let mut history = Self { keys };
@@ -53,7 +56,7 @@ impl History {
         &self.keys
     }
 
-    /// Notes that the origin lists these keys now.
+    /// Records that the origin lists these keys now.
     pub(super) fn observe(&mut self, listed: &[Key], now: u64) -> Change {
         let mut change = Change::default();
         let mut earlier = std::mem::take(&mut self.keys);
@@ -81,26 +84,26 @@ impl History {
         change
     }
 
-    /// Notes that nothing has changed at the origin.
+    /// Records that nothing has changed at the origin.
     pub(super) fn confirm(&mut self, now: u64) {
         for known in self.keys.iter_mut().filter(|known| known.retired_at.is_none()) {
             known.last_seen = now;
         }
     }
 
-    /// The keys to verify with, the listed ones first; none when there is none.
+    /// Returns the keys to verify with, the listed ones first; none when there is none.
     pub(super) fn trusted(&self, now: u64, retired_for: Duration) -> Option<KeySet> {
         let trusted = self.keys.iter().filter(|known| known.is_trusted(now, retired_for));
         KeySet::of(trusted.take(2 * MAX_KEYS).map(|known| known.key.clone()))
     }
 
-    /// How many keys are trusted although they are no longer listed.
+    /// Returns the number of keys that are trusted although they are no longer listed.
     pub(super) fn retired(&self, now: u64, retired_for: Duration) -> usize {
         let retired = self.keys.iter().filter(|known| known.retired_at.is_some());
         retired.filter(|known| known.is_trusted(now, retired_for)).count()
     }
 
-    /// How long it stays like that if the origin says nothing new.
+    /// Returns the time until the next retired key expires.
     pub(super) fn until_next_end(&self, now: u64, retired_for: Duration) -> Option<Duration> {
         let ends = self.keys.iter().filter(|known| known.is_trusted(now, retired_for)).filter_map(|known| {
             Some(known.retired_at?.saturating_add(retired_for.as_secs()).saturating_sub(now))
@@ -115,7 +118,7 @@ impl History {
 }
 
 impl Known {
-    /// A clock that was set back does not end it.
+    /// Returns whether the key is trusted. A clock that was set back does not end the trust.
     fn is_trusted(&self, now: u64, retired_for: Duration) -> bool {
         self.retired_at.is_none_or(|at| now < at.saturating_add(retired_for.as_secs()))
     }

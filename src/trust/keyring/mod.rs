@@ -1,11 +1,12 @@
-//! One source's keys over time: loaded at start, kept fresh, remembered on disk.
+//! One source's keys over time: loaded at start, refreshed, cached on disk.
 //!
-//! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file or the memory
-//! on disk, the keys that were last good stay in use, and only a whole, well-formed document with at least one
-//! usable key replaces them. A key that such a document lists no more stays trusted for [`TrustPolicy::retired_for`].
+//! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file
+//! or the cache on disk, the keys that were last good stay in use, and only a whole, well-formed
+//! document with at least one usable key replaces them. A key that such a document lists no more
+//! stays trusted for [`TrustPolicy::retired_for`].
 //!
-//! One task, the [`Fetcher`], asks the origin: on time, and when a batch has a signature that fits no known key
-//! ([`KeyRing::look_again`]). Everybody else reads what it published last.
+//! One task, the [`Fetcher`], asks the origin: at intervals, and when a batch has a signature that
+//! no known key made ([`KeyRing::look_again`]). Everything else reads what it published last.
 
 mod history;
 mod origin;
@@ -25,36 +26,38 @@ use self::origin::{Loaded, Ready};
 use super::jwks::{Key, KeySet, Parsed, RefusedKey};
 use crate::net::TlsError;
 
-/// How long a refresh may take. At start, where the daemon waits for it, the caller says.
+/// Timeout of a refresh. At start, where the daemon waits for it, the caller sets it.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same for one that batches wait for.
+/// Timeout of a refresh that batches wait for.
 const DEMAND_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a burst of batches with unknown signatures may gather before its fetch.
+/// Time in which a burst of batches with unknown signatures gathers before its fetch.
 const GATHERING: Duration = Duration::from_millis(200);
-/// Time between two fetches for unknown signatures, unless the first brought something new: unknown signatures that keep
-/// coming must not flood the key server. A genuine event by a new key waits for that long at most.
+/// Minimum time between two fetches for unknown signatures, unless the first brought something new:
+/// unknown signatures that keep coming must not flood the key server. A genuine event by a new key
+/// waits at most this long.
 const DEMAND_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a batch waits: for the interval, for the fetch, and a second for what is not the network. Only a refresh
-/// under way that takes longer can make it wait in vain.
+/// Maximum time that a batch waits: for the interval, for the fetch, and a second for what is not
+/// the network. Only a refresh in progress that takes longer can make it wait in vain.
 const LONGEST_LOOK: Duration =
     DEMAND_INTERVAL.saturating_add(DEMAND_TIMEOUT).saturating_add(Duration::from_secs(1));
-/// How often a key file is read again; local and small, so more often than a URL.
+/// Time between two reads of a key file; local and small, so read more often than a URL.
 const FILE_REFRESH: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 const LONGEST_REFRESH: Duration = Duration::from_secs(365 * 24 * 3600);
-/// A key server may ask to be asked more often than it is configured, but not more often than that.
+/// Minimum refresh interval that a key server can ask for. It may ask to be asked more often than
+/// configured, but not more often than this.
 const SHORTEST_MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Which of an origin's keys are trusted, and for how long.
+/// Policy that decides which of an origin's keys are trusted, and for how long.
 #[derive(Clone, Debug)]
 pub struct TrustPolicy {
-    /// How long a key is trusted after it was found to be no longer listed.
+    /// Time for which a key is trusted after it was found to be no longer listed.
     pub retired_for: Duration,
-    /// Thumbprints of keys that are not trusted any more, whoever lists them.
+    /// Thumbprints of keys that are never trusted, whatever lists them.
     pub revoked: Vec<String>,
-    /// Thumbprints (RFC 7638) of the only keys to trust; all when there is none.
+    /// Thumbprints (RFC 7638) of the only keys to trust; all when empty.
     pub pinned: Vec<String>,
 }
 
@@ -70,47 +73,47 @@ impl TrustPolicy {
     }
 
     fn pins(&self, key: &Key) -> bool {
-        // Never by its ID, which whoever writes the document chooses.
+        // Never by its ID, which the document's author chooses.
         self.pinned.is_empty() || self.pinned.contains(&key.thumbprint())
     }
 }
 
-/// What happened to the keys, for the metrics.
+/// A change of the keys, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     /// The origin gave a good document, changed or not.
     Loaded {
-        /// How many keys are in use now, the retired ones included.
+        /// Number of keys in use now, the retired ones included.
         keys: usize,
-        /// How many of them the origin lists no longer.
+        /// Number of them that the origin no longer lists.
         retired: usize,
         /// Whether a set that was known before has changed.
         changed: bool,
-        /// When, in seconds since the Unix epoch.
+        /// Time of the load, in seconds since the Unix epoch.
         unix_seconds: u64,
     },
-    /// At start the memory on disk gave keys.
+    /// Keys from the cache on disk, at start.
     Remembered {
-        /// How many keys are in use now, the retired ones included.
+        /// Number of keys in use now, the retired ones included.
         keys: usize,
-        /// How many of them the origin lists no longer.
+        /// Number of them that the origin no longer lists.
         retired: usize,
     },
-    /// The time of a retired key is over.
+    /// A retired key expired.
     Expired {
-        /// How many keys are in use now, the retired ones included.
+        /// Number of keys in use now, the retired ones included.
         keys: usize,
-        /// How many of them the origin lists no longer.
+        /// Number of them that the origin no longer lists.
         retired: usize,
     },
     /// The origin gave no good document; the keys in use, if any, stay.
     Failed,
 }
 
-/// What became of the question for a key that is not known.
+/// Result of a refresh for an unknown signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefreshOutcome {
-    /// What the ring has now is what there is: judge by [`KeyRing::current`].
+    /// The origin was asked: judge by [`KeyRing::current`].
     Known,
     /// The origin could not be asked.
     Unavailable,
@@ -125,7 +128,7 @@ pub struct KeyRing {
     wanted: watch::Sender<Option<Instant>>,
 }
 
-/// What the fetcher knows.
+/// Results that the fetcher has published.
 #[derive(Default)]
 struct Published {
     trusted: Option<Arc<KeySet>>,
@@ -155,23 +158,23 @@ pub struct Fetcher {
     memory: PathBuf,
     observer: Box<dyn Fn(Refresh) + Send + Sync>,
     now: Box<dyn Fn() -> u64 + Send + Sync>,
-    /// In a row, up to now.
+    /// Number of failures since the last success.
     failures: u32,
-    /// What was said of the last failure; an outage of hours is one line, not one a minute.
+    /// The last logged failure; an outage of hours is one line, not one a minute.
     last_failure: Option<String>,
-    /// What the last good document had besides its keys; said again only when it changes.
+    /// Ignored keys of the last good document; logged again only when they change.
     refused: Vec<String>,
     history: History,
-    /// The version of the last good document. Not remembered on disk: the memory has only the keys that passed the
-    /// policy of its time, and under another the same version may hold more.
+    /// The version of the last good document. Not cached on disk: the cache has only the keys that
+    /// passed the policy of its time, and under another policy the same version may hold more.
     etag: Option<String>,
     max_age: Option<Duration>,
 }
 
 impl KeyRing {
-    /// A ring without keys for the source called `source`, and what keeps it fresh. Its memory is
-    /// `data_dir/jwks/SOURCE.json`. `observer` is called after every attempt and must not block. Reads the certificate
-    /// authorities, so it blocks on the file system.
+    /// Creates a ring without keys for the source called `source`, and its fetcher. The cache is
+    /// `data_dir/jwks/SOURCE.json`. `observer` is called after every attempt and must not block.
+    /// Reads the certificate authorities, so it blocks on the file system.
     ///
     /// # Errors
     /// When the TLS client cannot be set up.
@@ -206,13 +209,13 @@ impl KeyRing {
         Ok((ring, fetcher))
     }
 
-    /// The keys to verify with, or `None` as long as none were ever loaded: then nothing can be
-    /// verified and the sender has to be told to come back.
+    /// Returns the keys to verify with, or `None` while none were ever loaded: then nothing can be
+    /// verified and the sender has to retry.
     pub fn current(&self) -> Option<Arc<KeySet>> {
         self.published.borrow().trusted.clone()
     }
 
-    /// Lets the fetcher refresh soon: it asks for what is listed from now on.
+    /// Makes the fetcher refresh soon: it asks for what is listed from now on.
     pub fn refresh_soon(&self) {
         self.want(Instant::now());
     }
@@ -227,10 +230,11 @@ impl KeyRing {
         });
     }
 
-    /// For a signature that fits no key in use, of an event that had arrived at `since`: waits until the origin was
-    /// asked for what it lists by now; an answer to a question from before `since` does not count. Batches that wait
-    /// share the fetch. One of which other lines fit a key (`knows_some`) takes a fetch of the last five seconds that
-    /// brought nothing new for an answer. Returns within about ten seconds, also while a refresh hangs.
+    /// Waits, for a signature that no key in use made, of an event that had arrived at `since`,
+    /// until the origin was asked for what it lists by now; a response to a request from before
+    /// `since` does not count. Batches that wait share the fetch. A batch of which a key made other
+    /// lines (`knows_some`) accepts a fetch of the last five seconds that brought nothing new.
+    /// Returns within about ten seconds, also while a refresh hangs.
     pub async fn look_again(&self, since: Instant, knows_some: bool) -> RefreshOutcome {
         if self.is_fixed {
             return RefreshOutcome::Known;
@@ -262,9 +266,9 @@ impl Fetch {
 }
 
 impl Fetcher {
-    /// Loads the keys for the first time: what is remembered, and what the origin lists. A file must
-    /// give keys within `timeout`. A URL is waited for only where nothing is remembered; if it gives
-    /// none, the ring stays empty until [`Fetcher::run`] succeeds.
+    /// Loads the keys for the first time: from the cache, and from the origin. A file must give
+    /// keys within `timeout`. A URL is waited for only when the cache is empty; if it gives none,
+    /// the ring stays empty until [`Fetcher::run`] succeeds.
     ///
     /// # Errors
     /// For a file only: it cannot be read, or none of its keys is usable.
@@ -281,9 +285,10 @@ impl Fetcher {
         self.refresh(timeout).await.map(|_| ())
     }
 
-    /// Refreshes until `shutdown` turns true or its sender is gone: every `refresh` give or take a tenth, sooner
-    /// where the server says how long its answer is fresh (but at most once a minute), when a batch wants it, and after
-    /// a failure after 1 s, doubling up to 60 s but never slower than `refresh`. Call [`Fetcher::load_at_start`] first.
+    /// Refreshes until `shutdown` turns true or its sender is dropped: every `refresh` give or take
+    /// a tenth, sooner where the server says how long its response is fresh (but at most once a
+    /// minute), when a batch needs it, and after a failure after 1 s, doubling up to 60 s but never
+    /// slower than `refresh`. Call [`Fetcher::load_at_start`] first.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
         let refresh = match &self.origin {
             Ready::Pinned(_) => LONGEST_REFRESH,
@@ -297,8 +302,8 @@ impl Fetcher {
         .await;
     }
 
-    /// [`Fetcher::run`] with the pause before the next attempt, given the failures so far and what the server said, as
-    /// an argument.
+    /// Runs as [`Fetcher::run`], with a function that returns the pause before the next attempt,
+    /// given the failures so far and what the server said.
     async fn run_with(
         mut self,
         mut shutdown: watch::Receiver<bool>,
@@ -306,7 +311,7 @@ impl Fetcher {
     ) {
         let ring = Arc::clone(&self.ring);
         let mut wanted = ring.wanted.subscribe();
-        // A file of this machine costs nothing.
+        // Reading a file of this machine costs nothing.
         let is_free = !matches!(self.origin, Ready::Url { .. });
         let mut last_on_demand: Option<Fetch> = None;
         let mut due = Instant::now() + pause(self.failures, self.max_age);
@@ -339,7 +344,11 @@ impl Fetcher {
             };
             match outcome {
                 Ok(_) if self.last_failure.take().is_some() => {
-                    info!(source = self.source, "keys are fresh again");
+                    let source = &self.source;
+                    info!(
+                        code = "keys-fetched-again",
+                        source, "source \"{source}\": keys are fetched again after failures"
+                    );
                 }
                 Ok(_) => debug!(source = self.source, "keys are fresh"),
                 Err(error) => self.log_failure(&error),
@@ -351,10 +360,12 @@ impl Fetcher {
         }
     }
 
-    /// Loads the origin once, within `timeout`, and puts its keys to use; says whether a set that was known changed.
+    /// Loads the origin once, within `timeout`, and puts its keys into use; returns whether a known
+    /// set changed.
     ///
     /// # Errors
-    /// See [`KeyRingError`]; the keys in use are then as before. The error is counted, but logged by the caller.
+    /// See [`KeyRingError`]; the keys in use are then as before. The error is counted, but logged
+    /// by the caller.
     async fn refresh(&mut self, timeout: Duration) -> Result<bool, KeyRingError> {
         let began = Instant::now();
         let refreshed = self.load(timeout).await;
@@ -395,7 +406,7 @@ impl Fetcher {
         Ok(!change.is_none())
     }
 
-    /// Takes up what an earlier process knew.
+    /// Loads the cache of an earlier process.
     async fn remember(&mut self) {
         if let Ready::Pinned(_) = &self.origin {
             return;
@@ -403,7 +414,7 @@ impl Fetcher {
         let (path, origin) = (self.memory.clone(), self.origin.name());
         let reading = tokio::task::spawn_blocking(move || store::read(&path, &origin));
         let read = reading.await.unwrap_or_else(|join| Err(join.to_string()));
-        let shown = self.memory.display();
+        let (source, file) = (self.source.as_str(), self.memory.display());
         match read {
             Ok(None) => {}
             Ok(Some(stored)) => {
@@ -411,15 +422,25 @@ impl Fetcher {
                 self.history = History::new(kept, |thumbprint| self.policy.revokes(thumbprint));
                 let (keys, retired) = self.apply();
                 if keys > 0 {
-                    info!(source = self.source, keys, retired, "keys remembered from {shown}");
+                    info!(
+                        code = "keys-restored",
+                        source,
+                        keys,
+                        retired,
+                        "source \"{source}\": {keys} keys restored from {file}, {retired} of them retired"
+                    );
                     (self.observer)(Refresh::Remembered { keys, retired });
                 }
             }
-            Err(cause) => warn!(source = self.source, "the remembered keys in {shown} are not used: {cause}"),
+            Err(cause) => warn!(
+                code = "key-cache-unusable",
+                source,
+                "source \"{source}\": the key cache {file} is not used: {cause}; keys are fetched from their origin"
+            ),
         }
     }
 
-    /// Which keys of a document count; none when it is the one that we know.
+    /// Returns the keys of a document that count; none when it is the known version.
     fn admit(&mut self, loaded: Loaded) -> Result<Option<Vec<Key>>, KeyRingError> {
         let Parsed { keys, refused } = match loaded {
             Loaded::NotModified { max_age } => {
@@ -434,7 +455,7 @@ impl Fetcher {
         let (pinned, foreign): (Vec<Key>, Vec<Key>) =
             keys.keys().iter().cloned().partition(|key| self.policy.pins(key));
         if pinned.is_empty() {
-            // It may be another one next time.
+            // The next document may be another one.
             self.etag = None;
             let listed = thumbprints(keys.keys().iter());
             return Err(KeyRingError::NotPinned { from: self.origin.name(), listed });
@@ -445,39 +466,50 @@ impl Fetcher {
         passed_over.extend(foreign.iter().map(|key| format!("key {} is not pinned", key.thumbprint())));
         passed_over.extend(revoked.iter().map(|key| format!("key {} is revoked", key.thumbprint())));
         if self.refused != passed_over {
+            let source = &self.source;
             for key in &passed_over {
-                warn!(source = self.source, "the JWKS document's {key}; it is not used");
+                warn!(
+                    code = "key-ignored",
+                    source, "source \"{source}\": the JWKS document's {key}; it is not used"
+                );
             }
             self.refused = passed_over;
         }
         Ok(Some(listed))
     }
 
-    /// Puts to use what is trusted now; returns how many keys that are, and how many of them are retired.
+    /// Puts the keys that are trusted now into use; returns their number, and how many of them are
+    /// retired.
     fn apply(&self) -> (usize, usize) {
         let now = (self.now)();
         let trusted = self.history.trusted(now, self.policy.retired_for);
         let keys = trusted.as_ref().map_or(0, |set| set.keys().len());
-        // What is compared by the pointer need not be compared by its keys.
+        // Readers compare the pointer, so it changes only when the keys do.
         if self.ring.current().as_deref() != trusted.as_ref() {
             self.ring.published.send_modify(|published| published.trusted = trusted.map(Arc::new));
         }
         (keys, self.history.retired(now, self.policy.retired_for))
     }
 
-    /// Lets go of retired keys whose time is over.
+    /// Removes expired keys.
     fn expire(&self) {
         let before = self.ring.current();
         let (keys, retired) = self.apply();
         let after = self.ring.current();
         if before != after {
-            let gone = before.iter().flat_map(|set| set.keys()).filter(|key| {
-                !after.iter().any(|set| set.keys().iter().any(|other| other.bytes() == key.bytes()))
-            });
+            let gone: Vec<&Key> = before
+                .iter()
+                .flat_map(|set| set.keys())
+                .filter(|key| {
+                    !after.iter().any(|set| set.keys().iter().any(|other| other.bytes() == key.bytes()))
+                })
+                .collect();
+            let (source, count) = (&self.source, gone.len());
             warn!(
-                source = self.source,
-                keys = thumbprints(gone),
-                "retired keys are not trusted any more; `auditgate verify` still knows them"
+                code = "keys-expired",
+                source,
+                keys = thumbprints(gone.into_iter()),
+                "source \"{source}\": {count} retired keys are no longer trusted; `auditgate verify` still knows them"
             );
             (self.observer)(Refresh::Expired { keys, retired });
         }
@@ -491,28 +523,35 @@ impl Fetcher {
         let keys = self.history.keys().to_vec();
         let writing = tokio::task::spawn_blocking(move || store::write(&path, &origin, &keys));
         if let Err(cause) = writing.await.unwrap_or_else(|join| Err(std::io::Error::other(join))) {
+            let (source, file) = (&self.source, self.memory.display());
             warn!(
-                source = self.source,
-                "cannot write the keys down in {}: {cause}; a restart depends on the network, and forgets \
-                 retired keys",
-                self.memory.display()
+                code = "key-cache-unwritable",
+                source,
+                "source \"{source}\": cannot write the key cache {file}: {cause}; a restart needs the network, and \
+                 loses retired keys"
             );
         }
     }
 
     fn log_change(&self, change: &Change, is_first: bool) {
-        let now = self.ring.current();
-        let now = thumbprints(now.iter().flat_map(|set| set.keys()));
+        let set = self.ring.current();
+        let count = set.as_ref().map_or(0, |set| set.keys().len());
+        let now = thumbprints(set.iter().flat_map(|set| set.keys()));
+        let source = &self.source;
         if is_first {
-            info!(source = self.source, keys = now, "keys loaded");
+            info!(code = "keys-loaded", source, keys = now, "source \"{source}\": {count} keys loaded");
         } else if !change.is_none() {
+            let (added, retired) = (change.added.join(" "), change.retired.join(" "));
             warn!(
-                source = self.source,
-                added = change.added.join(" "),
-                retired = change.retired.join(" "),
+                code = "keys-changed",
+                source,
+                added,
+                retired,
                 retired_for = %humantime::format_duration(self.policy.retired_for),
                 now,
-                "the set of trusted keys changed"
+                "source \"{source}\": the set of trusted keys changed: {added_count} added, {retired_count} retired",
+                added_count = change.added.len(),
+                retired_count = change.retired.len()
             );
         }
     }
@@ -523,20 +562,27 @@ impl Fetcher {
         if self.last_failure.as_ref() == Some(&said) {
             debug!(source, "{said}");
         } else if self.ring.current().is_some() {
-            warn!(source, "{said}; the keys loaded before stay in use");
+            warn!(
+                code = "keys-refresh-failed",
+                source, "source \"{source}\": {error}; the keys loaded before stay in use, retrying"
+            );
         } else {
-            warn!(source, "nothing is accepted until a fetch succeeds, because no key is known: {said}");
+            warn!(
+                code = "keys-unavailable",
+                source,
+                "source \"{source}\": {error}; no key is known, so batches get 429 until a fetch succeeds"
+            );
         }
         self.last_failure = Some(said);
     }
 }
 
 async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    // A sender that is gone cannot say stop any more, which means the same.
+    // A sender that was dropped cannot stop us any more, which means the same.
     let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
-/// How long to wait before the next attempt. `random` is from 0 to 1 and spreads the daemons out.
+/// Returns the pause before the next attempt. `random` is from 0 to 1 and spreads the daemons out.
 fn pause(refresh: Duration, failures: u32, random: f64) -> Duration {
     let refresh = refresh.clamp(SHORTEST_REFRESH, LONGEST_REFRESH);
     match failures.checked_sub(1) {

@@ -1,4 +1,4 @@
-//! Where a source's keys come from, and how they are asked for: a URL, a file, or the configuration itself.
+//! Origins of a source's keys, and how they are asked: a URL, a file, or the configuration itself.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -8,23 +8,23 @@ use std::time::Duration;
 use super::super::jwks::{self, JwksError, KeySet, MAX_KEYS, Parsed};
 use crate::net::{Client, ClientError, Endpoint, HeaderMap, HeaderName, HeaderValue, TlsError, header};
 
-/// A longer document, fetched or from a file, is refused.
+/// Maximum length of a document, fetched or from a file, in bytes.
 pub const DOCUMENT_LIMIT_BYTES: usize = 1 << 20;
 
 const ACCEPT: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
 
-/// Where a source's keys come from.
+/// Origin of a source's keys.
 #[derive(Clone, Debug)]
 pub enum Origin {
-    /// The configuration: these keys and no others, for ever.
+    /// The configuration: these keys and no others.
     Pinned(KeySet),
     /// A JWKS document on this machine, read again every minute.
     File(PathBuf),
     /// A JWKS document at a URL.
     Url {
-        /// Where.
+        /// The URL.
         endpoint: Endpoint,
-        /// How often to fetch it again; from one second to a year, otherwise the nearer of these.
+        /// Time between two fetches; bounded to between one second and a year.
         refresh: Duration,
         /// A PEM file with the only authorities to trust; without it, the system's.
         ca: Option<PathBuf>,
@@ -33,18 +33,18 @@ pub enum Origin {
     },
 }
 
-/// Why an origin gives no keys. Names the file or URL.
+/// Reason why an origin gives no keys. Names the file or URL.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyRingError {
-    /// The TLS client cannot be set up; the operator's to mend.
+    /// The TLS client cannot be set up; the operator can fix that.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The file cannot be read, is no regular file, or is longer than [`DOCUMENT_LIMIT_BYTES`].
+    /// The file cannot be read, is not a regular file, or is longer than [`DOCUMENT_LIMIT_BYTES`].
     #[error("cannot read the key file {path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The underlying error.
         cause: io::Error,
     },
     /// The file has no usable key.
@@ -52,18 +52,18 @@ pub enum KeyRingError {
     FileDocument {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The underlying error.
         cause: JwksError,
     },
-    /// No whole answer came.
+    /// No whole response came.
     #[error("cannot fetch keys from {url}: {cause}")]
     Fetch {
         /// The URL.
         url: String,
-        /// What went wrong.
+        /// The underlying error.
         cause: ClientError,
     },
-    /// The answer's status is not 200.
+    /// The response's status is not 200.
     #[error("cannot fetch keys from {url}: the answer is status {status}{}", advice(*.status))]
     Status {
         /// The URL.
@@ -71,12 +71,12 @@ pub enum KeyRingError {
         /// The status.
         status: u16,
     },
-    /// The answer has no usable key.
+    /// The response has no usable key.
     #[error("cannot use the keys from {url}: {cause}")]
     Document {
         /// The URL.
         url: String,
-        /// What is wrong with it.
+        /// The underlying error.
         cause: JwksError,
     },
     /// None of the document's keys is one that the operator pinned.
@@ -96,9 +96,9 @@ pub(super) enum Ready {
     Url { endpoint: Endpoint, refresh: Duration, client: Box<Client>, token: Option<HeaderValue> },
 }
 
-/// What an origin said.
+/// Response of an origin.
 pub(super) enum Loaded {
-    /// The version that we know is still the one.
+    /// The known version is still current.
     NotModified { max_age: Option<Duration> },
     /// A whole document.
     Document { parsed: Parsed, etag: Option<String>, max_age: Option<Duration> },
@@ -116,7 +116,7 @@ impl Ready {
         })
     }
 
-    /// What its memory on disk is filed under.
+    /// Returns the name under which it is cached on disk.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Pinned(_) => "the configuration".to_owned(),
@@ -138,7 +138,8 @@ impl Ready {
     }
 }
 
-/// Reads a JWKS document with at most `limit` keys from a regular file of at most [`DOCUMENT_LIMIT_BYTES`]. Blocks.
+/// Reads a JWKS document with at most `limit` keys from a regular file of at most
+/// [`DOCUMENT_LIMIT_BYTES`]. Blocks.
 ///
 /// # Errors
 /// [`KeyRingError::File`] or [`KeyRingError::FileDocument`].
@@ -160,7 +161,7 @@ pub async fn fetch(
 ) -> Result<Parsed, KeyRingError> {
     match ask(client, endpoint, token, None, timeout).await? {
         Loaded::Document { parsed, .. } => Ok(parsed),
-        // Nobody asked for that.
+        // 304 was not asked for.
         Loaded::NotModified { .. } => Err(KeyRingError::Status { url: endpoint.to_string(), status: 304 }),
     }
 }
@@ -195,8 +196,8 @@ async fn ask(
     }
 }
 
-/// How long the answer is fresh (RFC 9111, section 4.2); none when it does not say, or says that it must be asked
-/// for each time.
+/// Returns how long the response is fresh (RFC 9111, section 4.2); none when it does not say, or
+/// says that it must be revalidated each time.
 fn max_age(headers: &HeaderMap) -> Option<Duration> {
     let seconds = |value: &str| value.trim().trim_matches('"').parse::<u64>().ok();
     let directives = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
@@ -208,7 +209,7 @@ fn max_age(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(max_age.saturating_sub(age))).filter(|fresh| !fresh.is_zero())
 }
 
-/// Waiting has an end even where the file system does not answer.
+/// Reads a file. The wait ends even where the file system does not answer.
 async fn read_file_within(path: &Path, timeout: Duration) -> Result<Parsed, KeyRingError> {
     let owned = path.to_owned();
     let reading = tokio::task::spawn_blocking(move || read_file(&owned, MAX_KEYS));

@@ -1,5 +1,5 @@
-//! What a key ring remembers on disk: a JWKS document (RFC 7517) with members of our own, so that it can be given
-//! to whoever checks old lines.
+//! The cache of a key ring on disk: a JWKS document (RFC 7517) with members of our own, so that it
+//! can also be used to check old lines.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -22,7 +22,7 @@ struct Document<'a> {
     keys: Vec<&'a RawValue>,
 }
 
-/// In seconds since the Unix epoch.
+/// Times in seconds since the Unix epoch.
 #[derive(Deserialize)]
 struct Times {
     first_seen: u64,
@@ -30,7 +30,8 @@ struct Times {
     retired_at: Option<u64>,
 }
 
-/// A source's name is any text, a file's name is not: bytes that are not plain are written as `%XX`.
+/// Returns the path of a source's cache. A source's name is any text, a file's name is not: bytes
+/// that are not plain are written as `%XX`.
 pub(super) fn path(data_dir: &Path, source: &str) -> PathBuf {
     let mut name = String::new();
     for byte in source.bytes() {
@@ -42,10 +43,11 @@ pub(super) fn path(data_dir: &Path, source: &str) -> PathBuf {
     data_dir.join("jwks").join(format!("{name}.json"))
 }
 
-/// What is remembered of that origin, in the order of [`super::history::History`]; none when there is nothing. Blocks.
+/// Reads the cache of that origin, in the order of [`super::history::History`]; none when there is
+/// none. Blocks.
 ///
 /// # Errors
-/// Why what is there cannot be used.
+/// The reason why the file cannot be used.
 pub(super) fn read(path: &Path, origin: &str) -> Result<Option<Vec<Known>>, String> {
     let document = match read_bounded(path) {
         Ok(document) => document,
@@ -66,8 +68,8 @@ pub(super) fn read(path: &Path, origin: &str) -> Result<Option<Vec<Known>>, Stri
     Ok(Some(keys))
 }
 
-/// Remembers. The keys are written anew rather than the document as it came: what else is in there, a private
-/// key by mistake, stays off the disk. Blocks.
+/// Writes the cache. The keys are written rather than the document as it was received: anything
+/// else in there, such as a private key by mistake, stays off the disk. Blocks.
 ///
 /// # Errors
 /// Then the file is as it was.
@@ -86,8 +88,8 @@ pub(super) fn write(path: &Path, origin: &str, keys: &[Known]) -> io::Result<()>
     replace_file(path, format!("{document:#}\n").as_bytes())
 }
 
-/// Replaces the file as a whole or not at all, power loss included. Leaves it alone when it has that
-/// content already.
+/// Replaces the file as a whole or not at all, power loss included. Leaves it alone when it has
+/// that content already.
 fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     if read_bounded(path).is_ok_and(|present| present == content) {
         return Ok(());

@@ -1,16 +1,18 @@
 //! The extension of a CEF line: which of its `key=value` pairs the producer wrote.
 //!
-//! Konnect is not known to escape `=`, so a value that a caller chose (free text) may hold ` key=value`. The rule, which
-//! `docs/fields.md` explains:
+//! Konnect is not known to escape `=`, so a value that a caller chose (free text) may hold `
+//! key=value`. The rule, which `docs/fields.md` explains:
 //!
-//! 1. What stands before the first free text is the producer's and keeps its value, whatever follows.
-//! 2. Free text ends only at a key that every event of that type and outcome has and that occurs once in the
-//!    extension: the producer wrote it once, so nobody else did. From there the pairs are the producer's again, until
-//!    the next free text.
-//! 3. Whatever else looks like a key in free text is a part of it, and ambiguous; so is the key of that free text.
+//! 1. Everything before the first free text is the producer's and keeps its value, whatever
+//!    follows.
+//! 2. Free text ends only at a key that every event of that type and outcome has and that occurs
+//!    once in the extension: the producer wrote it once, so a caller did not. From there the pairs
+//!    are the producer's again, until the next free text.
+//! 3. Anything else that looks like a key in free text is a part of it, and ambiguous; so is the
+//!    key of that free text.
 //!
-//! Of the pairs that are the producer's, one with the name of a header field, or one that occurs twice, is ambiguous and
-//! no field.
+//! Of the pairs that are the producer's, one with the name of a header field, or one that occurs
+//! twice, is ambiguous and not a field.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -18,8 +20,8 @@ use std::ops::Range;
 use super::super::event::schema::{FREE_TEXT, HEADER, MOST_PRESENT};
 use super::super::line::{Field, Notation, take_repeated};
 
-/// Appends the fields of an extension to `fields` and returns the ambiguous keys. `always_present` are the keys that
-/// every such event has: at most [`MOST_PRESENT`].
+/// Appends the fields of an extension to `fields` and returns the ambiguous keys. `always_present`
+/// are the keys that every such event has: at most [`MOST_PRESENT`].
 pub(super) fn read<'a>(
     text: &'a str,
     always_present: &[&str],
@@ -38,9 +40,9 @@ pub(super) fn read<'a>(
     };
     let first = fields.len();
     let mut ambiguous = Vec::new();
-    // How many fields there are up to the first free text.
+    // Number of fields up to the first free text.
     let mut before_free_text = None;
-    // Where the free text begins that has not ended, and whether it holds a key.
+    // Where the unfinished free text begins, and whether it holds a key.
     let mut free_text: Option<(usize, bool)> = None;
     for token in &tokens {
         let key = &text[token.key.clone()];
@@ -71,16 +73,16 @@ pub(super) fn read<'a>(
     ambiguous
 }
 
-/// Whether a text begins with `key=`.
+/// Returns whether a text begins with `key=`.
 pub(super) fn begins_with_key(text: &str) -> bool {
     Tokens::of(text).next().is_some_and(|token| token.key.start == 0)
 }
 
-/// The `key=value` pairs of an extension. A key stands at the start or behind a space and consists of
-/// letters, digits and `_ . , - [ ]`; its value runs to the space before the next key.
+/// The `key=value` pairs of an extension. A key is at the start or behind a space and consists of
+/// letters, digits and `_ . , - [ ]`; its value extends to the space before the next key.
 struct Tokens<'a> {
     text: &'a str,
-    /// The key that has been found and whose value's end is not known yet.
+    /// The key whose value's end is not known yet.
     pending: Option<(Range<usize>, usize)>,
     from: usize,
 }
@@ -97,7 +99,7 @@ impl<'a> Tokens<'a> {
         tokens
     }
 
-    /// The next key at or behind `from`, with where its value begins.
+    /// Returns the next key at or behind `from`, with the start of its value.
     fn next_key(&mut self) -> Option<(Range<usize>, usize)> {
         let bytes = self.text.as_bytes();
         while let Some(found) = memchr::memchr(b'=', &bytes[self.from..]) {
