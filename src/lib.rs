@@ -27,11 +27,12 @@
 //!    deleted from it.
 //!
 //! The other modules: [`send`] is the producer's side, on the same [`wire`]; [`verify`] checks
-//! saved lines again, offline; [`config`] turns the operator's file into checked values; [`net`] is
-//! the outgoing HTTPS client; [`observe`] has metrics, readiness and the log; [`database`] has the
-//! settings of SQLite; [`clock`] the machine's clocks; [`escape`] keeps foreign text from
-//! controlling terminals; [`log_throttle`] keeps peers and failing sinks from flooding the log.
-//! [`cli`] is the command line, and `cli/serve` the only place where the parts are put together.
+//! saved lines again, offline; [`config`] reads the operator's file into the parts' options;
+//! [`net`] is the outgoing HTTPS client; [`observe`] has metrics, readiness and the log;
+//! [`database`] has the settings of SQLite; [`clock`] the machine's clocks; [`secret`] masks and
+//! zeroes tokens; [`escape`] keeps foreign text from controlling terminals; [`log_throttle`] keeps
+//! peers and failing sinks from flooding the log. [`cli`] is the command line, and `cli/serve` the
+//! only place where the parts are put together.
 //!
 //! # Directions
 //!
@@ -80,8 +81,13 @@ pub mod net;
 #[doc(hidden)]
 pub mod observe;
 #[cfg(feature = "daemon")]
+mod quantity;
+#[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod receive;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod secret;
 #[cfg(feature = "send")]
 pub mod send;
 #[cfg(feature = "daemon")]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use auditgate::trust::jwks::{MAX_KEPT_KEYS, document};
-use auditgate::trust::keyring::{Fetcher, KeyRing, Origin, TrustPolicy};
+use auditgate::trust::keyring::{Fetcher, KeyRing, Options};
 use auditgate_fuzz::{directory, key_set};
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::Runtime;
@@ -40,8 +40,8 @@ impl Stage {
     }
 
     fn ring(&self) -> (Arc<KeyRing>, Fetcher) {
-        let origin = Origin::File(self.jwks.clone());
-        KeyRing::new("us", origin, TrustPolicy::default(), &self.directory, |_| ()).expect("a ring")
+        let options = Options { file: Some(self.jwks.clone()), ..Options::default() };
+        KeyRing::new("us", options, &self.directory, |_| ()).expect("a ring")
     }
 }
 

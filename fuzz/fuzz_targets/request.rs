@@ -16,7 +16,7 @@ use auditgate::receive::connection_limit::ConnectionLimit;
 use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
 use auditgate::receive::response::Refusal;
 use auditgate::receive::response_stream::{ResponseDue, ResponseStream};
-use auditgate::trust::keyring::{KeyRing, Origin, TrustPolicy};
+use auditgate::trust::keyring::{self, KeyRing};
 use auditgate::wire::batch::Caps;
 use auditgate_fuzz::{directory, key_set, oracle};
 use hyper::server::conn::http1;
@@ -50,7 +50,8 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
     let (ledger, _running) = Ledger::open(options).expect("a ledger");
     let caps = Caps { decoded: 1 << 20, lines: 100 };
     let limits = Limits { caps, line: 2048, backlog: backlog.bytes };
-    let ring = KeyRing::new("us", Origin::Pinned(key_set()), TrustPolicy::default(), &directory, |_| ());
+    let options = keyring::Options { keys: Some(key_set()), ..keyring::Options::default() };
+    let ring = KeyRing::new("us", options, &directory, |_| ());
     let (ring, mut fetcher) = ring.expect("a ring");
     runtime.block_on(fetcher.load_at_start(MINUTE)).expect("keys");
     let routes = [

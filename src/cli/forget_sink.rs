@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::exit::Failure;
-use super::serve::sinks;
 use crate::config::{self, Secrets};
 use crate::ledger::{Forgetting, Ledger, OpenError};
 
@@ -39,7 +38,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::SkipMissing)
         .map_err(Failure::config)?;
     let (name, data_dir) = (&args.sink, config.data_dir.display());
-    let configured = config.sinks.iter().find(|sink| sink.name == *name).map(sinks::subscription);
+    let configured = config.sinks.get(name).map(|sink| sink.subscription(name));
     let forgetting = Ledger::forget_sink(&config.data_dir, name, configured.as_ref(), args.force);
     let forgetting = forgetting.map_err(|error| match error {
         OpenError::InUse(_) => Failure::io(format!(

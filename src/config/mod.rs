@@ -1,175 +1,182 @@
-//! The configuration, checked and resolved: what the rest of the program sees of the operator's file.
+//! The configuration: the operator's file as the options of the parts.
 //!
-//! Two steps: `file` is the TOML as written, `resolve` checks it, fills in the defaults and yields the
-//! plain data here. A [`Config`] that exists is consistent in itself; whether certificates, keys and key
-//! sets can be loaded is found out by the parts that load them.
+//! Each part has a type for its own options, which serde reads and writes; [`Config`] combines
+//! them. `document` reads the file into them and collects all problems, and `check` does the checks
+//! beyond serde, such as whether options contradict each other. A [`Config`] that exists is
+//! consistent; certificates, keys and key sets are loaded by the parts that use them.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use crate::net::{Endpoint, Facility, Framing, Identity, SyslogAddress};
-use crate::trust::jwks::KeySet;
-pub use crate::wire::event::Stream;
+use self::document::Document;
+use crate::deliver::{file, sqlite, syslog};
+use crate::ingest::{DedupKey, Policy};
+use crate::ledger::Subscription;
+use crate::observe::logging;
+use crate::quantity::{by_text, count, parsed, size, time};
+use crate::receive::tls::Files;
+use crate::secret::{Environment, Secret};
+use crate::trust::keyring;
+use crate::wire::event::Stream;
 
-mod file;
+mod check;
+mod document;
+mod layout;
+mod outputs;
 mod problem;
-mod quantity;
-mod resolve;
-mod secret;
 
 pub use problem::{ConfigError, Problem};
-pub(crate) use quantity::{display_size, display_time};
-pub use secret::{Environment, MAX_SECRET, Secret, SecretError};
 
-/// Where `serve` and `check-config` look unless told otherwise.
+/// Default file of `serve` and `check-config`.
 pub const DEFAULT_FILE: &str = "/etc/auditgate/config.toml";
 
 /// The effective configuration. All paths are absolute.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// The file that this was loaded from.
+    #[serde(skip)]
     pub file: PathBuf,
     /// The directory of the ledger and the key cache; required.
     pub data_dir: PathBuf,
-    /// Where batches come in; required.
+    /// Socket for batches; required.
     pub listen: Listen,
-    /// Where the operator looks in.
+    /// Socket for metrics, health and status.
+    #[serde(default)]
     pub admin: Admin,
-    /// What the daemon says about itself.
+    /// The daemon's own log.
+    #[serde(default)]
     pub log: Log,
-    /// What a sender may use up.
+    /// Limits on what senders may use.
+    #[serde(default)]
     pub limits: Limits,
-    /// Who may send: at least one, sorted by name, names and paths unique.
-    pub sources: Vec<Source>,
-    /// Where events go: at least one, sorted by name, names and files unique. Together they take every
-    /// stream that the sources can make.
-    pub sinks: Vec<Sink>,
+    /// Senders by name: at least one, paths unique. A name is 1 to 64 of `A-Z a-z 0-9 _ . -`,
+    /// but not `.` or `..`.
+    #[serde(default)]
+    pub sources: BTreeMap<String, Source>,
+    /// Outputs of events by name: at least one, files unique. Names are as those of sources.
+    /// Together they take every stream that the sources can make.
+    #[serde(default)]
+    pub sinks: BTreeMap<String, Sink>,
 }
 
 /// The socket for batches.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Listen {
     /// IP address and port; port 0 lets the system choose. Required.
+    #[serde(deserialize_with = "listen_address")]
     pub address: SocketAddr,
     /// Required.
     pub tls: Tls,
-    /// The networks of the proxies whose connections begin with a PROXY header; none by default.
+    /// Networks of the proxies whose connections begin with a PROXY header; none by default.
+    #[serde(default, with = "networks", skip_serializing_if = "Vec::is_empty")]
     pub proxy_protocol: Vec<IpNet>,
 }
 
-/// How the connection of a sender is protected.
+/// Protection of a sender's connection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tls {
-    /// Not at all; only with a loopback address.
+    /// `"off"`: not at all; only with a loopback address.
     Off,
-    /// With the certificate chain and key of these PEM files, which are not looked at here.
-    Files {
-        /// The certificate, then its intermediates.
-        cert: PathBuf,
-        /// The certificate's private key.
-        key: PathBuf,
-        /// The authorities of clients, each of whom must show a certificate then.
-        client_ca: Option<PathBuf>,
-        /// What a client's certificate must be for: a subject (RFC 4514), a DNS name, an e-mail address or a URI;
-        /// anything when none is named. Only with `client_ca`.
-        client_names: Vec<String>,
-    },
+    /// TLS with the certificate chain and key of these PEM files, which are not read here.
+    Files(Files),
 }
 
 /// The socket for metrics, health and status: plain HTTP.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Admin {
     /// Default 127.0.0.1:9464.
     pub address: AdminAddress,
-    /// A bearer token (RFC 6750), without the word `Bearer`, that every request must show. None by default, and
-    /// never none with an address that other machines can reach.
+    /// A bearer token (RFC 6750), without the word `Bearer`, that every request must show. None by
+    /// default, and never none with an address that other machines can reach.
     pub token: Option<Secret>,
 }
 
-/// Where the admin endpoint is.
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: AdminAddress::Tcp((Ipv4Addr::LOCALHOST, 9464).into()), token: None }
+    }
+}
+
+/// Address of the admin endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminAddress {
     /// IP address and port; port 0 lets the system choose.
     Tcp(SocketAddr),
-    /// `unix:///PATH`: a stream socket of that absolute path, of at most [`LONGEST_SOCKET_PATH`] bytes.
+    /// `unix:///PATH`: a stream socket of that absolute path, of at most [`LONGEST_SOCKET_PATH`]
+    /// bytes.
     Unix(PathBuf),
 }
 
 /// Bytes of the path of a Unix socket (unix(7): `sun_path` with its terminating null byte has 108).
 pub const LONGEST_SOCKET_PATH: usize = 107;
 
-impl fmt::Display for AdminAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-        }
-    }
-}
-
 /// The daemon's own log.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Log {
     /// `tracing` filter directives that are known to parse, such as `info,auditgate::trust=debug`.
     /// Default `info`.
+    #[serde(deserialize_with = "level")]
     pub level: String,
-    /// Default [`LogFormat::Human`].
-    pub format: LogFormat,
+    /// Default [`logging::Format::Human`].
+    pub format: logging::Format,
 }
 
-/// How a line of the daemon's own log looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// `human`: for a reader at a terminal or in the journal.
-    #[default]
-    Human,
-    /// `json`: one object a line.
-    Json,
-}
-
-impl LogFormat {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Human, Self::Json];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Human => "human",
-            Self::Json => "json",
-        }
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: logging::Format::default() }
     }
 }
 
-/// What a sender may use up. `line <= decoded` holds, and the largest batch fits into `in_flight`
-/// ([`crate::memory_budget::needed`]). Every size is at least 1 byte and at most 1 PiB, every count at least 1 and at most
-/// `u32::MAX`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Limits on what senders may use. `line <= decoded` holds, and the largest batch fits into
+/// `in_flight` ([`crate::memory_budget::needed`]). Every size is at least 1 byte and at most 1 PiB,
+/// every count at least 1 and at most `u32::MAX`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Limits {
     /// Bytes of one request's body as received. Default 8 MiB.
+    #[serde(with = "size")]
     pub body: usize,
     /// Bytes of one body after gunzip. Default 64 MiB.
+    #[serde(with = "size")]
     pub decoded: usize,
     /// Bytes of one line without its terminator. Default 256 KiB.
+    #[serde(with = "size")]
     pub line: usize,
     /// Lines of one body. Default 100 000.
+    #[serde(with = "count")]
     pub lines: usize,
-    /// Connections at the same time. Half of them are kept for those that have shown a valid token. Default 512.
+    /// Connections at the same time. Half of them are kept for those that have shown a valid token.
+    /// Default 512.
+    #[serde(with = "count")]
     pub connections: usize,
-    /// Of these, connections of one address that have not shown a valid token. Default 128.
+    /// Connections of one address, among these, that have not shown a valid token. Default 128.
+    #[serde(with = "count")]
     pub connections_per_peer: usize,
-    /// From the first byte of a request to the last of its body: 1 ms to 3650 d. Default 30 s.
+    /// Time from the first byte of a request to the last of its body: 1 ms to 3650 d. Default 30 s.
+    #[serde(with = "time")]
     pub request_timeout: Duration,
-    /// How long a connection may wait for its next request: 1 ms to 3650 d. Default 75 s, above the 60 s of common
-    /// balancers.
+    /// Time that a connection may wait for its next request: 1 ms to 3650 d. Default 75 s, above
+    /// the 60 s of common balancers.
+    #[serde(with = "time")]
     pub idle_timeout: Duration,
     /// Bytes of all batches in work together. Default 256 MiB.
+    #[serde(with = "size")]
     pub in_flight: usize,
     /// Bytes committed to the ledger but not yet delivered. Default 4 GiB.
+    #[serde(with = "size")]
     pub backlog: u64,
 }
 
@@ -191,452 +198,332 @@ impl Default for Limits {
 }
 
 /// One sender: a region, a portal or another producer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Source {
-    /// 1 to 64 of `A-Z a-z 0-9 _ . -`, but not `.` or `..`; unique.
-    pub name: String,
-    /// The path of its requests, compared exactly: begins with `/`, holds only characters legal in a path
-    /// (RFC 3986, section 3.3), unique. Required.
+    /// Path of its requests, compared exactly: begins with `/`, holds only characters legal in
+    /// a path (RFC 3986, section 3.3), unique. Required.
+    #[serde(deserialize_with = "request_path")]
     pub path: String,
-    /// The values of the `Authorization` header that are let in: at least one, required.
+    /// Values of the `Authorization` header that are let in: at least one, required.
     pub authorization: Vec<Secret>,
-    /// The networks that it may send from; any when there is none.
+    /// Networks that it may send from; any when there is none.
+    #[serde(default, with = "networks", skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<IpNet>,
-    /// The keys that its signatures are checked against; present unless `signatures` is off.
-    pub jwks: Option<Jwks>,
-    /// Default [`Signatures::Require`].
-    pub signatures: Signatures,
-    /// What counts as the same event.
+    /// Keys that verify its signatures; present unless `signatures` is off.
+    pub jwks: Option<keyring::Options>,
+    /// Policy for signatures. Default [`Policy::Require`].
+    #[serde(default)]
+    pub signatures: Policy,
+    /// Rule by which events are duplicates.
+    #[serde(default)]
     pub dedup: Dedup,
 }
 
-/// The keys that a source's signatures are checked against.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Jwks {
-    /// Where they come from.
-    pub origin: JwksOrigin,
-    /// Thumbprints (RFC 7638) or `kid`s of the only keys to trust; all when there is none.
-    pub pin: Vec<String>,
-    /// Thumbprints (RFC 7638) of keys that are not trusted any more.
-    pub revoked: Vec<String>,
-    /// How long a key that is no longer listed is trusted: 1 ms to 3650 d. Default 8 d.
-    pub retired_for: Duration,
-}
-
-/// Where a source's key set comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum JwksOrigin {
-    /// These keys and no others.
-    Keys(KeySet),
-    /// A file, not looked at here.
-    File(PathBuf),
-    /// A document to fetch.
-    Url {
-        /// https, or http on loopback.
-        url: Endpoint,
-        /// The time between two fetches: 1 ms to 3650 d. Default 1 h.
-        refresh: Duration,
-        /// A PEM file of the only CAs to trust, instead of the system's; not looked at here.
-        ca: Option<PathBuf>,
-        /// A bearer token (RFC 6750), without the word `Bearer`.
-        token: Option<Secret>,
-    },
-}
-
-/// What is asked of an event's signature.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Signatures {
-    /// `require`: an unsigned event is quarantined.
-    #[default]
-    Require,
-    /// `accept-unsigned`: an unsigned event passes as unverified; a wrong signature is quarantined.
-    AcceptUnsigned,
-    /// `off`: nothing is checked, every event passes as unverified.
-    Off,
-}
-
-impl Signatures {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::Require, Self::AcceptUnsigned, Self::Off];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Require => "require",
-            Self::AcceptUnsigned => "accept-unsigned",
-            Self::Off => "off",
-        }
-    }
-
-    /// The streams that such a source can write to.
-    pub fn streams(self) -> &'static [Stream] {
-        match self {
-            Self::Require => &[Stream::Verified, Stream::Quarantine],
-            Self::AcceptUnsigned => &[Stream::Verified, Stream::Unverified, Stream::Quarantine],
-            Self::Off => &[Stream::Unverified, Stream::Quarantine],
-        }
-    }
-}
-
-/// What counts as the same event, and for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Rule by which events are duplicates, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table such as { by = \"event\", window = \"8d\" }")]
 pub struct Dedup {
-    /// Default [`DedupBy::Event`].
-    pub by: DedupBy,
-    /// How long an accepted event is remembered, by our clock: 1 ms to 3650 d. Default 8 d, a day more
-    /// than Konnect can replay.
+    /// Default [`DedupKey::Event`]; [`DedupKey::TraceId`] only where signatures are required.
+    pub by: DedupKey,
+    /// Time for which an accepted event is remembered, by our clock: 1 ms to 3650 d. Default 8 d, a
+    /// day more than Konnect can replay.
+    #[serde(with = "time")]
     pub window: Duration,
 }
 
-/// What tells two events apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DedupBy {
-    /// `event`: the signed bytes.
-    #[default]
-    Event,
-    /// `trace_id`: organisation and trace ID, one event a request; only where signatures are required.
-    TraceId,
-}
-
-impl DedupBy {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Event, Self::TraceId];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Event => "event",
-            Self::TraceId => "trace_id",
-        }
+impl Default for Dedup {
+    fn default() -> Self {
+        Self { by: DedupKey::default(), window: Duration::from_secs(8 * 86_400) }
     }
 }
 
-/// One place where events go.
-#[derive(Clone, Debug, PartialEq)]
+/// One output of events. serde has the keys of its type below `type`; in the file they stand
+/// beside the others.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Sink {
-    /// 1 to 64 of `A-Z a-z 0-9 _ . -`, but not `.` or `..`; unique.
-    pub name: String,
-    /// The rest of its configuration, by type.
+    /// Type, and the options of the type.
+    #[serde(rename = "type")]
     pub kind: SinkKind,
-    /// What it takes: at least one, each once. Default [`Stream::Verified`] alone.
+    /// Streams that it takes: at least one, each once. Default [`Stream::Verified`] alone.
+    #[serde(rename = "stream", default = "verified_alone")]
     pub streams: Vec<Stream>,
-    /// The names of the sources that it takes from, each of them in [`Config::sources`]; all by default.
+    /// Names of the sources that it takes from, each of them in [`Config::sources`]; all by
+    /// default.
     pub sources: Option<Vec<String>>,
-    /// Default [`WhenFull::Hold`].
+    /// Policy for a full backlog. Default [`WhenFull::Hold`].
+    #[serde(default)]
     pub when_full: WhenFull,
 }
 
-impl Sink {
-    /// Why it can lose what is verified although nothing fails; none when it cannot.
-    pub fn warning(&self) -> Option<String> {
-        let SinkKind::File { rotate: Rotate { keep: Some(keep), .. }, .. } = &self.kind else { return None };
-        let is_mixed = self.streams.contains(&Stream::Verified) && self.streams.len() > 1;
-        is_mixed.then(|| {
-            format!(
-                "sink `{}` keeps {keep} rotated files and takes verified events beside other lines: a token holder \
-                 could rotate verified events away with unsigned lines; give these a sink of their own, or remove \
-                 `keep`",
-                self.name
-            )
-        })
-    }
-
-    /// Whether what `source` writes to `stream` goes here.
-    pub fn takes(&self, source: &str, stream: Stream) -> bool {
-        self.streams.contains(&stream)
-            && self.sources.as_ref().is_none_or(|names| names.iter().any(|name| name == source))
-    }
+/// The types of sinks.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SinkKind {
+    /// Lines appended to a file.
+    File(file::Options),
+    /// Rows of a database.
+    Sqlite(sqlite::Options),
+    /// RFC 5424 messages to a server or a daemon.
+    Syslog(syslog::Options),
 }
 
-/// What happens when `limits.backlog` is nearly full of what a sink has not got.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Policy for when `limits.backlog` is nearly full of what a sink does not have yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WhenFull {
-    /// `hold`: nothing is lost; when it is full, batches are refused.
+    /// Nothing is lost; batches are refused when the backlog is full.
     #[default]
     Hold,
-    /// `skip`: the sink loses the oldest lines that wait for it.
+    /// The sink loses the oldest lines that wait for it.
     Skip,
 }
 
-impl WhenFull {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Hold, Self::Skip];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hold => "hold",
-            Self::Skip => "skip",
-        }
-    }
-}
-
-/// The types of sinks.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SinkKind {
-    /// `file`: lines appended to a file.
-    File {
-        /// The file, which need not exist; no other sink writes to it. Required.
-        path: PathBuf,
-        /// Required.
-        format: FileFormat,
-        /// When it is rotated; never by default.
-        rotate: Rotate,
-        /// When it is synced.
-        fsync: Fsync,
-        /// The permission bits of files that are made. Default 0640.
-        mode: u32,
-        /// Whom files that are made belong to; by default the daemon's user and group.
-        owner: Option<Owner>,
-    },
-    /// `sqlite`: rows of a database.
-    Sqlite {
-        /// The database, which need not exist; no other sink writes to it. Required.
-        path: PathBuf,
-        /// How long after its arrival a row is deleted: 1 ms to 3650 d. Default never.
-        retain: Option<Duration>,
-    },
-    /// `syslog`: RFC 5424 messages to a server or a daemon.
-    Syslog {
-        /// Required.
-        address: SyslogAddress,
-        /// With `tls://`: a PEM file of the only CAs to trust, instead of the system's; not looked at here.
-        ca: Option<PathBuf>,
-        /// With `tls://`: the PEM files of a client certificate; not looked at here.
-        identity: Option<Identity>,
-        /// For streams. Default [`Framing::OctetCounting`], and [`Framing::Newline`] with `unix://`.
-        framing: Framing,
-        /// Default `local0`.
-        facility: Facility,
-        /// 1 to 48 printable ASCII characters without a space. Default `auditgate`.
-        app_name: String,
-        /// Default off.
-        structured_data: bool,
-        /// Bytes of a message; a longer one is cut: 480 B at least, and at most 65507 B with `udp://` and
-        /// `unix://`, else 16 MiB. Default 2 KiB with `udp://`, 8 KiB with `unix://`, else 64 KiB.
-        max_size: usize,
-    },
-}
-
-impl SinkKind {
-    /// The word in the configuration.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::File { .. } => "file",
-            Self::Sqlite { .. } => "sqlite",
-            Self::Syslog { .. } => "syslog",
-        }
-    }
-
-    /// The file that it writes to, if it is one.
-    pub fn path(&self) -> Option<&Path> {
-        match self {
-            Self::File { path, .. } | Self::Sqlite { path, .. } => Some(path),
-            Self::Syslog { .. } => None,
-        }
-    }
-}
-
-/// When a file is rotated, and what becomes of rotated files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rotate {
-    /// Before it would be larger, in bytes.
-    pub size: Option<u64>,
-    /// When a new hour or day begins, in UTC.
-    pub every: Option<Every>,
-    /// How many rotated files are kept; all by default.
-    pub keep: Option<usize>,
-    /// How rotated files are compressed; not at all by default.
-    pub compress: Option<Compress>,
-}
-
-/// A stretch of time that has a file of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Every {
-    /// `hourly`
-    Hourly,
-    /// `daily`
-    Daily,
-}
-
-impl Every {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Daily, Self::Hourly];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hourly => "hourly",
-            Self::Daily => "daily",
-        }
-    }
-}
-
-/// How rotated files are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compress {
-    /// `zstd`
-    Zstd,
-    /// `gzip`
-    Gzip,
-}
-
-impl Compress {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Zstd, Self::Gzip];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Zstd => "zstd",
-            Self::Gzip => "gzip",
-        }
-    }
-}
-
-/// When a file is synced to the disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fsync {
-    /// `batch`: with each write. The default.
-    #[default]
-    Batch,
-    /// `interval`: at most this long after a write. Nothing is lost in between, for the ledger keeps it until
-    /// then.
-    Interval(Duration),
-}
-
-/// A user and a group, by name or number.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// The user; left alone when not given.
-    pub user: Option<String>,
-    /// The group; left alone when not given.
-    pub group: Option<String>,
-}
-
-/// How a line is written to a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileFormat {
-    /// `raw`: exactly as received; for one stream only.
-    Raw,
-    /// `json`: one object a line.
-    Json,
-}
-
-impl FileFormat {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Raw, Self::Json];
-
-    /// The word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Json => "json",
-        }
-    }
-}
-
-/// What to do about a secret that is not on this machine.
+/// Treatment of a secret that is not on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
-    /// It is a problem like any other.
+    /// Report it as a problem.
     Require,
     /// Leave it unread, to check a file away from the machine that it is for. Such a secret matches
     /// nothing.
     SkipMissing,
 }
 
-/// Reads, checks and resolves a configuration file and the secrets that it names.
+/// Reads and checks a configuration file and the secrets that it names.
 ///
-/// `environment` looks up environment variables: `&|name| std::env::var_os(name)` outside tests. Relative
-/// paths are taken from the directory of `file`.
+/// `environment` looks up environment variables: `&|name| std::env::var_os(name)` outside tests.
+/// Relative paths are taken from the directory of `file`.
 ///
 /// # Errors
 /// The file cannot be read, or anything in it is wrong: all that can be found at once is reported.
 pub fn load(file: &Path, environment: Environment<'_>, secrets: Secrets) -> Result<Config, ConfigError> {
     let fail = |problems| ConfigError::new(file, problems);
-    let fail_whole = |line, message: String, hint: &str| {
-        fail(vec![Problem { line, message, hint: Some(hint.to_owned()) }])
-    };
+    let fail_whole = |line, message: String| fail(vec![Problem { line, message }]);
     let bytes = std::fs::read(file).map(Zeroizing::new).map_err(|error| {
-        let message = format!("cannot read the configuration file: {error}");
-        fail_whole(None, message, "create it, starting from config.example.toml, or name another")
+        let hint = "create it, starting from config.example.toml, or name another";
+        fail_whole(None, format!("cannot read the configuration file: {error}; {hint}"))
     })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = problem::line_of(&bytes, error.valid_up_to());
-        fail_whole(Some(line), "not UTF-8, as TOML has to be".to_owned(), "save the file as UTF-8")
+        fail_whole(Some(line), "not UTF-8, as TOML has to be; save the file as UTF-8".to_owned())
     })?;
     let absolute = std::path::absolute(file).map_err(|error| {
-        let message = format!("cannot find the current directory: {error}");
-        fail_whole(None, message, "name the file by its absolute path")
+        let hint = "name the file by its absolute path";
+        fail_whole(None, format!("cannot find the current directory: {error}; {hint}"))
     })?;
-    let written = file::parse(text).map_err(fail)?;
-    resolve::resolve(written, text, absolute, environment, secrets).map_err(fail)
+    read(text, absolute, environment, secrets).map_err(fail)
+}
+
+/// Reads the text of the file with the absolute path `file`.
+fn read(
+    text: &str,
+    file: PathBuf,
+    environment: Environment<'_>,
+    secrets: Secrets,
+) -> Result<Config, Vec<Problem>> {
+    let mut document = Document::parse(text, file.parent().unwrap_or(Path::new("/")))?;
+    let config = document.decode::<Config>().map(|config| {
+        let mut config = Config { file, ..config };
+        config.fill_in();
+        check::secrets(&mut config, &mut document, environment, secrets);
+        check::all(&config, &mut document);
+        config
+    });
+    let problems = document.into_problems();
+    config.filter(|_| problems.is_empty()).ok_or(problems)
+}
+
+impl Config {
+    /// Fills in the defaults that depend on other options.
+    fn fill_in(&mut self) {
+        self.sources
+            .values_mut()
+            .filter_map(|source| source.jwks.as_mut())
+            .for_each(keyring::Options::fill_in);
+        for sink in self.sinks.values_mut() {
+            match &mut sink.kind {
+                SinkKind::File(options) => options.fill_in(),
+                SinkKind::Sqlite(_) => {}
+                SinkKind::Syslog(options) => options.fill_in(),
+            }
+        }
+    }
+
+    /// Returns the reasons why sinks may lose verified events although nothing fails.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        self.sinks.iter().filter_map(|(name, sink)| {
+            let SinkKind::File(file::Options { rotate, .. }) = &sink.kind else { return None };
+            let keep = rotate.keep?;
+            let is_mixed = sink.streams.contains(&Stream::Verified) && sink.streams.len() > 1;
+            is_mixed.then(|| {
+                format!(
+                    "sink `{name}` keeps {keep} rotated files and takes verified events beside other lines: a token \
+                     holder could rotate verified events away with unsigned lines; give these a sink of their own, \
+                     or remove `keep`"
+                )
+            })
+        })
+    }
+}
+
+impl Sink {
+    /// Returns what the ledger has to know about the sink.
+    pub fn subscription(&self, name: &str) -> Subscription {
+        Subscription {
+            sink: name.to_owned(),
+            kind: self.kind.name(),
+            streams: self.streams.clone(),
+            sources: self.sources.clone(),
+            skips: self.when_full == WhenFull::Skip,
+        }
+    }
+}
+
+impl SinkKind {
+    /// Returns the word in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Sqlite(_) => "sqlite",
+            Self::Syslog(_) => "syslog",
+        }
+    }
+
+    /// Returns the file or database that it writes to, if any.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(file::Options { path, .. }) | Self::Sqlite(sqlite::Options { path, .. }) => Some(path),
+            Self::Syslog(_) => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Tls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TlsVisitor;
+        impl<'de> Visitor<'de> for TlsVisitor {
+            type Value = Tls;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("{ cert = \"PATH\", key = \"PATH\" } or \"off\"")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Tls, E> {
+                let unknown =
+                    || E::custom("unknown word; write { cert = \"PATH\", key = \"PATH\" } or \"off\"");
+                (word == "off").then_some(Tls::Off).ok_or_else(unknown)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Tls, A::Error> {
+                Files::deserialize(MapAccessDeserializer::new(map)).map(Tls::Files)
+            }
+        }
+        deserializer.deserialize_any(TlsVisitor)
+    }
+}
+
+impl Serialize for Tls {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => out.serialize_str("off"),
+            Self::Files(files) => files.serialize(out),
+        }
+    }
+}
+
+by_text!(AdminAddress, AdminAddress::parse);
+
+impl AdminAddress {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some(path) = text.strip_prefix("unix://") else {
+            return socket_address(text, "127.0.0.1:9464").map(Self::Tcp);
+        };
+        let problem = if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+            "has no absolute path"
+        } else if path.len() > LONGEST_SOCKET_PATH {
+            "is longer than the 107 bytes that a socket's path may have"
+        } else {
+            return Ok(Self::Unix(path.into()));
+        };
+        Err(format!("`{text}` {problem}; write one such as \"unix:///run/auditgate/admin.sock\""))
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+fn socket_address(text: &str, example: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not an IP address with a port; write one such as \"{example}\""))
+}
+
+fn listen_address<'de, D: Deserializer<'de>>(written: D) -> Result<SocketAddr, D::Error> {
+    parsed(written, |text| socket_address(text, "0.0.0.0:8443"))
+}
+
+fn level<'de, D: Deserializer<'de>>(written: D) -> Result<String, D::Error> {
+    parsed(written, |text| logging::check_level(text).map(|()| text.to_owned()))
+}
+
+fn request_path<'de, D: Deserializer<'de>>(written: D) -> Result<String, D::Error> {
+    // RFC 3986, section 3.3: pchar and the slash.
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%/".contains(&byte);
+    parsed(written, |path| {
+        let hint = if !path.starts_with('/') {
+            "begin it with `/`"
+        } else if path.contains(['?', '#']) {
+            "leave out the query and the fragment"
+        } else if !path.bytes().all(legal) {
+            "use letters, digits and `-`, `_`, `.`, `/` only, and no spaces"
+        } else {
+            return Ok(path.to_owned());
+        };
+        Err(format!("`{path}` is not the path of a request; {hint}"))
+    })
+}
+
+fn verified_alone() -> Vec<Stream> {
+    vec![Stream::Verified]
+}
+
+/// Networks or single addresses as texts, without a bit set beyond their length.
+mod networks {
+    use super::*;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(written: D) -> Result<Vec<IpNet>, D::Error> {
+        let hint = "write an address, or a network such as 192.0.2.0/24 or 2001:db8::/32";
+        let texts = Vec::<String>::deserialize(written)?;
+        let networks = texts.iter().map(|text| {
+            let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().map(IpNet::from).ok());
+            // `10.0.0.1/8` is more likely a slip than a wish.
+            let network = network.map(as_ipv4).filter(|network| network.addr() == network.network());
+            network.ok_or_else(|| de::Error::custom(format!("`{text}` is not a network; {hint}")))
+        });
+        networks.collect()
+    }
+
+    pub(super) fn serialize<S: Serializer>(networks: &[IpNet], out: S) -> Result<S::Ok, S::Error> {
+        out.collect_seq(networks.iter().map(ToString::to_string))
+    }
+
+    /// Returns an IPv4-mapped IPv6 network (RFC 4291, section 2.5.5.2) as IPv4, as peers' addresses
+    /// are compared.
+    fn as_ipv4(network: IpNet) -> IpNet {
+        let IpNet::V6(mapped) = network else { return network };
+        let length = mapped.prefix_len().checked_sub(96);
+        match (mapped.addr().to_ipv4_mapped(), length) {
+            (Some(address), Some(length)) => Ipv4Net::new(address, length).map_or(network, IpNet::V4),
+            _ => network,
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problem(file: &Path) -> String {
-        load(file, &|_| None, Secrets::Require).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_read_is_one_sentence() {
-        assert_eq!(
-            problem(Path::new("/nonexistent/config.toml")),
-            "/nonexistent/config.toml: cannot read the configuration file: No such file or directory \
-             (os error 2); create it, starting from config.example.toml, or name another"
-        );
-    }
-
-    #[test]
-    fn problems_name_the_file_and_the_line() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("config.toml");
-        std::fs::write(&file, b"data_dir = \"x\"\n# \xff\n").unwrap();
-        assert_eq!(
-            problem(&file),
-            format!("{}:2: not UTF-8, as TOML has to be; save the file as UTF-8", file.display())
-        );
-        std::fs::write(&file, "data_dir = \"x\"\nlimit = {}\n").unwrap();
-        assert_eq!(
-            problem(&file),
-            format!(
-                "{}:2: unknown key `limit` at the file's top level; did you mean `limits`?",
-                file.display()
-            )
-        );
-    }
-
-    #[test]
-    fn relative_paths_start_from_the_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("config.toml");
-        std::fs::write(directory.path().join("token"), "Bearer abc\n").unwrap();
-        let text = r#"
-            data_dir = "data"
-            listen = { address = "127.0.0.1:0", tls = "off" }
-            [sources.s]
-            path = "/s"
-            authorization = { file = "token" }
-            signatures = "off"
-            [sinks.k]
-            type = "file"
-            path = "out/k.jsonl"
-            format = "json"
-            stream = ["unverified", "quarantine"]
-        "#;
-        std::fs::write(&file, text).unwrap();
-        let config = load(&file, &|_| None, Secrets::Require).unwrap();
-        assert_eq!(config.file, file);
-        assert_eq!(config.data_dir, directory.path().join("data"));
-        assert!(config.sources[0].authorization[0].matches(b"Bearer abc"));
-        let SinkKind::File { path, format, .. } = &config.sinks[0].kind else { panic!("of type file") };
-        assert_eq!((path, *format), (&directory.path().join("out/k.jsonl"), FileFormat::Json));
-        assert!(config.sinks[0].takes("s", Stream::Unverified));
-        assert!(!config.sinks[0].takes("s", Stream::Verified));
-        assert!(!format!("{config:?}").contains("abc"));
-    }
-}
+mod tests;

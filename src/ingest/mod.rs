@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use self::cores::{Cores, Turn};
@@ -21,12 +22,14 @@ use crate::memory_budget::{self, MemoryPermit};
 use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, RefreshOutcome};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
-use crate::wire::event::{Reason, Verdict};
+use crate::wire::event::{Reason, Stream, Verdict};
 
-/// Policy for a source's signatures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a source's signatures are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// Every line must be signed.
+    #[default]
     Require,
     /// A line without a signature is accepted as unverified; a signature that is there must be
     /// valid.
@@ -35,10 +38,23 @@ pub enum Policy {
     Off,
 }
 
-/// Criterion by which two lines are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl Policy {
+    /// The streams that such a source can write to.
+    pub fn streams(self) -> &'static [Stream] {
+        match self {
+            Self::Require => &[Stream::Verified, Stream::Quarantine],
+            Self::AcceptUnsigned => &[Stream::Verified, Stream::Unverified, Stream::Quarantine],
+            Self::Off => &[Stream::Unverified, Stream::Quarantine],
+        }
+    }
+}
+
+/// What makes two lines the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DedupKey {
     /// The same signed bytes.
+    #[default]
     Event,
     /// The same trace ID within an organisation, or the same signed bytes where there is none.
     TraceId,

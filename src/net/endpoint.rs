@@ -20,7 +20,7 @@ pub struct Endpoint {
 #[non_exhaustive]
 pub enum EndpointError {
     /// Not an absolute URL (RFC 3986).
-    #[error("{url:?} is not a URL ({cause}): write it like https://host/path")]
+    #[error("{url:?} is not a URL ({cause}); write it like https://host/path")]
     NotAUrl {
         /// The given text.
         url: String,
@@ -28,34 +28,34 @@ pub enum EndpointError {
         cause: String,
     },
     /// A user name or password before the host. The URL is not repeated, so that no log shows it.
-    #[error("a URL must not hold a user name or password: remove everything up to the @ before the host")]
+    #[error("a URL must not hold a user name or password; remove everything up to the @ before the host")]
     UserInfo,
     /// `#...` at the end, which is never sent to a server.
-    #[error("{url:?} has a fragment, which is never sent: remove the # and what follows")]
+    #[error("{url:?} has a fragment, which is never sent; remove the # and what follows")]
     Fragment {
         /// The given text.
         url: String,
     },
     /// Neither `https` nor `http`.
-    #[error("{url:?} is neither https nor http: write it like https://host/path")]
+    #[error("{url:?} is neither https nor http; write it like https://host/path")]
     Scheme {
         /// The given text.
         url: String,
     },
     /// The host is missing, or neither a DNS name nor an IP address.
-    #[error("{url:?} has no valid host: a DNS name or an IP address is needed")]
+    #[error("{url:?} has no valid host; a DNS name or an IP address is needed")]
     Host {
         /// The given text.
         url: String,
     },
     /// The port is not a number from 1 to 65535.
-    #[error("{url:?} has no valid port: a number from 1 to 65535 is needed after the colon")]
+    #[error("{url:?} has no valid port; a number from 1 to 65535 is needed after the colon")]
     Port {
         /// The given text.
         url: String,
     },
     /// Plain `http` to a host that is not loopback.
-    #[error("{url:?} is plain http, which is accepted for a loopback host only: use https")]
+    #[error("{url:?} is plain http, which is accepted for a loopback host only; use https")]
     PlainHttp {
         /// The given text.
         url: String,
@@ -125,6 +125,9 @@ impl std::str::FromStr for Endpoint {
         Self::parse(url)
     }
 }
+
+#[cfg(feature = "daemon")]
+crate::quantity::by_text!(Endpoint, Endpoint::parse);
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

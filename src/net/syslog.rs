@@ -5,6 +5,10 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::ServerName;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::quantity::by_text;
 
 /// The address of a syslog server. [`fmt::Display`] prints it as it is written in the
 /// configuration.
@@ -33,20 +37,23 @@ pub struct HostPort {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyslogAddressError {
     /// Another scheme, or none.
-    #[error("`{0}` does not begin with udp://, tcp://, tls:// or unix://")]
+    #[error(
+        "`{0}` does not begin with udp://, tcp://, tls:// or unix://; write one such as \
+         tls://siem.example.com:6514 or unix:///dev/log"
+    )]
     Scheme(String),
     /// The host is missing, or neither a DNS name nor an IP address.
-    #[error("`{0}` has no valid host")]
+    #[error("`{0}` has no valid host; write one such as tls://siem.example.com:6514")]
     Host(String),
     /// The port is not a number from 1 to 65535.
-    #[error("`{0}` has no valid port")]
+    #[error("`{0}` has no valid port; write one such as tls://siem.example.com:6514")]
     Port(String),
-    /// No RFC assigns syslog over plain TCP a port: RFC 6587 only reports that 514 is common, and
-    /// 601 is another protocol's (RFC 3195).
-    #[error("`{0}` has no port, and plain TCP has no usual one")]
+    /// No RFC assigns syslog over plain TCP a port: RFC 6587 only reports that 514 is common, and 601 is
+    /// another protocol's (RFC 3195).
+    #[error("`{0}` has no port, and plain TCP has no usual one; add the server's, such as :514 or :601")]
     NoPort(String),
     /// A `unix://` address whose path is not absolute.
-    #[error("`{0}` has no absolute path")]
+    #[error("`{0}` has no absolute path; write it with three slashes, as in unix:///dev/log")]
     Path(String),
 }
 
@@ -75,6 +82,8 @@ impl SyslogAddress {
         }
     }
 }
+
+by_text!(SyslogAddress, SyslogAddress::parse);
 
 impl HostPort {
     fn parse(whole: &str, text: &str, default: Option<u16>) -> Result<Self, SyslogAddressError> {
@@ -120,8 +129,9 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// Framing of messages in a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How messages are told apart in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Framing {
     /// `octet-counting`: the length before each message (RFC 6587, section 3.4.1; RFC 5425, section
     /// 4.3).
@@ -131,35 +141,19 @@ pub enum Framing {
     Newline,
 }
 
-impl Framing {
-    /// Every value, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::OctetCounting, Self::Newline];
-
-    /// Returns the word in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::OctetCounting => "octet-counting",
-            Self::Newline => "newline",
-        }
-    }
-}
-
-/// Facility: kind of the program that a message comes from (RFC 5424, table 1), 0 to 23.
+/// What kind of program a message comes from (RFC 5424, table 1): 0 to 23.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facility(u8);
 
-impl Facility {
-    /// Every facility, by number.
-    pub const ALL: [Self; 24] = {
-        let mut all = [Self(0); 24];
-        let mut code = 0;
-        while code < 24 {
-            all[code as usize] = Self(code);
-            code += 1;
-        }
-        all
-    };
+/// The words in the configuration: as in syslog(3) and rsyslog, and for 12 to 15 short for RFC
+/// 5424's.
+const FACILITIES: [&str; 24] = [
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
+    "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6",
+    "local7",
+];
 
+impl Facility {
     /// `local0`, 16.
     pub const LOCAL0: Self = Self(16);
 
@@ -167,16 +161,19 @@ impl Facility {
     pub fn code(self) -> u8 {
         self.0
     }
+}
 
-    /// Returns the word in the configuration: as in syslog(3) and rsyslog, and for 12 to 15 short
-    /// for RFC 5424's.
-    pub fn name(self) -> &'static str {
-        const NAMES: [&str; 24] = [
-            "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv",
-            "ftp", "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4",
-            "local5", "local6", "local7",
-        ];
-        NAMES[usize::from(self.0)]
+impl<'de> Deserialize<'de> for Facility {
+    fn deserialize<D: Deserializer<'de>>(written: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(written)?;
+        let facility = (0..).zip(FACILITIES).find(|(_, known)| *known == name);
+        facility.map(|(code, _)| Self(code)).ok_or_else(|| D::Error::unknown_variant(&name, &FACILITIES))
+    }
+}
+
+impl Serialize for Facility {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(FACILITIES[usize::from(self.0)])
     }
 }
 
@@ -251,8 +248,10 @@ mod tests {
 
     #[test]
     fn facilities_have_the_numbers_of_the_rfc() {
-        assert_eq!(Facility::ALL[10].name(), "authpriv");
-        assert_eq!((Facility::LOCAL0.name(), Facility::LOCAL0.code()), ("local0", 16));
-        assert_eq!((Facility::ALL[23].name(), Facility::ALL[23].code()), ("local7", 23));
+        for (name, code) in [("\"authpriv\"", 10), ("\"local0\"", 16), ("\"local7\"", 23)] {
+            let facility: Facility = serde_json::from_str(name).unwrap();
+            assert_eq!((facility.code(), &*serde_json::to_string(&facility).unwrap()), (code, name));
+        }
+        assert_eq!(Facility::LOCAL0.code(), 16);
     }
 }

@@ -26,8 +26,9 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 
-/// Format of the log's lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// RFC 3339 time in UTC, level, message and fields; in colour on a terminal unless `NO_COLOR`
     /// is set.
@@ -43,7 +44,7 @@ pub enum Format {
 pub enum LoggingError {
     /// The operator's fault: the level cannot be parsed.
     #[error(
-        "`{0}` is no log level; write off, error, warn, info, debug or trace, or a part of the program with one \
+        "`{0}` is not a log level; write off, error, warn, info, debug or trace, or a part of the program with one \
          of these, as in \"info,auditgate::receive=debug\""
     )]
     Directive(String),
@@ -73,12 +74,12 @@ pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingEr
     Ok(handle)
 }
 
-/// Returns the first directive of a level that [`start`] would refuse.
-pub fn wrong_directive(level_directives: &str) -> Option<String> {
-    match parse_levels(level_directives) {
-        Err(LoggingError::Directive(directive)) => Some(directive),
-        _ => None,
-    }
+/// Checks what [`start`] would refuse.
+///
+/// # Errors
+/// [`LoggingError::Directive`] for an unreadable level.
+pub fn check_level(level_directives: &str) -> Result<(), LoggingError> {
+    parse_levels(level_directives).map(drop)
 }
 
 /// Handle that changes the level of a running log.

@@ -119,8 +119,9 @@ impl Verdict {
     }
 }
 
-/// Output that a line belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Which output a line belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 #[doc(hidden)]
 pub enum Stream {
     /// Lines whose signature a trusted key made.

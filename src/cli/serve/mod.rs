@@ -9,7 +9,7 @@
 
 mod reload;
 mod sink_status;
-pub(in crate::cli) mod sinks;
+mod sinks;
 mod skipped;
 mod sockets;
 mod sources;
@@ -34,7 +34,7 @@ use self::sockets::{Admin, Inherited};
 use self::sources::Sources;
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
-use crate::config::{self, Config, Secret, Secrets, Tls};
+use crate::config::{self, Config, Secrets, Tls};
 use crate::deliver::worker::Worker;
 use crate::ingest::{Ingest, Ingested, Limits, Source};
 use crate::ledger::{self, Backlog, Failed, Ledger, OpenError, Receipt, Running, Window};
@@ -46,6 +46,7 @@ use crate::receive::connection_limit::ConnectionLimit;
 use crate::receive::listener::Listener;
 use crate::receive::request::{self, IN_WORK, Pace, Rules, Service};
 use crate::receive::tls::Certificates;
+use crate::secret::Secret;
 use crate::wire::batch::Caps;
 use crate::wire::event::Reason;
 
@@ -91,11 +92,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let inherited = Inherited::from_environment()?;
     let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::Require)
         .map_err(Failure::config)?;
-    let format = match config.log.format {
-        config::LogFormat::Human => logging::Format::Human,
-        config::LogFormat::Json => logging::Format::Json,
-    };
-    let log = logging::start(&config.log.level, format).map_err(Failure::config)?;
+    let log = logging::start(&config.log.level, config.log.format).map_err(Failure::config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -108,12 +105,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -> Result<(), Failure> {
     let certificates = certificates(&config.listen.tls)?;
-    let names = |of: &mut dyn Iterator<Item = &String>| of.cloned().collect::<Vec<_>>();
-    let metrics = Metrics::new(
-        &names(&mut config.sources.iter().map(|source| &source.name)),
-        &names(&mut config.sinks.iter().map(|sink| &sink.name)),
-    )
-    .map_err(Failure::bug)?;
+    let sources: Vec<String> = config.sources.keys().cloned().collect();
+    let sinks: Vec<String> = config.sinks.keys().cloned().collect();
+    let metrics = Metrics::new(&sources, &sinks).map_err(Failure::bug)?;
     let metrics = Arc::new(metrics);
     let health = Arc::new(Health::new());
     let (stop, stopped) = watch::channel(false);
@@ -133,9 +127,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         tracing::info!(code = "admin-listening", "admin endpoint on {address}");
     }
 
-    for warning in config.sinks.iter().filter_map(config::Sink::warning) {
-        tracing::warn!(code = "sink-config-risky", "{warning}");
-    }
+    config.warnings().for_each(|warning| tracing::warn!(code = "sink-config-risky", "{warning}"));
     let sink_status = Arc::new(SinkStatus::new(Arc::clone(&metrics), Arc::clone(&health)));
     let workers = start_workers(&config, &ledger, &sink_status)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
@@ -338,7 +330,7 @@ async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Rece
 /// Returns how long each source's events are remembered.
 fn windows(config: &Config) -> BTreeMap<String, Window> {
     let window = |source: &config::Source| Window { events: source.dedup.window, rejects: REJECT_WINDOW };
-    config.sources.iter().map(|source| (source.name.clone(), window(source))).collect()
+    config.sources.iter().map(|(name, source)| (name.clone(), window(source))).collect()
 }
 
 /// Returns the backlog at which batches are refused.
@@ -349,7 +341,7 @@ fn backlog(limits: Limits) -> Backlog {
 fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
     let options = ledger::Options {
         data_dir: config.data_dir.clone(),
-        subscriptions: config.sinks.iter().map(sinks::subscription).collect(),
+        subscriptions: config.sinks.iter().map(|(name, sink)| sink.subscription(name)).collect(),
         backlog: backlog(limits(config)),
         windows: windows(config),
         clock: Clock::system(),
@@ -370,19 +362,19 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
 fn start_workers(config: &Config, ledger: &Ledger, status: &Arc<SinkStatus>) -> Result<Workers, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::with_capacity(config.sinks.len());
-    for sink in &config.sinks {
+    for (name, sink) in &config.sinks {
         let worker = Worker {
-            subscription: sinks::subscription(sink),
-            sink: sinks::make(sink, ledger)?,
+            subscription: sink.subscription(name),
+            sink: sinks::make(name, sink, ledger)?,
             ledger: ledger.clone(),
             watcher: Box::new(Arc::clone(status)),
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::Builder::new()
-            .name(format!("sink {}", sink.name))
+            .name(format!("sink {name}"))
             .spawn(move || worker.run())
             .map_err(|error| Failure::io(format!("cannot start a thread: {error}")))?;
-        threads.push((sink.name.clone(), thread));
+        threads.push((name.clone(), thread));
     }
     Ok(Workers { threads, stop })
 }
@@ -397,8 +389,8 @@ fn limits(config: &Config) -> Limits {
 }
 
 fn certificates(tls: &Tls) -> Result<Option<Arc<Certificates>>, Failure> {
-    let Some(files) = reload::files(tls) else { return Ok(None) };
-    Ok(Some(Arc::new(Certificates::load(files, reload::now()).map_err(Failure::config)?)))
+    let Tls::Files(files) = tls else { return Ok(None) };
+    Ok(Some(Arc::new(Certificates::load(files.clone(), reload::now()).map_err(Failure::config)?)))
 }
 
 /// Returns the rules by which requests are answered.
@@ -454,7 +446,7 @@ fn listener(
 fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Config) {
     let skips = Arc::clone(skips);
     let ledger = ledger.clone();
-    let sinks: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
+    let sinks: Vec<String> = config.sinks.keys().cloned().collect();
     let now = Clock::system().wall;
     metrics.before_render(Box::new(move |metrics| {
         metrics.ledger_bytes(ledger.bytes());

@@ -9,14 +9,15 @@ use tokio::sync::watch;
 use super::sources::Sources;
 use super::{InForce, backlog, limits, memory_budget, rules, windows};
 use crate::clock::Clock;
-use crate::config::{self, Config, Secret, Secrets, Tls};
+use crate::config::{self, Config, Secrets, Tls};
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
 use crate::receive::connection_limit::ConnectionLimit;
 use crate::receive::request::Service;
-use crate::receive::tls::{Certificates, Files};
+use crate::receive::tls::Certificates;
+use crate::secret::Secret;
 
 /// Everything that a reload changes.
 pub(super) struct Reload {
@@ -74,8 +75,8 @@ impl Reload {
         }
         // Everything that can fail comes first.
         let sources = self.sources.reload(&new, &self.metrics).await?;
-        if let (Some(certificates), Some(files)) = (&self.certificates, files(&new.listen.tls)) {
-            certificates.replace(files, now()).map_err(|error| error.to_string())?;
+        if let (Some(certificates), Tls::Files(files)) = (&self.certificates, &new.listen.tls) {
+            certificates.replace(files.clone(), now()).map_err(|error| error.to_string())?;
         }
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
@@ -132,19 +133,6 @@ impl Reload {
                 "certificate {validity}; renew it: Konnect does not retry what fails because of a certificate"
             );
         }
-    }
-}
-
-/// Returns the files that the listener serves; none without TLS.
-pub(super) fn files(tls: &Tls) -> Option<Files> {
-    match tls {
-        Tls::Off => None,
-        Tls::Files { cert, key, client_ca, client_names } => Some(Files {
-            cert: cert.clone(),
-            key: key.clone(),
-            client_ca: client_ca.clone(),
-            client_names: client_names.clone(),
-        }),
     }
 }
 

@@ -7,12 +7,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::{self, Config, DedupBy, Jwks, JwksOrigin, Signatures};
-use crate::ingest::{DedupKey, Policy, Source};
-use crate::net;
+use crate::config::{self, Config};
+use crate::ingest::Source;
 use crate::observe::metrics::Metrics;
 use crate::receive::request::Route;
-use crate::trust::keyring::{Fetcher, KeyRing, Origin, Refresh, TrustPolicy};
+use crate::trust::keyring::{self, Fetcher, KeyRing, Refresh};
 
 /// Time for which the first fetch of keys may delay a start or a reload.
 const FIRST_FETCH: Duration = Duration::from_secs(3);
@@ -61,21 +60,27 @@ impl Sources {
     pub(super) async fn reload(&self, config: &Config, metrics: &Arc<Metrics>) -> Result<Self, String> {
         let mut all = Vec::with_capacity(config.sources.len());
         let mut fresh = Vec::new();
-        for configured in &config.sources {
-            metrics.add_source(&configured.name);
-            let before = self.all.iter().find(|live| live.configured.name == configured.name);
+        for (name, configured) in &config.sources {
+            metrics.add_source(name);
+            let before = self.all.iter().find(|live| *live.source.name == **name);
             let same = before.filter(|live| live.configured.jwks == configured.jwks);
             let (keys, freshening) = match (same, &configured.jwks) {
                 (Some(live), _) => (live.source.keys.clone(), live.freshening.clone()),
                 (None, None) => (None, None),
                 (None, Some(jwks)) => {
-                    let (ring, fetcher) = ring(config, configured, jwks, metrics)
-                        .map_err(|error| format!("source `{}`: {error}", configured.name))?;
+                    let (ring, fetcher) = ring(config, name, jwks, metrics)
+                        .map_err(|error| format!("source `{name}`: {error}"))?;
                     fresh.push((all.len(), fetcher));
                     (Some(ring), None)
                 }
             };
-            all.push(Live { configured: configured.clone(), source: source(configured, keys), freshening });
+            let source = Arc::new(Source {
+                name: name.as_str().into(),
+                policy: configured.signatures,
+                dedup_by: configured.dedup.by,
+                keys,
+            });
+            all.push(Live { configured: configured.clone(), source, freshening });
         }
         // All at once: several key servers that do not answer cause no longer delay than one.
         let mut loading = JoinSet::new();
@@ -85,7 +90,7 @@ impl Sources {
         let mut loaded = Vec::new();
         while let Some(joined) = loading.join_next().await {
             let (at, outcome, fetcher) = joined.map_err(|error| error.to_string())?;
-            outcome.map_err(|error| format!("source `{}`: {error}", all[at].configured.name))?;
+            outcome.map_err(|error| format!("source `{}`: {error}", all[at].source.name))?;
             loaded.push((at, fetcher));
         }
         for (at, fetcher) in loaded {
@@ -122,44 +127,13 @@ impl Sources {
     }
 }
 
-fn source(configured: &config::Source, keys: Option<Arc<KeyRing>>) -> Arc<Source> {
-    Arc::new(Source {
-        name: configured.name.as_str().into(),
-        policy: match configured.signatures {
-            Signatures::Require => Policy::Require,
-            Signatures::AcceptUnsigned => Policy::AcceptUnsigned,
-            Signatures::Off => Policy::Off,
-        },
-        dedup_by: match configured.dedup.by {
-            DedupBy::Event => DedupKey::Event,
-            DedupBy::TraceId => DedupKey::TraceId,
-        },
-        keys,
-    })
-}
-
 fn ring(
     config: &Config,
-    source: &config::Source,
-    jwks: &Jwks,
+    source: &str,
+    jwks: &keyring::Options,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<KeyRing>, Fetcher), Box<dyn std::error::Error>> {
-    let origin = match &jwks.origin {
-        JwksOrigin::Keys(keys) => Origin::Pinned(keys.clone()),
-        JwksOrigin::File(path) => Origin::File(path.clone()),
-        JwksOrigin::Url { url, refresh, ca, token } => Origin::Url {
-            endpoint: url.clone(),
-            refresh: *refresh,
-            ca: ca.clone(),
-            token: token.as_ref().map(|token| net::bearer(token.expose())).transpose()?,
-        },
-    };
-    let (metrics, name) = (Arc::clone(metrics), source.name.clone());
-    let policy = TrustPolicy {
-        retired_for: jwks.retired_for,
-        revoked: jwks.revoked.clone(),
-        pinned: jwks.pin.clone(),
-    };
+    let (metrics, name) = (Arc::clone(metrics), source.to_owned());
     let observer = move |refresh| match refresh {
         Refresh::Loaded { keys, retired, changed, unix_seconds } => {
             metrics.jwks_keys(&name, keys as u64, retired as u64);
@@ -170,5 +144,5 @@ fn ring(
         }
         Refresh::Failed => metrics.jwks_refresh_error(&name),
     };
-    Ok(KeyRing::new(&source.name, origin, policy, &config.data_dir, observer)?)
+    KeyRing::new(source, jwks.clone(), &config.data_dir, observer)
 }

@@ -15,17 +15,18 @@
 //! 7. Where the file does not end with a line end, the next write begins with `\n`.
 
 mod mark;
+mod options;
 mod recovery;
 mod rotation;
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mark::Mark;
+pub use options::{Options, Rendering, Syncing};
 use recovery::{Open, Tail};
 use rotation::RotationTask;
 pub use rotation::{Compression, Period, Rotation, rotated_at};
@@ -34,46 +35,17 @@ use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
 use crate::log_throttle::log_throttled;
 
-/// Format of the lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rendering {
-    /// Each line as it was received.
-    Raw,
-    /// One JSON record a line.
-    Json,
-}
+/// Numbers of the user and the group that files get; `None` leaves the daemon's own.
+pub type OwnerIds = (Option<u32>, Option<u32>);
 
-/// Policy for syncing writes to the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Syncing {
-    /// With each flush.
-    EachFlush,
-    /// At most this long after the write. The position moves only after the sync.
-    Every(Duration),
-}
-
-/// Path of a file sink and how it is written.
-#[derive(Clone)]
-pub struct Options {
-    /// The file, or a symbolic link to it, which is followed; its directory must exist.
-    pub path: PathBuf,
-    /// Format of the lines.
-    pub rendering: Rendering,
-    /// Rotation of the file.
-    pub rotation: Rotation,
-    /// Policy for syncing.
-    pub syncing: Syncing,
-    /// Permission bits of files that we create, whatever the umask is.
-    pub mode: u32,
-    /// User and group of files that we create. Where they cannot be set, nothing is written.
-    pub owner: (Option<u32>, Option<u32>),
-    /// The wall clock, in milliseconds since the Unix epoch.
-    pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
-}
+/// The wall clock, in milliseconds since the Unix epoch.
+pub type WallClock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 /// A file that lines are appended to.
 pub struct FileSink {
     options: Options,
+    owner: OwnerIds,
+    now: WallClock,
     open: Option<Open>,
     collected: Vec<u8>,
     /// The end of each collected line, and the position behind it.
@@ -95,10 +67,13 @@ enum SwitchReason {
 }
 
 impl FileSink {
-    /// Creates a sink for a path. Opens nothing yet.
-    pub fn new(options: Options) -> Self {
+    /// Creates a sink for a path. Opens nothing yet. Files that we create get this owner; where it
+    /// cannot be set, nothing is written.
+    pub fn new(options: Options, owner: OwnerIds, now: WallClock) -> Self {
         Self {
             options,
+            owner,
+            now,
             open: None,
             collected: Vec::new(),
             ends: Vec::new(),
@@ -116,12 +91,12 @@ impl FileSink {
     /// Opens the file at the path, creates it when it is missing, and seeks to its end.
     fn at_path(&self) -> io::Result<Open> {
         let path = rotation::linked(&self.options.path)?;
-        let file = open(&path, &self.options)?;
+        let file = open(&path, self.options.mode, self.owner)?;
         lock(&file)?;
         let mut open = Open::at_end(file, path)?;
         if open.written > 0 {
             let modified = open.file.metadata()?.mtime() * 1000;
-            open.period = self.options.rotation.every.map(|every| every.of(modified));
+            open.period = self.options.rotate.every.map(|every| every.of(modified));
             // The mark will call it safe.
             open.file.sync_data()?;
         }
@@ -162,9 +137,9 @@ impl FileSink {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(SwitchReason::Renamed)),
             Err(error) => return Err(error),
         };
-        let rotation = &self.options.rotation;
+        let rotation = &self.options.rotate;
         let is_full = rotation.size.is_some_and(|size| open.written + self.collected.len() as u64 > size);
-        let now = rotation.every.map(|every| every.of((self.options.now)()));
+        let now = rotation.every.map(|every| every.of((self.now)()));
         let is_over = open.period.is_some() && open.period != now;
         // Another process may have truncated it.
         let is_due = open.written > 0 && length >= open.written && (is_full || is_over);
@@ -186,7 +161,7 @@ impl FileSink {
 
     /// Compresses and removes rotated files; a failure is retried after the next rotation.
     fn tend(&mut self, open_file: &Path, inode: u64) {
-        let rotation = &self.options.rotation;
+        let rotation = &self.options.rotate;
         if self.has_rotated && (rotation.keep.is_some() || rotation.compress.is_some()) {
             self.has_rotated = !self.rotation_task.start(open_file.to_owned(), rotation.clone(), inode);
         }
@@ -249,7 +224,7 @@ impl Sink for FileSink {
         }
         self.sync()?;
         if reason == Some(SwitchReason::Rotation) {
-            let name = rotation::rotated_name(&path, (self.options.now)()).map_err(&rotating)?;
+            let name = rotation::rotated_name(&path, (self.now)()).map_err(&rotating)?;
             fs::rename(&path, &name).map_err(&rotating)?;
             rotation::sync_directory(&path).map_err(&rotating)?;
             let (path, rotated) = (self.options.path.display(), name.display());
@@ -268,7 +243,7 @@ impl Sink for FileSink {
     }
 
     fn push(&mut self, item: &Item<'_>) {
-        match self.options.rendering {
+        match self.options.format {
             Rendering::Raw => {
                 self.collected.extend_from_slice(item.raw);
                 self.collected.push(b'\n');
@@ -284,7 +259,7 @@ impl Sink for FileSink {
 
     fn chunk(&self) -> usize {
         const MOST: u64 = 1 << 20;
-        let size = self.options.rotation.size.map_or(MOST, |size| (size / 4).clamp(1, MOST));
+        let size = self.options.rotate.size.map_or(MOST, |size| (size / 4).clamp(1, MOST));
         usize::try_from(size).unwrap_or(usize::MAX)
     }
 
@@ -295,17 +270,17 @@ impl Sink for FileSink {
         };
         if !self.collected.is_empty() {
             open.append(&self.collected).map_err(&writing)?;
-            if let Some(every) = self.options.rotation.every {
-                open.period.get_or_insert_with(|| every.of((self.options.now)()));
+            if let Some(every) = self.options.rotate.every {
+                open.period.get_or_insert_with(|| every.of((self.now)()));
             }
         }
         self.collected.clear();
         self.ends.clear();
         self.flushed = behind;
-        let is_due = match (self.options.syncing, open.unsafe_since) {
+        let is_due = match (self.options.fsync, open.unsafe_since) {
             (_, None) => false,
-            (Syncing::EachFlush, _) => true,
-            (Syncing::Every(interval), Some(since)) => at_once || since.elapsed() >= interval,
+            (Syncing::Batch, _) => true,
+            (Syncing::Interval, Some(since)) => at_once || since.elapsed() >= self.options.interval(),
         };
         if is_due {
             self.sync()?;
@@ -348,8 +323,8 @@ impl FileSink {
 /// Opens the file, or creates it.
 ///
 /// A new file has no permission until it has its owner, and its mode last of all. So an empty file
-/// without any permission is one whose creation failed or was interrupted: it is created again.
-fn open(path: &Path, options: &Options) -> io::Result<File> {
+/// without any permission is one that was never finished, because an attempt failed or was interrupted: it is made anew.
+fn open(path: &Path, mode: u32, owner: OwnerIds) -> io::Result<File> {
     if fs::metadata(path)
         .is_ok_and(|found| found.is_file() && found.len() == 0 && found.permissions().mode() & 0o777 == 0)
     {
@@ -359,7 +334,7 @@ fn open(path: &Path, options: &Options) -> io::Result<File> {
     opening.read(true).write(true);
     let file = match opening.clone().create_new(true).mode(0o000).open(path) {
         Ok(file) => {
-            rotation::set_access(&file, options.mode, options.owner)?;
+            rotation::set_access(&file, mode, owner)?;
             file
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => opening.open(path)?,

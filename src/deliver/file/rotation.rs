@@ -16,26 +16,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-/// Rule by which a file is rotated.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+use crate::quantity::{count, size};
+
+/// When and how a file is rotated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table such as { size = \"256MiB\", keep = 14 }")]
 pub struct Rotation {
     /// Maximum size in bytes. A single chunk may be larger, and after a crash the chunk that was
     /// interrupted is finished in the file where it was begun.
+    #[serde(with = "size")]
     pub size: Option<u64>,
     /// Rotation at the beginning of each hour or day, in UTC.
     pub every: Option<Period>,
     /// Number of rotated files to keep; none keeps all.
+    #[serde(with = "count")]
     pub keep: Option<usize>,
     /// Compression of rotated files.
     pub compress: Option<Compression>,
 }
 
-/// A calendar period in UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A stretch of the calendar, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Period {
     /// From one full hour to the next.
     Hourly,
@@ -43,8 +50,9 @@ pub enum Period {
     Daily,
 }
 
-/// Compression of a rotated file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a rotated file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// RFC 8878, `.zst`.
     Zstd,

@@ -1,6 +1,7 @@
 //! Tests of the file sink through its public interface.
 
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::fs::{IFlags, ioctl_setflags};
@@ -26,12 +27,12 @@ impl Fixture {
     fn options(&self) -> Options {
         Options {
             path: self.path.clone(),
-            rendering: Rendering::Raw,
-            rotation: Rotation::default(),
-            syncing: Syncing::EachFlush,
+            format: Rendering::Raw,
+            rotate: Rotation::default(),
+            fsync: Syncing::Batch,
+            fsync_interval: None,
             mode: 0o640,
-            owner: (None, None),
-            now: Arc::new(|| 1_000_000),
+            owner: None,
         }
     }
 
@@ -40,7 +41,11 @@ impl Fixture {
     }
 
     fn sink_with(&mut self, options: Options) -> FileSink {
-        let mut sink = FileSink::new(options);
+        self.sink_at(options, Arc::new(|| 1_000_000))
+    }
+
+    fn sink_at(&mut self, options: Options, now: WallClock) -> FileSink {
+        let mut sink = FileSink::new(options, (None, None), now);
         let last = Resume { position: Position::default(), mark: self.mark.clone() };
         self.mark = sink.resume(&last).unwrap().mark;
         sink
@@ -168,7 +173,7 @@ fn everything(fixture: &Fixture) -> (usize, String) {
 fn a_file_is_rotated_before_it_is_too_large() {
     let mut fixture = Fixture::new();
     let rotation = Rotation { size: Some(11), ..Rotation::default() };
-    let mut sink = fixture.sink_with(Options { rotation, ..fixture.options() });
+    let mut sink = fixture.sink_with(Options { rotate: rotation, ..fixture.options() });
     for line in LINES {
         push(&mut sink, &[line]);
         fixture.mark = sink.prepare().unwrap().map_or(fixture.mark, |at| at.mark);
@@ -255,11 +260,15 @@ fn a_renamed_or_removed_file_is_created_again() {
     assert_eq!(fixture.text(), "three\nfour\n");
 }
 
+fn syncing_hourly(fixture: &Fixture) -> Options {
+    let fsync_interval = Some(std::time::Duration::from_secs(3600));
+    Options { fsync: Syncing::Interval, fsync_interval, ..fixture.options() }
+}
+
 #[test]
 fn a_position_moves_only_after_the_sync() {
     let mut fixture = Fixture::new();
-    let syncing = Syncing::Every(Duration::from_secs(3600));
-    let mut sink = fixture.sink_with(Options { syncing, ..fixture.options() });
+    let mut sink = fixture.sink_with(syncing_hourly(&fixture));
     push(&mut sink, &LINES[..2]);
     assert_eq!(sink.flush(Position::default(), false).unwrap(), None);
     assert_eq!(fixture.text(), "one\ntwo two\n");
@@ -270,8 +279,7 @@ fn a_position_moves_only_after_the_sync() {
     flush(&mut sink);
     assert_eq!(fixture.text(), TEXT);
     drop(sink);
-    let syncing = Syncing::Every(Duration::from_secs(3600));
-    let mut sink = fixture.sink_with(Options { syncing, ..fixture.options() });
+    let mut sink = fixture.sink_with(syncing_hourly(&fixture));
     push(&mut sink, &LINES);
     assert_eq!(sink.flush(Position::default(), false).unwrap(), None);
     assert!(sink.flush(Position::default(), true).unwrap().is_some());
@@ -289,7 +297,7 @@ fn sink_with_clock(fixture: &mut Fixture, rotation: Rotation) -> (FileSink, Arc<
     let time = Arc::new(AtomicI64::new(1_000_000));
     let clock = Arc::clone(&time);
     let now = Arc::new(move || clock.load(Ordering::SeqCst));
-    (fixture.sink_with(Options { rotation, now, ..fixture.options() }), time)
+    (fixture.sink_at(Options { rotate: rotation, ..fixture.options() }, now), time)
 }
 
 #[test]
@@ -366,7 +374,7 @@ fn a_path_that_is_not_a_regular_file_is_refused() {
     let fixture = Fixture::new();
     let refusal = || {
         let last = Resume { position: Position::default(), mark: Vec::new() };
-        FileSink::new(fixture.options()).resume(&last).unwrap_err().to_string()
+        FileSink::new(fixture.options(), (None, None), Arc::new(|| 0)).resume(&last).unwrap_err().to_string()
     };
     std::os::unix::fs::symlink("/dev/null", &fixture.path).unwrap();
     assert!(refusal().ends_with("not a regular file"), "{}", refusal());
@@ -396,10 +404,10 @@ fn a_file_that_was_created_incompletely_is_created_again() {
 #[test]
 fn an_owner_that_cannot_be_set_is_an_error() {
     let fixture = Fixture::new();
-    let options = Options { owner: (Some(1), Some(2)), ..fixture.options() };
+    let owner = (Some(1), Some(2));
     let last = Resume { position: Position::default(), mark: Vec::new() };
     for _ in 0..2 {
-        match FileSink::new(options.clone()).resume(&last) {
+        match FileSink::new(fixture.options(), owner, Arc::new(|| 0)).resume(&last) {
             // Root may set it.
             Ok(_) => {
                 let found = std::fs::metadata(&fixture.path).unwrap();
@@ -678,7 +686,7 @@ fn a_renamed_file_that_cannot_be_written_does_not_stop_the_sink() {
 fn a_file_that_another_sink_writes_is_refused() {
     let mut fixture = Fixture::new();
     let mut first = fixture.sink();
-    let mut second = FileSink::new(fixture.options());
+    let mut second = FileSink::new(fixture.options(), (None, None), Arc::new(|| 0));
     let last = Resume { position: Position::default(), mark: Vec::new() };
     let error = second.resume(&last).unwrap_err().to_string();
     assert!(error.contains("another process or another sink"), "{error}");

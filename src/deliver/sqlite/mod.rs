@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+use serde::{Deserialize, Serialize};
 
 use self::retention::Retention;
 use self::row::Row;
@@ -27,6 +28,18 @@ use crate::clock::Clock;
 use crate::database;
 use crate::ledger::{Position, Resume};
 use crate::log_throttle::log_throttled;
+use crate::quantity::time;
+
+/// Path of a database and how long its rows are kept.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub struct Options {
+    /// The database, which need not exist; its directory must. No other sink writes to it.
+    pub path: PathBuf,
+    /// Time from the arrival of a row to its deletion: 1 ms to 3650 d. Default never.
+    #[serde(default, with = "time")]
+    pub retain: Option<Duration>,
+}
 
 /// A database that events are inserted into.
 pub struct SqliteSink {
@@ -66,7 +79,8 @@ impl SqliteSink {
     /// `ledger` is the ID of the ledger that events come from. Rows that arrived longer than
     /// `retain` ago are deleted, if it is given; the clock is used for that alone, and trusted only
     /// as far as the rows in the database or a week of running confirm it.
-    pub fn new(path: PathBuf, retain: Option<Duration>, ledger: [u8; 16], clock: Clock) -> Self {
+    pub fn new(options: Options, ledger: [u8; 16], clock: Clock) -> Self {
+        let Options { path, retain } = options;
         Self {
             path,
             ledger,

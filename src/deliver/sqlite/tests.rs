@@ -34,7 +34,7 @@ impl Fixture {
     }
 
     fn new_sink(&self) -> SqliteSink {
-        SqliteSink::new(self.path(), None, LEDGER, Clock::system())
+        SqliteSink::new(Options { path: self.path(), retain: None }, LEDGER, Clock::system())
     }
 
     /// Returns a sink that has resumed, and the first line of batch 1 that it does not have.
@@ -217,7 +217,7 @@ fn the_position_of_a_new_ledger_counts() {
     sink.flush(at(9), false).unwrap();
     // The old ledger's daemon is still running by mistake: it must not write to the database any
     // more.
-    let mut newer = SqliteSink::new(fixture.path(), None, [8; 16], Clock::system());
+    let mut newer = SqliteSink::new(Options { path: fixture.path(), retain: None }, [8; 16], Clock::system());
     assert_eq!(newer.resume(&fixture.last).unwrap(), fixture.last);
     push(&mut sink, 9..10);
     let error = sink.flush(at(10), false).unwrap_err().to_string();
@@ -462,7 +462,11 @@ fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, de
     let log = FailureLog::default();
     let worker = Worker {
         subscription,
-        sink: Box::new(SqliteSink::new(fixture.path(), None, ledger.id(), Clock::system())),
+        sink: Box::new(SqliteSink::new(
+            Options { path: fixture.path(), retain: None },
+            ledger.id(),
+            Clock::system(),
+        )),
         ledger: ledger.clone(),
         watcher: Box::new(log.clone()),
         stop: Arc::clone(&log.stop),

@@ -28,36 +28,139 @@ pub use format::{Severity, severity_of};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
 use self::format::Formatter;
 use self::transport::{Messages, Transport};
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
-use crate::net::{Facility, Framing, Identity, SyslogAddress, TlsError};
+use crate::net::{
+    Facility, Framing, Identity, LONGEST_APP_NAME, SMALLEST_MAX_SIZE, SyslogAddress, TlsError, is_app_name,
+};
+use crate::quantity::{parsed, size};
 
 /// Timeout of a connection (all addresses of the host together), of each step of a handshake, of
 /// each write that makes no progress, and of the peer's acknowledgement.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Destination and format of messages.
-#[derive(Clone, Debug)]
+/// Where messages go and what they look like.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Options {
     /// The server.
     pub address: SyslogAddress,
     /// For TLS: a PEM file of the only authorities to trust, instead of the system's.
     pub ca: Option<PathBuf>,
-    /// For TLS: the certificate to show to a server that asks.
-    pub identity: Option<Identity>,
-    /// Framing in streams.
-    pub framing: Framing,
-    /// Facility of every message.
+    /// For TLS: a PEM file with the certificate to show to a server that asks, then its
+    /// intermediates.
+    pub cert: Option<PathBuf>,
+    /// For TLS: a PEM file with the certificate's private key, unencrypted.
+    pub key: Option<PathBuf>,
+    /// Framing in streams. Default [`Framing::OctetCounting`], and [`Framing::Newline`] with
+    /// `unix://`.
+    pub framing: Option<Framing>,
+    /// Facility of every message. Default `local0`.
+    #[serde(default = "local0")]
     pub facility: Facility,
-    /// APP-NAME of every message, valid by [`is_app_name`](crate::net::is_app_name).
+    /// APP-NAME of every message, valid by [`is_app_name`]. Default `auditgate`.
+    #[serde(default = "auditgate", deserialize_with = "app_name")]
     pub app_name: String,
-    /// Whether messages say in STRUCTURED-DATA where the line came from.
+    /// Whether messages say in STRUCTURED-DATA where the line came from. Default off.
+    #[serde(default)]
     pub structured_data: bool,
     /// Maximum length of a message in bytes; a longer one is truncated, and counted. At least
-    /// [`SMALLEST_MAX_SIZE`](crate::net::SMALLEST_MAX_SIZE).
-    pub max_size: usize,
+    /// [`SMALLEST_MAX_SIZE`], and at most 65507 B with `udp://` and `unix://`, else 16 MiB. Default
+    /// 2 KiB with `udp://`, 8 KiB with `unix://`, else 64 KiB.
+    #[serde(default, with = "size")]
+    pub max_size: Option<usize>,
+}
+
+/// Bytes. What a receiver should take at least (RFC 5426, section 3.2).
+const UDP_SIZE: usize = 2 << 10;
+/// Bytes. What rsyslog takes unless told otherwise.
+const UNIX_SIZE: usize = 8 << 10;
+/// Bytes. What syslog-ng takes unless told otherwise; it breaks a connection with a longer frame,
+/// which would come again for ever.
+const STREAM_SIZE: usize = 64 << 10;
+/// Bytes: the largest payload of UDP over IPv4.
+const LARGEST_DATAGRAM: usize = 65_507;
+/// Bytes, for a server that was told to take more.
+const LARGEST_IN_STREAM: usize = 16 << 20;
+
+fn local0() -> Facility {
+    Facility::LOCAL0
+}
+
+fn auditgate() -> String {
+    "auditgate".to_owned()
+}
+
+fn app_name<'de, D: Deserializer<'de>>(written: D) -> Result<String, D::Error> {
+    parsed(written, |text| {
+        let problem = || {
+            format!(
+                "it cannot stand in a syslog header; use 1 to {LONGEST_APP_NAME} ASCII characters, no space"
+            )
+        };
+        is_app_name(text).then(|| text.to_owned()).ok_or_else(problem)
+    })
+}
+
+impl Options {
+    /// Fills in the defaults that depend on the address.
+    pub fn fill_in(&mut self) {
+        if !matches!(self.address, SyslogAddress::Udp(_)) {
+            self.framing = Some(self.framing());
+        }
+        self.max_size = Some(self.max_size());
+    }
+
+    fn framing(&self) -> Framing {
+        let is_unix = matches!(self.address, SyslogAddress::Unix(_));
+        self.framing.unwrap_or(if is_unix { Framing::Newline } else { Framing::OctetCounting })
+    }
+
+    fn max_size(&self) -> usize {
+        self.max_size.unwrap_or(match self.address {
+            SyslogAddress::Udp(_) => UDP_SIZE,
+            SyslogAddress::Unix(_) => UNIX_SIZE,
+            SyslogAddress::Tcp(_) | SyslogAddress::Tls(_) => STREAM_SIZE,
+        })
+    }
+
+    /// Tells `problem` the keys that do not fit each other, and why.
+    pub fn check(&self, problem: &mut dyn FnMut(&[&str], String)) {
+        let Self { address, ca, cert, key, .. } = self;
+        let is_tls = matches!(address, SyslogAddress::Tls(_));
+        let is_stream = !matches!(address, SyslogAddress::Udp(_));
+        for (name, is_there, fits, schemes) in [
+            ("ca", ca.is_some(), is_tls, "tls://"),
+            ("cert", cert.is_some(), is_tls, "tls://"),
+            ("key", key.is_some(), is_tls, "tls://"),
+            ("framing", self.framing.is_some(), is_stream, "tcp://, tls:// and unix://"),
+        ] {
+            if is_there && !fits {
+                let hint = format!("`{name}` is for {schemes} only: remove it");
+                problem(&[name, "address"], format!("`{name}` with the address {address}; {hint}"));
+            }
+        }
+        if is_tls && cert.is_some() != key.is_some() {
+            let text = "only one of `cert` and `key`; a client certificate needs both";
+            problem(&["cert", "key"], text.to_owned());
+        }
+        let largest = match address {
+            SyslogAddress::Udp(_) | SyslogAddress::Unix(_) => LARGEST_DATAGRAM,
+            SyslogAddress::Tcp(_) | SyslogAddress::Tls(_) => LARGEST_IN_STREAM,
+        };
+        let max_size = self.max_size();
+        if !(SMALLEST_MAX_SIZE..=largest).contains(&max_size) {
+            let text = format!(
+                "`max_size` cannot be {max_size}B with the address {address}; write a size from {SMALLEST_MAX_SIZE}B to \
+                 {largest}B"
+            );
+            problem(&["max_size", "address"], text);
+        }
+    }
 }
 
 /// A syslog server. Connects when there is something to send.
@@ -83,10 +186,11 @@ impl SyslogSink {
             &options.app_name,
             std::process::id(),
             options.structured_data,
-            options.max_size,
+            options.max_size(),
         );
-        let transport =
-            Transport::new(options.address, options.ca, options.identity, options.framing, TIMEOUT)?;
+        let framing = options.framing();
+        let identity = options.cert.zip(options.key).map(|(cert, key)| Identity { cert, key });
+        let transport = Transport::new(options.address, options.ca, identity, framing, TIMEOUT)?;
         Ok(Self { formatter, transport, collected: Messages::default(), truncated: 0 })
     }
 }

@@ -64,13 +64,13 @@ impl Setup {
         Options {
             address: SyslogAddress::parse(&address).unwrap(),
             ca: is_tls.then(|| self.path("ca.pem")),
-            identity: is_tls
-                .then(|| Identity { cert: self.path("client.test.pem"), key: self.path("client.test.key") }),
-            framing,
+            cert: is_tls.then(|| self.path("client.test.pem")),
+            key: is_tls.then(|| self.path("client.test.key")),
+            framing: Some(framing),
             facility: Facility::LOCAL0,
             app_name: "auditgate".to_owned(),
             structured_data: true,
-            max_size: 8192,
+            max_size: Some(8192),
         }
     }
 }
@@ -169,7 +169,7 @@ fn exchange(setup: &Setup, daemon: &str, transport: &str) {
 
 /// Checks that the daemon refuses a client, and that nothing counts as delivered.
 fn assert_refused(setup: &Setup, identity: Option<Identity>) {
-    let mut sink = SyslogSink::new(Options { identity, ..setup.options("tls") }).unwrap();
+    let mut sink = SyslogSink::new(setup.options("tls").with_identity(identity)).unwrap();
     sink.push(&item(&Verdict::Unverified, b"{\"x\":\"refused\"}"));
     let error = sink.flush(Position::default(), true).unwrap_err().to_string();
     assert!(error.contains("does it want a client certificate, or another one"), "{error}");

@@ -19,12 +19,20 @@ fn options(address: &str) -> Options {
     Options {
         address: SyslogAddress::parse(address).unwrap(),
         ca: None,
-        identity: None,
-        framing: Framing::OctetCounting,
+        cert: None,
+        key: None,
+        framing: Some(Framing::OctetCounting),
         facility: Facility::LOCAL0,
         app_name: "auditgate".to_owned(),
         structured_data: false,
-        max_size: 1 << 20,
+        max_size: Some(1 << 20),
+    }
+}
+
+impl Options {
+    pub(super) fn with_identity(self, identity: Option<Identity>) -> Self {
+        let (cert, key) = identity.map(|identity| (identity.cert, identity.key)).unzip();
+        Self { cert, key, ..self }
     }
 }
 
@@ -114,9 +122,12 @@ fn octet_counting_frames_a_stream() {
 fn newlines_can_frame_a_stream() {
     let (listener, address) = listen();
     let server = read_one(&listener);
-    let mut sink =
-        SyslogSink::new(Options { framing: Framing::Newline, structured_data: true, ..options(&address) })
-            .unwrap();
+    let mut sink = SyslogSink::new(Options {
+        framing: Some(Framing::Newline),
+        structured_data: true,
+        ..options(&address)
+    })
+    .unwrap();
     let hostile = r#"{"trace_id":"a\nb]"}"#;
     push(&mut sink, &[hostile, "{}"]);
     sink.push(&Item {
@@ -226,7 +237,7 @@ fn resuming_discards_collected_messages() {
 fn a_datagram_is_one_message_truncated_to_fit() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = format!("udp://{}", server.local_addr().unwrap());
-    let mut sink = SyslogSink::new(Options { max_size: 480, ..options(&address) }).unwrap();
+    let mut sink = SyslogSink::new(Options { max_size: Some(480), ..options(&address) }).unwrap();
     let long = "日".repeat(300);
     push(&mut sink, &[LINES[1], &long, LINES[0], &long]);
     flush(&mut sink).unwrap();
@@ -257,7 +268,7 @@ fn a_unix_socket_can_be_for_datagrams_or_a_stream() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let address = format!("unix://{}", path.display());
-    let mut sink = SyslogSink::new(Options { framing: Framing::Newline, ..options(&address) }).unwrap();
+    let mut sink = SyslogSink::new(Options { framing: Some(Framing::Newline), ..options(&address) }).unwrap();
     push(&mut sink, &LINES);
     assert!(flush(&mut sink).is_err());
 
@@ -366,7 +377,8 @@ fn a_server_can_require_a_client_certificate() {
             (None, false),
         ] {
             let server = TlsServer::start(&identity, Some(&authority.ca()), versions);
-            let options = Options { ca: Some(authority.ca()), identity: client, ..options(&server.address) };
+            let options =
+                Options { ca: Some(authority.ca()), ..options(&server.address) }.with_identity(client);
             let mut sink = SyslogSink::new(options).unwrap();
             push(&mut sink, &LINES);
             let result = flush(&mut sink);
@@ -430,7 +442,7 @@ fn nothing_counts_as_delivered_before_the_clients_certificate_is_verified() {
         let mut config = server_config(&identity, Some(&authority.ca()), &BOTH[..1]);
         config.send_tls13_tickets = 1;
         let (address, delivered, server) = start_late_verifier(config);
-        let options = Options { ca: Some(authority.ca()), identity: client, ..options(&address) };
+        let options = Options { ca: Some(authority.ca()), ..options(&address) }.with_identity(client);
         let mut sink = SyslogSink::new(options).unwrap();
         push(&mut sink, &[&long]);
         let result = flush(&mut sink);
@@ -452,7 +464,7 @@ fn nothing_counts_as_delivered_before_the_clients_certificate_is_verified() {
 fn wrong_certificate_files_are_reported_at_the_start() {
     let (authority, other) = (Authority::new(), Authority::new());
     let start = |ca: PathBuf, identity: Identity| {
-        let options = Options { ca: Some(ca), identity: Some(identity), ..options("tls://localhost") };
+        let options = Options { ca: Some(ca), ..options("tls://localhost") }.with_identity(Some(identity));
         SyslogSink::new(options).err().map(|error| error.to_string())
     };
     let good = authority.identity("client.test");

@@ -86,8 +86,9 @@ impl From<PemError> for PemCause {
     }
 }
 
-/// Files of the listener's identity, and of the accepted clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The files of the listener's identity, and of those whom it lets in.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Files {
     /// PEM: the server's certificate, then its intermediates.
     pub cert: PathBuf,
@@ -95,7 +96,9 @@ pub struct Files {
     pub key: PathBuf,
     /// PEM: the authorities of clients. With it, every client must show a certificate.
     pub client_ca: Option<PathBuf>,
-    /// Names of which a client's certificate must have one, if any: see [`Certificates`].
+    /// Names of which a client's certificate must have one, if any: see [`Certificates`]. Only with
+    /// `client_ca`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub client_names: Vec<String>,
 }
 

@@ -1,17 +1,19 @@
 //! One source's keys over time: loaded at start, refreshed, cached on disk.
 //!
-//! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file
-//! or the cache on disk, the keys that were last good stay in use, and only a whole, well-formed
-//! document with at least one usable key replaces them. A key that such a document lists no more
-//! stays trusted for [`TrustPolicy::retired_for`].
+//! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file or the memory
+//! on disk, the keys that were last good stay in use, and only a whole, well-formed document with at least one
+//! usable key replaces them. A key that such a document lists no more stays trusted for
+//! [`Options::retired_for`].
 //!
 //! One task, the [`Fetcher`], asks the origin: at intervals, and when a batch has a signature that
 //! no known key made ([`KeyRing::look_again`]). Everything else reads what it published last.
 
 mod history;
+mod options;
 mod origin;
 mod store;
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,10 +23,10 @@ use tokio::time::{sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use self::history::{Change, History};
-pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, Origin, fetch, read_file};
+pub use self::options::Options;
+pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, fetch, read_file};
 use self::origin::{Loaded, Ready};
 use super::jwks::{Key, KeySet, Parsed, RefusedKey};
-use crate::net::TlsError;
 
 /// Timeout of a refresh. At start, where the daemon waits for it, the caller sets it.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,35 +52,7 @@ const LONGEST_REFRESH: Duration = Duration::from_secs(365 * 24 * 3600);
 /// configured, but not more often than this.
 const SHORTEST_MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Policy that decides which of an origin's keys are trusted, and for how long.
-#[derive(Clone, Debug)]
-pub struct TrustPolicy {
-    /// Time for which a key is trusted after it was found to be no longer listed.
-    pub retired_for: Duration,
-    /// Thumbprints of keys that are never trusted, whatever lists them.
-    pub revoked: Vec<String>,
-    /// Thumbprints (RFC 7638) of the only keys to trust; all when empty.
-    pub pinned: Vec<String>,
-}
-
-impl Default for TrustPolicy {
-    fn default() -> Self {
-        Self { retired_for: Duration::from_secs(8 * 86_400), revoked: Vec::new(), pinned: Vec::new() }
-    }
-}
-
-impl TrustPolicy {
-    fn revokes(&self, thumbprint: &str) -> bool {
-        self.revoked.iter().any(|revoked| revoked == thumbprint)
-    }
-
-    fn pins(&self, key: &Key) -> bool {
-        // Never by its ID, which the document's author chooses.
-        self.pinned.is_empty() || self.pinned.contains(&key.thumbprint())
-    }
-}
-
-/// A change of the keys, for the metrics.
+/// What happened to the keys, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     /// The origin gave a good document, changed or not.
@@ -154,7 +128,7 @@ pub struct Fetcher {
     ring: Arc<KeyRing>,
     source: String,
     origin: Ready,
-    policy: TrustPolicy,
+    options: Options,
     memory: PathBuf,
     observer: Box<dyn Fn(Refresh) + Send + Sync>,
     now: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -177,15 +151,14 @@ impl KeyRing {
     /// Reads the certificate authorities, so it blocks on the file system.
     ///
     /// # Errors
-    /// When the TLS client cannot be set up.
+    /// When the TLS client cannot be set up, or the token cannot be sent.
     pub fn new(
         source: &str,
-        origin: Origin,
-        policy: TrustPolicy,
+        options: Options,
         data_dir: &Path,
         observer: impl Fn(Refresh) + Send + Sync + 'static,
-    ) -> Result<(Arc<KeyRing>, Fetcher), TlsError> {
-        let origin = Ready::new(origin)?;
+    ) -> Result<(Arc<KeyRing>, Fetcher), Box<dyn Error>> {
+        let origin = Ready::new(&options)?;
         let ring = Arc::new(KeyRing {
             is_fixed: matches!(origin, Ready::Pinned(_)),
             published: watch::Sender::default(),
@@ -195,7 +168,7 @@ impl KeyRing {
             ring: Arc::clone(&ring),
             source: source.to_owned(),
             origin,
-            policy,
+            options,
             memory: store::path(data_dir, source),
             observer: Box::new(observer),
             now: Box::new(unix_seconds),
@@ -318,7 +291,7 @@ impl Fetcher {
         loop {
             let began = ring.published.borrow().last.map(|last| last.began);
             // A little later, since time is counted in whole seconds.
-            let end = self.history.until_next_end((self.now)(), self.policy.retired_for);
+            let end = self.history.until_next_end((self.now)(), self.options.retired_for);
             let key_ends = Instant::now() + end.unwrap_or(LONGEST_REFRESH) + Duration::from_secs(1);
             let is_wanted = tokio::select! {
                 () = stopped(&mut shutdown) => return,
@@ -418,8 +391,8 @@ impl Fetcher {
         match read {
             Ok(None) => {}
             Ok(Some(stored)) => {
-                let kept = stored.into_iter().filter(|known| self.policy.pins(&known.key)).collect();
-                self.history = History::new(kept, |thumbprint| self.policy.revokes(thumbprint));
+                let kept = stored.into_iter().filter(|known| self.options.pins(&known.key)).collect();
+                self.history = History::new(kept, |thumbprint| self.options.revokes(thumbprint));
                 let (keys, retired) = self.apply();
                 if keys > 0 {
                     info!(
@@ -453,7 +426,7 @@ impl Fetcher {
             }
         };
         let (pinned, foreign): (Vec<Key>, Vec<Key>) =
-            keys.keys().iter().cloned().partition(|key| self.policy.pins(key));
+            keys.keys().iter().cloned().partition(|key| self.options.pins(key));
         if pinned.is_empty() {
             // The next document may be another one.
             self.etag = None;
@@ -461,7 +434,7 @@ impl Fetcher {
             return Err(KeyRingError::NotPinned { from: self.origin.name(), listed });
         }
         let (revoked, listed): (Vec<Key>, Vec<Key>) =
-            pinned.into_iter().partition(|key| self.policy.revokes(&key.thumbprint()));
+            pinned.into_iter().partition(|key| self.options.revokes(&key.thumbprint()));
         let mut passed_over: Vec<String> = refused.iter().map(RefusedKey::to_string).collect();
         passed_over.extend(foreign.iter().map(|key| format!("key {} is not pinned", key.thumbprint())));
         passed_over.extend(revoked.iter().map(|key| format!("key {} is revoked", key.thumbprint())));
@@ -482,13 +455,13 @@ impl Fetcher {
     /// retired.
     fn apply(&self) -> (usize, usize) {
         let now = (self.now)();
-        let trusted = self.history.trusted(now, self.policy.retired_for);
+        let trusted = self.history.trusted(now, self.options.retired_for);
         let keys = trusted.as_ref().map_or(0, |set| set.keys().len());
         // Readers compare the pointer, so it changes only when the keys do.
         if self.ring.current().as_deref() != trusted.as_ref() {
             self.ring.published.send_modify(|published| published.trusted = trusted.map(Arc::new));
         }
-        (keys, self.history.retired(now, self.policy.retired_for))
+        (keys, self.history.retired(now, self.options.retired_for))
     }
 
     /// Removes expired keys.
@@ -547,7 +520,7 @@ impl Fetcher {
                 source,
                 added,
                 retired,
-                retired_for = %humantime::format_duration(self.policy.retired_for),
+                retired_for = %humantime::format_duration(self.options.retired_for),
                 now,
                 "source \"{source}\": the set of trusted keys changed: {added_count} added, {retired_count} retired",
                 added_count = change.added.len(),

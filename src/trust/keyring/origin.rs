@@ -1,39 +1,21 @@
 //! Origins of a source's keys, and how they are asked: a URL, a file, or the configuration itself.
 
+use std::error::Error;
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::jwks::{self, JwksError, KeySet, MAX_KEYS, Parsed};
-use crate::net::{Client, ClientError, Endpoint, HeaderMap, HeaderName, HeaderValue, TlsError, header};
+use super::Options;
+use crate::net::{self, Client, ClientError, Endpoint, HeaderMap, HeaderName, HeaderValue, TlsError, header};
 
 /// Maximum length of a document, fetched or from a file, in bytes.
 pub const DOCUMENT_LIMIT_BYTES: usize = 1 << 20;
 
 const ACCEPT: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
 
-/// Origin of a source's keys.
-#[derive(Clone, Debug)]
-pub enum Origin {
-    /// The configuration: these keys and no others.
-    Pinned(KeySet),
-    /// A JWKS document on this machine, read again every minute.
-    File(PathBuf),
-    /// A JWKS document at a URL.
-    Url {
-        /// The URL.
-        endpoint: Endpoint,
-        /// Time between two fetches; bounded to between one second and a year.
-        refresh: Duration,
-        /// A PEM file with the only authorities to trust; without it, the system's.
-        ca: Option<PathBuf>,
-        /// The `Authorization` header's value: see [`crate::net::bearer`].
-        token: Option<HeaderValue>,
-    },
-}
-
-/// Reason why an origin gives no keys. Names the file or URL.
+/// Why an origin gives no keys. Names the file or URL.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyRingError {
     /// The TLS client cannot be set up; the operator can fix that.
@@ -105,14 +87,15 @@ pub(super) enum Loaded {
 }
 
 impl Ready {
-    pub(super) fn new(origin: Origin) -> Result<Self, TlsError> {
-        Ok(match origin {
-            Origin::Pinned(keys) => Self::Pinned(keys),
-            Origin::File(path) => Self::File(path),
-            Origin::Url { endpoint, refresh, ca, token } => {
-                let client = Box::new(Client::for_endpoint(&endpoint, ca.as_deref())?);
-                Self::Url { endpoint, refresh, client, token }
+    pub(super) fn new(options: &Options) -> Result<Self, Box<dyn Error>> {
+        Ok(match (&options.url, &options.file, &options.keys) {
+            (Some(endpoint), ..) => {
+                let token = options.token.as_ref().map(|token| net::bearer(token.expose())).transpose()?;
+                let client = Box::new(Client::for_endpoint(endpoint, options.ca.as_deref())?);
+                Self::Url { endpoint: endpoint.clone(), refresh: options.refresh(), client, token }
             }
+            (None, Some(file), _) => Self::File(file.clone()),
+            (None, None, keys) => Self::Pinned(keys.clone().ok_or("there is no place that keys come from")?),
         })
     }
 

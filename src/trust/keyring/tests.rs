@@ -6,15 +6,16 @@ use std::sync::Mutex as StdMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use crate::net::Endpoint;
 use crate::net::loopback::{Answer, Server};
-use crate::net::{Endpoint, bearer};
+use crate::secret::Secret;
 use crate::trust::jwks::tests::{document_of, public_key};
 use crate::trust::jwks::{self, MAX_KEPT_KEYS};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn from(endpoint: Endpoint) -> Origin {
-    Origin::Url { endpoint, refresh: Duration::from_secs(3600), ca: None, token: None }
+fn from(endpoint: Endpoint) -> Options {
+    Options { url: Some(endpoint), ..Options::default() }
 }
 
 /// A ring, the events that its observer received, and the time of its clock.
@@ -26,14 +27,10 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(origin: Origin, data_dir: &Path) -> Watched {
-        Watched::on(TrustPolicy::default(), origin, data_dir)
-    }
-
-    fn on(terms: TrustPolicy, origin: Origin, data_dir: &Path) -> Watched {
+    fn new(options: Options, data_dir: &Path) -> Watched {
         let seen = Arc::new(StdMutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
-        let ring = KeyRing::new("us", origin, terms, data_dir, move |event| sink.lock().unwrap().push(event));
+        let ring = KeyRing::new("us", options, data_dir, move |event| sink.lock().unwrap().push(event));
         let (ring, mut fetcher) = ring.unwrap();
         let now = Arc::new(AtomicU64::new(1_800_000_000));
         let clock = Arc::clone(&now);
@@ -83,14 +80,10 @@ async fn keys_are_fetched_and_cached_in_a_private_file() {
 async fn the_token_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document_of(&[1]))).await;
-    let origin = Origin::Url {
-        endpoint: server.endpoint(),
-        refresh: TIMEOUT,
-        ca: None,
-        token: Some(bearer(b"kpat_secret").unwrap()),
-    };
-    assert!(!format!("{origin:?}").contains("secret"));
-    Watched::new(origin, dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
+    let token = Some(Secret::new(b"kpat_secret".to_vec()).unwrap());
+    let options = Options { token, ..from(server.endpoint()) };
+    assert!(!format!("{options:?}").contains("secret"));
+    Watched::new(options, dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(server.last_request().contains("authorization: Bearer kpat_secret\r\n"));
 }
 
@@ -226,7 +219,7 @@ async fn an_unchanged_document_is_no_change() {
 async fn a_file_must_load_at_the_start_and_keeps_its_keys_when_it_becomes_invalid() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("jwks.json");
-    let mut watched = Watched::new(Origin::File(path.clone()), dir.path());
+    let mut watched = Watched::new(Options { file: Some(path.clone()), ..Options::default() }, dir.path());
     let error = watched.fetcher.load_at_start(TIMEOUT).await.unwrap_err();
     assert!(error.to_string().contains("jwks.json"), "{error}");
     fs::write(&path, "{}").unwrap();
@@ -297,14 +290,14 @@ async fn a_revoked_key_ends_at_once() {
     server.answer(Answer::ok(&document_of(&[2, 3])));
     watched.fetcher.refresh(TIMEOUT).await.unwrap();
     let revoked = vec![jwks::thumbprint(&public_key(1)), jwks::thumbprint(&public_key(3))];
-    let terms = TrustPolicy { revoked, ..TrustPolicy::default() };
-    let mut restarted = Watched::on(terms.clone(), from(server.endpoint()), dir.path());
+    let options = Options { revoked, ..from(server.endpoint()) };
+    let mut restarted = Watched::new(options.clone(), dir.path());
     restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(restarted.ids(), ["k2"], "neither the retired nor the listed one");
     assert!(restarted.fetcher.refresh(TIMEOUT).await.is_ok());
     assert_eq!(restarted.ids(), ["k2"]);
     server.answer(Answer::ok(&document_of(&[3])));
-    let mut another = Watched::on(terms, from(server.endpoint()), &dir.path().join("another"));
+    let mut another = Watched::new(options, &dir.path().join("another"));
     another.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(another.ring.current().is_none());
 }
@@ -314,9 +307,8 @@ async fn only_pinned_keys_count() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document_of(&[1, 2, 3]))).await;
     // A pin is a thumbprint; the `kid` does not count.
-    let pinned = vec!["k1".to_owned(), jwks::thumbprint(&public_key(2)), jwks::thumbprint(&public_key(3))];
-    let terms = TrustPolicy { pinned, ..TrustPolicy::default() };
-    let mut watched = Watched::on(terms, from(server.endpoint()), dir.path());
+    let pin = vec!["k1".to_owned(), jwks::thumbprint(&public_key(2)), jwks::thumbprint(&public_key(3))];
+    let mut watched = Watched::new(Options { pin, ..from(server.endpoint()) }, dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k2", "k3"]);
     server.answer(Answer::ok(&document_of(&[4])));
@@ -327,11 +319,8 @@ async fn only_pinned_keys_count() {
     server.answer(Answer::ok(&impostor));
     assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap_err().to_string().contains("is pinned"));
     assert_eq!(watched.ids(), ["k2", "k3"]);
-    let Origin::Pinned(keys) = Origin::Pinned(jwks::parse(document_of(&[5]).as_bytes(), 1).unwrap().keys)
-    else {
-        unreachable!()
-    };
-    let mut fixed = Watched::new(Origin::Pinned(keys), &dir.path().join("fixed"));
+    let keys = Some(jwks::parse(document_of(&[5]).as_bytes(), 1).unwrap().keys);
+    let mut fixed = Watched::new(Options { keys, ..Options::default() }, &dir.path().join("fixed"));
     fixed.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(fixed.ids(), ["k5"]);
     assert_eq!(fixed.ring.look_again(Instant::now(), false).await, RefreshOutcome::Known);
@@ -365,8 +354,8 @@ async fn a_new_ring_asks_for_the_whole_document() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok_with("etag: \"v1\"\r\n", &document_of(&[1, 2]))).await;
     let pinning = |pins: &[u8]| {
-        let pinned = pins.iter().map(|seed| jwks::thumbprint(&public_key(*seed))).collect();
-        Watched::on(TrustPolicy { pinned, ..TrustPolicy::default() }, from(server.endpoint()), dir.path())
+        let pin = pins.iter().map(|seed| jwks::thumbprint(&public_key(*seed))).collect();
+        Watched::new(Options { pin, ..from(server.endpoint()) }, dir.path())
     };
     for (pins, trusted) in
         [(&[1][..], &["k1"][..]), (&[1, 2], &["k1", "k2"]), (&[2], &["k2"]), (&[], &["k1", "k2"])]

@@ -6,12 +6,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The longest secret: 8 KiB, half of what we take of a request's head. More means that the wrong file was named.
+/// The longest secret: 8 KiB, half of what we take of a request's head. More means that the wrong
+/// file was named.
 pub const MAX_SECRET: usize = 8 * 1024;
 
 /// What is printed instead of a secret.
@@ -22,12 +23,18 @@ const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 /// The lookup of an environment variable, `std::env::var_os` in the daemon.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// A secret that is a legal HTTP field value (RFC 9110, section 5.5): 1 to [`MAX_SECRET`] bytes, no control
-/// character but the tab, no white space at either end.
+/// A secret that is a legal HTTP field value (RFC 9110, section 5.5): 1 to [`MAX_SECRET`] bytes, no
+/// control character but the tab, no white space at either end.
 ///
-/// Its bytes are zeroed when it is dropped, and `Debug`, `Display` and `Serialize` give `***`.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<Vec<u8>>);
+/// In the configuration it is a table with its origin, from which [`Secret::read`] takes the bytes.
+/// Until then it matches nothing. Its bytes are zeroed when it is dropped; `Debug` and `Display`
+/// give `***`, `Serialize` a table with that.
+#[derive(Clone, Deserialize)]
+#[serde(from = "Origin")]
+pub struct Secret {
+    origin: Origin,
+    bytes: Zeroizing<Vec<u8>>,
+}
 
 impl Secret {
     /// Checks and takes the bytes.
@@ -50,31 +57,35 @@ impl Secret {
         } else if bytes.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
             Err(SecretError::ControlCharacter)
         } else {
-            Ok(Self(bytes))
+            Ok(Self { origin: Origin::default(), bytes })
         }
     }
 
-    /// Whether `presented` is this secret, in a time that does not depend on where they differ. The time
-    /// does tell whether the lengths differ.
+    /// Whether `presented` is this secret, in a time that does not depend on where they differ. The
+    /// time does tell whether the lengths differ.
     pub fn matches(&self, presented: &[u8]) -> bool {
-        !self.0.is_empty() && bool::from(self.0.as_slice().ct_eq(presented))
+        !self.bytes.is_empty() && bool::from(self.bytes.as_slice().ct_eq(presented))
     }
 
     /// The bytes themselves, for the header of an outgoing request. Never log them.
     pub fn expose(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 
-    /// Stands for a secret that this machine does not hold; it matches nothing.
-    pub(super) fn unread() -> Self {
-        Self(Zeroizing::new(Vec::new()))
+    /// Reads the bytes from where the configuration says.
+    ///
+    /// # Errors
+    /// See [`SecretError`]; the secret stays unread.
+    pub fn read(&mut self, environment: Environment<'_>) -> Result<(), SecretError> {
+        *self = self.origin.read(environment)?;
+        Ok(())
     }
 }
 
 /// In a time that does not depend on where they differ.
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
-        bool::from(self.0.ct_eq(&other.0))
+        bool::from(self.bytes.ct_eq(&other.bytes))
     }
 }
 
@@ -92,32 +103,45 @@ impl fmt::Display for Secret {
     }
 }
 
+/// Writes `{ value = "***" }`, so that the output is a valid configuration.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(MASK)
+        serializer.collect_map([("value", MASK)])
     }
 }
 
-/// Why there is no secret. No variant holds a byte of it.
+/// Error of a secret, with a hint. No variant contains a byte of it.
 #[derive(Debug, Error)]
 pub enum SecretError {
+    /// The table is empty.
+    #[error("the secret has no origin; {FORMS}")]
+    NoOrigin,
+    /// The table has several keys.
+    #[error("the secret has more than one origin; {FORMS}")]
+    Origins,
     /// There is nothing in it.
-    #[error("the secret is empty")]
+    #[error("the secret is empty; put the exact value of the sender's Authorization header into it")]
     Empty,
     /// The whole header field where its value is wanted.
-    #[error("the secret begins with `Authorization:`, the name of the header")]
+    #[error(
+        "the secret begins with `Authorization:`, the name of the header; leave that out and keep what follows it"
+    )]
     HeaderName,
     /// Longer than [`MAX_SECRET`].
-    #[error("the secret is longer than 8KiB")]
+    #[error("the secret is longer than 8KiB; it must be one line, fit for an HTTP header")]
     TooLong,
     /// HTTP strips white space around a value, so this could never be presented.
-    #[error("the secret begins or ends with white space, which HTTP strips")]
+    #[error("the secret begins or ends with white space, which HTTP strips; remove the white space")]
     Padded,
     /// Not legal in an HTTP field value: a line break, mostly.
-    #[error("the secret contains a control character or line break")]
+    #[error(
+        "the secret contains a control character or line break; it must be one line, fit for an HTTP header"
+    )]
     ControlCharacter,
     /// The file is missing or may not be read.
-    #[error("cannot read the secret file `{path}`: {source}")]
+    #[error(
+        "cannot read the secret file `{path}`: {source}; create `{path}` and let the daemon's user read it"
+    )]
     File {
         /// The file as resolved.
         path: PathBuf,
@@ -125,82 +149,86 @@ pub enum SecretError {
         source: io::Error,
     },
     /// What stands in the place of a name may be the secret itself, so it is not repeated.
-    #[error("what `env` names cannot be an environment variable")]
+    #[error(
+        "what `env` names cannot be an environment variable; write its name, of letters, digits and `_`; a secret \
+         itself is written as {{ value = \"SECRET\" }}"
+    )]
     VariableName,
     /// The environment variable is not set.
-    #[error("the environment variable `{name}` is not set")]
+    #[error(
+        "the environment variable `{name}` is not set; set `{name}` for the daemon, by the unit's EnvironmentFile="
+    )]
     Variable {
         /// The variable's name.
         name: String,
     },
     /// systemd has not passed any credential.
-    #[error("the credential `{name}` was not passed, because $CREDENTIALS_DIRECTORY is not set")]
+    #[error(
+        "the credential `{name}` was not passed, because $CREDENTIALS_DIRECTORY is not set; add \
+         LoadCredential={name}:FILE to the systemd unit"
+    )]
     NoCredentials {
         /// The credential's name.
         name: String,
     },
     /// The credential's name would leave the directory.
-    #[error("the credential name `{name}` is not a plain file name")]
+    #[error(
+        "the credential name `{name}` is not a plain file name; use the name given in the unit's LoadCredential="
+    )]
     CredentialName {
         /// The credential's name as written.
         name: String,
     },
 }
 
-impl SecretError {
-    /// Whether the secret is merely not on this machine, as opposed to wrong.
-    pub(super) fn is_absence(&self) -> bool {
-        matches!(self, Self::File { .. } | Self::Variable { .. } | Self::NoCredentials { .. })
-    }
+const FORMS: &str =
+    "write { file = \"PATH\" }, { env = \"NAME\" }, { credential = \"NAME\" } or { value = \"SECRET\" }";
 
-    /// What the operator can do about it.
-    pub(super) fn hint(&self) -> String {
-        match self {
-            Self::Empty => "put the exact value of the sender's Authorization header into it".to_owned(),
-            Self::HeaderName => "leave out `Authorization:` and keep what follows it".to_owned(),
-            Self::TooLong | Self::ControlCharacter => {
-                "it must be one line, fit for an HTTP header".to_owned()
-            }
-            Self::Padded => "remove the white space".to_owned(),
-            Self::File { path, .. } => {
-                format!("create `{}` and let the daemon's user read it", path.display())
-            }
-            Self::VariableName => {
-                "write its name, of letters, digits and `_`; a secret itself is written as \
-                                   { value = \"SECRET\" }"
-                    .to_owned()
-            }
-            Self::Variable { name } => format!("set `{name}` for the daemon, by the unit's EnvironmentFile="),
-            Self::NoCredentials { name } => format!("add LoadCredential={name}:FILE to the systemd unit"),
-            Self::CredentialName { .. } => "use the name given in the unit's LoadCredential=".to_owned(),
-        }
+impl SecretError {
+    /// Returns whether the secret is only missing on this machine, as opposed to wrong.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::File { .. } | Self::Variable { .. } | Self::NoCredentials { .. })
     }
 }
 
-/// Where a secret comes from.
-pub(super) enum Origin {
-    /// A file; surrounding white space is dropped.
-    File(PathBuf),
-    /// An environment variable.
-    Environment(String),
-    /// A systemd credential: a file in `$CREDENTIALS_DIRECTORY`.
-    Credential(String),
-    /// The configuration itself.
-    Value(Zeroizing<String>),
+/// Origin of a secret; exactly one of the keys is given. Not an enum: its errors would repeat a
+/// secret that is written in place of the table.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table such as { file = \"PATH\" }")]
+struct Origin {
+    /// Surrounding white space is dropped.
+    file: Option<PathBuf>,
+    /// The name of an environment variable.
+    env: Option<String>,
+    /// The name of a systemd credential: a file in `$CREDENTIALS_DIRECTORY`.
+    credential: Option<String>,
+    /// The secret itself.
+    #[serde(default, deserialize_with = "zeroizing")]
+    value: Option<Zeroizing<String>>,
+}
+
+fn zeroizing<'de, D: Deserializer<'de>>(written: D) -> Result<Option<Zeroizing<String>>, D::Error> {
+    String::deserialize(written).map(Zeroizing::new).map(Some)
+}
+
+impl From<Origin> for Secret {
+    fn from(origin: Origin) -> Self {
+        Self { origin, bytes: Zeroizing::default() }
+    }
 }
 
 impl Origin {
-    pub(super) fn read(&self, environment: Environment<'_>) -> Result<Secret, SecretError> {
-        match self {
-            Self::File(path) => read_file(path),
-            Self::Environment(name) => {
+    fn read(&self, environment: Environment<'_>) -> Result<Secret, SecretError> {
+        match (&self.file, &self.env, &self.credential, &self.value) {
+            (Some(path), None, None, None) => read_file(path),
+            (None, Some(name), None, None) => {
                 if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
                     return Err(SecretError::VariableName);
                 }
                 let value = environment(name).ok_or_else(|| SecretError::Variable { name: name.clone() })?;
                 Secret::new(value.into_encoded_bytes())
             }
-            Self::Credential(name) => {
+            (None, None, Some(name), None) => {
                 if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
                     return Err(SecretError::CredentialName { name: name.clone() });
                 }
@@ -208,14 +236,16 @@ impl Origin {
                     .ok_or_else(|| SecretError::NoCredentials { name: name.clone() })?;
                 read_file(&Path::new(&directory).join(name))
             }
-            Self::Value(value) => Secret::new(value.as_bytes().to_vec()),
+            (None, None, None, Some(value)) => Secret::new(value.as_bytes().to_vec()),
+            (None, None, None, None) => Err(SecretError::NoOrigin),
+            _ => Err(SecretError::Origins),
         }
     }
 }
 
 fn read_file(path: &Path) -> Result<Secret, SecretError> {
-    // Room for the longest secret, its white space and one byte more, so that the buffer never moves and
-    // leaves a copy behind.
+    // Room for the longest secret, its white space and one byte more, so that the buffer never
+    // moves and leaves a copy behind.
     const ROOM: usize = MAX_SECRET + 1024;
 
     let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
@@ -239,6 +269,10 @@ mod tests {
         Secret::new(text.as_bytes().to_vec()).unwrap()
     }
 
+    fn credential(name: &str) -> Origin {
+        Origin { credential: Some(name.to_owned()), ..Origin::default() }
+    }
+
     #[test]
     fn only_the_same_bytes_match() {
         let secret = secret("Bearer abc");
@@ -251,15 +285,15 @@ mod tests {
 
     #[test]
     fn an_unread_secret_matches_nothing() {
-        assert!(!Secret::unread().matches(b""));
-        assert!(!Secret::unread().matches(b"***"));
+        let unread: Secret = serde_json::from_str(r#"{"file": "/nonexistent/token"}"#).unwrap();
+        assert!(!unread.matches(b"") && !unread.matches(b"***"));
     }
 
     #[test]
     fn it_is_masked_however_it_is_printed() {
         let secret = secret("hush");
         assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
-        assert_eq!(serde_json::to_string(&secret).unwrap(), "\"***\"");
+        assert_eq!(serde_json::to_string(&secret).unwrap(), "{\"value\":\"***\"}");
     }
 
     #[test]
@@ -283,35 +317,45 @@ mod tests {
         let path = directory.path().join("token");
         std::fs::write(&path, "\n  Bearer abc \r\n").unwrap();
         let unset = |_: &str| None;
-        assert!(Origin::File(path.clone()).read(&unset).unwrap().matches(b"Bearer abc"));
+        assert!(
+            Origin { file: Some(path.clone()), ..Origin::default() }
+                .read(&unset)
+                .unwrap()
+                .matches(b"Bearer abc")
+        );
 
         let credentials = |name: &str| (name == "CREDENTIALS_DIRECTORY").then(|| directory.path().into());
-        assert!(Origin::Credential("token".to_owned()).read(&credentials).unwrap().matches(b"Bearer abc"));
-        assert!(matches!(
-            Origin::Credential("token".to_owned()).read(&unset),
-            Err(SecretError::NoCredentials { .. })
-        ));
+        assert!(credential("token").read(&credentials).unwrap().matches(b"Bearer abc"));
+        assert!(matches!(credential("token").read(&unset), Err(SecretError::NoCredentials { .. })));
         for name in ["", "..", "../token", "/etc/shadow"] {
-            let read = Origin::Credential(name.to_owned()).read(&credentials);
+            let read = credential(name).read(&credentials);
             assert!(matches!(read, Err(SecretError::CredentialName { .. })), "{name}");
         }
 
         std::fs::write(&path, " \n").unwrap();
-        assert!(matches!(Origin::File(path.clone()).read(&unset), Err(SecretError::Empty)));
+        assert!(matches!(
+            Origin { file: Some(path.clone()), ..Origin::default() }.read(&unset),
+            Err(SecretError::Empty)
+        ));
         std::fs::write(&path, vec![b'a'; 2 * MAX_SECRET]).unwrap();
-        assert!(matches!(Origin::File(path).read(&unset), Err(SecretError::TooLong)));
+        assert!(matches!(
+            Origin { file: Some(path), ..Origin::default() }.read(&unset),
+            Err(SecretError::TooLong)
+        ));
     }
 
     #[test]
     fn a_secret_that_is_not_here_is_told_from_a_wrong_one() {
         let unset = |_: &str| None;
-        let missing = Origin::File(PathBuf::from("/nonexistent/token")).read(&unset).unwrap_err();
+        let missing =
+            Origin { file: Some("/nonexistent/token".into()), ..Origin::default() }.read(&unset).unwrap_err();
         assert!(missing.is_absence());
         assert!(missing.to_string().starts_with("cannot read the secret file `/nonexistent/token`: "));
-        assert!(missing.hint().contains("/nonexistent/token"));
-        assert!(Origin::Environment("TOKEN".to_owned()).read(&unset).unwrap_err().is_absence());
+        assert!(missing.to_string().contains("; create `/nonexistent/token` and"));
+        let variable = || Origin { env: Some("TOKEN".to_owned()), ..Origin::default() };
+        assert!(variable().read(&unset).unwrap_err().is_absence());
         assert!(!SecretError::Empty.is_absence());
         let set = |name: &str| (name == "TOKEN").then(|| "abc".into());
-        assert!(Origin::Environment("TOKEN".to_owned()).read(&set).unwrap().matches(b"abc"));
+        assert!(variable().read(&set).unwrap().matches(b"abc"));
     }
 }

@@ -1,0 +1,106 @@
+//! The options of a file sink in the configuration.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Rotation;
+use crate::quantity::{parsed, time};
+
+/// Path of a file sink and how it is written.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub struct Options {
+    /// The file, or a symbolic link to it, which is followed; its directory must exist. No other
+    /// sink writes to it.
+    pub path: PathBuf,
+    /// Format of the lines.
+    pub format: Rendering,
+    /// Rotation of the file; never by default.
+    #[serde(default)]
+    pub rotate: Rotation,
+    /// Policy for syncing. Default [`Syncing::Batch`].
+    #[serde(default)]
+    pub fsync: Syncing,
+    /// Time from a write to its sync with [`Syncing::Interval`]: 1 ms to 3650 d. Default 1 s.
+    #[serde(default, with = "time")]
+    pub fsync_interval: Option<Duration>,
+    /// Permission bits of files that we create, whatever the umask is. Default 0640.
+    #[serde(default = "mode", with = "octal")]
+    pub mode: u32,
+    /// Owner of files that we create, as `USER:GROUP`, `USER` or `:GROUP`, by name or number;
+    /// default the daemon's user and group.
+    #[serde(default, deserialize_with = "owner")]
+    pub owner: Option<String>,
+}
+
+/// Format of the lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rendering {
+    /// Each line as it was received; for one stream only.
+    Raw,
+    /// One JSON record a line.
+    Json,
+}
+
+/// Policy for syncing writes to the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Syncing {
+    /// Sync with each flush.
+    #[default]
+    Batch,
+    /// Sync at most `fsync_interval` after the write. The position moves only after the sync.
+    Interval,
+}
+
+impl Options {
+    /// Fills in the defaults that depend on other options.
+    pub fn fill_in(&mut self) {
+        if self.fsync == Syncing::Interval {
+            self.fsync_interval = Some(self.interval());
+        }
+    }
+
+    pub(super) fn interval(&self) -> Duration {
+        self.fsync_interval.unwrap_or(Duration::from_secs(1))
+    }
+
+    /// Tells `problem` the keys that do not fit each other, and why.
+    pub fn check(&self, problem: &mut dyn FnMut(&[&str], String)) {
+        if self.fsync_interval.is_some() && self.fsync != Syncing::Interval {
+            let text =
+                "`fsync_interval` without fsync = \"interval\"; write fsync = \"interval\", or remove it";
+            problem(&["fsync_interval", "fsync"], text.to_owned());
+        }
+    }
+}
+
+fn mode() -> u32 {
+    0o640
+}
+
+/// An octal text that lets the owner write.
+mod octal {
+    use super::*;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(written: D) -> Result<u32, D::Error> {
+        parsed(written, |text| {
+            let mode = u32::from_str_radix(text, 8).ok().filter(|mode| (0o200..=0o777).contains(mode));
+            mode.ok_or_else(|| format!("`{text}` is not a file mode; write an octal text such as \"0640\""))
+        })
+    }
+
+    pub(super) fn serialize<S: Serializer>(mode: &u32, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(&format_args!("{mode:04o}"))
+    }
+}
+
+fn owner<'de, D: Deserializer<'de>>(written: D) -> Result<Option<String>, D::Error> {
+    parsed(written, |text| match text.matches(':').count() {
+        0 | 1 if !matches!(text, "" | ":") => Ok(Some(text.to_owned())),
+        _ => Err(format!("`{text}` is not an owner; write \"user:group\", \"user\" or \":group\"")),
+    })
+}
