@@ -13,7 +13,7 @@ use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
 use auditgate::ledger::{Backlog, Ledger, Options, Receipt, Window};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
-use auditgate::receive::request::{IN_WORK, Observer, Pace, Route, Rules, Service};
+use auditgate::receive::request::{IN_WORK, Observer, BodyDeadline, Route, Rules, Service};
 use auditgate::receive::response::Refusal;
 use auditgate::receive::response_stream::{ResponseDue, ResponseStream};
 use auditgate::trust::keyring::{self, KeyRing};
@@ -77,7 +77,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             ingest: Ingest::new(ledger, limits),
             memory: MemoryBudget::new(64 << 20, MINUTE),
             body_limit: 16 << 10,
-            pace: Pace { grace: MINUTE, rate: 1, total: MINUTE },
+            body_deadline: BodyDeadline { grace: MINUTE, rate: 1, total: MINUTE },
             deadline: MINUTE,
             idle_timeout: MINUTE,
             proxies: Vec::new(),

@@ -43,7 +43,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         .map_err(|error| Failure::io(format!("the system gives no randomness for a key: {error}")))?;
     let written = write(&args.dir, &SigningKey::from_bytes(&seed))?;
     let report = format!(
-        "{}: the private key; whoever reads it can sign\n{}: the public key\nkey ID (RFC 7638 thumbprint): {}\n",
+        "{}: the private key; anyone who reads it can sign\n{}: the public key\nkey ID (RFC 7638 thumbprint): {}\n",
         shown(&written.key),
         shown(&written.jwks),
         written.thumbprint
@@ -120,7 +120,7 @@ fn exists(path: &Path) -> bool {
 fn taken(key: &Path, jwks: &Path) -> Failure {
     match (exists(key), exists(jwks)) {
         (false, true) => Failure::io(format!(
-            "{} exists without {KEY_FILE} beside it, as an interrupted run leaves it: remove it if nobody uses \
+            "{} exists without {KEY_FILE} beside it, as an interrupted run leaves it: remove it if nothing uses \
              it, or choose another directory with --dir",
             shown(jwks)
         )),

@@ -65,7 +65,7 @@ pub(super) fn all(config: &Config, document: &mut Document<'_>) {
     for (name, source) in &config.sources {
         source_alone(name, source, document);
         // One slash at the end makes no other path. What stands for a wrong one is shared by
-        // nobody.
+        // no other source.
         let path = &source.path;
         if !document.is_wrong(&["sources", name, "path"])
             && let Some(first) = paths.insert(path.strip_suffix('/').unwrap_or(path), name)

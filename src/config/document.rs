@@ -27,7 +27,7 @@ const SINK_KEYS: [&str; 4] = ["type", "stream", "sources", "when_full"];
 pub(super) struct Document<'t> {
     text: &'t str,
     tree: Tree<'t>,
-    places: Vec<Place>,
+    locations: Vec<Location>,
     /// Keys that lead to each wrong value.
     wrong: Vec<Vec<String>>,
     problems: Vec<Problem>,
@@ -35,7 +35,7 @@ pub(super) struct Document<'t> {
 
 /// Position of a key and its value in the text.
 #[derive(Clone, Default)]
-struct Place {
+struct Location {
     /// Keys that lead to the value. Elements of arrays are numbered.
     keys: Vec<String>,
     key: Range<usize>,
@@ -49,7 +49,7 @@ struct Tree<'t>(Node<'t>);
 
 impl Drop for Tree<'_> {
     fn drop(&mut self) {
-        walk(&Place::default(), &mut self.0, &mut |_, value| {
+        walk(&Location::default(), &mut self.0, &mut |_, value| {
             if let DeValue::String(Cow::Owned(text)) = value.get_mut() {
                 text.zeroize();
             }
@@ -80,16 +80,16 @@ impl<'t> Document<'t> {
             return Err(problems);
         }
         let tree = Tree(Spanned::new(root.span(), DeValue::Table(root.into_inner())));
-        let mut document = Self { text, tree, places: Vec::new(), wrong: Vec::new(), problems };
+        let mut document = Self { text, tree, locations: Vec::new(), wrong: Vec::new(), problems };
         document.prepare(base);
         Ok(document)
     }
 
     /// Makes paths absolute and lists of what may be one value, and refuses empty paths and arrays.
     fn prepare(&mut self, base: &Path) {
-        let (mut places, mut found) = (Vec::new(), Vec::new());
-        walk(&Place::default(), &mut self.tree.0, &mut |place, value| {
-            let keys: Vec<&str> = place.keys.iter().map(String::as_str).collect();
+        let (mut locations, mut found) = (Vec::new(), Vec::new());
+        walk(&Location::default(), &mut self.tree.0, &mut |location, value| {
+            let keys: Vec<&str> = location.keys.iter().map(String::as_str).collect();
             if let ["sources", _, "authorization"] | ["sinks", _, "stream"] = keys[..]
                 && !value.get_ref().is_array()
             {
@@ -103,13 +103,13 @@ impl<'t> Document<'t> {
                 DeValue::String(text) if is_path(&keys) => absolute(text, base, &keys),
                 _ => Ok(()),
             };
-            found.extend(problem.err().map(|problem| (place.clone(), problem)));
-            places.push(place.clone());
+            found.extend(problem.err().map(|problem| (location.clone(), problem)));
+            locations.push(location.clone());
         });
-        self.places = places;
-        for (place, problem) in found {
-            let problem = format!("{}: {problem}", shown(&place.keys));
-            self.report(place.keys, &place.value, problem);
+        self.locations = locations;
+        for (location, problem) in found {
+            let problem = format!("{}: {problem}", shown(&location.keys));
+            self.report(location.keys, &location.value, problem);
         }
     }
 
@@ -123,9 +123,10 @@ impl<'t> Document<'t> {
                 Err(error) => error,
             };
             let (message, span) = (error.message(), error.span().unwrap_or_default());
-            let place = self.places.iter().find(|place| place.key == span || place.value == span);
-            let is_written = place.is_some();
-            let mut keys = place.map_or_else(Vec::new, |place| place.keys.clone());
+            let location =
+                self.locations.iter().find(|location| location.key == span || location.value == span);
+            let is_written = location.is_some();
+            let mut keys = location.map_or_else(Vec::new, |location| location.keys.clone());
             if let Some(key) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))
             {
                 let around = keys.clone();
@@ -157,15 +158,16 @@ impl<'t> Document<'t> {
     /// there is none: at the first of them that is written. Not when one of them has a problem
     /// already.
     pub(super) fn check(&mut self, table: &[&str], keys: &[&str], problem: impl Display) {
-        let mut places: Vec<Vec<&str>> =
+        let mut locations: Vec<Vec<&str>> =
             keys.iter().map(|key| [table, &key.split('.').collect::<Vec<_>>()].concat()).collect();
-        places.push(table.to_vec());
-        if places[..keys.len().max(1)].iter().any(|place| self.is_wrong(place)) {
+        locations.push(table.to_vec());
+        if locations[..keys.len().max(1)].iter().any(|location| self.is_wrong(location)) {
             return;
         }
-        let written =
-            |keys: &Vec<&str>| self.places.iter().find(|place| place.keys == *keys && !keys.is_empty());
-        let line = places.iter().find_map(written).map(|place| self.line(&place.key));
+        let written = |keys: &Vec<&str>| {
+            self.locations.iter().find(|location| location.keys == *keys && !keys.is_empty())
+        };
+        let line = locations.iter().find_map(written).map(|location| self.line(&location.key));
         self.problems.push(Problem { line, message: problem.to_string() });
     }
 
@@ -278,11 +280,11 @@ fn fold_sinks(mut root: Node<'_>) -> Node<'_> {
 }
 
 /// Shows `visit` each value and where it stands, before what is in it.
-fn walk<'t>(place: &Place, value: &mut Node<'t>, visit: &mut dyn FnMut(&Place, &mut Node<'t>)) {
-    visit(place, value);
+fn walk<'t>(location: &Location, value: &mut Node<'t>, visit: &mut dyn FnMut(&Location, &mut Node<'t>)) {
+    visit(location, value);
     let mut below = |name: String, key: Range<usize>, value: &mut Node<'t>| {
-        let keys = [&place.keys[..], &[name]].concat();
-        walk(&Place { keys, key, value: value.span() }, value, visit);
+        let keys = [&location.keys[..], &[name]].concat();
+        walk(&Location { keys, key, value: value.span() }, value, visit);
     };
     match value.get_mut() {
         DeValue::Table(table) => {
@@ -346,19 +348,19 @@ fn words(known: &str) -> Vec<&str> {
 
 /// Turns serde's message into ours, and tells what an unknown key is likely to mean. serde has no
 /// other way to tell what was wrong, and its own wording quotes the value found, which may be a
-/// secret in the wrong place.
+/// secret in the wrong location.
 fn describe(message: &str, keys: &[String]) -> (String, Option<String>) {
-    let place = shown(keys);
+    let location = shown(keys);
     let split = |kind: &str| message.strip_prefix(kind)?.rsplit_once("`, expected ");
     if let Some((unknown, known)) = split("unknown field `") {
         let common = if keys.len() == 3 && keys[0] == "sinks" { &SINK_KEYS[..] } else { &[] };
         let known = [common, &words(known)].concat();
-        let problem = format!("unknown key {place}; {}", suggest(unknown, "keys", &known));
+        let problem = format!("unknown key {location}; {}", suggest(unknown, "keys", &known));
         return (problem, likely(unknown, &known).map(str::to_owned));
     }
     if let Some((unknown, known)) = split("unknown variant `") {
         let hint = suggest(unknown, "words", &words(known));
-        return (format!("unknown word `{unknown}` for {place}; {hint}"), None);
+        return (format!("unknown word `{unknown}` for {location}; {hint}"), None);
     }
     if let Some((found, expected)) =
         message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected "))
@@ -375,13 +377,13 @@ fn describe(message: &str, keys: &[String]) -> (String, Option<String>) {
             "a map" => format!("a table for each, as in [{}.NAME]", keys.join(".")),
             other => other.to_owned(),
         };
-        return (format!("wrong type of {place}: found {found}; write {expected}"), None);
+        return (format!("wrong type of {location}: found {found}; write {expected}"), None);
     }
     let problem = match message {
-        "wanted string or table" => format!("wrong type of {place}; write a string"),
+        "wanted string or table" => format!("wrong type of {location}; write a string"),
         // Ours have a hint.
-        ours if ours.contains("; ") && !ours.starts_with("invalid ") => format!("{place}: {ours}"),
-        _ => format!("wrong value of {place}; see config.example.toml for what is possible"),
+        ours if ours.contains("; ") && !ours.starts_with("invalid ") => format!("{location}: {ours}"),
+        _ => format!("wrong value of {location}; see config.example.toml for what is possible"),
     };
     (problem, None)
 }

@@ -42,10 +42,10 @@ pub struct Worker {
 
 /// Maximum time that a worker waits for a batch, between two checks of `stop` and two runs of the
 /// sink's maintenance.
-const PATIENCE: Duration = Duration::from_secs(1);
+const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Time after which a sink is asked again to make written lines safe.
-const UNSAFE_PATIENCE: Duration = Duration::from_millis(50);
+const UNSYNCED_WAIT: Duration = Duration::from_millis(50);
 
 /// Minimum time between two calls of [`Sink::idle`].
 const IDLE: Duration = Duration::from_secs(60);
@@ -108,8 +108,8 @@ impl Delivery {
         loop {
             let patience = match &progress {
                 progress if progress.pushed != progress.flushed => Duration::ZERO,
-                progress if progress.flushed != progress.safe => UNSAFE_PATIENCE,
-                _ => PATIENCE,
+                progress if progress.flushed != progress.safe => UNSYNCED_WAIT,
+                _ => IDLE_WAIT,
             };
             let next = self.until_it_works(|_| {
                 outbox.next(progress.pushed.batch, patience).map_err(|cause| unreadable(&cause))

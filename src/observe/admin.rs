@@ -99,16 +99,16 @@ async fn serve_accepted<A, F, S>(
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let pages = Arc::new(pages);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     let mut stopping = shutdown.clone();
     let mut stopped = pin!(until_stopped(&mut stopping));
     let mut failing = false;
     loop {
         let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, accept().await)
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            (permit, accept().await)
         };
-        let (place, accepted) = tokio::select! {
+        let (permit, accepted) = tokio::select! {
             biased;
             () = &mut stopped => break,
             next = next => next,
@@ -119,7 +119,7 @@ async fn serve_accepted<A, F, S>(
                 let connection = converse(stream, Arc::clone(&pages), is_network, shutdown.clone());
                 tokio::spawn(async move {
                     connection.await;
-                    drop(place);
+                    drop(permit);
                 });
             }
             Err(error) if concerns_one_connection(&error) => {}
@@ -140,7 +140,7 @@ async fn serve_accepted<A, F, S>(
         }
     }
     // All permits are free again when every connection is closed, and each is bounded by GRACE.
-    let _ = places.acquire_many(MAX_CONNECTIONS).await;
+    let _ = permits.acquire_many(MAX_CONNECTIONS).await;
 }
 
 /// Returns whether an error concerns a peer that went away before it was accepted (accept(2)),

@@ -64,11 +64,11 @@ const SHORTAGE: Duration = Duration::from_millis(20);
 /// is just about to come, on a kept connection or on a new one, still gets a response, and with it
 /// `Connection: close` (RFC 9112, section 9.6); closing at once would cross the request, and a
 /// sender without retries would lose it.
-const LAST_CALL: Duration = Duration::from_secs(2);
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
 impl Listener {
     /// Serves until `shutdown` turns true, then lets every request finish that has begun, or begins
-    /// within [`LAST_CALL`] on an open connection, for the time that a body may take. Returns
+    /// within [`DRAIN_GRACE`] on an open connection, for the time that a body may take. Returns
     /// whether all did.
     ///
     /// The socket is closed first, not shut down: where another process holds it too, that one
@@ -100,17 +100,17 @@ impl Listener {
         drop(socket);
         // Taken from the queue, so no other process can serve it.
         if let Some((stream, peer)) = waiting
-            && let Ok(permit) = timeout(LAST_CALL, this.admit(peer)).await
+            && let Ok(permit) = timeout(DRAIN_GRACE, this.admit(peer)).await
         {
             begin(stream, permit);
         }
-        let drain = this.service.in_force().pace.total;
+        let drain = this.service.in_force().body_deadline.total;
         let in_work = &this.service.in_work;
         let idle = async {
             this.connections.all_left().await;
             let _ = in_work.acquire_many(u32::try_from(super::request::IN_WORK).unwrap_or(u32::MAX)).await;
         };
-        timeout(LAST_CALL + drain, idle).await.is_ok()
+        timeout(DRAIN_GRACE + drain, idle).await.is_ok()
     }
 
     /// Accepts the next connection. Errors that concern one peer are skipped; when descriptors or
@@ -176,7 +176,7 @@ impl Listener {
         let opened = tokio::select! {
             opened = timeout(deadline, self.open(stream, permit)) => opened,
             // Nothing has been asked yet, so no response is due.
-            () = last_call(shutdown.clone()) => return CloseReason::Done,
+            () = drain_grace(shutdown.clone()) => return CloseReason::Done,
         };
         let (ending, answered) = match opened {
             Err(_) => return CloseReason::HandshakeTimeout,
@@ -287,7 +287,7 @@ impl Listener {
             .max_headers(2 * HEAD_FIELDS)
             .max_buf_size(2 * HEAD_BYTES)
             .serve_connection(TokioIo::new(answers), service);
-        let mut last_call = pin!(last_call(shutdown.clone()));
+        let mut drain_grace = pin!(drain_grace(shutdown.clone()));
         let mut first_request = pin!(tokio::time::sleep(deadline));
         let (mut draining, mut is_late) = (false, false);
         let ended = loop {
@@ -301,7 +301,7 @@ impl Listener {
                         return (CloseReason::HeaderTimeout, None);
                     }
                 }
-                () = &mut last_call, if !draining => {
+                () = &mut drain_grace, if !draining => {
                     draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
@@ -326,10 +326,10 @@ enum Opened {
 }
 
 /// Returns when connections without a request in progress are to be closed.
-async fn last_call(mut shutdown: watch::Receiver<bool>) {
+async fn drain_grace(mut shutdown: watch::Receiver<bool>) {
     // A sender that was dropped cannot stop us any more, which counts as stopped.
     let _ = shutdown.wait_for(|stop| *stop).await;
-    tokio::time::sleep(LAST_CALL).await;
+    tokio::time::sleep(DRAIN_GRACE).await;
 }
 
 /// Returns the reason for which hyper ended a connection.

@@ -60,7 +60,7 @@ pub struct Rules {
     /// Maximum size of one body, in bytes, as received.
     pub body_limit: usize,
     /// Deadline of a body.
-    pub pace: Pace,
+    pub body_deadline: BodyDeadline,
     /// Deadline of a PROXY header, of the TLS handshake, of the head of a connection's first
     /// request, and of reading a response.
     pub deadline: Duration,
@@ -158,7 +158,7 @@ pub struct Service {
 /// The body did not arrive: the connection is closed without a response, which senders retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Aborted {
-    /// It was slower than [`Rules::pace`].
+    /// It was slower than [`Rules::body_deadline`].
     #[error("the body was too slow")]
     TooSlow,
     /// The connection ended before it did.
@@ -169,7 +169,7 @@ pub enum Aborted {
 /// Deadline of a body: after a grace period the body must have come at a minimum average rate, and
 /// it must be complete by a fixed time.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct BodyDeadline {
     /// Time before the rate applies.
     pub grace: Duration,
     /// Minimum average rate, in bytes per second.
@@ -178,7 +178,7 @@ pub struct Pace {
     pub total: Duration,
 }
 
-impl Pace {
+impl BodyDeadline {
     /// Returns the time by which more bytes must have come of a body that began at `begun` and of
     /// which `received` bytes have arrived.
     pub fn deadline(&self, begun: Instant, received: usize) -> Instant {
@@ -313,12 +313,12 @@ async fn read(
     mut body: Incoming,
     rules: &Rules,
 ) -> Result<Result<(Vec<u8>, MemoryPermit), Refusal>, Aborted> {
-    let (limit, pace) = (rules.body_limit, rules.pace);
+    let (limit, body_deadline) = (rules.body_limit, rules.body_deadline);
     let mut memory = rules.memory.permit(body.size_hint().exact());
     let mut bytes = Vec::new();
     let mut begun = Instant::now();
     loop {
-        let deadline = pace.deadline(begun, bytes.len());
+        let deadline = body_deadline.deadline(begun, bytes.len());
         let Ok(frame) = timeout_at(deadline.into(), body.frame()).await else {
             return Err(Aborted::TooSlow);
         };
@@ -478,10 +478,15 @@ mod tests {
 
     #[test]
     fn the_deadline_of_a_body_grows_with_its_bytes() {
-        let pace = Pace { grace: Duration::from_secs(5), rate: 1000, total: Duration::from_secs(30) };
+        let body_deadline =
+            BodyDeadline { grace: Duration::from_secs(5), rate: 1000, total: Duration::from_secs(30) };
         let begun = Instant::now();
         for (received, seconds) in [(0, 5), (1000, 6), (20_000, 25), (25_000, 30), (usize::MAX, 30)] {
-            assert_eq!(pace.deadline(begun, received), begun + Duration::from_secs(seconds), "{received}");
+            assert_eq!(
+                body_deadline.deadline(begun, received),
+                begun + Duration::from_secs(seconds),
+                "{received}"
+            );
         }
     }
 }

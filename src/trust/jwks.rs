@@ -133,7 +133,7 @@ pub enum Refusal {
     Malformed,
     /// The private member `d` is in a public document (RFC 8037, section 2).
     #[error(
-        "has the member d: its PRIVATE key was published, so anybody can sign with it; replace this key pair now"
+        "has the member d: its PRIVATE key was published, so anyone can sign with it; replace this key pair now"
     )]
     PrivateKeyPublished,
     /// `kty` is not `OKP`.
@@ -328,7 +328,7 @@ fn entries(document: &[u8]) -> Result<Vec<&RawValue>, JwksError> {
 fn looks_like(document: &[u8]) -> Option<&'static str> {
     let start = document.trim_ascii_start();
     if document.starts_with(b"\x1f\x8b") {
-        Some("gzip, which nobody asked for")
+        Some("gzip, which was not asked for")
     } else if start.starts_with(b"<") {
         Some("an HTML or XML page; is this the address of the key set?")
     } else if start.starts_with(b"-----BEGIN ") {

@@ -11,7 +11,7 @@ use rand::CryptoRng;
 use serde::Serialize;
 
 use super::judge::{
-    Beside, Counts, Entry, Judged, Keys, TOGETHER, Window, contradiction, has_too_many_fields, judge,
+    Counts, Entry, JudgedBlock, Keys, Metadata, TOGETHER, Window, contradiction, has_too_many_fields, judge,
     was_not_verified,
 };
 use super::variants::{
@@ -58,7 +58,12 @@ pub struct Tried {
 }
 
 /// Explains a line. `others` are the lines that were read together with it.
-pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut impl CryptoRng) -> Explanation {
+pub fn explain(
+    entry: &Entry<'_>,
+    others: &JudgedBlock,
+    keys: &Keys,
+    random: &mut impl CryptoRng,
+) -> Explanation {
     let judged = judge(std::slice::from_ref(entry), keys, Window::default(), random);
     let finding = judged.findings.into_iter().next();
     let raw: &[u8] = &entry.raw;
@@ -81,7 +86,7 @@ pub fn explain(entry: &Entry<'_>, others: &Judged, keys: &Keys, random: &mut imp
     }
     if finding.is_some() {
         explanation.shown = shown(entry, line.as_ref(), others, keys, random);
-    } else if was_not_verified(&entry.beside) {
+    } else if was_not_verified(&entry.metadata) {
         explanation.shown = vec![NOT_VERIFIED.to_owned()];
     }
     explanation
@@ -124,7 +129,7 @@ fn tried(raw: &[u8], keys: &Keys, random: &mut impl CryptoRng) -> Vec<Tried> {
 fn shown(
     entry: &Entry<'_>,
     line: Option<&Line<'_>>,
-    others: &Judged,
+    others: &JudgedBlock,
     keys: &Keys,
     random: &mut impl CryptoRng,
 ) -> Vec<String> {
@@ -133,7 +138,7 @@ fn shown(
     if entry.unterminated {
         all.push("It is the last line and has no line end.".to_owned());
     }
-    if let Beside::Record(Kind::Misshapen) = entry.beside {
+    if let Metadata::Record(Kind::Misshapen) = entry.metadata {
         all.push(
             "A record says of a line that came through `format`, `verified` and `event`, or of one that did not \
              `reason`: never some of both, nothing twice, and nothing else (docs/verify.md)."
@@ -144,8 +149,8 @@ fn shown(
     let claim = match open(raw) {
         Judgeable::Signed(line, claim) => {
             let fit = verify_in_batches(&[claim], keys.bytes(), TOGETHER, random).pop().flatten();
-            if let Some(reason) = fit.and_then(|fit| contradiction(&entry.beside, &line, fit.key, keys)) {
-                let whole = if matches!(entry.beside, Beside::Row(_)) { "row" } else { "record" };
+            if let Some(reason) = fit.and_then(|fit| contradiction(&entry.metadata, &line, fit.key, keys)) {
+                let whole = if matches!(entry.metadata, Metadata::Row(_)) { "row" } else { "record" };
                 all.push(format!(
                     "The raw line proves itself, so what stands beside it in the {whole} was changed: {reason}."
                 ));
@@ -355,7 +360,7 @@ mod tests {
     fn explained(bytes: &[u8]) -> Explanation {
         let block = Block::Lines { first: 1, bytes: bytes.to_vec() };
         let entries = block.entries();
-        explain(&entries[0], &Judged::default(), &keys(&[1, 2]), &mut StdRng::seed_from_u64(7))
+        explain(&entries[0], &JudgedBlock::default(), &keys(&[1, 2]), &mut StdRng::seed_from_u64(7))
     }
 
     /// Checks that one sentence of the explanation contains the wanted words.

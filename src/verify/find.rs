@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::deliver::file::rotated_at;
-use crate::deliver::sqlite::stored::{self, Made};
+use crate::deliver::sqlite::stored::{self, DatabaseKind};
 use crate::trust::jwks::MAX_KEPT_KEYS;
 use crate::trust::keyring::{self, DOCUMENT_LIMIT_BYTES};
 use crate::wire::line::Line;
@@ -119,7 +119,7 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
     let start = beginning(path)?;
     if start.starts_with(stored::MAGIC) {
         // One that cannot be opened is taken, so that reading it reports why.
-        let is_other = stored::made(path).is_ok_and(|made| made == Made::Other);
+        let is_other = stored::database_kind(path).is_ok_and(|made| made == DatabaseKind::Other);
         return Ok(is_other.then_some("a database without a table `events`"));
     }
     if is_ours_by_name(&name) {

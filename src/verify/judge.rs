@@ -212,7 +212,7 @@ impl AddAssign for Counts {
 
 /// Results of a block, or of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Judged {
+pub struct JudgedBlock {
     /// Number of lines by result.
     pub counts: Counts,
     /// Number of good lines by key.
@@ -223,14 +223,14 @@ pub struct Judged {
     pub times: Option<(i64, i64)>,
 }
 
-impl Judged {
+impl JudgedBlock {
     /// Counts a good line by its metadata.
-    fn good(&mut self, beside: &Beside<'_>, key: usize, time: Option<i64>) {
-        match beside {
-            Beside::Record(Kind::Quarantined { .. }) | Beside::Refused(_) => {
+    fn good(&mut self, metadata: &Metadata<'_>, key: usize, time: Option<i64>) {
+        match metadata {
+            Metadata::Record(Kind::Quarantined { .. }) | Metadata::Refused(_) => {
                 self.counts.good_in_quarantine += 1;
             }
-            beside if was_not_verified(beside) => self.counts.good_unverified += 1,
+            metadata if was_not_verified(metadata) => self.counts.good_unverified += 1,
             _ => self.counts.good += 1,
         }
         if let Some(count) = self.by_key.get_mut(key) {
@@ -261,14 +261,14 @@ pub struct Entry<'a> {
     /// The line as it was received.
     pub raw: Cow<'a, [u8]>,
     /// Metadata of the line.
-    pub beside: Beside<'a>,
+    pub metadata: Metadata<'a>,
     /// It has no line end.
     pub unterminated: bool,
 }
 
 /// Metadata that a file has of a line, in addition to the line itself.
 #[derive(Debug)]
-pub enum Beside<'a> {
+pub enum Metadata<'a> {
     /// Nothing: it is a raw line.
     Nothing,
     /// The rest of a JSON line of ours.
@@ -305,7 +305,7 @@ impl Block {
                 .map(|row| Entry {
                     number: row.id.unsigned_abs(),
                     raw: Cow::Borrowed(&row.raw),
-                    beside: Beside::Row(row),
+                    metadata: Metadata::Row(row),
                     unterminated: false,
                 })
                 .collect(),
@@ -314,7 +314,7 @@ impl Block {
                 .map(|row| Entry {
                     number: row.id.unsigned_abs(),
                     raw: Cow::Borrowed(&row.raw),
-                    beside: Beside::Refused(row),
+                    metadata: Metadata::Refused(row),
                     unterminated: false,
                 })
                 .collect(),
@@ -327,9 +327,11 @@ fn entry(line: &[u8]) -> Entry<'_> {
     let may_be_a_record = line.starts_with(b"{") && memchr::memmem::find(line, b"\"received_at\"").is_some();
     match may_be_a_record.then(|| record::read(line)).flatten() {
         Some(Saved { raw, kind }) => {
-            Entry { number: 0, raw, beside: Beside::Record(kind), unterminated: false }
+            Entry { number: 0, raw, metadata: Metadata::Record(kind), unterminated: false }
         }
-        None => Entry { number: 0, raw: Cow::Borrowed(line), beside: Beside::Nothing, unterminated: false },
+        None => {
+            Entry { number: 0, raw: Cow::Borrowed(line), metadata: Metadata::Nothing, unterminated: false }
+        }
     }
 }
 
@@ -342,12 +344,12 @@ enum Opened<'a> {
 }
 
 /// Judges lines. `random` is what [`verify_in_batches`] needs.
-pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut impl CryptoRng) -> Judged {
+pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut impl CryptoRng) -> JudgedBlock {
     let mut claims = Vec::with_capacity(entries.len());
     let opened: Vec<Opened<'_>> =
         entries.iter().map(|entry| open_entry(entry, window, &mut claims)).collect();
     let mut fits = verify_in_batches(&claims, keys.bytes(), TOGETHER, random).into_iter();
-    let mut judged = Judged { by_key: vec![0; keys.keys().len()], ..Judged::default() };
+    let mut judged = JudgedBlock { by_key: vec![0; keys.keys().len()], ..JudgedBlock::default() };
     for (entry, opened) in entries.iter().zip(opened) {
         let (verdict, reason) = match opened {
             Opened::Outside => {
@@ -357,16 +359,17 @@ pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut im
             Opened::Decided(verdict, reason) => (verdict, reason),
             Opened::Claimed(line, time) => match fits.next().flatten() {
                 None => (Verdict::Bad, "no given key made this signature".into()),
-                Some(fit) => match line.and_then(|line| contradiction(&entry.beside, &line, fit.key, keys)) {
+                Some(fit) => match line.and_then(|line| contradiction(&entry.metadata, &line, fit.key, keys))
+                {
                     Some(reason) => (Verdict::Bad, reason),
                     None => {
-                        judged.good(&entry.beside, fit.key, time);
+                        judged.good(&entry.metadata, fit.key, time);
                         continue;
                     }
                 },
             },
         };
-        if matches!(entry.beside, Beside::Refused(row) if row.has_known_reason) {
+        if matches!(entry.metadata, Metadata::Refused(row) if row.has_known_reason) {
             continue;
         }
         judged.finding(match entry.unterminated {
@@ -384,10 +387,10 @@ pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut im
 
 fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'a>>) -> Opened<'a> {
     let is_outside = |line: &Line<'_>| !window.has(line.time());
-    if let Beside::Record(Kind::Misshapen) = entry.beside {
+    if let Metadata::Record(Kind::Misshapen) = entry.metadata {
         return Opened::Decided(Verdict::Bad, MISSHAPEN.into());
     }
-    if matches!(entry.beside, Beside::Refused(row) if !row.has_known_reason) {
+    if matches!(entry.metadata, Metadata::Refused(row) if !row.has_known_reason) {
         let reason = "the row of the table `quarantine` has a reason that auditgate does not give";
         return Opened::Decided(Verdict::Bad, reason.into());
     }
@@ -407,7 +410,7 @@ fn open_entry<'a>(entry: &'a Entry<'_>, window: Window, claims: &mut Vec<Claim<'
             claims.push(claim);
             let time = line.time();
             // Its fields take more memory than the line itself.
-            Opened::Claimed((!matches!(entry.beside, Beside::Nothing)).then_some(line), time)
+            Opened::Claimed((!matches!(entry.metadata, Metadata::Nothing)).then_some(line), time)
         }
     }
 }
@@ -427,21 +430,21 @@ pub(super) const MISSHAPEN: &str =
 /// Returns what of a verified line's metadata does not follow from it. `received_at` and `source`
 /// are added by auditgate, and no signature covers them.
 pub(super) fn contradiction(
-    beside: &Beside<'_>,
+    metadata: &Metadata<'_>,
     line: &Line<'_>,
     key: usize,
     keys: &Keys,
 ) -> Option<Cow<'static, str>> {
-    let (difference, verified, key_id, whole) = match beside {
+    let (difference, verified, key_id, whole) = match metadata {
         // A record of a quarantined line says nothing of its event.
-        Beside::Nothing | Beside::Record(Kind::Quarantined { .. }) | Beside::Refused(_) => return None,
-        Beside::Record(Kind::Misshapen) => return Some(MISSHAPEN.into()),
-        Beside::Record(Kind::Accepted(claims)) => {
+        Metadata::Nothing | Metadata::Record(Kind::Quarantined { .. }) | Metadata::Refused(_) => return None,
+        Metadata::Record(Kind::Misshapen) => return Some(MISSHAPEN.into()),
+        Metadata::Record(Kind::Accepted(claims)) => {
             let difference =
                 (!claims.hold_for(line)).then(|| "the record says something else than its raw line".into());
             (difference, claims.verified, claims.key_id.as_deref(), "record")
         }
-        Beside::Row(row) => {
+        Metadata::Row(row) => {
             let difference = row.difference(line).map(|column| match column {
                 "raw" => "the column `raw` is a blob where text holds the line, or text where only a blob does: no \
                           search finds it"
@@ -464,11 +467,11 @@ pub(super) fn contradiction(
 }
 
 /// Returns whether the daemon tried no key on the line, according to its metadata.
-pub(super) fn was_not_verified(beside: &Beside<'_>) -> bool {
-    match beside {
-        Beside::Record(Kind::Accepted(claims)) => !claims.verified,
-        Beside::Row(row) => !row.says_verified(),
-        Beside::Nothing | Beside::Record(_) | Beside::Refused(_) => false,
+pub(super) fn was_not_verified(metadata: &Metadata<'_>) -> bool {
+    match metadata {
+        Metadata::Record(Kind::Accepted(claims)) => !claims.verified,
+        Metadata::Row(row) => !row.says_verified(),
+        Metadata::Nothing | Metadata::Record(_) | Metadata::Refused(_) => false,
     }
 }
 

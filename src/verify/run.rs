@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use parking_lot::Mutex;
 
-use super::judge::{Block, Judged, Keys, Window, judge};
+use super::judge::{Block, JudgedBlock, Keys, Window, judge};
 use super::read::{Blocks, Fault, Kind};
 
 /// Message to the reporter, in this order for each file.
@@ -28,7 +28,7 @@ pub enum News {
         quarantined: u64,
     },
     /// Some of its lines are judged.
-    Judged(Judged),
+    JudgedBlock(JudgedBlock),
     /// It cannot be read (any further), or a line of it cannot.
     Fault(Fault),
     /// The end of the file.
@@ -36,12 +36,12 @@ pub enum News {
 }
 
 /// A block and the channel for its result.
-type Job = (Block, SyncSender<Judged>);
+type Job = (Block, SyncSender<JudgedBlock>);
 
 /// Message of a reader about its file.
 enum Step {
     Said(News),
-    Queued(Receiver<Judged>),
+    Queued(Receiver<JudgedBlock>),
 }
 
 /// Checks files on `threads` cores. `read` counts the bytes that were read, before inflation.
@@ -93,7 +93,7 @@ pub fn check<E>(
                 let news = match step {
                     Step::Said(news) => news,
                     Step::Queued(judged) => match judged.recv() {
-                        Ok(judged) => News::Judged(judged),
+                        Ok(judged) => News::JudgedBlock(judged),
                         // Its judge panicked; the scope passes that on.
                         Err(_) => continue,
                     },
@@ -183,7 +183,7 @@ mod tests {
             let read = Arc::default();
             let report = |file, news| {
                 match news {
-                    News::Judged(judged) => {
+                    News::JudgedBlock(judged) => {
                         counts += judged.counts;
                         times = joined(times, judged.times);
                         found.extend(judged.findings.iter().map(|finding| (file, finding.line)));

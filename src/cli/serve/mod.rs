@@ -44,7 +44,7 @@ use crate::observe::metrics::{Metrics, Outcome};
 use crate::observe::{admin, logging, systemd};
 use crate::receive::connection_limit::ConnectionLimit;
 use crate::receive::listener::Listener;
-use crate::receive::request::{self, IN_WORK, Pace, Rules, Service};
+use crate::receive::request::{self, BodyDeadline, IN_WORK, Rules, Service};
 use crate::receive::tls::Certificates;
 use crate::secret::Secret;
 use crate::wire::batch::Caps;
@@ -400,7 +400,11 @@ fn rules(config: &Config, sources: &Sources, ingest: &Ingest, memory: MemoryBudg
         ingest: ingest.with_limits(limits(config)),
         memory,
         body_limit: config.limits.body,
-        pace: Pace { grace: BODY_GRACE, rate: BODY_RATE, total: config.limits.request_timeout },
+        body_deadline: BodyDeadline {
+            grace: BODY_GRACE,
+            rate: BODY_RATE,
+            total: config.limits.request_timeout,
+        },
         deadline: SHORT_DEADLINE.min(config.limits.request_timeout),
         idle_timeout: config.limits.idle_timeout,
         proxies: config.listen.proxy_protocol.clone(),

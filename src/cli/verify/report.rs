@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::escape::{escape, escape_json};
-use crate::verify::judge::{Counts, Finding, Judged, Keys, Verdict, joined};
+use crate::verify::judge::{Counts, Finding, JudgedBlock, Keys, Verdict, joined};
 use crate::verify::read::{Fault, Kind};
 use crate::verify::run::News;
 use crate::wire::record::time_stamp;
@@ -39,7 +39,7 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, judged: &Judged) {
+    fn add(&mut self, judged: &JudgedBlock) {
         self.counts += judged.counts;
         self.times = joined(self.times, judged.times);
         self.by_key.resize(self.by_key.len().max(judged.by_key.len()), 0);
@@ -162,7 +162,7 @@ impl<'a> Report<'a> {
                     self.not_checked(path, reason);
                 }
             }
-            News::Judged(judged) => {
+            News::JudgedBlock(judged) => {
                 file.sum.add(&judged);
                 self.total.add(&judged);
                 for finding in judged.findings {

@@ -36,7 +36,7 @@ fn source_paths_are_paths_and_unique() {
     accepted("\"/us\"", "\"/a%20b/c-d_e.f~g\"");
     let twin = "[sources.eu]\npath = \"/us\"\nauthorization = { env = \"TOKEN\" }\njwks.file = \"j\"\n";
     let root = GOOD.replace("/us\"", "/\"") + &twin.replace("\"/us\"", "5");
-    assert_eq!(problems(&root).len(), 1, "what is read in the place of 5 is nobody's");
+    assert_eq!(problems(&root).len(), 1, "what is read in the place of 5 belongs to no key");
     assert_eq!(
         problems(&(GOOD.to_owned() + twin)),
         ["6: the sources `eu` and `us` share the path `/us`; give each its own path"]

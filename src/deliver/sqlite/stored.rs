@@ -19,7 +19,7 @@ pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// Kind of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Made {
+pub enum DatabaseKind {
     /// A sink's, or another with a table `events`: only the table counts, whatever else the file
     /// says of itself.
     Events,
@@ -34,7 +34,7 @@ pub enum Made {
 ///
 /// # Errors
 /// When it cannot be opened.
-pub fn made(path: &Path) -> rusqlite::Result<Made> {
+pub fn database_kind(path: &Path) -> rusqlite::Result<DatabaseKind> {
     connect(path).and_then(|connection| examine(&connection))
 }
 
@@ -190,7 +190,7 @@ impl Database {
     }
 
     fn over(connection: Connection) -> Result<Self, OpenError> {
-        if examine(&connection)? != Made::Events {
+        if examine(&connection)? != DatabaseKind::Events {
             return Err(OpenError::NoEvents);
         }
         let other_columns = |table| {
@@ -289,13 +289,13 @@ fn connect_with(path: &Path, how: &str) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn examine(connection: &Connection) -> rusqlite::Result<Made> {
+fn examine(connection: &Connection) -> rusqlite::Result<DatabaseKind> {
     let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     if has_table(connection, "events")? || application == schema::APPLICATION_ID {
-        return Ok(Made::Events);
+        return Ok(DatabaseKind::Events);
     }
     let is_empty = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
-    Ok(if is_empty { Made::Nothing } else { Made::Other })
+    Ok(if is_empty { DatabaseKind::Nothing } else { DatabaseKind::Other })
 }
 
 /// Returns whether there is a table or view of that name.

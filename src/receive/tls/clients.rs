@@ -56,7 +56,7 @@ struct Named {
 /// A client that the authority certified and that is not on the list.
 #[derive(Debug, thiserror::Error)]
 #[error("the client's certificate has none of the names in client_names; it is for {0}")]
-struct Stranger(String);
+struct UnknownClient(String);
 
 impl ClientCertVerifier for Named {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -74,8 +74,8 @@ impl ClientCertVerifier for Named {
         if names.iter().any(|name| self.names.contains(name)) {
             return Ok(verified);
         }
-        let stranger = Stranger(names.join(", "));
-        Err(CertificateError::Other(OtherError(Arc::new(stranger))).into())
+        let unknown = UnknownClient(names.join(", "));
+        Err(CertificateError::Other(OtherError(Arc::new(unknown))).into())
     }
 
     fn verify_tls12_signature(

@@ -33,7 +33,7 @@ pub(in crate::verify) fn cef(rt: &str, trace: u64) -> String {
     )
 }
 
-fn judged(text: &str, window: Window) -> Judged {
+fn judged(text: &str, window: Window) -> JudgedBlock {
     let block = Block::Lines { first: 10, bytes: text.as_bytes().to_vec() };
     judge(&block.entries(), &keys(&[1, 2]), window, &mut StdRng::seed_from_u64(7))
 }

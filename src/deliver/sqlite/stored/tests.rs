@@ -142,16 +142,16 @@ fn a_database_is_recognised_by_its_tables_and_not_by_its_application_id() {
     let path = database(dir.path(), &[1]);
     let writer = Connection::open(&path).unwrap();
     writer.pragma_update(None, "application_id", 0).unwrap();
-    assert_eq!(made(&path), Ok(Made::Events));
+    assert_eq!(database_kind(&path), Ok(DatabaseKind::Events));
     assert_eq!(read_all(&path), (1, None));
     for (name, tables, wanted) in [
-        ("other", "CREATE TABLE others (raw)", Made::Other),
-        ("nothing", "PRAGMA user_version = 1", Made::Nothing),
-        ("view", "CREATE TABLE o (raw); CREATE VIEW Events AS SELECT raw FROM o", Made::Events),
+        ("other", "CREATE TABLE others (raw)", DatabaseKind::Other),
+        ("nothing", "PRAGMA user_version = 1", DatabaseKind::Nothing),
+        ("view", "CREATE TABLE o (raw); CREATE VIEW Events AS SELECT raw FROM o", DatabaseKind::Events),
     ] {
         let path = dir.path().join(name);
         Connection::open(&path).unwrap().execute_batch(tables).unwrap();
-        assert_eq!(made(&path), Ok(wanted), "{name}");
+        assert_eq!(database_kind(&path), Ok(wanted), "{name}");
         assert!(Database::open(&path).is_err());
     }
 }
@@ -171,7 +171,7 @@ fn a_copy_without_its_log_or_with_an_unusable_index_is_reported() {
         to
     };
     let alone = copied("alone.db", false);
-    assert_eq!(made(&alone), Ok(Made::Nothing));
+    assert_eq!(database_kind(&alone), Ok(DatabaseKind::Nothing));
     assert!(matches!(Database::open(&alone), Err(OpenError::NoEvents)));
     let both = copied("both.db", true);
     assert_eq!(read_all(&both), (0, None));
