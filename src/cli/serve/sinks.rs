@@ -30,11 +30,15 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
                 Err(error) if error.cause.kind() == std::io::ErrorKind::InvalidData => {
                     return Err(Failure::config(format!("sink `{name}`: {error}")));
                 }
-                Err(error) => tracing::warn!(
-                    code = "sink-unavailable-at-start",
-                    sink = name,
-                    "sink \"{name}\" cannot be used now: {error}; its events wait in the ledger, and it is retried"
-                ),
+                Err(error) => {
+                    let sink = name;
+                    tracing::warn!(
+                        code = "sink-unavailable-at-start",
+                        sink,
+                        "sink \"{sink}\" cannot be used now: {error}; its events wait in the ledger, and it is \
+                         retried"
+                    );
+                }
             }
         }
     }
