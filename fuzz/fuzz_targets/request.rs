@@ -13,7 +13,7 @@ use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
 use auditgate::ledger::{Backlog, Ledger, Options, Receipt, Window};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
-use auditgate::receive::request::{IN_WORK, Observer, BodyDeadline, Route, Rules, Service};
+use auditgate::receive::request::{BodyDeadline, IN_WORK, Observer, Route, Rules, Service};
 use auditgate::receive::response::Refusal;
 use auditgate::receive::response_stream::{ResponseDue, ResponseStream};
 use auditgate::trust::keyring::{self, KeyRing};
