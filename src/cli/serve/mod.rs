@@ -170,9 +170,9 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         warned_at: None,
     };
     let listener = listener(connection_limit, certificates, service, &metrics);
-    let serving = tokio::spawn(listener.serve(socket, stopped.clone()));
-    // Before readiness is reported: a signal that comes at once must find its handler.
+    // Before the log says that it listens: a signal that comes at once must find its handler.
     let signals = Signals::listen();
+    let serving = tokio::spawn(listener.serve(socket, stopped.clone()));
     health.started();
     systemd::ready(RECEIVING);
     let watched = ledger.clone();
