@@ -105,9 +105,10 @@ impl Daemon {
         let document = auditgate::trust::jwks::document(&[(None, key.verifying_key().to_bytes())]);
         std::fs::write(path.join("jwks.json"), document).unwrap();
         std::fs::write(path.join("config.toml"), CONFIG).unwrap();
+        let unit = include_str!("../systemd/auditgate.service");
+        let environment = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
         let mut child = Command::new(env!("CARGO_BIN_EXE_auditgate"))
-            // As the unit does.
-            .env("MALLOC_MMAP_THRESHOLD_", "1048576")
+            .envs(environment)
             .args(["serve", "--config"])
             .arg(path.join("config.toml"))
             .stderr(Stdio::piped())

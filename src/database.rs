@@ -44,13 +44,12 @@ pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<Stri
 fn sync_log(connection: &Connection) -> rusqlite::Result<()> {
     let Some(path) = connection.path() else { return Ok(()) };
     match File::open(format!("{path}-wal")).and_then(|log| log.sync_all()) {
-        // A file system without shared memory, where SQLite keeps no such log.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => {
+        // Where there is none, the file system is without shared memory, and SQLite keeps no such log.
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             let cause = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
             Err(rusqlite::Error::SqliteFailure(cause, Some(format!("cannot sync {path}-wal: {error}"))))
         }
-        Ok(()) => Ok(()),
+        _ => Ok(()),
     }
 }
 

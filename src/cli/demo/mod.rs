@@ -197,10 +197,11 @@ impl Site {
             let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
             page.line(&format!("   {:<13}  {}", text("reason"), shortened(&text("detail"), COLUMNS - 18)))?;
         }
-        self.verify(args, page)?;
+        let (accepted, quarantined) = (summary.receipts.accepted, quarantine.lines().count());
+        let all_quarantined = self.added("quarantine.jsonl", 0)?.lines().count();
+        self.verify(args, all_quarantined - quarantined + 1, page)?;
         self.query(args, page)?;
 
-        let (accepted, quarantined) = (summary.receipts.accepted, quarantine.lines().count());
         if (accepted, lines.len(), quarantined) != (args.events as u64, args.events, 3) {
             return Err(Failure::bug(format!(
                 "{} events were sent, {accepted} accepted, {} written and {quarantined} quarantined",
@@ -278,23 +279,22 @@ impl Site {
         read().map_err(failed("read", &path))
     }
 
-    /// Verifies the output, and explains what is wrong with the tampered line.
-    fn verify(&self, args: &Args, page: &mut Page<'_>) -> Result<(), Failure> {
+    /// Verifies the output, and explains what is wrong with the tampered line of the quarantine.
+    fn verify(&self, args: &Args, tampered: usize, page: &mut Page<'_>) -> Result<(), Failure> {
         page.heading("5. auditgate verify proves the lines again, offline:")?;
-        let jwks = vec![self.dir.join("jwks.json").display().to_string()];
         let check = |explain, files| {
+            let jwks = vec![self.dir.join("jwks.json").display().to_string()];
             let check =
                 verify::Args { jwks, ca: None, json: false, since: None, until: None, explain, files };
             let mut said = Vec::new();
             let result = verify::run(&check, &mut said);
             (result, String::from_utf8_lossy(&said).into_owned())
         };
-        let (proved, said) = check.clone()(None, vec![self.dir.join("verified.log")]);
+        let (proved, said) = check(None, vec![self.dir.join("verified.log")]);
         page.line(&format!("   verified.log: {}", said.trim_end()))?;
         proved?;
 
-        let before = self.quarantine_lines_before()?;
-        let tampered = format!("quarantine.jsonl:{}", before + 1);
+        let tampered = format!("quarantine.jsonl:{tampered}");
         page.heading("6. And auditgate verify --explain says what is wrong with the tampered line:")?;
         let (_, said) = check(Some(self.dir.join(&tampered).display().to_string()), Vec::new());
         for finding in said.lines().filter_map(|line| line.strip_prefix("- ")).take(1) {
@@ -305,15 +305,6 @@ impl Site {
             format!("--jwks {}/jwks.json", args.dir.display()),
             format!("--explain {}/{tampered}", args.dir.display()),
         ])
-    }
-
-    fn quarantine_lines_before(&self) -> Result<usize, Failure> {
-        let path = self.dir.join("quarantine.jsonl");
-        let mut text = Vec::new();
-        let read =
-            fs::File::open(&path).and_then(|file| file.take(self.quarantine_before).read_to_end(&mut text));
-        read.map_err(failed("read", &path))?;
-        Ok(memchr::memchr_iter(b'\n', &text).count())
     }
 
     /// Asks the SQLite sink.
