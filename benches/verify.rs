@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use auditgate::send::sample;
 use auditgate::trust::verify::Claim;
-use auditgate::verify::judge::TOGETHER;
+use auditgate::verify::judge::BATCH_SIZE;
 use auditgate::wire::event::{Event, Format};
 use auditgate::wire::line::Line;
 use auditgate::wire::{cef, json, signature};
@@ -41,7 +41,7 @@ fn main() {
     }
     let (mut walls, mut cpus) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        let (bare_wall, bare_cpu) = measured(|| bare(&key, &signed, TOGETHER));
+        let (bare_wall, bare_cpu) = measured(|| bare(&key, &signed, BATCH_SIZE));
         let (wall, cpu) = measured(|| verify(dir.path(), count));
         println!(
             "round {round}: verify {:5.2} µs a line ({:.0} lines/s), bare {:5.2}; CPU {:5.2} and {:5.2}",

@@ -20,7 +20,7 @@
 //!    [`wire::signature`] finds which of its bytes are signed; [`trust::verify`] verifies many
 //!    lines at once with the keys that [`trust::keyring`] keeps.
 //! 3. [`ledger`] writes fingerprints and batch in one transaction with whatever else waits, syncs
-//!    it, and only then creates the [`ledger::Receipt`] that [`receive::response`] needs for
+//!    it, and only then creates the [`ledger::CommitReceipt`] that [`receive::response`] needs for
 //!    a 200. This is the promise.
 //! 4. In [`deliver`], one worker per sink reads what the ledger holds, in commit order, and writes
 //!    it to the sink; what is safe in a sink is recorded in the ledger, and what every sink has is

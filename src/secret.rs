@@ -1,4 +1,4 @@
-//! Secrets: where they come from, and bytes that are masked when printed and zeroed when dropped.
+//! Secrets: their origin, and bytes that are masked when printed and zeroed when dropped.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,16 +11,16 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The longest secret: 8 KiB, half of what we take of a request's head. More means that the wrong
-/// file was named.
+/// Maximum length of a secret, in bytes: half of what is accepted of a request's head. A longer one
+/// means that the wrong file was named.
 pub const MAX_SECRET: usize = 8 * 1024;
 
-/// What is printed instead of a secret.
+/// Text that is printed instead of a secret.
 const MASK: &str = "***";
-/// Where systemd puts a unit's credentials: systemd.exec(5), `LoadCredential=`.
+/// Variable with the directory of a unit's credentials: systemd.exec(5), `LoadCredential=`.
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
-/// The lookup of an environment variable, `std::env::var_os` in the daemon.
+/// Lookup of an environment variable, `std::env::var_os` in the daemon.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// A secret that is a legal HTTP field value (RFC 9110, section 5.5): 1 to [`MAX_SECRET`] bytes, no
@@ -37,11 +37,11 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// Checks and takes the bytes.
+    /// Creates a secret from its bytes.
     ///
     /// # Errors
-    /// The bytes could never be the value of a header: empty, too long, a control character, white space
-    /// at an end (which HTTP strips).
+    /// When the bytes could never be the value of a header: empty, too long, a control character,
+    /// white space at an end (which HTTP strips).
     pub fn new(bytes: Vec<u8>) -> Result<Self, SecretError> {
         let bytes = Zeroizing::new(bytes);
         const HEADER_NAME: &[u8] = b"authorization:";
@@ -61,13 +61,13 @@ impl Secret {
         }
     }
 
-    /// Whether `presented` is this secret, in a time that does not depend on where they differ. The
-    /// time does tell whether the lengths differ.
+    /// Returns whether `presented` is this secret, in a time that does not depend on where they
+    /// differ. The time does reveal whether the lengths differ.
     pub fn matches(&self, presented: &[u8]) -> bool {
         !self.bytes.is_empty() && bool::from(self.bytes.as_slice().ct_eq(presented))
     }
 
-    /// The bytes themselves, for the header of an outgoing request. Never log them.
+    /// Returns the bytes, for the header of an outgoing request. Never log them.
     pub fn expose(&self) -> &[u8] {
         &self.bytes
     }
@@ -82,7 +82,7 @@ impl Secret {
     }
 }
 
-/// In a time that does not depend on where they differ.
+/// Compares in a time that does not depend on where they differ.
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
         bool::from(self.bytes.ct_eq(&other.bytes))
@@ -119,21 +119,21 @@ pub enum SecretError {
     /// The table has several keys.
     #[error("the secret has more than one origin; {FORMS}")]
     Origins,
-    /// There is nothing in it.
+    /// It is empty.
     #[error("the secret is empty; put the exact value of the sender's Authorization header into it")]
     Empty,
-    /// The whole header field where its value is wanted.
+    /// It is a whole header field instead of the field's value.
     #[error(
         "the secret begins with `Authorization:`, the name of the header; leave that out and keep what follows it"
     )]
     HeaderName,
-    /// Longer than [`MAX_SECRET`].
+    /// It is longer than [`MAX_SECRET`].
     #[error("the secret is longer than 8KiB; it must be one line, fit for an HTTP header")]
     TooLong,
-    /// HTTP strips white space around a value, so this could never be presented.
+    /// It has white space around it, which HTTP strips, so it could never be presented.
     #[error("the secret begins or ends with white space, which HTTP strips; remove the white space")]
     Padded,
-    /// Not legal in an HTTP field value: a line break, mostly.
+    /// It is not legal in an HTTP field value: mostly because of a line break.
     #[error(
         "the secret contains a control character or line break; it must be one line, fit for an HTTP header"
     )]
@@ -145,10 +145,10 @@ pub enum SecretError {
     File {
         /// The file as resolved.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// What stands in the place of a name may be the secret itself, so it is not repeated.
+    /// The variable's name is not one. It may be the secret itself, so it is not repeated.
     #[error(
         "what `env` names cannot be an environment variable; write its name, of letters, digits and `_`; a secret \
          itself is written as {{ value = \"SECRET\" }}"
@@ -244,7 +244,7 @@ impl Origin {
 }
 
 fn read_file(path: &Path) -> Result<Secret, SecretError> {
-    // Room for the longest secret, its white space and one byte more, so that the buffer never
+    // Capacity for the longest secret, its white space and one byte more, so that the buffer never
     // moves and leaves a copy behind.
     const ROOM: usize = MAX_SECRET + 1024;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use auditgate::trust::jwks::{MAX_KEPT_KEYS, document};
-use auditgate::trust::keyring::{Fetcher, KeyRing, Options};
+use auditgate::trust::keyring::{Fetcher, JwksOptions, KeyRing};
 use auditgate_fuzz::{directory, key_set};
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::Runtime;
@@ -40,7 +40,7 @@ impl Stage {
     }
 
     fn ring(&self) -> (Arc<KeyRing>, Fetcher) {
-        let options = Options { file: Some(self.jwks.clone()), ..Options::default() };
+        let options = JwksOptions { file: Some(self.jwks.clone()), ..JwksOptions::default() };
         KeyRing::new("us", options, &self.directory, |_| ()).expect("a ring")
     }
 }

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use auditgate::clock::Clock;
 use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
-use auditgate::ledger::{Backlog, Ledger, Options, Receipt, Window};
+use auditgate::ledger::{Backlog, Ledger, LedgerOptions, CommitReceipt, Window};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
 use auditgate::receive::request::{BodyDeadline, IN_WORK, Observer, Route, Rules, Service};
 use auditgate::receive::response::Refusal;
 use auditgate::receive::response_stream::{ResponseDue, ResponseStream};
-use auditgate::trust::keyring::{self, KeyRing};
+use auditgate::trust::keyring::{JwksOptions, KeyRing};
 use auditgate::wire::batch::Caps;
 use auditgate_fuzz::{directory, key_set, oracle};
 use hyper::server::conn::http1;
@@ -46,11 +46,11 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
     let windows: BTreeMap<String, Window> =
         ["us", "trace", "open", "off", "closed"].map(|name| (name.to_owned(), window)).into();
     let directory = directory();
-    let options = Options { data_dir: directory.clone(), subscriptions: Vec::new(), backlog, windows, clock };
+    let options = LedgerOptions { data_dir: directory.clone(), subscriptions: Vec::new(), backlog, windows, clock };
     let (ledger, _running) = Ledger::open(options).expect("a ledger");
     let caps = Caps { decoded: 1 << 20, lines: 100 };
     let limits = Limits { caps, line: 2048, backlog: backlog.bytes };
-    let options = keyring::Options { keys: Some(key_set()), ..keyring::Options::default() };
+    let options = JwksOptions { keys: Some(key_set()), ..JwksOptions::default() };
     let ring = KeyRing::new("us", options, &directory, |_| ());
     let (ring, mut fetcher) = ring.expect("a ring");
     runtime.block_on(fetcher.load_at_start(MINUTE)).expect("keys");
@@ -77,7 +77,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
             ingest: Ingest::new(ledger, limits),
             memory: MemoryBudget::new(64 << 20, MINUTE),
             body_limit: 16 << 10,
-            body_deadline: BodyDeadline { grace: MINUTE, rate: 1, total: MINUTE },
+            body_deadline: BodyDeadline { grace: MINUTE, min_rate: 1, total: MINUTE },
             deadline: MINUTE,
             idle_timeout: MINUTE,
             proxies: Vec::new(),
@@ -99,7 +99,7 @@ impl Observer for NoObserver {
     fn committed(&self, _source: &str, batch: &Ingested, _received_at: i64) {
         assert!(batch.receipt.accepted() <= 100);
     }
-    fn undecodable(&self, _source: &str, _receipt: &Receipt) {}
+    fn undecodable(&self, _source: &str, _receipt: &CommitReceipt) {}
 }
 
 fuzz_target!(|input: &[u8]| -> Corpus {
@@ -117,18 +117,18 @@ async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let (permit, _evicted) = stage.connections.admit(localhost, false).await;
     let permit = Arc::new(permit);
-    let owed = ResponseDue::default();
+    let response_due = ResponseDue::default();
     let service = service_fn(|request| {
-        let (service, permit, owed) = (Arc::clone(&stage.service), Arc::clone(&permit), owed.clone());
+        let (service, permit, response_due) = (Arc::clone(&stage.service), Arc::clone(&permit), response_due.clone());
         Box::pin(async move {
             permit.idle(false);
             let response = service.answer(request, &permit).await;
-            owed.answer();
+            response_due.answer();
             response
         })
     });
     let (refuse, taken) = (|status| stage.service.refuse(&Refusal::Head(status)), || permit.idle(true));
-    let ours = ResponseStream::new(ours, MINUTE, owed.clone(), refuse, taken);
+    let ours = ResponseStream::new(ours, MINUTE, response_due.clone(), refuse, taken);
     // As the listener does, without timeouts: the peer sends everything at once and then closes its
     // half.
     let connection = http1::Builder::new()

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::document::Document;
 use super::problem::suggest;
 use super::{AdminAddress, Config, Limits, Secrets, Sink, SinkKind, Source, Tls, outputs};
-use crate::deliver::file;
+use crate::deliver::file::Rendering;
 use crate::ingest::{DedupKey, Policy};
 use crate::memory_budget;
 use crate::quantity::display_size;
@@ -207,7 +207,7 @@ fn sink_alone(name: &str, sink: &Sink, config: &Config, document: &mut Document<
     let mut check = |keys: &[&str], problem: String| document.check(&table, keys, problem);
     match &sink.kind {
         SinkKind::File(options) => {
-            if options.format == file::Rendering::Raw && sink.streams.len() > 1 {
+            if options.format == Rendering::Raw && sink.streams.len() > 1 {
                 let problem = format!(
                     "format = \"raw\" with several streams in [sinks.{name}]: nothing would tell them apart; write \
                      format = \"json\", or a sink for each stream"

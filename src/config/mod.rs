@@ -18,14 +18,16 @@ use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use self::document::Document;
-use crate::deliver::{file, sqlite, syslog};
+use crate::deliver::file::FileOptions;
+use crate::deliver::sqlite::SqliteOptions;
+use crate::deliver::syslog::SyslogOptions;
 use crate::ingest::{DedupKey, Policy};
 use crate::ledger::Subscription;
 use crate::observe::logging;
 use crate::quantity::{by_text, count, parsed, size, time};
 use crate::receive::tls::Files;
 use crate::secret::{Environment, Secret};
-use crate::trust::keyring;
+use crate::trust::keyring::JwksOptions;
 use crate::wire::event::Stream;
 
 mod check;
@@ -211,7 +213,7 @@ pub struct Source {
     #[serde(default, with = "networks", skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<IpNet>,
     /// Keys that verify its signatures; present unless `signatures` is off.
-    pub jwks: Option<keyring::Options>,
+    pub jwks: Option<JwksOptions>,
     /// Policy for signatures. Default [`Policy::Require`].
     #[serde(default)]
     pub signatures: Policy,
@@ -262,11 +264,11 @@ pub struct Sink {
 #[serde(rename_all = "lowercase")]
 pub enum SinkKind {
     /// Lines appended to a file.
-    File(file::Options),
+    File(FileOptions),
     /// Rows of a database.
-    Sqlite(sqlite::Options),
+    Sqlite(SqliteOptions),
     /// RFC 5424 messages to a server or a daemon.
-    Syslog(syslog::Options),
+    Syslog(SyslogOptions),
 }
 
 /// Policy for when `limits.backlog` is nearly full of what a sink does not have yet.
@@ -337,10 +339,7 @@ fn read(
 impl Config {
     /// Fills in the defaults that depend on other options.
     fn fill_in(&mut self) {
-        self.sources
-            .values_mut()
-            .filter_map(|source| source.jwks.as_mut())
-            .for_each(keyring::Options::fill_in);
+        self.sources.values_mut().filter_map(|source| source.jwks.as_mut()).for_each(JwksOptions::fill_in);
         for sink in self.sinks.values_mut() {
             match &mut sink.kind {
                 SinkKind::File(options) => options.fill_in(),
@@ -353,7 +352,7 @@ impl Config {
     /// Returns the reasons why sinks may lose verified events although nothing fails.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         self.sinks.iter().filter_map(|(name, sink)| {
-            let SinkKind::File(file::Options { rotate, .. }) = &sink.kind else { return None };
+            let SinkKind::File(FileOptions { rotate, .. }) = &sink.kind else { return None };
             let keep = rotate.keep?;
             let is_mixed = sink.streams.contains(&Stream::Verified) && sink.streams.len() > 1;
             is_mixed.then(|| {
@@ -393,7 +392,7 @@ impl SinkKind {
     /// Returns the file or database that it writes to, if any.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::File(file::Options { path, .. }) | Self::Sqlite(sqlite::Options { path, .. }) => Some(path),
+            Self::File(FileOptions { path, .. }) | Self::Sqlite(SqliteOptions { path, .. }) => Some(path),
             Self::Syslog(_) => None,
         }
     }

@@ -1,6 +1,7 @@
 //! Tests of the configuration: a valid file, and what is reported when it is changed.
 
 use super::*;
+use crate::deliver::file::Rendering;
 
 mod document;
 mod sink;
@@ -76,7 +77,7 @@ fn what_is_not_written_has_its_default() {
     assert!(source.authorization[0].matches(b"Bearer abc"));
     assert_eq!(source.signatures, Policy::Require);
     assert_eq!(source.dedup, Dedup { by: DedupKey::Event, window: Duration::from_secs(8 * 86_400) });
-    let Some(jwks @ keyring::Options { url: Some(url), ca: None, token: None, .. }) = &source.jwks else {
+    let Some(jwks @ JwksOptions { url: Some(url), ca: None, token: None, .. }) = &source.jwks else {
         panic!("{source:?}");
     };
     assert_eq!(url.to_string(), "https://us.example.com/jwks.json");
@@ -444,7 +445,7 @@ fn relative_paths_start_from_the_file() {
     assert!(config.sources["s"].authorization[0].matches(b"Bearer abc"));
     let SinkKind::File(options) = &config.sinks["k"].kind else { panic!("of type file") };
     assert_eq!(options.path, directory.path().join("out/k.jsonl"));
-    assert_eq!(options.format, file::Rendering::Json);
+    assert_eq!(options.format, Rendering::Json);
     let subscription = config.sinks["k"].subscription("k");
     assert!(subscription.wants("s", Stream::Unverified) && !subscription.wants("s", Stream::Verified));
     assert!(!format!("{config:?}").contains("abc"));

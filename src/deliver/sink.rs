@@ -12,7 +12,7 @@
 //! A flush that fails may have done any part of its work. What was collected stays collected, and
 //! the worker calls [`Sink::prepare`] and flush again until both succeed; a sink that can tell what
 //! it already has must not store it twice. When what was written before can no longer be trusted,
-//! the error has [`SinkError::start_over`] set: the sink is resumed from the last safe position.
+//! the error has [`SinkError::must_resume`] set: the sink is resumed from the last safe position.
 //!
 //! # Restart
 //!
@@ -69,19 +69,19 @@ pub struct SinkError {
     pub cause: std::io::Error,
     /// Nothing that was written since the last safe position can be trusted: it must all be pushed
     /// again.
-    pub start_over: bool,
+    pub must_resume: bool,
 }
 
 impl SinkError {
     /// Creates an error after which the same operation can be retried.
     pub fn new(what: String, cause: std::io::Error) -> Self {
-        Self { what, cause, start_over: false }
+        Self { what, cause, must_resume: false }
     }
 }
 
 /// A destination for lines. The module's documentation has the contract.
 pub trait Sink: Send {
-    /// Opens the destination, at the start and after [`SinkError::start_over`]; nothing is
+    /// Opens the destination, at the start and after [`SinkError::must_resume`]; nothing is
     /// collected then. `last` is what the ledger kept, its mark empty for a new sink. The returned
     /// position must be durable in the ledger before anything is written.
     ///

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt as _;
 
 use super::sink::{Item, Sink, SinkError};
-use crate::ledger::{Body, Ledger, Next, Outbox, Position, Resume, Stored, Streams, Subscription};
+use crate::ledger::{Body, Ledger, Next, Outbox, Position, Resume, StoredBatch, Streams, Subscription};
 use crate::wire::batch::Packing;
 use crate::wire::event::Verdict;
 
@@ -48,10 +48,10 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 const UNSYNCED_WAIT: Duration = Duration::from_millis(50);
 
 /// Minimum time between two calls of [`Sink::idle`].
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 impl Worker {
     /// Delivers until the ledger's feed is closed and everything in it is delivered, or until
@@ -59,7 +59,7 @@ impl Worker {
     pub fn run(self) {
         let mut delivery = Delivery { worker: self, wait: None };
         // The last safe position is in the ledger, so that there is nothing to clean up.
-        while let Err(Interrupted::StartOver) = delivery.run() {}
+        while let Err(Interrupted::Restart) = delivery.run() {}
     }
 }
 
@@ -97,23 +97,22 @@ enum Interrupted {
     /// The ledger is closed, or the process ends.
     Ended,
     /// What was written since the last safe position cannot be trusted.
-    StartOver,
+    Restart,
 }
 
 impl Delivery {
     fn run(&mut self) -> Result<(), Interrupted> {
-        let (mut outbox, start) = self.until_it_opens()?;
+        let (mut outbox, start) = self.open_with_retries()?;
         let mut progress = Progress::at(start);
         let mut last_idle = Instant::now();
         loop {
-            let patience = match &progress {
+            let timeout = match &progress {
                 progress if progress.pushed != progress.flushed => Duration::ZERO,
                 progress if progress.flushed != progress.safe => UNSYNCED_WAIT,
                 _ => IDLE_WAIT,
             };
-            let next = self.until_it_works(|_| {
-                outbox.next(progress.pushed.batch, patience).map_err(|cause| unreadable(&cause))
-            })?;
+            let next = self
+                .retry(|_| outbox.next(progress.pushed.batch, timeout).map_err(|cause| unreadable(&cause)))?;
             let (mut ended, mut is_full) = (false, false);
             match next {
                 Next::Batch(batch, streams) => {
@@ -130,11 +129,11 @@ impl Delivery {
             if is_idle {
                 self.prepare(&mut progress)?;
                 // Nothing waits, so no flush will report it.
-                self.works_again();
+                self.recovered();
             } else {
                 self.settle(&mut progress, ended || is_full)?;
             }
-            if is_idle && last_idle.elapsed() >= IDLE {
+            if is_idle && last_idle.elapsed() >= IDLE_INTERVAL {
                 self.worker.in_sink(|sink| sink.idle());
                 last_idle = Instant::now();
             }
@@ -145,7 +144,12 @@ impl Delivery {
     }
 
     /// Collects the lines of some streams of a batch. A long batch is flushed in between.
-    fn push(&mut self, batch: &Stored, streams: Streams, progress: &mut Progress) -> Result<(), Interrupted> {
+    fn push(
+        &mut self,
+        batch: &StoredBatch,
+        streams: Streams,
+        progress: &mut Progress,
+    ) -> Result<(), Interrupted> {
         let from = progress.pushed;
         let first_line = if batch.position == from.batch { from.line } else { 0 };
         let behind = Position { batch: batch.position + 1, line: 0 };
@@ -154,7 +158,7 @@ impl Delivery {
             progress.pushed = behind;
             return Ok(());
         }
-        let (packing, inflated) = self.until_it_works(|_| unpack(batch))?;
+        let (packing, inflated) = self.retry(|_| unpack(batch))?;
         for (index, line) in packing.lines(&inflated).enumerate() {
             let Some((_, verdict)) = wanted.next_if(|(wanted, _)| *wanted == index) else {
                 continue;
@@ -200,7 +204,7 @@ impl Delivery {
             self.worker.watcher.truncated(&self.worker.subscription.sink, truncated);
         }
         if let Some(Resume { position, mark }) = safe {
-            self.works_again();
+            self.recovered();
             self.worker.ledger.advance(&self.worker.subscription.sink, position, mark);
             self.count(progress, position);
         }
@@ -209,10 +213,8 @@ impl Delivery {
 
     /// Runs the sink's maintenance (rotation, reopening) and records the resulting position.
     fn prepare(&mut self, progress: &mut Progress) -> Result<(), Interrupted> {
-        if let Some(Resume { position, mark }) =
-            self.until_it_works(|worker| worker.in_sink(|sink| sink.prepare()))?
-        {
-            self.until_it_works(|worker| worker.note(position, mark.clone()))?;
+        if let Some(Resume { position, mark }) = self.retry(|worker| worker.in_sink(|sink| sink.prepare()))? {
+            self.retry(|worker| worker.note(position, mark.clone()))?;
             self.count(progress, position);
         }
         Ok(())
@@ -229,13 +231,13 @@ impl Delivery {
     }
 
     /// Opens the sink at the position in the ledger, and records the sink's real one.
-    fn until_it_opens(&mut self) -> Result<(Outbox, Position), Interrupted> {
+    fn open_with_retries(&mut self) -> Result<(Outbox, Position), Interrupted> {
         loop {
             match self.worker.open() {
                 Ok(opened) => return Ok(opened),
                 // Opening again is what a restart of the delivery does anyway.
                 Err(error) => match self.back_off(&error) {
-                    Err(Interrupted::StartOver) | Ok(()) => {}
+                    Err(Interrupted::Restart) | Ok(()) => {}
                     ended @ Err(Interrupted::Ended) => ended?,
                 },
             }
@@ -244,7 +246,7 @@ impl Delivery {
 
     /// Retries until the attempt succeeds. While lines wait, only a flush shows that the sink works
     /// again.
-    fn until_it_works<T>(
+    fn retry<T>(
         &mut self,
         mut attempt: impl FnMut(&mut Worker) -> Result<T, SinkError>,
     ) -> Result<T, Interrupted> {
@@ -256,7 +258,7 @@ impl Delivery {
         }
     }
 
-    fn works_again(&mut self) {
+    fn recovered(&mut self) {
         if self.wait.take().is_some() {
             self.worker.watcher.recovered(&self.worker.subscription.sink);
         }
@@ -266,8 +268,8 @@ impl Delivery {
     /// same can be retried, unless the sink has to be resumed.
     fn back_off(&mut self, error: &SinkError) -> Result<(), Interrupted> {
         self.worker.watcher.failed(&self.worker.subscription.sink, error);
-        let wait = self.wait.unwrap_or(FIRST_WAIT);
-        self.wait = Some((wait * 2).min(LONGEST_WAIT));
+        let wait = self.wait.unwrap_or(MIN_RETRY_DELAY);
+        self.wait = Some((wait * 2).min(MAX_RETRY_DELAY));
         let mut rest = wait.mul_f64(rand::rng().random_range(0.5..1.0));
         // In small pieces, so that the end of the process is noticed.
         while !rest.is_zero() {
@@ -278,7 +280,7 @@ impl Delivery {
             std::thread::sleep(piece);
             rest -= piece;
         }
-        if error.start_over { Err(Interrupted::StartOver) } else { Ok(()) }
+        if error.must_resume { Err(Interrupted::Restart) } else { Ok(()) }
     }
 }
 
@@ -322,7 +324,7 @@ impl Worker {
 }
 
 /// Returns the inflated body of a batch, and how its lines are found in it.
-fn unpack(batch: &Stored) -> Result<(Packing, Arc<Vec<u8>>), SinkError> {
+fn unpack(batch: &StoredBatch) -> Result<(Packing, Arc<Vec<u8>>), SinkError> {
     let damaged = |why: &str| {
         let what = format!("cannot read batch {} from the ledger", batch.position);
         SinkError::new(what, std::io::Error::other(why.to_owned()))
@@ -347,7 +349,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::ledger::{Backlog, Options, Running, Window};
+    use crate::ledger::{Backlog, LedgerOptions, Running, Window};
     use crate::wire::event::Stream;
 
     /// A sink that has another position than the ledger recorded.
@@ -404,7 +406,7 @@ pub(super) mod tests {
             sources: None,
             skips: false,
         };
-        let options = Options {
+        let options = LedgerOptions {
             data_dir: data_dir.to_owned(),
             subscriptions: vec![subscription.clone()],
             backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },

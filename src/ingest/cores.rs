@@ -39,7 +39,7 @@ struct Waiting {
 
 /// A body's use of a core, which is given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct CoreGuard {
     cores: Arc<Cores>,
     cost: u64,
     /// An older body has a smaller one.
@@ -51,15 +51,15 @@ impl Cores {
         Self { state: Mutex::new(State { free: count, waiting: Vec::new(), next: 0, went_to_least: false }) }
     }
 
-    /// Waits, on a blocking thread, for a core for a body whose first step costs this.
-    pub(super) fn begin(self: &Arc<Self>, cost: u64) -> Turn {
+    /// Waits, on a blocking thread, for a core for a body whose first step has this cost.
+    pub(super) fn begin(self: &Arc<Self>, cost: u64) -> CoreGuard {
         let number = {
             let mut state = self.state.lock();
             state.next += 1;
             state.next
         };
         self.take(cost, number);
-        Turn { cores: Arc::clone(self), cost, number }
+        CoreGuard { cores: Arc::clone(self), cost, number }
     }
 
     fn take(&self, cost: u64, number: u64) {
@@ -91,17 +91,17 @@ impl Cores {
     }
 }
 
-impl Turn {
+impl CoreGuard {
     /// Ends a step, before another one that costs this.
     pub(super) fn step(&mut self, cost: u64) {
         self.cost += cost;
         if !self.cores.state.lock().waiting.is_empty() {
-            self.aside(|| ());
+            self.release_while(|| ());
         }
     }
 
     /// Releases the core while the body waits for something else.
-    pub(super) fn aside<T>(&mut self, wait: impl FnOnce() -> T) -> T {
+    pub(super) fn release_while<T>(&mut self, wait: impl FnOnce() -> T) -> T {
         // In this order, so that the others come first.
         self.cores.give_back();
         let waited = wait();
@@ -110,7 +110,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for CoreGuard {
     fn drop(&mut self) {
         self.cores.give_back();
     }
@@ -177,7 +177,7 @@ mod tests {
     fn a_body_that_waits_for_something_else_holds_no_core() {
         let cores = Arc::new(Cores::new(1));
         let mut waiting = cores.begin(1);
-        waiting.aside(|| drop(cores.begin(1)));
+        waiting.release_while(|| drop(cores.begin(1)));
         drop(waiting);
         assert_eq!(cores.state.lock().free, 1);
     }

@@ -12,7 +12,7 @@ use crate::wire::line::Line;
 use crate::wire::signature::{self, Reading, SignatureError, Signed};
 
 /// Maximum size of a chunk, in lines and in bytes: it bounds the cost of one step.
-const CHUNK_LINES: usize = verify::TOGETHER;
+const CHUNK_LINES: usize = verify::BATCH_SIZE;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Maximum number of checks of a body's signatures with another than the likeliest key. A line that

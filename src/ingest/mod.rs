@@ -1,7 +1,7 @@
 //! The recipe: decode, parse, verify, commit. The only file that knows the order.
 //!
 //! The work on the bytes happens on a blocking thread, in steps, before each of which it may have
-//! to wait for a core. Nothing here answers a request: a [`Receipt`] or a [`Rejection`] is
+//! to wait for a core. Nothing here answers a request: a [`CommitReceipt`] or a [`Rejection`] is
 //! returned, and the caller decides what to answer.
 
 mod cores;
@@ -14,17 +14,17 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use self::cores::{Cores, Turn};
+use self::cores::{CoreGuard, Cores};
 use self::judge::{Judge, Judgement};
 pub use self::judge::{Judgeable, UNSIGNED, open};
-use crate::ledger::{Batch, CommitError, Committed, Entry, Identifier, Ledger, Receipt};
+use crate::ledger::{Batch, CommitError, CommitReceipt, Committed, Entry, Identifier, Ledger};
 use crate::memory_budget::{self, MemoryPermit};
 use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, RefreshOutcome};
 use crate::wire::batch::{Caps, Coding, DecodeError, Packing, decode};
 use crate::wire::event::{Reason, Stream, Verdict};
 
-/// What a source's signatures are for.
+/// Policy for the signatures of a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
@@ -39,7 +39,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The streams that such a source can write to.
+    /// Returns the streams that such a source can write to.
     pub fn streams(self) -> &'static [Stream] {
         match self {
             Self::Require => &[Stream::Verified, Stream::Quarantine],
@@ -49,7 +49,7 @@ impl Policy {
     }
 }
 
-/// What makes two lines the same.
+/// Key by which two lines are the same event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DedupKey {
@@ -109,7 +109,7 @@ impl Limits {
 #[derive(Debug)]
 pub struct Ingested {
     /// Proof of the commit.
-    pub receipt: Receipt,
+    pub receipt: CommitReceipt,
     /// Times of the accepted lines, in milliseconds since the Unix epoch.
     pub times: Vec<i64>,
     /// Time that each of its commits waited, and time that it took.
@@ -133,7 +133,7 @@ pub enum Rejection {
         /// Description of the error.
         detail: String,
         /// Proof that it was kept.
-        receipt: Receipt,
+        receipt: CommitReceipt,
     },
     /// Overload: there is no memory at the moment.
     #[error("no memory for the batch")]
@@ -267,8 +267,8 @@ impl Ingest {
         let (identifier, inflating) = (self.ledger.identifier().clone(), Arc::clone(&self.inflating));
         let work = move || {
             // Going over 16 KiB costs about as much as a signature check.
-            let turn = cores.begin(bytes as u64 >> 14);
-            work(Work { turn, runtime, limits, identifier, inflating })
+            let core = cores.begin(bytes as u64 >> 14);
+            work(Work { core, runtime, limits, identifier, inflating })
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| Rejection::Bug)
     }
@@ -287,7 +287,7 @@ impl Source {
 
 /// Work on a body, on a blocking thread.
 struct Work {
-    turn: Turn,
+    core: CoreGuard,
     runtime: Handle,
     limits: Limits,
     identifier: Identifier,
@@ -340,7 +340,7 @@ impl Work {
         let (inflating, mut alone) = (Arc::clone(&self.inflating), None);
         let mut grow = |memory: &mut MemoryPermit, bytes| {
             if alone.is_none() && memory.would_be_large(bytes) {
-                alone = Some(self.turn.aside(|| inflating.lock()));
+                alone = Some(self.core.release_while(|| inflating.lock()));
             }
             self.grow(memory, bytes)
         };
@@ -380,15 +380,15 @@ impl Work {
             return Err(Rejection::NeverEnoughMemory);
         }
         let is_grown =
-            memory.try_grow(bytes) || self.turn.aside(|| self.runtime.block_on(memory.grow(bytes)));
+            memory.try_grow(bytes) || self.core.release_while(|| self.runtime.block_on(memory.grow(bytes)));
         if is_grown { Ok(()) } else { Err(Rejection::NoMemory) }
     }
 
     fn judge(mut self, mut body: Body, keys: Option<Arc<KeySet>>) -> JudgedBody {
         let judge = Judge::new(&body.source, keys.as_deref(), &self.identifier, self.limits.line);
-        let turn = &mut self.turn;
+        let core = &mut self.core;
         let mut judgement =
-            judge.judge_all(body.packing.lines(&body.bytes), body.lines, &mut |cost| turn.step(cost));
+            judge.judge_all(body.packing.lines(&body.bytes), body.lines, &mut |cost| core.step(cost));
         let mut undecodable = None;
         if judgement.has_no_event() {
             // Its lines alone would say nothing: it is kept as it is.

@@ -38,7 +38,7 @@ pub struct Batch {
 /// Proof that every line of a batch is durably committed. Only the writer creates one, after the
 /// fsync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Receipt {
+pub struct CommitReceipt {
     accepted: u64,
     duplicates: u64,
     rejected: [u64; Reason::ALL.len()],
@@ -48,14 +48,14 @@ pub struct Receipt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// The proof.
-    pub receipt: Receipt,
+    pub receipt: CommitReceipt,
     /// Time until the transaction began.
     pub queued: Duration,
     /// Duration of the transaction, with its fsync.
     pub transaction: Duration,
 }
 
-impl Receipt {
+impl CommitReceipt {
     /// Counts a line.
     pub(super) fn count(&mut self, verdict: &Verdict, is_new: bool) {
         match verdict {

@@ -15,7 +15,7 @@ use super::subscription::{Skipped, Subscription};
 
 /// Maximum number of batches that a pass examines in one transaction, and maximum number of bytes
 /// that it evicts below the mark.
-const LOOKS: usize = 4096;
+const MAX_EXAMINED: usize = 4096;
 const STEP: u64 = 16 << 20;
 
 /// Limits from which on batches are evicted, and the batches that were examined.
@@ -133,7 +133,7 @@ impl Pass {
             .prepare_cached("SELECT sink, sum(events) FROM delivery WHERE batch = ?1 GROUP BY sink")?;
         let mut rows = find.query([self.looked_at])?;
         let (mut batches, mut left) = (Vec::new(), (self.measure)(weight));
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_EXAMINED {
             if left <= self.low {
                 break;
             }

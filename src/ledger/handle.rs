@@ -27,7 +27,7 @@ use crate::clock::Clock;
 
 /// Parameters of the ledger.
 #[derive(Clone)]
-pub struct Options {
+pub struct LedgerOptions {
     /// Its directory. Created, for its owner only, when it is missing.
     pub data_dir: PathBuf,
     /// Every configured sink.
@@ -78,7 +78,7 @@ impl Ledger {
     ///
     /// # Errors
     /// See [`OpenError`]. At most the tables were created or migrated then.
-    pub fn open(options: Options) -> Result<(Self, Running), OpenError> {
+    pub fn open(options: LedgerOptions) -> Result<(Self, Running), OpenError> {
         make_directory(&options.data_dir)?;
         let (lock, lock_path) = lock(&options.data_dir)?;
         let database = database(&options.data_dir);
@@ -300,7 +300,7 @@ fn in_hand_bytes(limit: Backlog, sinks: usize) -> u64 {
 }
 
 /// Opens the database. On a full disk, the spare space is released for that.
-fn open_with_spare_space(options: &Options, database: &Path) -> Result<schema::Opened, OpenError> {
+fn open_with_spare_space(options: &LedgerOptions, database: &Path) -> Result<schema::Opened, OpenError> {
     let data_dir = &options.data_dir;
     let open = || {
         let opened = schema::open(database)?;
@@ -312,7 +312,7 @@ fn open_with_spare_space(options: &Options, database: &Path) -> Result<schema::O
     let is_full = opened.as_ref().is_err_and(may_be_full) && spare_space::is_disk_full(data_dir);
     if !is_full {
         if opened.is_ok()
-            && let Err(error) = spare_space::keep(data_dir)
+            && let Err(error) = spare_space::reserve(data_dir)
         {
             tracing::warn!(
                 code = "spare-space-missing",
@@ -322,7 +322,7 @@ fn open_with_spare_space(options: &Options, database: &Path) -> Result<schema::O
         }
         return opened;
     }
-    let opened = if spare_space::give_way(data_dir) {
+    let opened = if spare_space::release(data_dir) {
         tracing::warn!(
             code = "spare-space-used",
             "the disk of {path} is full; the ledger is opened in the space reserved for that, and batches are \

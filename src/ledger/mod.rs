@@ -4,7 +4,7 @@
 //! Ownership: one thread, the [`writer`], holds the only connection that writes; everything else
 //! sends it messages through the [`Ledger`]. A commit puts the new fingerprints ([`seen`]) and the
 //! batch ([`outbox`]) into one transaction; commits that wait at the same time share it and its
-//! fsync. Only then is a [`Receipt`] created, and without one there is no 200.
+//! fsync. Only then is a [`CommitReceipt`] created, and without one there is no 200.
 //!
 //! Durability: WAL with `synchronous=FULL`, so a committed transaction survives power loss. What a
 //! sink has delivered may be recorded a little late (a sink finds out by itself what it has, see
@@ -27,12 +27,12 @@ mod subscription;
 mod verdicts;
 mod writer;
 
-pub use batch::{Batch, Committed, Entry, Receipt};
+pub use batch::{Batch, CommitReceipt, Committed, Entry};
 pub use delivery::Backlog;
 pub use error::{CommitError, Failed, OpenError};
-pub use handle::{Ledger, Options, Running};
+pub use handle::{Ledger, LedgerOptions, Running};
 pub use identity::{Identifier, Identity};
-pub use outbox::{Body, Next, Outbox, Stored};
+pub use outbox::{Body, Next, Outbox, StoredBatch};
 pub use seen::Window;
 pub use subscription::{Forgetting, Pending, Position, Resume, Skipped, Streams, Subscription};
 

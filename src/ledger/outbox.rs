@@ -16,7 +16,7 @@ use crate::wire::event::{Stream, Verdict};
 
 /// A committed batch as sinks get it.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct StoredBatch {
     /// Its position in the order of commits.
     pub position: i64,
     /// The configured name of its source.
@@ -52,7 +52,7 @@ pub enum Body {
     },
 }
 
-impl Stored {
+impl StoredBatch {
     /// Returns the lines of some streams from a line on: their index and verdict.
     pub fn lines(&self, streams: Streams, from_line: u32) -> impl Iterator<Item = (usize, &Verdict)> {
         self.verdicts
@@ -80,7 +80,7 @@ pub(super) struct Feed {
 
 struct FeedState {
     /// Each with the streams that it has lines of.
-    recent: VecDeque<(Arc<Stored>, Streams)>,
+    recent: VecDeque<(Arc<StoredBatch>, Streams)>,
     bytes: usize,
     /// Every batch up to this one is no longer (or never was) in `recent`.
     gone: i64,
@@ -108,7 +108,7 @@ impl Feed {
     }
 
     /// Adds a batch. Called by the writer after each commit, in the order of positions.
-    pub(super) fn publish(&self, batch: Stored, streams: Streams) {
+    pub(super) fn publish(&self, batch: StoredBatch, streams: Streams) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         state.newest = batch.position;
@@ -178,7 +178,7 @@ pub struct Outbox {
 /// Result of waiting for the next batch.
 pub enum Next {
     /// The first batch at or behind the position, and the streams of it that the sink gets.
-    Batch(Arc<Stored>, Streams),
+    Batch(Arc<StoredBatch>, Streams),
     /// There is one, but too much is in hand: it has to be made safe first.
     Full,
     /// None within the timeout.
@@ -203,8 +203,8 @@ impl Outbox {
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub fn next(&mut self, position: i64, patience: Duration) -> rusqlite::Result<Next> {
-        let deadline = Instant::now() + patience;
+    pub fn next(&mut self, position: i64, timeout: Duration) -> rusqlite::Result<Next> {
+        let deadline = Instant::now() + timeout;
         loop {
             let (batch, streams) = match self.read(position, deadline)? {
                 Next::Batch(batch, streams) => (batch, streams),
@@ -229,7 +229,7 @@ impl Outbox {
         of(&self.feed.wait_while(deadline, |state| waits(of(state))))
     }
 
-    fn fits(&self, batch: &Stored) -> bool {
+    fn fits(&self, batch: &StoredBatch) -> bool {
         let in_hand: u64 = self.in_hand.iter().map(|(_, bytes)| bytes).sum();
         self.in_hand.is_empty() || in_hand + batch.bytes <= self.budget
     }
@@ -260,7 +260,7 @@ impl Outbox {
     }
 
     /// Returns which streams of a batch that was committed since the start the sink gets.
-    fn wanted(&self, batch: &Stored, mut streams: Streams) -> Streams {
+    fn wanted(&self, batch: &StoredBatch, mut streams: Streams) -> Streams {
         for (stream, is_there) in Stream::ALL.into_iter().zip(&mut streams) {
             *is_there &= self.subscription.wants(&batch.source, stream);
         }
@@ -273,7 +273,7 @@ fn read_one(
     connection: &Connection,
     sink: &str,
     position: i64,
-) -> rusqlite::Result<Option<(Arc<Stored>, Streams)>> {
+) -> rusqlite::Result<Option<(Arc<StoredBatch>, Streams)>> {
     let mut find = connection.prepare_cached(
         "SELECT position, source, received_at, packing, key_ids, verdicts, body, bytes, first, second, third \
          FROM (SELECT batch, max(stream = 0) AS first, max(stream = 1) AS second, max(stream = 2) AS third \
@@ -285,7 +285,7 @@ fn read_one(
         let packing =
             Packing::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(3, i64::from(code)))?;
         let key_ids: String = row.get(4)?;
-        let stored = Stored {
+        let stored = StoredBatch {
             position: row.get(0)?,
             source: row.get::<_, String>(1)?.into(),
             received_at: row.get(2)?,

@@ -10,7 +10,7 @@ use super::error::OpenError;
 use crate::database;
 
 /// Time to wait for a lock that another connection holds.
-const BUSY: Duration = Duration::from_secs(10);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// "audg": marks the file as ours (`PRAGMA application_id`).
 const APPLICATION_ID: i32 = 0x6175_6467;
@@ -114,7 +114,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     let refused = |cause| OpenError::Database { path: path.to_owned(), cause };
     let mut connection = Connection::open(path).map_err(refused)?;
     restrict(path)?;
-    database::prepare(&connection, BUSY).map_err(refused)?;
+    database::prepare(&connection, BUSY_TIMEOUT).map_err(refused)?;
     connection.set_prepared_statement_cache_capacity(32);
     let found: i64 = connection
         .query_row("SELECT user_version FROM pragma_user_version", [], |row| row.get(0))
@@ -140,7 +140,7 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
         path,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
 }
 

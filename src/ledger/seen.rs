@@ -69,7 +69,7 @@ const REJECTS: u32 = 32;
 const STEP: usize = 4096;
 
 /// Difference between the wall clock and the steady one that counts as a jump, in seconds.
-const JUMP: i64 = 5 * 60;
+const CLOCK_JUMP: i64 = 5 * 60;
 
 /// Unit to which `last_insert` is rounded up, in seconds, so that it is not written with every
 /// batch.
@@ -96,11 +96,11 @@ impl Seen {
 
     /// Reads the clocks: once per transaction, before the first [`Seen::insert`]. Returns the wall
     /// clock in seconds.
-    pub(super) fn look_at_the_clock(&mut self, connection: &Connection) -> rusqlite::Result<i64> {
+    pub(super) fn check_clock(&mut self, connection: &Connection) -> rusqlite::Result<i64> {
         let (wall, steady) = ((self.clock.wall)() / 1000, (self.clock.steady)());
         let (last_wall, last_steady) = self.last_look;
         let passed = i64::try_from(steady.saturating_sub(last_steady).as_secs()).unwrap_or(0);
-        if (wall - last_wall - passed).abs() > JUMP {
+        if (wall - last_wall - passed).abs() > CLOCK_JUMP {
             let seconds = wall - last_wall - passed;
             tracing::warn!(
                 code = "clock-jumped",
@@ -206,7 +206,7 @@ impl Seen {
 
     /// Deletes some of what has expired; returns true when there is more to do.
     pub(super) fn expire_some(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
-        let now = self.look_at_the_clock(connection)?;
+        let now = self.check_clock(connection)?;
         let settled = self.jumped_at.map_or(i64::MAX, |jumped_at| now - jumped_at);
         let mut find = connection.prepare_cached(
             "SELECT id FROM seen_partition WHERE last_insert + window < ?1 AND window <= ?2 LIMIT 1",

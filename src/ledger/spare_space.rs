@@ -15,7 +15,7 @@ fn file(data_dir: &Path) -> PathBuf {
 }
 
 /// Reserves the space, unless it is reserved already. On an error nothing is kept.
-pub(super) fn keep(data_dir: &Path) -> io::Result<()> {
+pub(super) fn reserve(data_dir: &Path) -> io::Result<()> {
     let path = file(data_dir);
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= BYTES as u64) {
         Ok(())
@@ -25,7 +25,7 @@ pub(super) fn keep(data_dir: &Path) -> io::Result<()> {
 }
 
 /// Releases the space; returns false when there was none.
-pub(super) fn give_way(data_dir: &Path) -> bool {
+pub(super) fn release(data_dir: &Path) -> bool {
     fs::remove_file(file(data_dir)).is_ok()
 }
 
@@ -45,9 +45,10 @@ fn fill(path: &Path) -> io::Result<()> {
         file.write_all(&vec![0; BYTES])?;
         file.sync_all()
     };
-    let made = File::options().create(true).truncate(true).write(true).mode(0o600).open(path).and_then(write);
-    if made.is_err() {
+    let filled =
+        File::options().create(true).truncate(true).write(true).mode(0o600).open(path).and_then(write);
+    if filled.is_err() {
         let _ = fs::remove_file(path);
     }
-    made
+    filled
 }

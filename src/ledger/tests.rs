@@ -35,9 +35,9 @@ impl Fixture {
         fixture
     }
 
-    fn options(&self, sinks: &[&str]) -> Options {
+    fn options(&self, sinks: &[&str]) -> LedgerOptions {
         let window = Window { events: Duration::from_secs(8 * 86_400), rejects: Duration::from_secs(86_400) };
-        Options {
+        LedgerOptions {
             data_dir: self.dir.path().to_owned(),
             subscriptions: sinks.iter().map(|sink| file_sink(sink, &Stream::ALL, None)).collect(),
             backlog: Backlog { bytes: 1 << 30, quarantine_bytes: 1 << 28 },
@@ -58,7 +58,7 @@ impl Fixture {
     }
 
     /// Restarts with another configuration.
-    fn change(&mut self, options: Options) {
+    fn change(&mut self, options: LedgerOptions) {
         self.close();
         self.first = options.subscriptions.first().cloned();
         self.open = Some(Ledger::open(options).unwrap());
@@ -91,7 +91,7 @@ impl Fixture {
         }
     }
 
-    fn commit(&self, source: &str, entries: Vec<Entry>) -> Receipt {
+    fn commit(&self, source: &str, entries: Vec<Entry>) -> CommitReceipt {
         self.ledger().send_commit(Self::batch(source, entries)).blocking_recv().unwrap().unwrap().receipt
     }
 
@@ -403,8 +403,8 @@ impl Fixture {
     }
 
     /// Returns options with one sink, `all`, that takes these streams of these sources.
-    fn taking(&self, streams: &[Stream], sources: Option<&[&str]>) -> Options {
-        Options { subscriptions: vec![file_sink("all", streams, sources)], ..self.options(&[]) }
+    fn taking(&self, streams: &[Stream], sources: Option<&[&str]>) -> LedgerOptions {
+        LedgerOptions { subscriptions: vec![file_sink("all", streams, sources)], ..self.options(&[]) }
     }
 
     fn outbox(&self) -> Outbox {
@@ -439,7 +439,7 @@ fn a_sink_that_takes_less_is_refused_while_what_it_took_waits() {
         let entries = vec![fixture.entry(source, "a", None), fixture.reject(source, "b")];
         fixture.commit(source, entries);
     }
-    let refused = |fixture: &mut Fixture, options: Options, expected: u64| {
+    let refused = |fixture: &mut Fixture, options: LedgerOptions, expected: u64| {
         fixture.close();
         match Ledger::open(options).err() {
             Some(OpenError::Narrowed { sink, pending }) => {
@@ -529,7 +529,7 @@ fn forget_sink_gives_up_events_that_prevent_a_start_and_by_force_all() {
     let mut fixture = Fixture::new();
     fixture.commit("us", vec![fixture.entry("us", "a", None)]);
     fixture.commit("eu", vec![fixture.entry("eu", "a", None), fixture.reject("eu", "a")]);
-    let forget = |options: &Options, by_force| {
+    let forget = |options: &LedgerOptions, by_force| {
         Ledger::forget_sink(&options.data_dir, "all", Some(&options.subscriptions[0]), by_force)
     };
     let (all, us) = (fixture.options(&["all"]), fixture.taking(&Stream::ALL, Some(&["us"])));
@@ -549,7 +549,7 @@ fn forget_sink_gives_up_events_that_prevent_a_start_and_by_force_all() {
     assert_eq!(forget(&syslog, false).unwrap(), Forgetting::All { given_up: 0 });
 
     let missing = fixture.dir.path().join("missing");
-    let options = Options { data_dir: missing.clone(), ..all };
+    let options = LedgerOptions { data_dir: missing.clone(), ..all };
     assert!(matches!(forget(&options, true), Err(OpenError::Missing(path)) if path.starts_with(&missing)));
     assert!(!missing.exists());
     std::fs::create_dir(&missing).unwrap();

@@ -16,12 +16,12 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
-use super::batch::{Committed, Receipt};
+use super::batch::{CommitReceipt, Committed};
 use super::delivery::{self, Appended, Backlog, Deleted};
 use super::error::{CommitError, Failed};
 use super::evict::Eviction;
 use super::file_identity::FileIdentity;
-use super::outbox::{Body, Feed, Stored};
+use super::outbox::{Body, Feed, StoredBatch};
 use super::queue::{Answer, Commit, Queue};
 use super::seen::{Seen, Window};
 use super::subscription::{Position, Skipped, Subscription};
@@ -78,7 +78,7 @@ pub(super) struct Writer {
 const ADVANCE_DELAY: Duration = Duration::from_millis(100);
 
 /// Time between two searches for expired fingerprints and free pages.
-const HOUSEKEEPING: Duration = Duration::from_secs(30);
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Number of free pages that one step of housekeeping returns to the file system: 2 MiB. They fit
 /// SQLite's cache, which otherwise writes them all to the log before they are removed.
@@ -92,7 +92,7 @@ const HOUSEKEEPING_PAUSE: Duration = Duration::from_millis(10);
 
 /// Time between two checks that the ledger's files are at their paths, while nothing else is to be
 /// done. After a failed write, the time between two attempts to write.
-const LOOK: Duration = Duration::from_secs(1);
+const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Size of a large compressed batch, in bytes.
 const PROBE_BYTES: u32 = 1 << 20;
@@ -120,16 +120,16 @@ impl Writer {
         let mut closing = false;
         loop {
             let unwritable = self.parts.gauges.unwritable.load(Ordering::Relaxed);
-            let patience = if closing || !self.queue.is_empty() {
+            let timeout = if closing || !self.queue.is_empty() {
                 Duration::ZERO
             } else if !unwritable && self.more_housekeeping {
                 HOUSEKEEPING_PAUSE
             } else if !self.advances.is_empty() || self.must_evict() {
                 ADVANCE_DELAY
             } else {
-                LOOK
+                DISK_CHECK_INTERVAL
             };
-            let first = match self.parts.inbox.recv_timeout(patience) {
+            let first = match self.parts.inbox.recv_timeout(timeout) {
                 Ok(message) => Some(message),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => Some(Message::Close),
@@ -141,9 +141,10 @@ impl Writer {
                 self.parts.feed.close();
                 return;
             }
-            if result.is_ok() && (self.more_housekeeping || self.last_housekeeping.elapsed() >= HOUSEKEEPING)
+            if result.is_ok()
+                && (self.more_housekeeping || self.last_housekeeping.elapsed() >= HOUSEKEEPING_INTERVAL)
             {
-                result = self.keep_house();
+                result = self.run_housekeeping();
             }
             if let Err(failed) = result {
                 let _ = self.parts.failure.send(failed);
@@ -247,12 +248,12 @@ impl Writer {
     fn write(&mut self, commits: &mut [Commit]) -> rusqlite::Result<Written> {
         let Parts { connection, subscriptions, gauges, .. } = &self.parts;
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let now = self.seen.look_at_the_clock(connection)?;
+        let now = self.seen.check_clock(connection)?;
         let mut written = Written { backlog: gauges.backlog(), ..Written::default() };
         for Commit { batch, .. } in commits.iter_mut() {
             let is_new =
                 self.seen.insert_all(connection, &batch.source, &batch.entries, now, &gauges.progress)?;
-            let mut receipt = Receipt::default();
+            let mut receipt = CommitReceipt::default();
             let verdicts: Vec<Option<Verdict>> = std::mem::take(&mut batch.entries)
                 .into_iter()
                 .zip(is_new)
@@ -303,7 +304,7 @@ impl Writer {
             commits.into_iter().zip(written.batches)
         {
             if let Some(Appended { position, weight, streams }) = appended {
-                let stored = Stored {
+                let stored = StoredBatch {
                     position,
                     source: batch.source,
                     received_at: batch.received_at,
@@ -339,7 +340,7 @@ impl Writer {
     }
 
     /// Expires fingerprints and returns free pages, a little at a time.
-    fn keep_house(&mut self) -> Result<(), Failed> {
+    fn run_housekeeping(&mut self) -> Result<(), Failed> {
         let cleaned = self.clean_up();
         let was_busy = std::mem::replace(&mut self.more_housekeeping, matches!(cleaned, Ok(true)));
         self.freed_bytes = 0;
@@ -359,7 +360,7 @@ impl Writer {
                 code = "ledger-cleanup-failed",
                 "cannot delete expired fingerprints or free pages of the ledger: {cause}; retrying in {seconds} s",
                 cause = describe(&error),
-                seconds = HOUSEKEEPING.as_secs()
+                seconds = HOUSEKEEPING_INTERVAL.as_secs()
             );
             self.seen.forget_cached();
         }
@@ -388,7 +389,7 @@ struct Written {
 
 /// A batch's receipt, its verdicts (none for what is not delivered with it), and its row, if it
 /// needed one.
-type WrittenBatch = (Receipt, Vec<Option<Verdict>>, Option<Appended>);
+type WrittenBatch = (CommitReceipt, Vec<Option<Verdict>>, Option<Appended>);
 
 /// Returns whether nothing is known about what is on the disk after this error.
 fn is_lost(error: &rusqlite::Error) -> bool {

@@ -161,7 +161,7 @@ impl Client {
     /// # Errors
     /// See [`TlsError`]; never for `http` because of missing authorities.
     pub fn for_endpoint(endpoint: &Endpoint, ca: Option<&Path>) -> Result<Client, TlsError> {
-        let tls = if endpoint.is_https() { client_tls(ca)? } else { tls::trusting_nobody()? };
+        let tls = if endpoint.is_https() { client_tls(ca)? } else { tls::trusting_no_authority()? };
         Ok(Client::new(tls, CONNECT_TIMEOUT))
     }
 

@@ -48,8 +48,8 @@ pub enum SyslogAddressError {
     /// The port is not a number from 1 to 65535.
     #[error("`{0}` has no valid port; write one such as tls://siem.example.com:6514")]
     Port(String),
-    /// No RFC assigns syslog over plain TCP a port: RFC 6587 only reports that 514 is common, and 601 is
-    /// another protocol's (RFC 3195).
+    /// No RFC assigns syslog over plain TCP a port: RFC 6587 only reports that 514 is common, and
+    /// 601 is another protocol's (RFC 3195).
     #[error("`{0}` has no port, and plain TCP has no usual one; add the server's, such as :514 or :601")]
     NoPort(String),
     /// A `unix://` address whose path is not absolute.
@@ -129,7 +129,7 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// How messages are told apart in a stream.
+/// Framing of messages in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Framing {
@@ -141,7 +141,7 @@ pub enum Framing {
     Newline,
 }
 
-/// What kind of program a message comes from (RFC 5424, table 1): 0 to 23.
+/// Facility of a message (RFC 5424, table 1): 0 to 23.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facility(u8);
 

@@ -123,7 +123,7 @@ pub fn client_tls_as(ca: Option<&Path>, identity: Option<&Identity>) -> Result<C
 }
 
 /// Creates a configuration that trusts no authority, for a client that only ever speaks plain HTTP.
-pub(super) fn trusting_nobody() -> Result<ClientConfig, TlsError> {
+pub(super) fn trusting_no_authority() -> Result<ClientConfig, TlsError> {
     Ok(trusting(RootCertStore::empty())?.with_no_client_auth())
 }
 

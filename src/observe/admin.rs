@@ -116,7 +116,7 @@ async fn serve_accepted<A, F, S>(
         match accepted {
             Ok(stream) => {
                 failing = false;
-                let connection = converse(stream, Arc::clone(&pages), is_network, shutdown.clone());
+                let connection = serve_connection(stream, Arc::clone(&pages), is_network, shutdown.clone());
                 tokio::spawn(async move {
                     connection.await;
                     drop(permit);
@@ -156,8 +156,12 @@ async fn until_stopped(shutdown: &mut watch::Receiver<bool>) {
 }
 
 /// Serves one connection, from its first request to its end.
-async fn converse<S>(stream: S, pages: Arc<Pages>, is_network: bool, mut shutdown: watch::Receiver<bool>)
-where
+async fn serve_connection<S>(
+    stream: S,
+    pages: Arc<Pages>,
+    is_network: bool,
+    mut shutdown: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(|request| {

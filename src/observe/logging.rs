@@ -26,7 +26,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 
-/// How a line of the log looks.
+/// Format of the log's lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -74,7 +74,7 @@ pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingEr
     Ok(handle)
 }
 
-/// Checks what [`start`] would refuse.
+/// Checks a level as [`start`] does.
 ///
 /// # Errors
 /// [`LoggingError::Directive`] for an unreadable level.

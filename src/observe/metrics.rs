@@ -47,9 +47,9 @@ const COMMIT_BUCKETS: [f64; 16] =
 /// counted from, and one absurd value must not dominate the histogram's sum.
 const LONGEST_DELAY: f64 = 366.0 * 86_400.0;
 
-/// Outcome of one line: the closed list behind the label `outcome`.
+/// LineOutcome of one line: the closed list behind the label `outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub enum LineOutcome {
     /// Committed for delivery.
     Accepted,
     /// Already committed within the source's window.
@@ -66,7 +66,7 @@ pub enum Outcome {
     UndecodableBody,
 }
 
-impl Outcome {
+impl LineOutcome {
     /// Every outcome, in the order of declaration.
     pub const ALL: [Self; 7] = [
         Self::Accepted,
@@ -151,7 +151,7 @@ impl SourceFamilies {
     fn of(&self, name: &str) -> SourceSeries {
         SourceSeries {
             requests: self.requests.of(name),
-            events: Outcome::ALL.map(|outcome| self.events.with_label_values(&[name, outcome.as_str()])),
+            events: LineOutcome::ALL.map(|outcome| self.events.with_label_values(&[name, outcome.as_str()])),
             delay: self.delay.with_label_values(&[name]),
             last_event: self.last_event.with_label_values(&[name]),
             byte_order_marks: self.byte_order_marks.with_label_values(&[name]),
@@ -166,7 +166,7 @@ impl SourceFamilies {
 
 struct SourceSeries {
     requests: RequestSeries,
-    events: [IntCounter; Outcome::ALL.len()],
+    events: [IntCounter; LineOutcome::ALL.len()],
     delay: Histogram,
     last_event: IntGauge,
     byte_order_marks: IntCounter,
@@ -356,7 +356,7 @@ impl Metrics {
             sinks: sinks.iter().map(|name| (name.clone(), sink_series(name))).collect(),
             connections,
             authorized_connections,
-            connections_closed: CloseReason::ALL.map(|ending| closed.with_label_values(&[ending.as_str()])),
+            connections_closed: CloseReason::ALL.map(|reason| closed.with_label_values(&[reason.as_str()])),
             in_flight_bytes,
             commit_duration,
             commit_queue,
@@ -409,8 +409,8 @@ impl Metrics {
     }
 
     /// Counts a connection that ended.
-    pub fn connection_ended(&self, ending: CloseReason) {
-        self.connections_closed[ending as usize].inc();
+    pub fn connection_ended(&self, reason: CloseReason) {
+        self.connections_closed[reason as usize].inc();
     }
 
     /// Sets the number of open connections that have shown a valid token.
@@ -424,7 +424,7 @@ impl Metrics {
     }
 
     /// Counts `n` lines of a committed batch.
-    pub fn events(&self, source: &str, outcome: Outcome, n: u64) {
+    pub fn events(&self, source: &str, outcome: LineOutcome, n: u64) {
         if let Some(series) = self.source(source) {
             series.events[outcome as usize].inc_by(n);
         }

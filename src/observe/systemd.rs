@@ -57,7 +57,7 @@ async fn ping_every(period: Duration, alive: impl AsyncFn() -> bool, ping: impl 
         let is_alive = match timeout(period, answer.as_mut()).await {
             Ok(is_alive) => is_alive,
             Err(_) => {
-                complain(was_alive);
+                log_unresponsive(was_alive);
                 was_alive = false;
                 answer.await
             }
@@ -65,14 +65,14 @@ async fn ping_every(period: Duration, alive: impl AsyncFn() -> bool, ping: impl 
         if is_alive {
             ping();
         } else {
-            complain(was_alive);
+            log_unresponsive(was_alive);
         }
         was_alive = is_alive;
     }
 }
 
 /// Logs once for each time that it stops.
-fn complain(was_alive: bool) {
+fn log_unresponsive(was_alive: bool) {
     if was_alive {
         tracing::error!(
             code = "daemon-stalled",

@@ -101,8 +101,8 @@ impl ConnectionLimit {
     /// Waits until a new connection is within the limit. `peer` is its address in canonical form.
     /// Returns its permit, and a receiver that reports its eviction. One caller at a time.
     ///
-    /// A proxy may have any number of connections: [`ConnectionPermit::is_for`] sets whose share
-    /// each counts against.
+    /// A proxy may have any number of connections: [`ConnectionPermit::set_client`] sets whose
+    /// share each counts against.
     pub async fn admit(
         &self,
         peer: IpAddr,
@@ -131,13 +131,13 @@ impl ConnectionLimit {
         let network = network(peer);
         let mut state = self.shared.state.lock();
         if !is_proxy {
-            state.make_room_of(network, 1);
+            state.evict_excess(network, 1);
         }
         while state.connections.len() >= state.all
             || state.unauthenticated().count() >= state.all - state.all / 2
         {
-            let goes = state.oldest_of_the_most().or_else(|| state.longest_idle())?;
-            state.evict(goes, Evicted::TooMany);
+            let victim = state.oldest_of_the_most().or_else(|| state.longest_idle())?;
+            state.evict(victim, Evicted::TooMany);
         }
         let number = state.tick();
         let (evict, evicted) = oneshot::channel();
@@ -148,15 +148,15 @@ impl ConnectionLimit {
     }
 
     /// Evicts a connection, because the system is short of descriptors.
-    pub fn make_room(&self) {
+    pub fn evict_one(&self) {
         let mut state = self.shared.state.lock();
-        if let Some(goes) = state.oldest_of_the_most().or_else(|| state.longest_idle()) {
-            state.evict(goes, Evicted::TooMany);
+        if let Some(victim) = state.oldest_of_the_most().or_else(|| state.longest_idle()) {
+            state.evict(victim, Evicted::TooMany);
         }
     }
 
     /// Waits until there is no connection.
-    pub async fn all_left(&self) {
+    pub async fn wait_until_empty(&self) {
         loop {
             let changed = self.shared.changed.notified();
             if self.shared.state.lock().connections.is_empty() {
@@ -167,7 +167,7 @@ impl ConnectionLimit {
     }
 
     /// Returns the number of connections, and how many of them are authenticated.
-    pub fn taken(&self) -> (usize, usize) {
+    pub fn counts(&self) -> (usize, usize) {
         let state = self.shared.state.lock();
         (state.connections.len(), state.connections.len() - state.unauthenticated().count())
     }
@@ -181,13 +181,13 @@ impl ConnectionPermit {
 
     /// Records that the peer is a proxy, and the connection is this client's. Where the client has
     /// too many, its oldest is evicted.
-    pub fn is_for(&self, client: IpAddr) {
+    pub fn set_client(&self, client: IpAddr) {
         let _ = self.client.set(client);
         let network = network(client);
         let mut state = self.shared.state.lock();
         if let Some(connection) = state.connections.get_mut(&self.number) {
             connection.network = network;
-            state.make_room_of(network, 0);
+            state.evict_excess(network, 0);
         }
     }
 
@@ -223,8 +223,6 @@ impl Drop for ConnectionPermit {
     }
 }
 
-impl Shared {}
-
 impl State {
     fn tick(&mut self) -> u64 {
         self.next += 1;
@@ -237,12 +235,12 @@ impl State {
     }
 
     /// Evicts unauthenticated connections of an address until `more` fit.
-    fn make_room_of(&mut self, network: IpAddr, more: usize) {
+    fn evict_excess(&mut self, network: IpAddr, more: usize) {
         let mut of_it = self.unauthenticated().filter(|(_, connection)| connection.network == network);
         let Some((oldest, _)) = of_it.next() else { return };
         if of_it.count() + 1 + more > self.per_peer {
             self.evict(oldest, Evicted::PerPeer);
-            self.make_room_of(network, more);
+            self.evict_excess(network, more);
         }
     }
 
@@ -331,7 +329,7 @@ mod tests {
             held.push(admit(&limit, number).await);
             assert_eq!(evicted(&mut held), [(0, Evicted::TooMany)]);
         }
-        assert_eq!(limit.taken(), (4, 0));
+        assert_eq!(limit.counts(), (4, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -348,7 +346,7 @@ mod tests {
             held.push(admit(&limit, 1).await);
         }
         assert_eq!(evicted(&mut held), [(4, Evicted::PerPeer)]);
-        assert_eq!(limit.taken(), (7, 4));
+        assert_eq!(limit.counts(), (7, 4));
         // The flood of one address evicts no others.
         for number in [3, 3, 3, 4, 5, 6, 7, 8] {
             held.push(admit(&limit, number).await);
@@ -362,7 +360,7 @@ mod tests {
         let mut held = Vec::new();
         for client in [7, 8, 7, 8, 7] {
             let (permit, told) = timeout(AT_ONCE, limit.admit(peer(1), true)).await.expect("admitted");
-            permit.is_for(peer(client));
+            permit.set_client(peer(client));
             assert_eq!(permit.peer(), peer(client));
             held.push((permit, told));
         }
@@ -378,7 +376,7 @@ mod tests {
             permit.authenticated();
             held.push((permit, told));
         }
-        assert_eq!(limit.taken(), (4, 4));
+        assert_eq!(limit.counts(), (4, 4));
         assert!(timeout(AT_ONCE, limit.admit(peer(1), false)).await.is_err(), "all are busy");
         held[2].0.idle(true);
         held[1].0.idle(true);
@@ -404,10 +402,10 @@ mod tests {
         let admission = limit.admit(peer(2), false);
         tokio::pin!(admission);
         assert!(timeout(AT_ONCE, &mut admission).await.is_err());
-        assert!(timeout(AT_ONCE, limit.all_left()).await.is_err());
+        assert!(timeout(AT_ONCE, limit.wait_until_empty()).await.is_err());
         drop(second);
         drop(timeout(AT_ONCE, admission).await.expect("at once"));
-        limit.all_left().await;
+        limit.wait_until_empty().await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -50,15 +50,15 @@ pub struct Listener {
 
 /// Time and number of bytes for which a connection is read after an early response, before it is
 /// closed.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 16 << 20;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: usize = 16 << 20;
 
 /// Maximum number of unauthenticated connections in lingering close. Beyond it the peer may see a
 /// reset instead of the response.
-const LINGERING: usize = 64;
+const MAX_LINGERING: usize = 64;
 
 /// Pause between two attempts to accept when the system is short of a resource.
-const SHORTAGE: Duration = Duration::from_millis(20);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Time for which a drain leaves connections open that have no request in progress. A request that
 /// is just about to come, on a kept connection or on a new one, still gets a response, and with it
@@ -79,7 +79,7 @@ impl Listener {
             tracing::info!(code = "listening", "listening on {scheme}://{address}", scheme = self.scheme);
         }
         let (this, stop) = (Arc::new(self), shutdown.clone());
-        let lingering = Arc::new(Semaphore::new(LINGERING));
+        let lingering = Arc::new(Semaphore::new(MAX_LINGERING));
         let begin = |stream, permit| {
             let (this, shutdown, lingering) = (Arc::clone(&this), stop.clone(), Arc::clone(&lingering));
             tokio::spawn(async move { this.connection(stream, permit, shutdown, &lingering).await });
@@ -107,7 +107,7 @@ impl Listener {
         let drain = this.service.in_force().body_deadline.total;
         let in_work = &this.service.in_work;
         let idle = async {
-            this.connections.all_left().await;
+            this.connections.wait_until_empty().await;
             let _ = in_work.acquire_many(u32::try_from(super::request::IN_WORK).unwrap_or(u32::MAX)).await;
         };
         timeout(DRAIN_GRACE + drain, idle).await.is_ok()
@@ -131,8 +131,8 @@ impl Listener {
                 "cannot accept connections: {error}; retrying: raise the limit of open files (LimitNOFILE), or \
                  lower limits.connections"
             );
-            self.connections.make_room();
-            tokio::time::sleep(SHORTAGE).await;
+            self.connections.evict_one();
+            tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
         }
     }
 
@@ -154,18 +154,18 @@ impl Listener {
         let _connected = (self.connected)();
         let _ = stream.set_nodelay(true);
         let permit = Arc::new(permit);
-        let ending = tokio::select! {
+        let reason = tokio::select! {
             Ok(why) = evicted => match why {
                 Evicted::TooMany => CloseReason::Evicted,
                 Evicted::PerPeer => CloseReason::PerPeerLimit,
             },
-            ending = self.conversation(stream, &permit, shutdown, lingering) => ending,
+            reason = self.serve_connection(stream, &permit, shutdown, lingering) => reason,
         };
-        (self.ended)(ending);
-        tracing::debug!(ending = ending.as_str(), "a connection ended");
+        (self.ended)(reason);
+        tracing::debug!(reason = reason.as_str(), "a connection ended");
     }
 
-    async fn conversation(
+    async fn serve_connection(
         &self,
         stream: TcpStream,
         permit: &Arc<ConnectionPermit>,
@@ -176,27 +176,27 @@ impl Listener {
         let opened = tokio::select! {
             opened = timeout(deadline, self.open(stream, permit)) => opened,
             // Nothing has been asked yet, so no response is due.
-            () = drain_grace(shutdown.clone()) => return CloseReason::Done,
+            () = drain_grace_over(shutdown.clone()) => return CloseReason::Done,
         };
-        let (ending, answered) = match opened {
+        let (reason, answered) = match opened {
             Err(_) => return CloseReason::HandshakeTimeout,
-            Ok(Err(ending)) => return ending,
+            Ok(Err(reason)) => return reason,
             Ok(Ok(Opened::Plain(stream))) => self.requests(stream, permit, shutdown).await,
             Ok(Ok(Opened::HttpWithoutTls(mut stream))) => {
                 let refused = stream.write_all(&self.service.refuse(&Refusal::NoTls)).await;
                 (CloseReason::Malformed, refused.is_ok().then_some(stream))
             }
             Ok(Ok(Opened::Tls(encrypted))) => {
-                let (ending, answered) = self.requests(*encrypted, permit, shutdown).await;
+                let (reason, answered) = self.requests(*encrypted, permit, shutdown).await;
                 let answered = match answered {
                     Some(mut encrypted) => {
                         // Sends close_notify; what still comes is discarded undecrypted.
-                        let _ = timeout(LINGER, encrypted.shutdown()).await;
+                        let _ = timeout(LINGER_TIMEOUT, encrypted.shutdown()).await;
                         Some(encrypted.into_inner().0)
                     }
                     None => None,
                 };
-                (ending, answered)
+                (reason, answered)
             }
         };
         if let Some(stream) = answered {
@@ -205,14 +205,14 @@ impl Listener {
                 linger(stream).await;
             }
         }
-        ending
+        reason
     }
 
     /// Handles what comes before the first request: the PROXY header and the TLS handshake.
     async fn open(&self, mut stream: TcpStream, permit: &ConnectionPermit) -> Result<Opened, CloseReason> {
         if self.is_proxy(permit.peer()) {
             match proxy_header::read(&mut stream).await {
-                Ok(Some(client)) => permit.is_for(client.to_canonical()),
+                Ok(Some(client)) => permit.set_client(client.to_canonical()),
                 Ok(None) => {}
                 Err(error) => {
                     let proxy = permit.peer().to_string();
@@ -254,16 +254,17 @@ impl Listener {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (owed, is_asked) = (ResponseDue::default(), Arc::new(AtomicBool::new(false)));
+        let (response_due, is_asked) = (ResponseDue::default(), Arc::new(AtomicBool::new(false)));
         let asked = Arc::clone(&is_asked);
         let service = service_fn(|request| {
-            let (service, permit, owed) = (Arc::clone(&self.service), Arc::clone(permit), owed.clone());
+            let (service, permit, response_due) =
+                (Arc::clone(&self.service), Arc::clone(permit), response_due.clone());
             let shutdown = shutdown.clone();
             asked.store(true, Ordering::Relaxed);
             Box::pin(async move {
                 permit.idle(false);
                 let mut answer = service.answer(request, &permit).await;
-                owed.answer();
+                response_due.answer();
                 if let Ok(answer) = &mut answer
                     && *shutdown.borrow()
                 {
@@ -274,10 +275,10 @@ impl Listener {
             })
         });
         let refuse = |status| self.service.refuse(&Refusal::Head(status));
-        let taken = || permit.idle(true);
+        let on_written = || permit.idle(true);
         let rules = self.service.in_force();
         let deadline = rules.deadline;
-        let answers = ResponseStream::new(stream, deadline, owed.clone(), refuse, taken);
+        let answers = ResponseStream::new(stream, deadline, response_due.clone(), refuse, on_written);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // A client may close its sending side and still wait for its response (RFC 9112,
@@ -287,7 +288,7 @@ impl Listener {
             .max_headers(2 * HEAD_FIELDS)
             .max_buf_size(2 * HEAD_BYTES)
             .serve_connection(TokioIo::new(answers), service);
-        let mut drain_grace = pin!(drain_grace(shutdown.clone()));
+        let mut drain_grace_over = pin!(drain_grace_over(shutdown.clone()));
         let mut first_request = pin!(tokio::time::sleep(deadline));
         let (mut draining, mut is_late) = (false, false);
         let ended = loop {
@@ -301,20 +302,20 @@ impl Listener {
                         return (CloseReason::HeaderTimeout, None);
                     }
                 }
-                () = &mut drain_grace, if !draining => {
+                () = &mut drain_grace_over, if !draining => {
                     draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
             }
         };
-        let ending = ended.as_ref().map_or_else(ending, |()| CloseReason::Done);
+        let reason = ended.as_ref().map_or_else(close_reason, |()| CloseReason::Done);
         let mut answers = connection.into_parts().io.into_inner();
-        if !matches!(ending, CloseReason::Done | CloseReason::Malformed) {
-            return (ending, None);
+        if !matches!(reason, CloseReason::Done | CloseReason::Malformed) {
+            return (reason, None);
         }
         // The response in place of hyper's refusal may not be written yet.
         let _ = timeout(deadline, answers.flush()).await;
-        (ending, Some(answers.into_inner()))
+        (reason, Some(answers.into_inner()))
     }
 }
 
@@ -326,14 +327,14 @@ enum Opened {
 }
 
 /// Returns when connections without a request in progress are to be closed.
-async fn drain_grace(mut shutdown: watch::Receiver<bool>) {
+async fn drain_grace_over(mut shutdown: watch::Receiver<bool>) {
     // A sender that was dropped cannot stop us any more, which counts as stopped.
     let _ = shutdown.wait_for(|stop| *stop).await;
     tokio::time::sleep(DRAIN_GRACE).await;
 }
 
 /// Returns the reason for which hyper ended a connection.
-fn ending(error: &hyper::Error) -> CloseReason {
+fn close_reason(error: &hyper::Error) -> CloseReason {
     tracing::debug!(%error, "a connection ended early");
     let source = error.source();
     if error.is_timeout() {
@@ -368,7 +369,7 @@ async fn linger(mut stream: TcpStream) {
         return;
     }
     let drained = async {
-        let mut left = LINGER_BYTES;
+        let mut left = MAX_LINGER_BYTES;
         let mut scratch = vec![0; 16 * 1024];
         while let Ok(read) = stream.read(&mut scratch).await {
             if read == 0 || read > left {
@@ -377,5 +378,5 @@ async fn linger(mut stream: TcpStream) {
             left -= read;
         }
     };
-    let _ = timeout(LINGER, drained).await;
+    let _ = timeout(LINGER_TIMEOUT, drained).await;
 }

@@ -20,7 +20,7 @@ use tokio::time::timeout_at;
 use super::connection_limit::ConnectionPermit;
 use super::response::{self, Refusal};
 use crate::ingest::{Delivery, Ingest, Ingested, Rejection, Source};
-use crate::ledger::Receipt;
+use crate::ledger::CommitReceipt;
 use crate::log_throttle::log_throttled;
 use crate::memory_budget::{MemoryBudget, MemoryPermit};
 
@@ -45,7 +45,7 @@ pub trait Observer: Send + Sync {
     /// Reports a batch that is durably committed.
     fn committed(&self, source: &str, batch: &Ingested, received_at: i64);
     /// Reports a body that cannot be decoded and is durably in quarantine.
-    fn undecodable(&self, source: &str, receipt: &Receipt);
+    fn undecodable(&self, source: &str, receipt: &CommitReceipt);
 }
 
 /// Settings that the operator can change while requests are answered. A request is answered by the
@@ -173,7 +173,7 @@ pub struct BodyDeadline {
     /// Time before the rate applies.
     pub grace: Duration,
     /// Minimum average rate, in bytes per second.
-    pub rate: u64,
+    pub min_rate: u64,
     /// Maximum time for the whole body.
     pub total: Duration,
 }
@@ -182,7 +182,7 @@ impl BodyDeadline {
     /// Returns the time by which more bytes must have come of a body that began at `begun` and of
     /// which `received` bytes have arrived.
     pub fn deadline(&self, begun: Instant, received: usize) -> Instant {
-        let earned = Duration::from_millis((received as u64).saturating_mul(1000) / self.rate.max(1));
+        let earned = Duration::from_millis((received as u64).saturating_mul(1000) / self.min_rate.max(1));
         begun + self.grace.saturating_add(earned).min(self.total)
     }
 }
@@ -256,7 +256,7 @@ impl Service {
         route: &Route,
         request: Request<Incoming>,
         body_was_read: &mut bool,
-    ) -> Result<Result<Receipt, Refusal>, Aborted> {
+    ) -> Result<Result<CommitReceipt, Refusal>, Aborted> {
         let declared_coding = coding(request.headers());
         let read = read(request.into_body(), rules).await;
         let (body, memory) = match read.inspect_err(|aborted| {
@@ -284,7 +284,7 @@ impl Service {
     }
 
     /// Runs the recipe apart from the connection: when the sender hangs up, the commit goes on.
-    async fn ingest(&self, ingest: &Ingest, delivery: Delivery) -> Result<Receipt, Refusal> {
+    async fn ingest(&self, ingest: &Ingest, delivery: Delivery) -> Result<CommitReceipt, Refusal> {
         let (source, received_at) = (Arc::clone(&delivery.source), delivery.received_at);
         let ingest = ingest.clone();
         let in_work = Arc::clone(&self.in_work).acquire_owned().await;
@@ -374,14 +374,14 @@ fn is_bodiless<B>(request: &Request<B>) -> bool {
 /// as they like, so each message is throttled.
 fn log(source: &str, path_of_a_sender: Option<&str>, refusal: &Refusal, now: i64) {
     let (status, reason) = (refusal.status().as_u16(), refusal.detail());
-    let is_lost_in_silence = matches!(
+    let is_lost_silently = matches!(
         refusal,
         Refusal::NotFound
             | Refusal::MethodNotAllowed
             | Refusal::Head(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
     );
     match refusal {
-        _ if is_lost_in_silence && let Some(path) = path_of_a_sender => {
+        _ if is_lost_silently && let Some(path) = path_of_a_sender => {
             log_throttled!(
                 error,
                 source,
@@ -479,7 +479,7 @@ mod tests {
     #[test]
     fn the_deadline_of_a_body_grows_with_its_bytes() {
         let body_deadline =
-            BodyDeadline { grace: Duration::from_secs(5), rate: 1000, total: Duration::from_secs(30) };
+            BodyDeadline { grace: Duration::from_secs(5), min_rate: 1000, total: Duration::from_secs(30) };
         let begun = Instant::now();
         for (received, seconds) in [(0, 5), (1000, 6), (20_000, 25), (25_000, 30), (usize::MAX, 30)] {
             assert_eq!(

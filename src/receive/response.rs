@@ -1,4 +1,4 @@
-//! The only place where a [`Receipt`] or a refusal becomes a status. A 200 needs a receipt;
+//! The only place where a [`CommitReceipt`] or a refusal becomes a status. A 200 needs a receipt;
 //! everything else is `application/problem+json` (RFC 9457).
 //!
 //! Konnect retries 500, 429 and connection errors, and nothing else: any condition that may pass by
@@ -15,7 +15,7 @@ use hyper::{Response, StatusCode};
 use rand::RngExt as _;
 
 use crate::ingest::Rejection;
-use crate::ledger::{CommitError, Receipt};
+use crate::ledger::{CommitError, CommitReceipt};
 
 /// Makes a browser interpret a response by its declared type only.
 const NOT_GUESSED: HeaderValue = HeaderValue::from_static("nosniff");
@@ -135,7 +135,7 @@ impl Refusal {
 }
 
 /// Returns the response to a batch that is durably committed.
-pub fn receipt(receipt: &Receipt) -> Response<Full<Bytes>> {
+pub fn receipt(receipt: &CommitReceipt) -> Response<Full<Bytes>> {
     let body = format!(
         r#"{{"accepted":{},"duplicates":{},"quarantined":{}}}"#,
         receipt.accepted(),

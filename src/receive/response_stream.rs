@@ -18,17 +18,17 @@ use tokio::time::{Instant, Sleep, sleep};
 /// what `refuse` returns for its status.
 pub struct ResponseStream<S, F, T> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     /// Runs while the peer reads nothing.
     deadline: Option<Pin<Box<Sleep>>>,
-    owed: ResponseDue,
+    response_due: ResponseDue,
     refuse: F,
     /// Called when a response has been written.
-    taken: T,
+    on_written: T,
     /// A response has begun to be written.
-    is_leaving: bool,
+    is_responding: bool,
     /// Bytes that are written in place of hyper's own response, and how many of them are written.
-    instead: (Vec<u8>, usize),
+    replacement: (Vec<u8>, usize),
 }
 
 /// Whether the service has returned a response that has not begun to be written.
@@ -47,18 +47,18 @@ impl ResponseDue {
 }
 
 impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> ResponseStream<S, F, T> {
-    /// Wraps a stream. `refuse` returns a whole response, head and body; `taken` is called when a
-    /// response has been written.
-    pub fn new(stream: S, patience: Duration, owed: ResponseDue, refuse: F, taken: T) -> Self {
+    /// Wraps a stream. `refuse` returns a whole response, head and body; `on_written` is called
+    /// when a response has been written.
+    pub fn new(stream: S, timeout: Duration, response_due: ResponseDue, refuse: F, on_written: T) -> Self {
         Self {
             stream,
-            patience,
+            timeout,
             deadline: None,
-            owed,
+            response_due,
             refuse,
-            taken,
-            is_leaving: false,
-            instead: (Vec::new(), 0),
+            on_written,
+            is_responding: false,
+            replacement: (Vec::new(), 0),
         }
     }
 
@@ -73,10 +73,10 @@ impl<S, F: FnMut(StatusCode) -> Vec<u8>, T: FnMut()> ResponseStream<S, F, T> {
             self.deadline = None;
             return said;
         }
-        let patience = self.patience;
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let timeout = self.timeout;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(deadline.as_mut().poll(context));
-        deadline.as_mut().reset(Instant::now() + patience);
+        deadline.as_mut().reset(Instant::now() + timeout);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -94,13 +94,14 @@ where
     T: FnMut() + Unpin,
 {
     fn write_instead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.instead.1 < self.instead.0.len() {
-            let written = Pin::new(&mut self.stream).poll_write(context, &self.instead.0[self.instead.1..]);
+        while self.replacement.1 < self.replacement.0.len() {
+            let written =
+                Pin::new(&mut self.stream).poll_write(context, &self.replacement.0[self.replacement.1..]);
             let written = ready!(self.in_time(context, written))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.instead.1 += written;
+            self.replacement.1 += written;
         }
         Poll::Ready(Ok(()))
     }
@@ -135,17 +136,17 @@ where
         ready!(self.write_instead(context))?;
         // The interim response for a body (100) is hyper's.
         if let Some(status) = status(bytes).filter(|status| !status.is_informational())
-            && !self.owed.0.load(Ordering::Relaxed)
-            && self.instead.0.is_empty()
+            && !self.response_due.0.load(Ordering::Relaxed)
+            && self.replacement.0.is_empty()
         {
-            self.instead = ((self.refuse)(status), 0);
+            self.replacement = ((self.refuse)(status), 0);
             // hyper writes its refusal in one piece, and closes after it.
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         let written = ready!(self.in_time(context, written))?;
         if status(bytes).is_some_and(|status| !status.is_informational()) {
-            self.is_leaving |= self.owed.take();
+            self.is_responding |= self.response_due.take();
         }
         Poll::Ready(Ok(written))
     }
@@ -154,8 +155,8 @@ where
         ready!(self.write_instead(context))?;
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         ready!(self.in_time(context, flushed))?;
-        if std::mem::take(&mut self.is_leaving) {
-            (self.taken)();
+        if std::mem::take(&mut self.is_responding) {
+            (self.on_written)();
         }
         Poll::Ready(Ok(()))
     }
@@ -190,11 +191,12 @@ mod tests {
     #[tokio::test]
     async fn responses_by_hyper_itself_are_replaced() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let owed = ResponseDue::default();
+        let response_due = ResponseDue::default();
         let refuse = |status: StatusCode| format!("ours {}", status.as_u16()).into_bytes();
-        let mut answers = ResponseStream::new(ours, Duration::from_secs(60), owed.clone(), refuse, || ());
+        let mut answers =
+            ResponseStream::new(ours, Duration::from_secs(60), response_due.clone(), refuse, || ());
         answers.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
-        owed.answer();
+        response_due.answer();
         answers.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n{}").await.unwrap();
         answers.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\n\r\n").await.unwrap();
         answers.shutdown().await.unwrap();

@@ -32,14 +32,14 @@ pub struct Fit {
 }
 
 /// Verification batch size. Larger batches gain little and make a bad line more expensive.
-pub const TOGETHER: usize = 1024;
+pub const BATCH_SIZE: usize = 1024;
 
 /// Returns for each claim which of the keys made it; none when no key did.
 ///
 /// `random` weighs the signatures of a batch against each other: an attacker that could guess it
 /// could make bad signatures that cancel out.
 pub fn verify(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng) -> Vec<Option<Fit>> {
-    verify_in_batches(claims, keys, TOGETHER, random)
+    verify_in_batches(claims, keys, BATCH_SIZE, random)
 }
 
 /// Verifies as [`verify`], with at most `together` (at least 1) signatures in a batch. Larger

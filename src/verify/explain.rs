@@ -11,12 +11,10 @@ use rand::CryptoRng;
 use serde::Serialize;
 
 use super::judge::{
-    Counts, Entry, JudgedBlock, Keys, Metadata, TOGETHER, Window, contradiction, has_too_many_fields, judge,
-    was_not_verified,
+    BATCH_SIZE, Counts, Entry, JudgedBlock, Keys, Metadata, Window, contradiction, has_too_many_fields,
+    judge, was_not_verified,
 };
-use super::variants::{
-    LONGEST_ALTERED, LONGEST_RESPELLED, Respelling, altered, reserialised, rounded, wrapped,
-};
+use super::variants::{LONGEST_ALTERED, LONGEST_VARIED, Variant, altered, reserialised, rounded, wrapped};
 use crate::ingest::{Judgeable, open};
 use crate::trust::verify::{Claim, verify_in_batches};
 use crate::wire::line::Line;
@@ -109,7 +107,7 @@ fn tried(raw: &[u8], keys: &Keys, random: &mut impl CryptoRng) -> Vec<Tried> {
     let has_two = claims.first().is_some_and(|claim| claim.second.is_some());
     let mut one = |bytes: &[u8; 32]| {
         let fit =
-            verify_in_batches(&claims, std::slice::from_ref(bytes), TOGETHER, random).pop().flatten()?;
+            verify_in_batches(&claims, std::slice::from_ref(bytes), BATCH_SIZE, random).pop().flatten()?;
         Some(match (has_two, fit.second) {
             (_, true) => "the inner object",
             (true, false) => "the whole line",
@@ -148,7 +146,7 @@ fn shown(
     }
     let claim = match open(raw) {
         Judgeable::Signed(line, claim) => {
-            let fit = verify_in_batches(&[claim], keys.bytes(), TOGETHER, random).pop().flatten();
+            let fit = verify_in_batches(&[claim], keys.bytes(), BATCH_SIZE, random).pop().flatten();
             if let Some(reason) = fit.and_then(|fit| contradiction(&entry.metadata, &line, fit.key, keys)) {
                 let whole = if matches!(entry.metadata, Metadata::Row(_)) { "row" } else { "record" };
                 all.push(format!(
@@ -183,9 +181,9 @@ fn shown(
                 true => ", but not all there are: that would take too long",
                 false => "",
             };
-            all.push(match raw.len() > LONGEST_RESPELLED {
-                true => format!("{what}. It is longer than 1 MiB, so that no respelling was tried."),
-                false => format!("{what}; {} respellings were tried{not_all}, and none fits.", search.tried),
+            all.push(match raw.len() > LONGEST_VARIED {
+                true => format!("{what}. It is longer than 1 MiB, so that no variant was tried."),
+                false => format!("{what}; {} variants were tried{not_all}, and none fits.", search.tried),
             });
             if claim.is_some() {
                 all.push(
@@ -276,7 +274,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 impl<R: CryptoRng> Search<'_, R> {
     /// Returns what happened to the line, and the key that made its signature.
     fn run(&mut self, raw: &[u8]) -> Option<(String, usize)> {
-        if raw.len() > LONGEST_RESPELLED {
+        if raw.len() > LONGEST_VARIED {
             return None;
         }
         let text = std::str::from_utf8(raw).ok();
@@ -295,7 +293,7 @@ impl<R: CryptoRng> Search<'_, R> {
     }
 
     /// Tries the rounded numbers of a line. Returns none when the budget is spent.
-    fn fits_rounded(&mut self, line: &Respelling, budget: Budget) -> Option<Option<(String, usize)>> {
+    fn fits_rounded(&mut self, line: &Variant, budget: Budget) -> Option<Option<(String, usize)>> {
         let found = self.first_that_fits(rounded(line), budget);
         let goes_on = found.is_some() || !self.has_spent(budget);
         self.ran_out |= !goes_on;
@@ -309,12 +307,12 @@ impl<R: CryptoRng> Search<'_, R> {
     /// Tries variants until one matches or the search as a whole has spent the budget.
     fn first_that_fits(
         &mut self,
-        mut all: impl Iterator<Item = Respelling>,
+        mut all: impl Iterator<Item = Variant>,
         budget: Budget,
     ) -> Option<(String, usize)> {
         loop {
             let has_spent = self.has_spent(budget);
-            let mut some: Vec<Respelling> = Vec::new();
+            let mut some: Vec<Variant> = Vec::new();
             let mut bytes = 0;
             while !has_spent
                 && some.len() < CHUNK
@@ -333,13 +331,13 @@ impl<R: CryptoRng> Search<'_, R> {
             let claims: Vec<(usize, Claim<'_>)> = some
                 .iter()
                 .enumerate()
-                .filter_map(|(index, respelling)| match open(&respelling.line) {
+                .filter_map(|(index, variant)| match open(&variant.line) {
                     Judgeable::Signed(_, claim) => Some((index, claim)),
                     _ => None,
                 })
                 .collect();
             let bare: Vec<Claim<'_>> = claims.iter().map(|(_, claim)| *claim).collect();
-            let fits = verify_in_batches(&bare, self.keys.bytes(), TOGETHER, self.random);
+            let fits = verify_in_batches(&bare, self.keys.bytes(), BATCH_SIZE, self.random);
             let found = claims.iter().zip(fits).find_map(|((index, _), fit)| Some((*index, fit?.key)));
             if let Some((index, key)) = found {
                 return Some((some[index].what.clone(), key));
@@ -484,12 +482,9 @@ mod tests {
     fn the_search_in_a_line_of_many_numbers_is_bounded() {
         let ids: Vec<String> = (0..2_000_u64).map(|n| ((1 << 60) + n * 100_003).to_string()).collect();
         let raw = format!(r#"{{"rt":1,"ids":[{}]}}"#, ids.join(","));
-        assert_says(
-            signed(3, &raw),
-            "respellings were tried, but not all there are: that would take too long",
-        );
-        let long = format!(r#"{{"rt":1,"a":"{}"}}"#, "x".repeat(LONGEST_RESPELLED));
-        assert_says(signed(3, &long), "It is longer than 1 MiB, so that no respelling was tried.");
+        assert_says(signed(3, &raw), "variants were tried, but not all there are: that would take too long");
+        let long = format!(r#"{{"rt":1,"a":"{}"}}"#, "x".repeat(LONGEST_VARIED));
+        assert_says(signed(3, &long), "It is longer than 1 MiB, so that no variant was tried.");
     }
 
     #[test]

@@ -125,14 +125,14 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
     if is_ours_by_name(&name) {
         return Ok(None);
     }
-    let beside = |end: &str| name.strip_suffix(end).map(|stem| path.with_file_name(stem));
-    if let Some((database, magic)) = PARTS.iter().find_map(|(end, magic)| Some((beside(end)?, *magic))) {
+    let sibling = |end: &str| name.strip_suffix(end).map(|stem| path.with_file_name(stem));
+    if let Some((database, magic)) = PARTS.iter().find_map(|(end, magic)| Some((sibling(end)?, *magic))) {
         if beginning(&database).is_ok_and(|start| start.starts_with(stored::MAGIC)) {
             return Ok(Some("part of a database"));
         }
         return Ok(start.starts_with(magic).then_some("part of a database that is not beside it"));
     }
-    if let Some(whole) = [".zst.unfinished", ".gz.unfinished"].iter().find_map(|end| beside(end)) {
+    if let Some(whole) = [".zst.unfinished", ".gz.unfinished"].iter().find_map(|end| sibling(end)) {
         let why = "a compression that was cut off; the file itself is still there";
         return Ok(whole.is_file().then_some(why));
     }

@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use rand::CryptoRng;
 use serde::Serialize;
 
-use crate::deliver::sqlite::stored::{Refused, Stored};
+use crate::deliver::sqlite::stored::{EventRow, QuarantineRow};
 use crate::ingest::{Judgeable, UNSIGNED, open};
 use crate::trust::jwks::{KeySet, undistinguished};
 use crate::trust::verify::{Claim, verify_in_batches};
@@ -17,7 +17,7 @@ use crate::wire::record::{self, Kind, Saved};
 
 /// Verification batch size: saved lines are nearly all good, so bad ones need not be cheap. Larger
 /// batches gain nothing (`cargo bench --bench verify` measures it).
-pub const TOGETHER: usize = 4096;
+pub const BATCH_SIZE: usize = 4096;
 
 /// The trusted keys, each once.
 #[derive(Clone, Debug, Default)]
@@ -91,10 +91,10 @@ pub enum Block {
         bytes: Vec<u8>,
     },
     /// Rows of a database, whose `id` is their number.
-    Rows(Vec<Stored>),
+    Rows(Vec<EventRow>),
     /// Rows of a database's table `quarantine`. That they prove nothing is why they are there, and
     /// not a finding.
-    Refused(Vec<Refused>),
+    Refused(Vec<QuarantineRow>),
 }
 
 /// A span of time, by the events' own clock, in milliseconds since the Unix epoch.
@@ -274,9 +274,9 @@ pub enum Metadata<'a> {
     /// The rest of a JSON line of ours.
     Record(Kind<'a>),
     /// The columns of a row.
-    Row(&'a Stored),
+    Row(&'a EventRow),
     /// The columns of a row of the table `quarantine`.
-    Refused(&'a Refused),
+    Refused(&'a QuarantineRow),
 }
 
 impl Block {
@@ -348,7 +348,7 @@ pub fn judge(entries: &[Entry<'_>], keys: &Keys, window: Window, random: &mut im
     let mut claims = Vec::with_capacity(entries.len());
     let opened: Vec<Opened<'_>> =
         entries.iter().map(|entry| open_entry(entry, window, &mut claims)).collect();
-    let mut fits = verify_in_batches(&claims, keys.bytes(), TOGETHER, random).into_iter();
+    let mut fits = verify_in_batches(&claims, keys.bytes(), BATCH_SIZE, random).into_iter();
     let mut judged = JudgedBlock { by_key: vec![0; keys.keys().len()], ..JudgedBlock::default() };
     for (entry, opened) in entries.iter().zip(opened) {
         let (verdict, reason) = match opened {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::judge::{Block, Finding, TOGETHER, Verdict};
+use super::judge::{BATCH_SIZE, Block, Finding, Verdict};
 use crate::deliver::sqlite::stored::{Database, MAGIC, OpenError, is_damage};
 use crate::wire::batch;
 
@@ -173,11 +173,11 @@ impl Blocks {
 
 /// Reads the events, and then the quarantined lines.
 fn rows(database: &mut Database) -> rusqlite::Result<Option<Block>> {
-    let rows = database.next(TOGETHER, BLOCK_BYTES)?;
+    let rows = database.next(BATCH_SIZE, BLOCK_BYTES)?;
     if !rows.is_empty() {
         return Ok(Some(Block::Rows(rows)));
     }
-    let refused = database.next_refused(TOGETHER, BLOCK_BYTES)?;
+    let refused = database.next_refused(BATCH_SIZE, BLOCK_BYTES)?;
     Ok((!refused.is_empty()).then_some(Block::Refused(refused)))
 }
 

@@ -123,8 +123,8 @@ fn read_one(
         match blocks.block() {
             Ok(None) => return Some(()),
             Ok(Some(block)) => {
-                let (put, place) = sync_channel(1);
-                tell.send(Step::Queued(place)).ok()?;
+                let (put, result) = sync_channel(1);
+                tell.send(Step::Queued(result)).ok()?;
                 jobs.send((block, put)).ok()?;
             }
             Err(fault) => {
@@ -141,9 +141,9 @@ fn read_one(
 fn judge_all(queue: &Mutex<Receiver<Job>>, keys: &Keys, window: Window) {
     loop {
         let job = queue.lock().recv();
-        let Ok((block, place)) = job else { return };
+        let Ok((block, result)) = job else { return };
         // The receiver may be gone.
-        let _ = place.send(judge(&block.entries(), keys, window, &mut rand::rng()));
+        let _ = result.send(judge(&block.entries(), keys, window, &mut rand::rng()));
     }
 }
 

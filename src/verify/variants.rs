@@ -14,25 +14,25 @@ use crate::wire::signature;
 
 /// A possible original of a line, and what happened to it if that verifies: a whole sentence
 /// without its full stop.
-pub(super) struct Respelling {
+pub(super) struct Variant {
     pub(super) line: Vec<u8>,
     pub(super) what: String,
 }
 
-fn respelling(line: impl Into<Vec<u8>>, what: impl Into<String>) -> Respelling {
-    Respelling { line: line.into(), what: what.into() }
+fn variant(line: impl Into<Vec<u8>>, what: impl Into<String>) -> Variant {
+    Variant { line: line.into(), what: what.into() }
 }
 
 /// Variants that are generated on demand: together they take thousands of times the memory of the
 /// line.
-pub(super) type Respellings<'a> = Box<dyn Iterator<Item = Respelling> + 'a>;
+pub(super) type Variants<'a> = Box<dyn Iterator<Item = Variant> + 'a>;
 
 /// Maximum length of a line that has variants, in bytes: four times the daemon's default limit.
-pub(super) const LONGEST_RESPELLED: usize = 1 << 20;
+pub(super) const LONGEST_VARIED: usize = 1 << 20;
 
 /// Returns a line without what programs and people add before and behind it, and with other
 /// spellings of the signature.
-pub(super) fn wrapped(line: &[u8]) -> Respellings<'_> {
+pub(super) fn wrapped(line: &[u8]) -> Variants<'_> {
     const BOM: &[u8] = "\u{feff}".as_bytes();
     let trimmed = line.trim_ascii_end();
     let behind = (trimmed.len() < line.len()).then(|| {
@@ -40,9 +40,9 @@ pub(super) fn wrapped(line: &[u8]) -> Respellings<'_> {
             true => "a carriage return of its line end was kept in the line",
             false => "white space stands behind it",
         };
-        respelling(trimmed, what)
+        variant(trimmed, what)
     });
-    let before = trimmed.strip_prefix(BOM).map(|rest| respelling(rest, "a byte order mark stands before it"));
+    let before = trimmed.strip_prefix(BOM).map(|rest| variant(rest, "a byte order mark stands before it"));
     // A syslog header, a container's time stamp: whatever it is, it ends before a word.
     let starts = (1..trimmed.len().min(512)).filter(|at| {
         let before = trimmed[at - 1];
@@ -52,24 +52,24 @@ pub(super) fn wrapped(line: &[u8]) -> Respellings<'_> {
     });
     let started = starts.map(|start| {
         let what = format!("{start} bytes were put before it: `{}`", lossy(&trimmed[..start]));
-        respelling(&trimmed[start..], what)
+        variant(&trimmed[start..], what)
     });
     let tab = memchr::memmem::find(trimmed, b"\tsig=").map(|_| {
         let line = replaced(trimmed, b"\tsig=", b" sig=");
-        respelling(line, "a tab took the place of the space before `sig`")
+        variant(line, "a tab took the place of the space before `sig`")
     });
     Box::new(behind.into_iter().chain(before).chain(started).chain(other_signatures(trimmed)).chain(tab))
 }
 
 /// Returns lines with the signature in its canonical spelling, where it can be read in another one.
-fn other_signatures(line: &[u8]) -> impl Iterator<Item = Respelling> {
+fn other_signatures(line: &[u8]) -> impl Iterator<Item = Variant> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
     signature_texts(line).into_iter().flat_map(|start| other_signatures_at(line, start, &LENIENT))
 }
 
-fn other_signatures_at(line: &[u8], start: usize, lenient: &GeneralPurposeConfig) -> Vec<Respelling> {
+fn other_signatures_at(line: &[u8], start: usize, lenient: &GeneralPurposeConfig) -> Vec<Variant> {
     const DIGITS: usize = 86;
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_');
     let digits = line[start..].iter().take_while(|byte| is_digit(byte)).count();
@@ -96,17 +96,17 @@ fn other_signatures_at(line: &[u8], start: usize, lenient: &GeneralPurposeConfig
                 } else {
                     "the signature's last character is another than the only canonical one for its bytes"
                 };
-                all.push(respelling(with(start + DIGITS), what));
-                all.push(respelling(with(start + padded), format!("{what}, and it is padded")));
+                all.push(variant(with(start + DIGITS), what));
+                all.push(variant(with(start + padded), format!("{what}, and it is padded")));
             }
             if padded > DIGITS {
                 let what = "the padding of the signature is neither left out nor `==`";
-                all.push(respelling(with(start + padded), what));
+                all.push(variant(with(start + padded), what));
             }
             if !line.starts_with(b"{") && line.len() > start + DIGITS {
                 let behind = &line[start + DIGITS..];
                 let what = format!("{} bytes stand behind its signature: `{}`", behind.len(), lossy(behind));
-                all.push(respelling([&line[..start], canonical.as_bytes()].concat(), what));
+                all.push(variant([&line[..start], canonical.as_bytes()].concat(), what));
             }
         }
     }
@@ -127,8 +127,8 @@ fn signature_texts(line: &[u8]) -> Vec<usize> {
 
 /// Returns a JSON line as other programs write it: white space, escapes, numbers. The line itself
 /// comes first.
-pub(super) fn reserialised(line: &str) -> Respellings<'_> {
-    let itself = std::iter::once_with(move || respelling(line, ""));
+pub(super) fn reserialised(line: &str) -> Variants<'_> {
+    let itself = std::iter::once_with(move || variant(line, ""));
     if !line.starts_with('{') {
         return Box::new(itself);
     }
@@ -150,7 +150,7 @@ pub(super) fn reserialised(line: &str) -> Respellings<'_> {
         numbers(&tokens).into_iter().map(move |changes| {
             let said = [said_spacing, said_escape].map(str::to_owned).into_iter();
             let said = said.filter(|said| !said.is_empty()).chain(changes.iter().map(Change::said));
-            respelling(changed(&tokens, &changes), said.collect::<Vec<_>>().join(", and "))
+            variant(changed(&tokens, &changes), said.collect::<Vec<_>>().join(", and "))
         })
     });
     let others = others.filter(move |other| known.insert(fingerprint(&other.line)));
@@ -404,7 +404,7 @@ const MOST_NEIGHBOURS: u128 = 2_050;
 
 /// Returns a line with each integer that a program may have rounded to a 64-bit float (IEEE 754)
 /// replaced by those that round to the same: JSON numbers, and a `trace_id` of digits.
-pub(super) fn rounded(line: &Respelling) -> Respellings<'_> {
+pub(super) fn rounded(line: &Variant) -> Variants<'_> {
     let Ok(text) = std::str::from_utf8(&line.line) else { return Box::new(std::iter::empty()) };
     let numbers = long_numbers(text).take(MOST_LONG_NUMBERS).filter_map(|long| {
         let value = text[long.start..long.end].parse::<f64>().ok()?;
@@ -421,7 +421,7 @@ pub(super) fn rounded(line: &Respelling) -> Respellings<'_> {
             if !line.what.is_empty() {
                 what = format!("{}, and {what}", line.what);
             }
-            respelling([&text[..start], &other, &text[end..]].concat(), what)
+            variant([&text[..start], &other, &text[end..]].concat(), what)
         })
     }))
 }
@@ -483,7 +483,7 @@ fn long_numbers(text: &str) -> Box<dyn Iterator<Item = LongNumber<'_>> + '_> {
 
 /// Returns lines with small changes undone that storage, transport or people make: one bit, one
 /// digit, one truth value, one added byte. A line longer than [`LONGEST_ALTERED`] has none.
-pub(super) fn altered(line: &[u8]) -> Respellings<'_> {
+pub(super) fn altered(line: &[u8]) -> Variants<'_> {
     const TRUTHS: [(&str, &str); 6] = [
         ("true", "false"),
         ("false", "true"),
@@ -498,7 +498,7 @@ pub(super) fn altered(line: &[u8]) -> Respellings<'_> {
     let truths = TRUTHS.into_iter().flat_map(move |(now, was)| {
         memchr::memmem::find_iter(line, now).map(move |at| {
             let before = [&line[..at], was.as_bytes(), &line[at + now.len()..]].concat();
-            respelling(before, format!("`{was}` was changed into `{now}` at byte {}", at + 1))
+            variant(before, format!("`{was}` was changed into `{now}` at byte {}", at + 1))
         })
     });
     let bytes = || line.iter().copied().enumerate();
@@ -506,19 +506,19 @@ pub(super) fn altered(line: &[u8]) -> Respellings<'_> {
         (b'0'..=b'9').filter(move |digit| *digit != byte).map(move |digit| {
             let (was, is) = (char::from(digit), char::from(byte));
             let what = format!("the digit {was} at byte {} was changed into {is}", at + 1);
-            respelling(with_byte(line, at, digit), what)
+            variant(with_byte(line, at, digit), what)
         })
     });
     let bits = bytes().flat_map(move |(at, byte)| {
         (0..8).map(move |bit| {
             let other = byte ^ (1 << bit);
             let what = format!("one bit of byte {} changed: {} became {}", at + 1, shown(other), shown(byte));
-            respelling(with_byte(line, at, other), what)
+            variant(with_byte(line, at, other), what)
         })
     });
     let added = bytes().map(|(at, byte)| {
         let what = format!("byte {} ({}) was added", at + 1, shown(byte));
-        respelling([&line[..at], &line[at + 1..]].concat(), what)
+        variant([&line[..at], &line[at + 1..]].concat(), what)
     });
     Box::new(truths.chain(digits).chain(bits).chain(added))
 }

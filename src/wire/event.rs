@@ -119,7 +119,7 @@ impl Verdict {
     }
 }
 
-/// Which output a line belongs to.
+/// Output that a line belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 #[doc(hidden)]

@@ -37,10 +37,10 @@ use crate::clock::Clock;
 use crate::config::{self, Config, Secrets, Tls};
 use crate::deliver::worker::Worker;
 use crate::ingest::{Ingest, Ingested, Limits, Source};
-use crate::ledger::{self, Backlog, Failed, Ledger, OpenError, Receipt, Running, Window};
+use crate::ledger::{Backlog, CommitReceipt, Failed, Ledger, LedgerOptions, OpenError, Running, Window};
 use crate::memory_budget::MemoryBudget;
 use crate::observe::health::Health;
-use crate::observe::metrics::{Metrics, Outcome};
+use crate::observe::metrics::{LineOutcome, Metrics};
 use crate::observe::{admin, logging, systemd};
 use crate::receive::connection_limit::ConnectionLimit;
 use crate::receive::listener::Listener;
@@ -65,24 +65,24 @@ const REJECT_WINDOW: Duration = Duration::from_secs(86_400);
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time between two checks of the certificate's files.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
+const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Deadline of a handshake, of a header and of taking a response, unless `limits.request_timeout`
 /// is shorter.
 const SHORT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Minimum average rate of a body, in bytes per second, and the time before it applies.
-const BODY_RATE: u64 = 4096;
+const MIN_BODY_RATE: u64 = 4096;
 const BODY_GRACE: Duration = Duration::from_secs(5);
 
 /// Status for `systemctl status`.
 const RECEIVING: &str = "receiving batches";
 
 /// Time for the sinks to take what is committed, after the requests have finished.
-const SINK_DRAIN: Duration = Duration::from_secs(10);
+const SINK_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for a sink to stop, after that.
-const SINK_STOP: Duration = Duration::from_secs(3);
+const SINK_STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs the daemon. Returns after an orderly shutdown.
 ///
@@ -136,7 +136,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let pages = admin::Pages {
         metrics: Arc::clone(&metrics),
         health: Arc::clone(&health),
-        authorise: may_look(Arc::clone(&admin_token)),
+        authorise: admin_authorisation(Arc::clone(&admin_token)),
     };
     let admin = tokio::spawn(admin::serve(admin_socket, pages, admin_ends));
     let (in_force, watched) = watch::channel(Arc::new(InForce::of(&config, &sources)));
@@ -179,7 +179,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     tokio::spawn(systemd::watchdog(async move || watched.answers().await));
 
     let lost = tokio::select! {
-        () = told_to_stop(signals, reload) => None,
+        () = until_stopped(signals, reload) => None,
         failed = &mut running.failed => {
             Some(failed.unwrap_or_else(|_| Failed::Untrusted("its thread ended".to_owned())))
         }
@@ -246,15 +246,15 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
             std::thread::sleep(Duration::from_millis(10));
         }
     };
-    wait(SINK_DRAIN);
+    wait(SINK_DRAIN_TIMEOUT);
     stop.store(true, Ordering::Relaxed);
-    for sink in wait(SINK_STOP) {
+    for sink in wait(SINK_STOP_TIMEOUT) {
         tracing::error!(
             code = "sink-abandoned",
             sink,
             "sink \"{sink}\" did not stop within {seconds} s and is abandoned; its events wait in the ledger \
              for the next start",
-            seconds = SINK_STOP.as_secs()
+            seconds = SINK_STOP_TIMEOUT.as_secs()
         );
     }
     ledger.close();
@@ -263,7 +263,7 @@ fn end(ledger: &Ledger, workers: Workers, running: Running) {
 
 /// Returns the check of the admin endpoint's token. Without a configured token every client is
 /// allowed.
-fn may_look(token: Arc<RwLock<Option<Secret>>>) -> admin::Authorise {
+fn admin_authorisation(token: Arc<RwLock<Option<Secret>>>) -> admin::Authorise {
     Box::new(move |presented| match &*token.read() {
         None => true,
         Some(token) => presented.is_some_and(|presented| token.matches(presented)),
@@ -295,7 +295,7 @@ impl Signals {
 
 /// Waits for SIGTERM or SIGINT. Meanwhile SIGHUP reloads, and replaced certificates are loaded: on
 /// a thread of its own, since a file may be on a disk that does not answer.
-async fn told_to_stop(signals: Option<Signals>, reload: Reload) {
+async fn until_stopped(signals: Option<Signals>, reload: Reload) {
     let Some(Signals { mut terminate, mut interrupt, hang_up }) = signals else {
         return std::future::pending().await;
     };
@@ -310,7 +310,7 @@ async fn told_to_stop(signals: Option<Signals>, reload: Reload) {
 
 /// Reloads until the sender of `stop` is dropped.
 async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Receiver<()>) {
-    let mut now_and_then = tokio::time::interval(CERTIFICATE_CHECK);
+    let mut ticks = tokio::time::interval(CERTIFICATE_CHECK_INTERVAL);
     loop {
         tokio::select! {
             _ = &mut stop => return,
@@ -322,7 +322,7 @@ async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Rece
                     systemd::ready(RECEIVING);
                 }
             }
-            _ = now_and_then.tick() => reload.look_at_certificates(),
+            _ = ticks.tick() => reload.check_certificates(),
         }
     }
 }
@@ -339,7 +339,7 @@ fn backlog(limits: Limits) -> Backlog {
 }
 
 fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
-    let options = ledger::Options {
+    let options = LedgerOptions {
         data_dir: config.data_dir.clone(),
         subscriptions: config.sinks.iter().map(|(name, sink)| sink.subscription(name)).collect(),
         backlog: backlog(limits(config)),
@@ -402,7 +402,7 @@ fn rules(config: &Config, sources: &Sources, ingest: &Ingest, memory: MemoryBudg
         body_limit: config.limits.body,
         body_deadline: BodyDeadline {
             grace: BODY_GRACE,
-            rate: BODY_RATE,
+            min_rate: MIN_BODY_RATE,
             total: config.limits.request_timeout,
         },
         deadline: SHORT_DEADLINE.min(config.limits.request_timeout),
@@ -433,7 +433,7 @@ fn listener(
     let (connections, ends) = (Arc::clone(metrics), Arc::clone(metrics));
     let (seen, served) = (connection_limit.clone(), Arc::clone(&service));
     metrics.before_render(Box::new(move |metrics| {
-        metrics.authorized_connections(seen.taken().1 as u64);
+        metrics.authorized_connections(seen.counts().1 as u64);
         metrics.in_flight_bytes(served.in_force().memory.used() as u64);
     }));
     Listener {
@@ -442,7 +442,7 @@ fn listener(
         connections: connection_limit,
         service,
         connected: Box::new(move || Box::new(connections.connection_opened())),
-        ended: Box::new(move |ending| ends.connection_ended(ending)),
+        ended: Box::new(move |reason| ends.connection_ended(reason)),
     }
 }
 
@@ -531,16 +531,16 @@ struct RequestWatcher {
 }
 
 impl RequestWatcher {
-    fn count(&self, source: &str, receipt: &Receipt) {
-        self.metrics.events(source, Outcome::Accepted, receipt.accepted());
-        self.metrics.events(source, Outcome::Duplicate, receipt.duplicates());
+    fn count(&self, source: &str, receipt: &CommitReceipt) {
+        self.metrics.events(source, LineOutcome::Accepted, receipt.accepted());
+        self.metrics.events(source, LineOutcome::Duplicate, receipt.duplicates());
         for (reason, lines) in receipt.rejected() {
             let outcome = match reason {
-                Reason::Malformed => Outcome::Malformed,
-                Reason::BadSignature => Outcome::BadSignature,
-                Reason::Unsigned => Outcome::Unsigned,
-                Reason::LineTooLong => Outcome::LineTooLong,
-                Reason::UndecodableBody => Outcome::UndecodableBody,
+                Reason::Malformed => LineOutcome::Malformed,
+                Reason::BadSignature => LineOutcome::BadSignature,
+                Reason::Unsigned => LineOutcome::Unsigned,
+                Reason::LineTooLong => LineOutcome::LineTooLong,
+                Reason::UndecodableBody => LineOutcome::UndecodableBody,
             };
             self.metrics.events(source, outcome, lines);
         }
@@ -573,7 +573,7 @@ impl request::Observer for RequestWatcher {
         );
     }
 
-    fn undecodable(&self, source: &str, receipt: &Receipt) {
+    fn undecodable(&self, source: &str, receipt: &CommitReceipt) {
         self.count(source, receipt);
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Reload {
 }
 
 /// Time before the end of a certificate from which on it is warned about, in seconds.
-const NEAR: i64 = 30 * DAY;
+const EXPIRY_WARNING: i64 = 30 * DAY;
 
 const DAY: i64 = 86_400;
 
@@ -90,12 +90,12 @@ impl Reload {
         *self.admin_token.write() = new.admin.token.clone();
         let _ = self.in_force.send_replace(Arc::new(InForce::of(&new, &sources)));
         (self.config, self.sources) = (new, sources);
-        self.look_at_expiry();
+        self.check_expiry();
         Ok(())
     }
 
     /// Loads certificates that were replaced; called every few seconds. A bad one is reported once.
-    pub(super) fn look_at_certificates(&mut self) {
+    pub(super) fn check_certificates(&mut self) {
         let Some(certificates) = &self.certificates else { return };
         match certificates.follow(now()) {
             Ok(false) => {}
@@ -111,16 +111,16 @@ impl Reload {
                 );
             }
         }
-        self.look_at_expiry();
+        self.check_expiry();
     }
 
-    fn look_at_expiry(&mut self) {
+    fn check_expiry(&mut self) {
         let Some(end) = self.certificates.as_ref().and_then(|certificates| certificates.not_after()) else {
             return;
         };
         self.metrics.certificate_not_after(u64::try_from(end).unwrap_or(0));
         let now = now();
-        if end - now < NEAR && self.warned_at.is_none_or(|warned_at| now - warned_at >= DAY) {
+        if end - now < EXPIRY_WARNING && self.warned_at.is_none_or(|warned_at| now - warned_at >= DAY) {
             self.warned_at = Some(now);
             let days = (end - now).div_euclid(86_400);
             let validity = match days {

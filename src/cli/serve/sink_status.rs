@@ -13,10 +13,10 @@ use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 
 /// Time after which a sink that still fails is logged again.
-const REMINDER: Duration = Duration::from_secs(3600);
+const REMINDER_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Duration of a sink's operation from which on it is reported as stuck: it may never return.
-const STUCK: Duration = Duration::from_secs(30);
+const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// The state of every sink.
 pub(super) struct SinkStatus {
@@ -48,9 +48,9 @@ impl SinkStatus {
     /// Reports the sinks that are stuck. Must be called every second.
     pub(super) fn check(&self) {
         for (sink, state) in self.sinks.lock().iter_mut() {
-            let is_stuck = state.busy_since.is_some_and(|since| since.elapsed() >= STUCK);
+            let is_stuck = state.busy_since.is_some_and(|since| since.elapsed() >= STUCK_AFTER);
             if is_stuck && !state.is_stuck {
-                let seconds = STUCK.as_secs();
+                let seconds = STUCK_AFTER.as_secs();
                 tracing::error!(
                     code = "sink-stuck",
                     sink,
@@ -58,7 +58,7 @@ impl SinkStatus {
                     "sink \"{sink}\" is stuck: the system has not answered an operation for {seconds} s; its events \
                      wait in the ledger"
                 );
-                let problem = format!("an operation has taken more than {} s", STUCK.as_secs());
+                let problem = format!("an operation has taken more than {} s", STUCK_AFTER.as_secs());
                 self.health.set(&condition(sink), Err(problem));
             }
             state.is_stuck |= is_stuck;
@@ -123,7 +123,7 @@ impl Watcher for Arc<SinkStatus> {
             }
             Some(outage) => {
                 outage.failures += 1;
-                if now.duration_since(outage.logged) >= REMINDER {
+                if now.duration_since(outage.logged) >= REMINDER_INTERVAL {
                     outage.logged = now;
                     let (failures, minutes) = (outage.failures, outage.since.elapsed().as_secs() / 60);
                     tracing::error!(

@@ -59,7 +59,7 @@ pub(super) fn make(name: &str, sink: &config::Sink, ledger: &Ledger) -> Result<B
     })
 }
 
-/// Returns the numbers of an owner's user and group, which are given by name or number.
+/// Returns the numbers of an owner's user and group, which are given by name or by number.
 fn owner_ids(sink: &str, owner: &str) -> Result<OwnerIds, Failure> {
     let user = |name: &str| uzers::get_user_by_name(name).map(|user| user.uid());
     let group = |name: &str| uzers::get_group_by_name(name).map(|group| group.gid());

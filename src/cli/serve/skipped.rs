@@ -21,13 +21,13 @@ pub(super) struct Skips {
 #[derive(Default)]
 struct Report {
     /// Events that are not logged yet.
-    unsaid: Skipped,
+    unreported: Skipped,
     /// Time of the last message.
-    said: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 /// Minimum time between two messages about a sink.
-const PAUSE: Duration = Duration::from_secs(5);
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Skips {
     pub(super) fn new(metrics: Arc<Metrics>, ledger: Ledger) -> Self {
@@ -39,7 +39,7 @@ impl Skips {
         let mut reports = self.reports.lock();
         for (sink, skipped) in self.ledger.take_skipped() {
             self.metrics.sink_skipped(&sink, skipped.events);
-            reports.entry(sink).or_default().unsaid.add(skipped);
+            reports.entry(sink).or_default().unreported.add(skipped);
         }
     }
 
@@ -49,7 +49,7 @@ impl Skips {
         loop {
             every_second.tick().await;
             self.count();
-            self.report(|said| said.elapsed() >= PAUSE);
+            self.report(|reported| reported.elapsed() >= REPORT_INTERVAL);
         }
     }
 
@@ -61,11 +61,11 @@ impl Skips {
 
     fn report(&self, is_time: impl Fn(Instant) -> bool) {
         for (sink, report) in self.reports.lock().iter_mut() {
-            if report.unsaid.events == 0 || !report.said.is_none_or(&is_time) {
+            if report.unreported.events == 0 || !report.reported.is_none_or(&is_time) {
                 continue;
             }
-            let Skipped { events, oldest, newest } = std::mem::take(&mut report.unsaid);
-            report.said = Some(Instant::now());
+            let Skipped { events, oldest, newest } = std::mem::take(&mut report.unreported);
+            report.reported = Some(Instant::now());
             tracing::warn!(
                 code = "sink-events-skipped",
                 sink,

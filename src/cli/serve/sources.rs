@@ -11,10 +11,10 @@ use crate::config::{self, Config};
 use crate::ingest::Source;
 use crate::observe::metrics::Metrics;
 use crate::receive::request::Route;
-use crate::trust::keyring::{self, Fetcher, KeyRing, Refresh};
+use crate::trust::keyring::{Fetcher, JwksOptions, KeyRing, Refresh};
 
 /// Time for which the first fetch of keys may delay a start or a reload.
-const FIRST_FETCH: Duration = Duration::from_secs(3);
+const FIRST_FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// All sources.
 pub(super) struct Sources {
@@ -28,12 +28,12 @@ pub(super) struct Sources {
 struct Live {
     configured: config::Source,
     source: Arc<Source>,
-    freshening: Option<Arc<Freshening>>,
+    refresh_task: Option<Arc<RefreshTask>>,
 }
 
-struct Freshening(AbortHandle);
+struct RefreshTask(AbortHandle);
 
-impl Drop for Freshening {
+impl Drop for RefreshTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -64,8 +64,8 @@ impl Sources {
             metrics.add_source(name);
             let before = self.all.iter().find(|live| *live.source.name == **name);
             let same = before.filter(|live| live.configured.jwks == configured.jwks);
-            let (keys, freshening) = match (same, &configured.jwks) {
-                (Some(live), _) => (live.source.keys.clone(), live.freshening.clone()),
+            let (keys, refresh_task) = match (same, &configured.jwks) {
+                (Some(live), _) => (live.source.keys.clone(), live.refresh_task.clone()),
                 (None, None) => (None, None),
                 (None, Some(jwks)) => {
                     let (ring, fetcher) = ring(config, name, jwks, metrics)
@@ -80,12 +80,12 @@ impl Sources {
                 dedup_by: configured.dedup.by,
                 keys,
             });
-            all.push(Live { configured: configured.clone(), source, freshening });
+            all.push(Live { configured: configured.clone(), source, refresh_task });
         }
         // All at once: several key servers that do not answer cause no longer delay than one.
         let mut loading = JoinSet::new();
         for (at, mut fetcher) in fresh {
-            loading.spawn(async move { (at, fetcher.load_at_start(FIRST_FETCH).await, fetcher) });
+            loading.spawn(async move { (at, fetcher.load_at_start(FIRST_FETCH_TIMEOUT).await, fetcher) });
         }
         let mut loaded = Vec::new();
         while let Some(joined) = loading.join_next().await {
@@ -95,7 +95,7 @@ impl Sources {
         }
         for (at, fetcher) in loaded {
             let task = tokio::spawn(fetcher.run(self.stopped.clone()));
-            all[at].freshening = Some(Arc::new(Freshening(task.abort_handle())));
+            all[at].refresh_task = Some(Arc::new(RefreshTask(task.abort_handle())));
         }
         Ok(Self { all, stopped: self.stopped.clone() })
     }
@@ -130,7 +130,7 @@ impl Sources {
 fn ring(
     config: &Config,
     source: &str,
-    jwks: &keyring::Options,
+    jwks: &JwksOptions,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<KeyRing>, Fetcher), Box<dyn std::error::Error>> {
     let (metrics, name) = (Arc::clone(metrics), source.to_owned());

@@ -82,7 +82,7 @@ Verdicts: bad (no given key made the signature, or a record contradicts its raw 
 failing last line without a line end), damaged (the file cannot be read on from there, or a database may have lost rows).";
 
 /// Time that a key server may take.
-const FETCH: Duration = Duration::from_secs(30);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Checks and reports.
 ///
@@ -91,9 +91,9 @@ const FETCH: Duration = Duration::from_secs(30);
 /// that cannot be read (after the others are done), 78 for keys that cannot be used.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let window = window(args)?;
-    let place = args.explain.as_deref().map(|place| located(place, &args.files)).transpose()?;
+    let target = args.explain.as_deref().map(|target| located(target, &args.files)).transpose()?;
     let keys = Keys::new(&keys(args)?);
-    match place {
+    match target {
         Some((path, line)) => explain_line(&path, line, &keys, args.json, out),
         None => check(args, &keys, window, out),
     }
@@ -154,11 +154,11 @@ fn window(args: &Args) -> Result<Window, Failure> {
 }
 
 /// Returns the file and the line of `--explain`.
-fn located(place: &str, files: &[PathBuf]) -> Result<(PathBuf, u64), Failure> {
-    let wrong = |why: &str| Failure::usage(format!("--explain {place}: {why}"));
-    let (path, line) = match (place.rsplit_once(':'), files) {
+fn located(target: &str, files: &[PathBuf]) -> Result<(PathBuf, u64), Failure> {
+    let wrong = |why: &str| Failure::usage(format!("--explain {target}: {why}"));
+    let (path, line) = match (target.rsplit_once(':'), files) {
         (Some((path, line)), _) if !path.is_empty() => (PathBuf::from(path), line),
-        (None, [path]) => (path.clone(), place),
+        (None, [path]) => (path.clone(), target),
         (None, _) => return Err(wrong("name the file too, as FILE:LINE, unless exactly one is given")),
         _ => return Err(wrong("write FILE:LINE or the number of a line")),
     };
@@ -221,8 +221,8 @@ fn write_explanation(
     explanation: &Explanation,
 ) -> io::Result<()> {
     let Explanation { verdict, reason, format, bytes, time, signed_bytes, sig, keys, shown } = explanation;
-    let place = path.display().to_string();
-    write!(out, "{}:{line}: {verdict}", escape(&place))?;
+    let path = path.display().to_string();
+    write!(out, "{}:{line}: {verdict}", escape(&path))?;
     if let Some(reason) = reason {
         write!(out, ": {}", escape(reason))?;
     }
@@ -267,7 +267,7 @@ fn keys(args: &Args) -> Result<Vec<KeySet>, Failure> {
                     .build()
                     .map_err(|error| Failure::io(format!("cannot start: {error}")))?;
                 runtime
-                    .block_on(keyring::fetch(&client, &endpoint, None, FETCH))
+                    .block_on(keyring::fetch(&client, &endpoint, None, FETCH_TIMEOUT))
                     .map_err(|error| named(&error))?
             } else {
                 keyring::read_file(Path::new(origin), MAX_KEPT_KEYS).map_err(|error| named(&error))?

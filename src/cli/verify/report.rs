@@ -192,7 +192,7 @@ impl<'a> Report<'a> {
         };
         self.has_findings = true;
         let out = &mut *self.out;
-        self.progress.aside(|| out.write_all(text.as_bytes()))
+        self.progress.suspend(|| out.write_all(text.as_bytes()))
     }
 
     /// Writes the end of the report. Returns the totals and the number of files that could not be
@@ -301,12 +301,12 @@ impl Progress {
     }
 
     /// Runs `write` while the bar is hidden.
-    fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
+    fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.bar.suspend(write)
     }
 
     fn remark(&self, text: &str) {
         // When stderr is closed, the report itself still lists the remark.
-        let _ = self.aside(|| writeln!(io::stderr(), "auditgate: {}", escape(text)));
+        let _ = self.suspend(|| writeln!(io::stderr(), "auditgate: {}", escape(text)));
     }
 }

@@ -151,7 +151,7 @@ fn a_file_is_rotated_and_synced_as_asked() {
         let SinkKind::File(options) = &config.sinks["good"].kind else { panic!("of type file") };
         options.clone()
     };
-    let default = file::Options {
+    let default = FileOptions {
         path: "/nonexistent/base/good.log".into(),
         format: Rendering::Raw,
         rotate: Rotation::default(),
@@ -169,7 +169,7 @@ fn a_file_is_rotated_and_synced_as_asked() {
     };
     let written = "rotate = { size = \"256MiB\", every = \"daily\", keep = 14, compress = \"zstd\" }\nfsync = \"interval\"\nmode = \"0600\"\nowner = \"audit:adm\"";
     let fsync_interval = Some(Duration::from_secs(1));
-    let expected = file::Options {
+    let expected = FileOptions {
         rotate,
         fsync: Syncing::Interval,
         fsync_interval,
@@ -215,12 +215,12 @@ fn a_database_has_its_files_to_itself() {
     let good = GOOD.replace("type = \"file\"\npath = \"good.log\"\nformat = \"raw\"", sqlite);
     let kind = config(&good).sinks["good"].kind.clone();
     assert!(
-        matches!(&kind, SinkKind::Sqlite(sqlite::Options { path, retain: Some(retain) })
+        matches!(&kind, SinkKind::Sqlite(SqliteOptions { path, retain: Some(retain) })
             if path == Path::new("/nonexistent/base/good.db") && retain.as_secs() == 90 * 86_400),
         "{kind:?}"
     );
     let kind = config(&good.replace("retain = \"90d\"\n", "")).sinks["good"].kind.clone();
-    assert!(matches!(kind, SinkKind::Sqlite(sqlite::Options { retain: None, .. })));
+    assert!(matches!(kind, SinkKind::Sqlite(SqliteOptions { retain: None, .. })));
     for (from, to, expected) in [
         ("90d", "0d", "12: `retain` in [sinks.good]: `0d` is not a time; "),
         ("path = \"good.db\"\n", "", "9: missing key `path` in [sinks.good]; "),

@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mark::Mark;
-pub use options::{Options, Rendering, Syncing};
+pub use options::{FileOptions, Rendering, Syncing};
 use recovery::{Open, Tail};
 use rotation::RotationTask;
 pub use rotation::{Compression, Period, Rotation, rotated_at};
@@ -43,7 +43,7 @@ pub type WallClock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 /// A file that lines are appended to.
 pub struct FileSink {
-    options: Options,
+    options: FileOptions,
     owner: OwnerIds,
     now: WallClock,
     open: Option<Open>,
@@ -69,7 +69,7 @@ enum SwitchReason {
 impl FileSink {
     /// Creates a sink for a path. Opens nothing yet. Files that we create get this owner; where it
     /// cannot be set, nothing is written.
-    pub fn new(options: Options, owner: OwnerIds, now: WallClock) -> Self {
+    pub fn new(options: FileOptions, owner: OwnerIds, now: WallClock) -> Self {
         Self {
             options,
             owner,
@@ -153,7 +153,7 @@ impl FileSink {
             return Ok(());
         };
         // The kernel may have dropped the pages, and will not report it twice.
-        let failed = |cause| SinkError { start_over: true, ..syncing(cause) };
+        let failed = |cause| SinkError { must_resume: true, ..syncing(cause) };
         open.file.sync_data().map_err(failed)?;
         (open.safe, open.unsafe_since) = (open.written, None);
         Ok(())
@@ -323,7 +323,8 @@ impl FileSink {
 /// Opens the file, or creates it.
 ///
 /// A new file has no permission until it has its owner, and its mode last of all. So an empty file
-/// without any permission is one that was never finished, because an attempt failed or was interrupted: it is made anew.
+/// without any permission is one that was never finished, because an attempt failed or was
+/// interrupted: it is made anew.
 fn open(path: &Path, mode: u32, owner: OwnerIds) -> io::Result<File> {
     if fs::metadata(path)
         .is_ok_and(|found| found.is_file() && found.len() == 0 && found.permissions().mode() & 0o777 == 0)

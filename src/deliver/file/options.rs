@@ -1,4 +1,4 @@
-//! The options of a file sink in the configuration.
+//! Options of a file sink in the configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Rotation;
 use crate::quantity::{parsed, time};
 
-/// Path of a file sink and how it is written.
+/// Options of a file sink: its path, and the form of what is written.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-pub struct Options {
+pub struct FileOptions {
     /// The file, or a symbolic link to it, which is followed; its directory must exist. No other
     /// sink writes to it.
     pub path: PathBuf,
@@ -49,14 +49,14 @@ pub enum Rendering {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Syncing {
-    /// Sync with each flush.
+    /// Syncs with each flush.
     #[default]
     Batch,
-    /// Sync at most `fsync_interval` after the write. The position moves only after the sync.
+    /// Syncs at most `fsync_interval` after the write. The position advances only after the sync.
     Interval,
 }
 
-impl Options {
+impl FileOptions {
     /// Fills in the defaults that depend on other options.
     pub fn fill_in(&mut self) {
         if self.fsync == Syncing::Interval {
@@ -68,7 +68,7 @@ impl Options {
         self.fsync_interval.unwrap_or(Duration::from_secs(1))
     }
 
-    /// Tells `problem` the keys that do not fit each other, and why.
+    /// Reports options that exclude each other to `problem`, with the reason.
     pub fn check(&self, problem: &mut dyn FnMut(&[&str], String)) {
         if self.fsync_interval.is_some() && self.fsync != Syncing::Interval {
             let text =

@@ -23,7 +23,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::quantity::{count, size};
 
-/// When and how a file is rotated.
+/// Rule by which a file is rotated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table such as { size = \"256MiB\", keep = 14 }")]
 pub struct Rotation {
@@ -40,17 +40,17 @@ pub struct Rotation {
     pub compress: Option<Compression>,
 }
 
-/// A stretch of the calendar, in UTC.
+/// Calendar period, in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Period {
-    /// From one full hour to the next.
+    /// One full hour.
     Hourly,
-    /// From midnight to midnight.
+    /// One day, from midnight to midnight.
     Daily,
 }
 
-/// How a rotated file is compressed.
+/// Compression of rotated files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
@@ -172,30 +172,30 @@ pub fn rotated_at(name: &str) -> Option<(&str, &str)> {
 /// Compresses and removes the rotated files of one sink on a thread of its own, one run at a time.
 #[derive(Default)]
 pub(super) struct RotationTask {
-    is_at_work: AtomicBool,
+    is_running: AtomicBool,
     warned: Mutex<Option<Instant>>,
 }
 
 /// Minimum time between two messages that rotated files cannot be compressed or removed.
-const SELDOM: Duration = Duration::from_secs(3600);
+const WARNING_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl RotationTask {
     /// Starts a run on the rotated files of a path; false when the previous run is still in
     /// progress. Failures are logged, and retried by the next run.
     pub(super) fn start(self: &Arc<Self>, path: PathBuf, rotation: Rotation, busy: u64) -> bool {
-        if self.is_at_work.swap(true, Ordering::AcqRel) {
+        if self.is_running.swap(true, Ordering::AcqRel) {
             return false;
         }
         let task = Arc::clone(self);
         let spawned = std::thread::Builder::new().name("rotated files".to_owned()).spawn(move || {
-            match tend(&path, &rotation, busy) {
+            match maintain(&path, &rotation, busy) {
                 Ok(failures) => task.warn(&path, &failures),
                 Err(error) => task.warn(&path, &[(path.clone(), error)]),
             }
-            task.is_at_work.store(false, Ordering::Release);
+            task.is_running.store(false, Ordering::Release);
         });
         if let Err(error) = spawned {
-            self.is_at_work.store(false, Ordering::Release);
+            self.is_running.store(false, Ordering::Release);
             tracing::warn!(
                 code = "rotation-thread-failed",
                 "cannot start a thread for rotated files: {error}; retrying after the next rotation"
@@ -207,7 +207,7 @@ impl RotationTask {
     fn warn(&self, path: &Path, failures: &[(PathBuf, io::Error)]) {
         let Some((file, error)) = failures.first() else { return };
         let mut warned = self.warned.lock();
-        if warned.is_none_or(|warned| warned.elapsed() >= SELDOM) {
+        if warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
             *warned = Some(Instant::now());
             let (path, file, files) = (path.display(), file.display(), failures.len());
             tracing::warn!(
@@ -226,7 +226,7 @@ impl RotationTask {
 /// Safe to be interrupted anywhere: a compressed file gets its name when it is whole and durable,
 /// and the next run finishes what is left. A file that fails stops no other; returns those that
 /// failed.
-fn tend(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<Vec<(PathBuf, io::Error)>> {
+fn maintain(path: &Path, rotation: &Rotation, busy: u64) -> io::Result<Vec<(PathBuf, io::Error)>> {
     let mut failures = Vec::new();
     let mut note = |file: PathBuf, outcome: io::Result<()>| match outcome {
         // Another process removed or compressed it.

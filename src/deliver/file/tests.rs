@@ -24,8 +24,8 @@ impl Fixture {
         Self { _dir: dir, path, mark: Vec::new(), lines: 0 }
     }
 
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> FileOptions {
+        FileOptions {
             path: self.path.clone(),
             format: Rendering::Raw,
             rotate: Rotation::default(),
@@ -40,11 +40,11 @@ impl Fixture {
         self.sink_with(self.options())
     }
 
-    fn sink_with(&mut self, options: Options) -> FileSink {
+    fn sink_with(&mut self, options: FileOptions) -> FileSink {
         self.sink_at(options, Arc::new(|| 1_000_000))
     }
 
-    fn sink_at(&mut self, options: Options, now: WallClock) -> FileSink {
+    fn sink_at(&mut self, options: FileOptions, now: WallClock) -> FileSink {
         let mut sink = FileSink::new(options, (None, None), now);
         let last = Resume { position: Position::default(), mark: self.mark.clone() };
         self.mark = sink.resume(&last).unwrap().mark;
@@ -173,7 +173,7 @@ fn everything(fixture: &Fixture) -> (usize, String) {
 fn a_file_is_rotated_before_it_is_too_large() {
     let mut fixture = Fixture::new();
     let rotation = Rotation { size: Some(11), ..Rotation::default() };
-    let mut sink = fixture.sink_with(Options { rotate: rotation, ..fixture.options() });
+    let mut sink = fixture.sink_with(FileOptions { rotate: rotation, ..fixture.options() });
     for line in LINES {
         push(&mut sink, &[line]);
         fixture.mark = sink.prepare().unwrap().map_or(fixture.mark, |at| at.mark);
@@ -260,9 +260,9 @@ fn a_renamed_or_removed_file_is_created_again() {
     assert_eq!(fixture.text(), "three\nfour\n");
 }
 
-fn syncing_hourly(fixture: &Fixture) -> Options {
+fn syncing_hourly(fixture: &Fixture) -> FileOptions {
     let fsync_interval = Some(std::time::Duration::from_secs(3600));
-    Options { fsync: Syncing::Interval, fsync_interval, ..fixture.options() }
+    FileOptions { fsync: Syncing::Interval, fsync_interval, ..fixture.options() }
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn a_position_moves_only_after_the_sync() {
 #[test]
 fn a_new_file_has_the_configured_mode() {
     let mut fixture = Fixture::new();
-    fixture.sink_with(Options { mode: 0o604, ..fixture.options() });
+    fixture.sink_with(FileOptions { mode: 0o604, ..fixture.options() });
     assert_eq!(std::fs::metadata(&fixture.path).unwrap().permissions().mode() & 0o777, 0o604);
 }
 
@@ -297,7 +297,7 @@ fn sink_with_clock(fixture: &mut Fixture, rotation: Rotation) -> (FileSink, Arc<
     let time = Arc::new(AtomicI64::new(1_000_000));
     let clock = Arc::clone(&time);
     let now = Arc::new(move || clock.load(Ordering::SeqCst));
-    (fixture.sink_at(Options { rotate: rotation, ..fixture.options() }, now), time)
+    (fixture.sink_at(FileOptions { rotate: rotation, ..fixture.options() }, now), time)
 }
 
 #[test]

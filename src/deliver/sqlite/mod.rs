@@ -30,10 +30,10 @@ use crate::ledger::{Position, Resume};
 use crate::log_throttle::log_throttled;
 use crate::quantity::time;
 
-/// Path of a database and how long its rows are kept.
+/// Options of an SQLite sink: its database, and the age up to which rows are kept.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-pub struct Options {
+pub struct SqliteOptions {
     /// The database, which need not exist; its directory must. No other sink writes to it.
     pub path: PathBuf,
     /// Time from the arrival of a row to its deletion: 1 ms to 3650 d. Default never.
@@ -79,8 +79,8 @@ impl SqliteSink {
     /// `ledger` is the ID of the ledger that events come from. Rows that arrived longer than
     /// `retain` ago are deleted, if it is given; the clock is used for that alone, and trusted only
     /// as far as the rows in the database or a week of running confirm it.
-    pub fn new(options: Options, ledger: [u8; 16], clock: Clock) -> Self {
-        let Options { path, retain } = options;
+    pub fn new(options: SqliteOptions, ledger: [u8; 16], clock: Clock) -> Self {
+        let SqliteOptions { path, retain } = options;
         Self {
             path,
             ledger,
@@ -175,7 +175,7 @@ impl SqliteSink {
     }
 
     /// Deletes expired rows and shrinks the file, a little at a time. A failure is retried later.
-    fn keep_house(&mut self, steps: usize) {
+    fn run_housekeeping(&mut self, steps: usize) {
         let Some((open, retention)) = self.open.as_ref().zip(self.retention.as_mut()) else { return };
         let expired = |error| {
             let path = self.path.display();
@@ -249,12 +249,12 @@ impl Sink for SqliteSink {
         self.reached = self.reached.max(behind);
         // At least as many rows are deleted as were inserted, so that a busy database does not grow
         // without limit.
-        self.keep_house(rows.div_ceil(STEP) + 1);
+        self.run_housekeeping(rows.div_ceil(STEP) + 1);
         Ok(Some(Resume { position: behind, mark: Vec::new() }))
     }
 
     fn idle(&mut self) {
-        self.keep_house(IDLE_STEPS);
+        self.run_housekeeping(IDLE_STEPS);
     }
 }
 

@@ -18,11 +18,11 @@ use crate::clock::Clock;
 const DAY: i64 = 86_400_000;
 
 /// Time for which the clock must have been confirmed before it is trusted alone, in milliseconds.
-const PROBATION: i64 = 7 * DAY;
+const CLOCK_TRUST_DELAY: i64 = 7 * DAY;
 
 /// Difference between the wall clock and the steady one that counts as a jump, in milliseconds:
 /// large, since a machine that was suspended looks the same.
-const JUMP: i64 = DAY;
+const CLOCK_JUMP: i64 = DAY;
 
 /// Retention time of rows, and what is known about the clock.
 pub(super) struct Retention {
@@ -30,7 +30,7 @@ pub(super) struct Retention {
     clock: Clock,
     last_look: (i64, Duration),
     /// Time since which the wall clock has run evenly, by the steady one.
-    even_since: Duration,
+    consistent_since: Duration,
     /// It was logged that rows are kept because the clock is in doubt.
     warned: bool,
 }
@@ -38,7 +38,7 @@ pub(super) struct Retention {
 impl Retention {
     pub(super) fn new(retain: Duration, clock: Clock) -> Self {
         let last_look = ((clock.wall)(), (clock.steady)());
-        Self { retain: milliseconds(retain), even_since: last_look.1, clock, last_look, warned: false }
+        Self { retain: milliseconds(retain), consistent_since: last_look.1, clock, last_look, warned: false }
     }
 
     /// Returns the time before which arrivals have expired, in milliseconds since the Unix epoch.
@@ -50,7 +50,7 @@ impl Retention {
         let (last_wall, last_steady) = self.last_look;
         let off = wall - last_wall - milliseconds(steady.saturating_sub(last_steady));
         self.last_look = (wall, steady);
-        if off.abs() > JUMP {
+        if off.abs() > CLOCK_JUMP {
             let (path, seconds) = (path.display(), off / 1000);
             tracing::warn!(
                 code = "retention-clock-jumped",
@@ -59,16 +59,16 @@ impl Retention {
                 "clock jumped by {seconds} s; for a week, events in {path} expire only as far as other events \
                  confirm the time"
             );
-            self.even_since = steady;
+            self.consistent_since = steady;
             self.warned = false;
         }
         let by_clock = wall.saturating_sub(self.retain);
-        if milliseconds(steady.saturating_sub(self.even_since)) >= PROBATION {
+        if milliseconds(steady.saturating_sub(self.consistent_since)) >= CLOCK_TRUST_DELAY {
             return Ok(by_clock);
         }
         // With less than a day to keep, a day more would be everything.
-        let patience = DAY.min(self.retain / 2);
-        let by_rows = borne_out(connection, wall, patience)?.saturating_sub(self.retain);
+        let grace = DAY.min(self.retain / 2);
+        let by_rows = confirmed_until(connection, wall, grace)?.saturating_sub(self.retain);
         if by_rows < by_clock && !self.warned && is_any_before(connection, by_clock)? {
             let (path, seconds) = (path.display(), (by_clock - by_rows) / 1000);
             tracing::warn!(
@@ -87,8 +87,8 @@ impl Retention {
 /// Returns the time up to which the rows confirm that time passed: the wall clock's, when there are
 /// rows of every day since before the last week, else `grace` after the last row before the first
 /// gap.
-fn borne_out(connection: &Connection, wall: i64, patience: i64) -> rusqlite::Result<i64> {
-    let start = match newest_until(connection, wall.saturating_sub(PROBATION))? {
+fn confirmed_until(connection: &Connection, wall: i64, grace: i64) -> rusqlite::Result<i64> {
+    let start = match newest_until(connection, wall.saturating_sub(CLOCK_TRUST_DELAY))? {
         Some(start) => start,
         None => match oldest(connection)? {
             Some(start) => start,
@@ -97,10 +97,10 @@ fn borne_out(connection: &Connection, wall: i64, patience: i64) -> rusqlite::Res
     };
     let mut reached = start;
     // Two steps are more than a day, so that there are few.
-    while reached < wall.saturating_sub(patience) {
+    while reached < wall.saturating_sub(grace) {
         match newest_until(connection, reached.saturating_add(DAY))? {
             Some(next) if next > reached => reached = next,
-            _ => return Ok(reached.saturating_add(patience).min(wall)),
+            _ => return Ok(reached.saturating_add(grace).min(wall)),
         }
     }
     Ok(wall)

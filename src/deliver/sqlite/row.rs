@@ -153,12 +153,12 @@ const COMMON: [&str; 7] = ["received_at", "source", "verified", "key_id", "forma
 static INSERT: LazyLock<String> = LazyLock::new(|| {
     let fields = FIELDS.iter().map(|(name, _)| *name);
     let columns: Vec<&str> = COMMON.into_iter().chain(fields).collect();
-    let mut places = "?1".to_owned();
-    for place in 2..=columns.len() {
+    let mut parameters = "?1".to_owned();
+    for number in 2..=columns.len() {
         // Writing into a string cannot fail.
-        let _ = write!(places, ", ?{place}");
+        let _ = write!(parameters, ", ?{number}");
     }
-    format!("INSERT INTO events ({}) VALUES ({places})", columns.join(", "))
+    format!("INSERT INTO events ({}) VALUES ({parameters})", columns.join(", "))
 });
 
 /// Returns text for a column. A NUL character would hide what follows from `LIKE`, from most

@@ -100,7 +100,7 @@ const VERSION_2: &str = "
 ";
 
 /// Time that a write waits for another program that writes.
-pub(super) const BUSY: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An open database, and which file it is in.
 pub(super) struct Open {
@@ -126,7 +126,7 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
     let version = examine(&connection, path)?;
-    let mode = database::prepare(&connection, BUSY).map_err(failed("open", path))?;
+    let mode = database::prepare(&connection, BUSY_TIMEOUT).map_err(failed("open", path))?;
     if mode != "wal" {
         // SQLite needs memory that processes share, which a network file system does not provide.
         let why = format!("its journal mode stays `{mode}` instead of `wal`; put it on a local disk");
@@ -436,7 +436,7 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         check(&path).unwrap();
         let connection = Connection::open(&path).unwrap();
-        database::prepare(&connection, BUSY).unwrap();
+        database::prepare(&connection, BUSY_TIMEOUT).unwrap();
         drop(connection);
         assert!(path.metadata().unwrap().len() > 0);
         check(&path).unwrap();

@@ -63,7 +63,7 @@ pub enum OpenError {
 
 /// A row of the table `events`.
 #[derive(Debug)]
-pub struct Stored {
+pub struct EventRow {
     /// Its `id`.
     pub id: i64,
     /// The line as it was received.
@@ -78,7 +78,7 @@ pub struct Stored {
     fields: Vec<Value>,
 }
 
-impl Stored {
+impl EventRow {
     /// Returns whether the row says that a key verified its line. False is a line that a policy
     /// accepted.
     pub fn says_verified(&self) -> bool {
@@ -111,7 +111,7 @@ impl Stored {
 
 /// A row of the table `quarantine`.
 #[derive(Debug)]
-pub struct Refused {
+pub struct QuarantineRow {
     /// Its `id`.
     pub id: i64,
     /// The line as it was received.
@@ -217,7 +217,7 @@ impl Database {
     ///
     /// # Errors
     /// When the database cannot be read; see [`is_damage`].
-    pub fn next(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<Stored>> {
+    pub fn next(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<EventRow>> {
         self.events.next(&self.connection, (rows, bytes), stored)
     }
 
@@ -225,13 +225,13 @@ impl Database {
     ///
     /// # Errors
     /// When the database cannot be read; see [`is_damage`].
-    pub fn next_refused(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<Refused>> {
+    pub fn next_refused(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<QuarantineRow>> {
         let Some(quarantine) = &mut self.quarantine else { return Ok(Vec::new()) };
         quarantine.next(&self.connection, (rows, bytes), |id, raw, row| {
             let reason = row.get_ref("reason")?;
             let has_known_reason =
                 Reason::ALL.iter().any(|known| reason == ValueRef::Text(known.as_str().as_bytes()));
-            Ok(Refused { id, raw, has_known_reason })
+            Ok(QuarantineRow { id, raw, has_known_reason })
         })
     }
 
@@ -283,7 +283,7 @@ fn connect_with(path: &Path, how: &str) -> rusqlite::Result<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     let connection = Connection::open_with_flags(format!("file:{}?{how}", escaped(path)), flags)?;
-    connection.busy_timeout(schema::BUSY)?;
+    connection.busy_timeout(schema::BUSY_TIMEOUT)?;
     // The first read opens the file and its log.
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(connection)
@@ -335,14 +335,14 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Vec<u8>> {
     })
 }
 
-fn stored(id: i64, raw: Vec<u8>, row: &Row<'_>) -> rusqlite::Result<Stored> {
+fn stored(id: i64, raw: Vec<u8>, row: &Row<'_>) -> rusqlite::Result<EventRow> {
     let is_text = matches!(row.get_ref("raw")?, ValueRef::Text(_));
     let key_id = match row.get_ref("key_id")? {
         ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
         _ => None,
     };
     let value = |name: &str| row.get_ref(name).map(owned);
-    Ok(Stored {
+    Ok(EventRow {
         id,
         raw,
         key_id,

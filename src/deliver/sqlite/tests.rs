@@ -34,7 +34,7 @@ impl Fixture {
     }
 
     fn new_sink(&self) -> SqliteSink {
-        SqliteSink::new(Options { path: self.path(), retain: None }, LEDGER, Clock::system())
+        SqliteSink::new(SqliteOptions { path: self.path(), retain: None }, LEDGER, Clock::system())
     }
 
     /// Returns a sink that has resumed, and the first line of batch 1 that it does not have.
@@ -217,7 +217,8 @@ fn the_position_of_a_new_ledger_counts() {
     sink.flush(at(9), false).unwrap();
     // The old ledger's daemon is still running by mistake: it must not write to the database any
     // more.
-    let mut newer = SqliteSink::new(Options { path: fixture.path(), retain: None }, [8; 16], Clock::system());
+    let mut newer =
+        SqliteSink::new(SqliteOptions { path: fixture.path(), retain: None }, [8; 16], Clock::system());
     assert_eq!(newer.resume(&fixture.last).unwrap(), fixture.last);
     push(&mut sink, 9..10);
     let error = sink.flush(at(10), false).unwrap_err().to_string();
@@ -463,7 +464,7 @@ fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, de
     let worker = Worker {
         subscription,
         sink: Box::new(SqliteSink::new(
-            Options { path: fixture.path(), retain: None },
+            SqliteOptions { path: fixture.path(), retain: None },
             ledger.id(),
             Clock::system(),
         )),

@@ -43,18 +43,18 @@ use crate::quantity::{parsed, size};
 /// each write that makes no progress, and of the peer's acknowledgement.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where messages go and what they look like.
+/// Options of a syslog sink: the receiver's address, and the form of the messages.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-pub struct Options {
+pub struct SyslogOptions {
     /// The server.
     pub address: SyslogAddress,
-    /// For TLS: a PEM file of the only authorities to trust, instead of the system's.
+    /// PEM file of the only authorities to trust, instead of the system's; for TLS only.
     pub ca: Option<PathBuf>,
-    /// For TLS: a PEM file with the certificate to show to a server that asks, then its
-    /// intermediates.
+    /// PEM file with the certificate to show to a server that asks, then its intermediates; for TLS
+    /// only.
     pub cert: Option<PathBuf>,
-    /// For TLS: a PEM file with the certificate's private key, unencrypted.
+    /// PEM file with the certificate's private key, unencrypted; for TLS only.
     pub key: Option<PathBuf>,
     /// Framing in streams. Default [`Framing::OctetCounting`], and [`Framing::Newline`] with
     /// `unix://`.
@@ -65,7 +65,7 @@ pub struct Options {
     /// APP-NAME of every message, valid by [`is_app_name`]. Default `auditgate`.
     #[serde(default = "auditgate", deserialize_with = "app_name")]
     pub app_name: String,
-    /// Whether messages say in STRUCTURED-DATA where the line came from. Default off.
+    /// Adds the line's origin to messages, as STRUCTURED-DATA. Default off.
     #[serde(default)]
     pub structured_data: bool,
     /// Maximum length of a message in bytes; a longer one is truncated, and counted. At least
@@ -75,16 +75,16 @@ pub struct Options {
     pub max_size: Option<usize>,
 }
 
-/// Bytes. What a receiver should take at least (RFC 5426, section 3.2).
+/// Maximum size that every receiver should accept, in bytes (RFC 5426, section 3.2).
 const UDP_SIZE: usize = 2 << 10;
-/// Bytes. What rsyslog takes unless told otherwise.
+/// Maximum size that rsyslog accepts by default, in bytes.
 const UNIX_SIZE: usize = 8 << 10;
-/// Bytes. What syslog-ng takes unless told otherwise; it breaks a connection with a longer frame,
-/// which would come again for ever.
+/// Maximum size that syslog-ng accepts by default, in bytes. It closes a connection with a longer
+/// frame, which would be sent again forever.
 const STREAM_SIZE: usize = 64 << 10;
-/// Bytes: the largest payload of UDP over IPv4.
+/// Maximum payload of UDP over IPv4, in bytes.
 const LARGEST_DATAGRAM: usize = 65_507;
-/// Bytes, for a server that was told to take more.
+/// Maximum size in a stream, in bytes, for a server that is configured to accept more.
 const LARGEST_IN_STREAM: usize = 16 << 20;
 
 fn local0() -> Facility {
@@ -106,7 +106,7 @@ fn app_name<'de, D: Deserializer<'de>>(written: D) -> Result<String, D::Error> {
     })
 }
 
-impl Options {
+impl SyslogOptions {
     /// Fills in the defaults that depend on the address.
     pub fn fill_in(&mut self) {
         if !matches!(self.address, SyslogAddress::Udp(_)) {
@@ -128,7 +128,7 @@ impl Options {
         })
     }
 
-    /// Tells `problem` the keys that do not fit each other, and why.
+    /// Reports options that exclude each other to `problem`, with the reason.
     pub fn check(&self, problem: &mut dyn FnMut(&[&str], String)) {
         let Self { address, ca, cert, key, .. } = self;
         let is_tls = matches!(address, SyslogAddress::Tls(_));
@@ -178,7 +178,7 @@ impl SyslogSink {
     ///
     /// # Errors
     /// See [`TlsError`]; never without TLS.
-    pub fn new(options: Options) -> Result<Self, TlsError> {
+    pub fn new(options: SyslogOptions) -> Result<Self, TlsError> {
         let uname = rustix::system::uname();
         let formatter = Formatter::new(
             options.facility,
@@ -220,7 +220,7 @@ impl Sink for SyslogSink {
         };
         let confirmed = written.and_then(|()| self.transport.confirm(behind, at_once)).map_err(|cause| {
             let what = format!("cannot deliver to {}", self.transport.address());
-            SinkError { start_over: true, ..SinkError::new(what, cause) }
+            SinkError { must_resume: true, ..SinkError::new(what, cause) }
         })?;
         self.collected.clear();
         // The server keeps nothing that a mark could point to.

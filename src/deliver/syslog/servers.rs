@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::machine::{self, RSYSLOG, RSYSLOG_TLS, ReservedPort};
-use super::{Options, SyslogSink};
+use super::{SyslogOptions, SyslogSink};
 use crate::deliver::sink::{Item, Sink as _};
 use crate::ledger::Position;
 use crate::net::authority::Authority;
@@ -52,7 +52,7 @@ impl Setup {
             .replace("@UDP@", &self.udp.to_string())
     }
 
-    fn options(&self, transport: &str) -> Options {
+    fn options(&self, transport: &str) -> SyslogOptions {
         let (address, framing) = match transport {
             "tcp" => (format!("tcp://127.0.0.1:{}", self.tcp.number()), Framing::OctetCounting),
             "newline" => (format!("tcp://127.0.0.1:{}", self.newline.number()), Framing::Newline),
@@ -61,7 +61,7 @@ impl Setup {
             unix => (format!("unix://{}", self.path(unix).display()), Framing::Newline),
         };
         let is_tls = transport == "tls";
-        Options {
+        SyslogOptions {
             address: SyslogAddress::parse(&address).unwrap(),
             ca: is_tls.then(|| self.path("ca.pem")),
             cert: is_tls.then(|| self.path("client.test.pem")),

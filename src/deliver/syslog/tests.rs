@@ -15,8 +15,8 @@ use super::*;
 use crate::net::authority::{Authority, server_config};
 use crate::wire::event::{Reason, Verdict};
 
-fn options(address: &str) -> Options {
-    Options {
+fn options(address: &str) -> SyslogOptions {
+    SyslogOptions {
         address: SyslogAddress::parse(address).unwrap(),
         ca: None,
         cert: None,
@@ -29,7 +29,7 @@ fn options(address: &str) -> Options {
     }
 }
 
-impl Options {
+impl SyslogOptions {
     pub(super) fn with_identity(self, identity: Option<Identity>) -> Self {
         let (cert, key) = identity.map(|identity| (identity.cert, identity.key)).unzip();
         Self { cert, key, ..self }
@@ -122,7 +122,7 @@ fn octet_counting_frames_a_stream() {
 fn newlines_can_frame_a_stream() {
     let (listener, address) = listen();
     let server = read_one(&listener);
-    let mut sink = SyslogSink::new(Options {
+    let mut sink = SyslogSink::new(SyslogOptions {
         framing: Some(Framing::Newline),
         structured_data: true,
         ..options(&address)
@@ -237,7 +237,7 @@ fn resuming_discards_collected_messages() {
 fn a_datagram_is_one_message_truncated_to_fit() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = format!("udp://{}", server.local_addr().unwrap());
-    let mut sink = SyslogSink::new(Options { max_size: Some(480), ..options(&address) }).unwrap();
+    let mut sink = SyslogSink::new(SyslogOptions { max_size: Some(480), ..options(&address) }).unwrap();
     let long = "日".repeat(300);
     push(&mut sink, &[LINES[1], &long, LINES[0], &long]);
     flush(&mut sink).unwrap();
@@ -268,7 +268,8 @@ fn a_unix_socket_can_be_for_datagrams_or_a_stream() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let address = format!("unix://{}", path.display());
-    let mut sink = SyslogSink::new(Options { framing: Some(Framing::Newline), ..options(&address) }).unwrap();
+    let mut sink =
+        SyslogSink::new(SyslogOptions { framing: Some(Framing::Newline), ..options(&address) }).unwrap();
     push(&mut sink, &LINES);
     assert!(flush(&mut sink).is_err());
 
@@ -336,7 +337,7 @@ fn tls_delivers_to_the_server_with_the_right_certificate() {
     for versions in [&BOTH[..], &BOTH[..1], &BOTH[1..]] {
         let server = TlsServer::start(&authority.identity("localhost"), None, versions);
         let mut sink =
-            SyslogSink::new(Options { ca: Some(authority.ca()), ..options(&server.address) }).unwrap();
+            SyslogSink::new(SyslogOptions { ca: Some(authority.ca()), ..options(&server.address) }).unwrap();
         push(&mut sink, &LINES);
         flush(&mut sink).unwrap();
         push(&mut sink, &LINES);
@@ -357,7 +358,7 @@ fn a_server_with_a_wrong_certificate_gets_nothing() {
     ] {
         let server = TlsServer::start(&identity, None, &BOTH);
         let mut sink =
-            SyslogSink::new(Options { ca: Some(authority.ca()), ..options(&server.address) }).unwrap();
+            SyslogSink::new(SyslogOptions { ca: Some(authority.ca()), ..options(&server.address) }).unwrap();
         push(&mut sink, &LINES);
         let error = flush(&mut sink).unwrap_err().to_string();
         assert!(error.contains(because), "{error}");
@@ -378,7 +379,7 @@ fn a_server_can_require_a_client_certificate() {
         ] {
             let server = TlsServer::start(&identity, Some(&authority.ca()), versions);
             let options =
-                Options { ca: Some(authority.ca()), ..options(&server.address) }.with_identity(client);
+                SyslogOptions { ca: Some(authority.ca()), ..options(&server.address) }.with_identity(client);
             let mut sink = SyslogSink::new(options).unwrap();
             push(&mut sink, &LINES);
             let result = flush(&mut sink);
@@ -442,7 +443,7 @@ fn nothing_counts_as_delivered_before_the_clients_certificate_is_verified() {
         let mut config = server_config(&identity, Some(&authority.ca()), &BOTH[..1]);
         config.send_tls13_tickets = 1;
         let (address, delivered, server) = start_late_verifier(config);
-        let options = Options { ca: Some(authority.ca()), ..options(&address) }.with_identity(client);
+        let options = SyslogOptions { ca: Some(authority.ca()), ..options(&address) }.with_identity(client);
         let mut sink = SyslogSink::new(options).unwrap();
         push(&mut sink, &[&long]);
         let result = flush(&mut sink);
@@ -464,7 +465,8 @@ fn nothing_counts_as_delivered_before_the_clients_certificate_is_verified() {
 fn wrong_certificate_files_are_reported_at_the_start() {
     let (authority, other) = (Authority::new(), Authority::new());
     let start = |ca: PathBuf, identity: Identity| {
-        let options = Options { ca: Some(ca), ..options("tls://localhost") }.with_identity(Some(identity));
+        let options =
+            SyslogOptions { ca: Some(ca), ..options("tls://localhost") }.with_identity(Some(identity));
         SyslogSink::new(options).err().map(|error| error.to_string())
     };
     let good = authority.identity("client.test");

@@ -200,9 +200,11 @@ impl Transport {
 
     fn connect(&self) -> io::Result<Connection> {
         match &self.address {
-            SyslogAddress::Udp(peer) => self.in_turn(peer, |address, _| udp(address)).map(Connection::Udp),
+            SyslogAddress::Udp(peer) => {
+                self.first_reachable(peer, |address, _| udp(address)).map(Connection::Udp)
+            }
             SyslogAddress::Tcp(peer) => {
-                self.in_turn(peer, |address, limit| self.tcp(address, limit)).map(Connection::Tcp)
+                self.first_reachable(peer, |address, limit| self.tcp(address, limit)).map(Connection::Tcp)
             }
             SyslogAddress::Tls(peer) => {
                 let mut config =
@@ -212,8 +214,8 @@ impl Transport {
                 config.resumption = Resumption::disabled();
                 let config = Arc::new(config);
                 let name = ServerName::try_from(peer.host.clone()).map_err(io::Error::other)?;
-                self.in_turn(peer, |address, limit| {
-                    hand_shake(Arc::clone(&config), name.clone(), self.tcp(address, limit)?)
+                self.first_reachable(peer, |address, limit| {
+                    handshake(Arc::clone(&config), name.clone(), self.tcp(address, limit)?)
                 })
                 .map(|tls| Connection::Tls(Box::new(tls)))
             }
@@ -222,7 +224,7 @@ impl Transport {
     }
 
     /// Tries the host's addresses one after the other; each may take its share of the time.
-    fn in_turn<T>(
+    fn first_reachable<T>(
         &self,
         peer: &HostPort,
         connect: impl Fn(SocketAddr, Duration) -> io::Result<T>,
@@ -284,11 +286,7 @@ struct Tls(StreamOwned<ClientConnection, TcpStream>);
 
 /// Completes the handshake before anything of a message is written: a server whose certificate is
 /// wrong gets nothing.
-fn hand_shake(
-    config: Arc<ClientConfig>,
-    name: ServerName<'static>,
-    mut socket: TcpStream,
-) -> io::Result<Tls> {
+fn handshake(config: Arc<ClientConfig>, name: ServerName<'static>, mut socket: TcpStream) -> io::Result<Tls> {
     let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
     while connection.is_handshaking() {
         connection.complete_io(&mut socket)?;

@@ -58,7 +58,7 @@ fn every_documented_metric_is_present_before_the_first_event() {
     ] {
         assert_has(&text, &format!("# TYPE {family}"));
     }
-    for outcome in Outcome::ALL {
+    for outcome in LineOutcome::ALL {
         assert_has(
             &text,
             &format!("auditgate_events_total{{outcome=\"{}\",source=\"eu\"}} 0", outcome.as_str()),
@@ -86,7 +86,7 @@ fn every_family_has_help() {
 
 #[test]
 fn an_outcome_is_counted_under_its_own_name() {
-    for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+    for (index, outcome) in LineOutcome::ALL.into_iter().enumerate() {
         let metrics = metrics();
         metrics.events("us", outcome, index as u64 + 5);
         assert_has(
@@ -190,7 +190,7 @@ fn hostile_traffic_adds_no_series() {
             metrics.http_request(source, code, Duration::from_secs(100_000));
         }
     }
-    for outcome in Outcome::ALL {
+    for outcome in LineOutcome::ALL {
         metrics.events("us", outcome, u64::from(u32::MAX));
     }
     metrics.event_delays("us", &[f64::MIN, f64::MAX, f64::NAN]);
@@ -200,7 +200,7 @@ fn hostile_traffic_adds_no_series() {
     let mistakes: [&dyn Fn(); 8] = [
         &|| metrics.http_request(Some("../../etc/passwd"), 200, Duration::ZERO),
         &|| metrics.http_request(None, 599, Duration::ZERO),
-        &|| metrics.events("", Outcome::Accepted, 1),
+        &|| metrics.events("", LineOutcome::Accepted, 1),
         &|| metrics.event_delays("US", &[1.0]),
         &|| metrics.last_event("us\n", 1),
         &|| metrics.sink_delivered("us", 1),

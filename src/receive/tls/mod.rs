@@ -86,7 +86,7 @@ impl From<PemError> for PemCause {
     }
 }
 
-/// The files of the listener's identity, and of those whom it lets in.
+/// Files of the listener's identity, and of the authorities whose clients it admits.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Files {

@@ -1,9 +1,9 @@
 //! One source's keys over time: loaded at start, refreshed, cached on disk.
 //!
-//! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file or the memory
-//! on disk, the keys that were last good stay in use, and only a whole, well-formed document with at least one
-//! usable key replaces them. A key that such a document lists no more stays trusted for
-//! [`Options::retired_for`].
+//! The rule throughout: a failure never costs a known key. Whatever goes wrong with a fetch, a file
+//! or the cache on disk, the keys that were last good stay in use, and only a whole, well-formed
+//! document with at least one usable key replaces them. A key that such a document lists no more
+//! stays trusted for [`JwksOptions::retired_for`].
 //!
 //! One task, the [`Fetcher`], asks the origin: at intervals, and when a batch has a signature that
 //! no known key made ([`KeyRing::look_again`]). Everything else reads what it published last.
@@ -23,7 +23,7 @@ use tokio::time::{sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use self::history::{Change, History};
-pub use self::options::Options;
+pub use self::options::JwksOptions;
 pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, fetch, read_file};
 use self::origin::{Loaded, Ready};
 use super::jwks::{Key, KeySet, Parsed, RefusedKey};
@@ -52,7 +52,7 @@ const LONGEST_REFRESH: Duration = Duration::from_secs(365 * 24 * 3600);
 /// configured, but not more often than this.
 const SHORTEST_MAX_AGE: Duration = Duration::from_secs(60);
 
-/// What happened to the keys, for the metrics.
+/// Event of a key ring, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     /// The origin gave a good document, changed or not.
@@ -128,7 +128,7 @@ pub struct Fetcher {
     ring: Arc<KeyRing>,
     source: String,
     origin: Ready,
-    options: Options,
+    options: JwksOptions,
     memory: PathBuf,
     observer: Box<dyn Fn(Refresh) + Send + Sync>,
     now: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -154,7 +154,7 @@ impl KeyRing {
     /// When the TLS client cannot be set up, or the token cannot be sent.
     pub fn new(
         source: &str,
-        options: Options,
+        options: JwksOptions,
         data_dir: &Path,
         observer: impl Fn(Refresh) + Send + Sync + 'static,
     ) -> Result<(Arc<KeyRing>, Fetcher), Box<dyn Error>> {
@@ -375,7 +375,7 @@ impl Fetcher {
         let changed = !change.is_none() && !is_first;
         self.log_change(&change, is_first);
         (self.observer)(Refresh::Loaded { keys, retired, changed, unix_seconds: now });
-        self.write_down().await;
+        self.save().await;
         Ok(!change.is_none())
     }
 
@@ -488,7 +488,7 @@ impl Fetcher {
         }
     }
 
-    async fn write_down(&self) {
+    async fn save(&self) {
         if let Ready::Pinned(_) = &self.origin {
             return;
         }

@@ -19,26 +19,26 @@ use crate::secret::Secret;
     deny_unknown_fields,
     expecting = "a table such as { url = \"https://…\" } or { file = \"PATH\" }"
 )]
-pub struct Options {
-    /// A JWKS document to fetch: https, or http on loopback.
+pub struct JwksOptions {
+    /// URL of a JWKS document: https, or http on loopback.
     pub url: Option<Endpoint>,
     /// Time between two fetches: 1 ms to 3650 d, bounded to between one second and a year. Default
     /// 1 h.
     #[serde(with = "time")]
     pub refresh: Option<Duration>,
-    /// A PEM file with the only authorities to trust; without it, the system's.
+    /// PEM file with the only authorities to trust; without it, the system's.
     pub ca: Option<PathBuf>,
-    /// A bearer token (RFC 6750), without the word `Bearer`.
+    /// Bearer token (RFC 6750), without the word `Bearer`.
     pub token: Option<Secret>,
-    /// A JWKS document on this machine, read again every minute.
+    /// JWKS document on this machine, read again every minute.
     pub file: Option<PathBuf>,
-    /// These keys and no others: the member `x` of each JWK.
+    /// The keys themselves, and no others: the member `x` of each JWK.
     #[serde(with = "public_keys", skip_serializing_if = "Option::is_none")]
     pub keys: Option<KeySet>,
     /// Thumbprints (RFC 7638) of the only keys to trust; all when empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pin: Vec<String>,
-    /// Thumbprints of keys that are never trusted, whatever lists them.
+    /// Thumbprints of keys that are never trusted, even when they are listed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub revoked: Vec<String>,
     /// Time for which a key is trusted after it was found to be no longer listed: 1 ms to 3650 d.
@@ -47,7 +47,7 @@ pub struct Options {
     pub retired_for: Duration,
 }
 
-impl Default for Options {
+impl Default for JwksOptions {
     fn default() -> Self {
         Self {
             url: None,
@@ -63,7 +63,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl JwksOptions {
     /// Fills in the defaults that depend on other options.
     pub fn fill_in(&mut self) {
         if self.url.is_some() {
@@ -71,7 +71,7 @@ impl Options {
         }
     }
 
-    /// Tells `problem` the keys that do not fit each other, and why.
+    /// Reports options that exclude each other to `problem`, with the reason.
     pub fn check(&self, problem: &mut dyn FnMut(&[&str], String)) {
         const FORMS: &str =
             "write { url = \"https://…\" }, { file = \"PATH\" } or { keys = [\"BASE64URL\"] }";
@@ -122,7 +122,7 @@ impl Options {
     }
 
     pub(super) fn pins(&self, key: &Key) -> bool {
-        // Never by its ID, which the document's author chooses.
+        // Never by its ID, which the author of the document chooses.
         self.pin.is_empty() || self.pin.contains(&key.thumbprint())
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::jwks::{self, JwksError, KeySet, MAX_KEYS, Parsed};
-use super::Options;
+use super::JwksOptions;
 use crate::net::{self, Client, ClientError, Endpoint, HeaderMap, HeaderName, HeaderValue, TlsError, header};
 
 /// Maximum length of a document, fetched or from a file, in bytes.
@@ -15,7 +15,7 @@ pub const DOCUMENT_LIMIT_BYTES: usize = 1 << 20;
 
 const ACCEPT: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
 
-/// Why an origin gives no keys. Names the file or URL.
+/// Error of loading keys; it names the file or URL.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyRingError {
     /// The TLS client cannot be set up; the operator can fix that.
@@ -87,7 +87,7 @@ pub(super) enum Loaded {
 }
 
 impl Ready {
-    pub(super) fn new(options: &Options) -> Result<Self, Box<dyn Error>> {
+    pub(super) fn new(options: &JwksOptions) -> Result<Self, Box<dyn Error>> {
         Ok(match (&options.url, &options.file, &options.keys) {
             (Some(endpoint), ..) => {
                 let token = options.token.as_ref().map(|token| net::bearer(token.expose())).transpose()?;

@@ -14,8 +14,8 @@ use crate::trust::jwks::{self, MAX_KEPT_KEYS};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn from(endpoint: Endpoint) -> Options {
-    Options { url: Some(endpoint), ..Options::default() }
+fn from(endpoint: Endpoint) -> JwksOptions {
+    JwksOptions { url: Some(endpoint), ..JwksOptions::default() }
 }
 
 /// A ring, the events that its observer received, and the time of its clock.
@@ -27,7 +27,7 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(options: Options, data_dir: &Path) -> Watched {
+    fn new(options: JwksOptions, data_dir: &Path) -> Watched {
         let seen = Arc::new(StdMutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let ring = KeyRing::new("us", options, data_dir, move |event| sink.lock().unwrap().push(event));
@@ -81,7 +81,7 @@ async fn the_token_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Answer::ok(&document_of(&[1]))).await;
     let token = Some(Secret::new(b"kpat_secret".to_vec()).unwrap());
-    let options = Options { token, ..from(server.endpoint()) };
+    let options = JwksOptions { token, ..from(server.endpoint()) };
     assert!(!format!("{options:?}").contains("secret"));
     Watched::new(options, dir.path()).fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(server.last_request().contains("authorization: Bearer kpat_secret\r\n"));
@@ -219,7 +219,8 @@ async fn an_unchanged_document_is_no_change() {
 async fn a_file_must_load_at_the_start_and_keeps_its_keys_when_it_becomes_invalid() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("jwks.json");
-    let mut watched = Watched::new(Options { file: Some(path.clone()), ..Options::default() }, dir.path());
+    let mut watched =
+        Watched::new(JwksOptions { file: Some(path.clone()), ..JwksOptions::default() }, dir.path());
     let error = watched.fetcher.load_at_start(TIMEOUT).await.unwrap_err();
     assert!(error.to_string().contains("jwks.json"), "{error}");
     fs::write(&path, "{}").unwrap();
@@ -290,7 +291,7 @@ async fn a_revoked_key_ends_at_once() {
     server.answer(Answer::ok(&document_of(&[2, 3])));
     watched.fetcher.refresh(TIMEOUT).await.unwrap();
     let revoked = vec![jwks::thumbprint(&public_key(1)), jwks::thumbprint(&public_key(3))];
-    let options = Options { revoked, ..from(server.endpoint()) };
+    let options = JwksOptions { revoked, ..from(server.endpoint()) };
     let mut restarted = Watched::new(options.clone(), dir.path());
     restarted.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(restarted.ids(), ["k2"], "neither the retired nor the listed one");
@@ -308,7 +309,7 @@ async fn only_pinned_keys_count() {
     let server = Server::start(Answer::ok(&document_of(&[1, 2, 3]))).await;
     // A pin is a thumbprint; the `kid` does not count.
     let pin = vec!["k1".to_owned(), jwks::thumbprint(&public_key(2)), jwks::thumbprint(&public_key(3))];
-    let mut watched = Watched::new(Options { pin, ..from(server.endpoint()) }, dir.path());
+    let mut watched = Watched::new(JwksOptions { pin, ..from(server.endpoint()) }, dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(watched.ids(), ["k2", "k3"]);
     server.answer(Answer::ok(&document_of(&[4])));
@@ -320,7 +321,7 @@ async fn only_pinned_keys_count() {
     assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap_err().to_string().contains("is pinned"));
     assert_eq!(watched.ids(), ["k2", "k3"]);
     let keys = Some(jwks::parse(document_of(&[5]).as_bytes(), 1).unwrap().keys);
-    let mut fixed = Watched::new(Options { keys, ..Options::default() }, &dir.path().join("fixed"));
+    let mut fixed = Watched::new(JwksOptions { keys, ..JwksOptions::default() }, &dir.path().join("fixed"));
     fixed.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert_eq!(fixed.ids(), ["k5"]);
     assert_eq!(fixed.ring.look_again(Instant::now(), false).await, RefreshOutcome::Known);
@@ -355,7 +356,7 @@ async fn a_new_ring_asks_for_the_whole_document() {
     let server = Server::start(Answer::ok_with("etag: \"v1\"\r\n", &document_of(&[1, 2]))).await;
     let pinning = |pins: &[u8]| {
         let pin = pins.iter().map(|seed| jwks::thumbprint(&public_key(*seed))).collect();
-        Watched::new(Options { pin, ..from(server.endpoint()) }, dir.path())
+        Watched::new(JwksOptions { pin, ..from(server.endpoint()) }, dir.path())
     };
     for (pins, trusted) in
         [(&[1][..], &["k1"][..]), (&[1, 2], &["k1", "k2"]), (&[2], &["k2"]), (&[], &["k1", "k2"])]

@@ -46,7 +46,7 @@ fn the_neighbours_of_a_float_are_the_integers_that_round_to_it() {
     assert!(all.contains(&1_146_381_705_542_353_508));
     assert!((127..=129).contains(&all.len()), "{}", all.len());
     assert!(neighbours(u64::MAX as f64).count() <= 3_100);
-    let line = respelling(r#"{"rt":1,"trace_id":"1146381705542353500","x":1.1463817055423535e18}"#, "");
+    let line = variant(r#"{"rt":1,"trace_id":"1146381705542353500","x":1.1463817055423535e18}"#, "");
     for before in [
         r#"{"rt":1,"trace_id":"1146381705542353508","x":1.1463817055423535e18}"#,
         r#"{"rt":1,"trace_id":"1146381705542353500","x":1146381705542353508}"#,
@@ -63,10 +63,10 @@ fn the_first_variants_of_a_long_line_need_little_memory() {
     let floats = format!("{{{}}}", floats.join(","));
     for line in [ids, floats] {
         // All variants at once would not fit into memory.
-        let first = |all: Respellings<'_>| all.take(100).map(|one| one.line.len()).sum::<usize>();
+        let first = |all: Variants<'_>| all.take(100).map(|one| one.line.len()).sum::<usize>();
         assert!(first(wrapped(line.as_bytes())) > 0);
         assert!(first(reserialised(&line)) >= 2 * line.len());
-        let _ = first(rounded(&respelling(line.clone(), "")));
+        let _ = first(rounded(&variant(line.clone(), "")));
         let numbers = numbers(&tokens(&line));
         assert!(numbers.len() <= MOST_NUMBERS, "{}", numbers.len());
     }

@@ -20,7 +20,7 @@ fn names_continue_in_order_and_never_change() {
     }
     let wanted = ["0001Z-0001", "0001Z-0002", "0001Z-0003", "0005Z-0001"];
     assert_eq!(names(&path), wanted.map(|end| format!("a.log.19700101T00{end}")));
-    tend(&path, &Rotation { compress: Some(Compression::Zstd), ..Rotation::default() }, 0).unwrap();
+    maintain(&path, &Rotation { compress: Some(Compression::Zstd), ..Rotation::default() }, 0).unwrap();
     assert_eq!(rotated_name(&path, 1000).unwrap().extension().unwrap(), "19700101T000005Z-0002");
 }
 
@@ -50,13 +50,13 @@ fn the_oldest_files_are_removed_and_the_others_compressed() {
             .collect();
         let busy = fs::metadata(&files[4]).unwrap().ino();
         let rotation = Rotation { keep: Some(3), compress: Some(compression), ..Rotation::default() };
-        tend(&path, &rotation, busy).unwrap();
-        tend(&path, &rotation, busy).unwrap();
+        maintain(&path, &rotation, busy).unwrap();
+        maintain(&path, &rotation, busy).unwrap();
         let found = rotated(&path).unwrap();
         assert_eq!(found.len(), 3);
         assert!(fs::read(&found[0]).unwrap().starts_with(magic));
         assert_eq!(fs::read_to_string(&found[2]).unwrap(), "file 4\n", "still being written");
-        tend(&path, &rotation, 0).unwrap();
+        maintain(&path, &rotation, 0).unwrap();
         assert!(fs::read(&rotated(&path).unwrap()[2]).unwrap().starts_with(magic));
     }
 }
@@ -77,7 +77,7 @@ fn a_clock_that_was_ahead_does_not_make_new_files_look_old() {
     for moment in [30 * DAY, 30 * DAY + 999, 0, 2_000, DAY, 31 * DAY] {
         rotate(&path, moment);
     }
-    assert!(tend(&path, &keep(3), 0).unwrap().is_empty());
+    assert!(maintain(&path, &keep(3), 0).unwrap().is_empty());
     assert_eq!(
         names(&path),
         ["a.log.19700131T000000Z-0004", "a.log.19700131T000000Z-0005", "a.log.19700201T000000Z-0001"]
@@ -112,7 +112,7 @@ fn a_file_that_cannot_be_removed_or_compressed_does_not_stop_the_others() {
     // The name of the compressed file is taken by a directory.
     fs::create_dir(with_suffix(&files[3], ".gz.unfinished")).unwrap();
     let rotation = Rotation { keep: Some(3), compress: Some(Compression::Gzip), ..Rotation::default() };
-    let failures = tend(&path, &rotation, 0).unwrap();
+    let failures = maintain(&path, &rotation, 0).unwrap();
     assert_eq!(failures.iter().map(|(file, _)| file).collect::<Vec<_>>(), [&files[3]]);
     let left = rotated(&path).unwrap();
     assert_eq!(left, [with_suffix(&files[2], ".gz"), files[3].clone(), with_suffix(&files[4], ".gz")]);
@@ -128,7 +128,7 @@ fn an_interrupted_compression_is_completed_and_counts_as_one_file() {
     let rotation = Rotation { keep: Some(4), compress: Some(Compression::Gzip), ..Rotation::default() };
     fs::write(with_suffix(&files[3], ".gz"), "whole").unwrap();
     fs::write(with_suffix(&path, ".19690101T000000Z-0001.gz.unfinished"), "half").unwrap();
-    assert!(tend(&path, &rotation, 0).unwrap().is_empty());
+    assert!(maintain(&path, &rotation, 0).unwrap().is_empty());
     assert_eq!(
         rotated(&path).unwrap(),
         files.iter().map(|file| with_suffix(file, ".gz")).collect::<Vec<_>>()
@@ -144,7 +144,7 @@ fn a_file_that_is_gone_is_no_failure() {
         std::os::unix::fs::symlink("gone", rotated_name(&path, n * 1000).unwrap()).unwrap();
     }
     let rotation = Rotation { keep: Some(1), compress: Some(Compression::Gzip), ..Rotation::default() };
-    assert!(tend(&path, &rotation, 0).unwrap().is_empty());
+    assert!(maintain(&path, &rotation, 0).unwrap().is_empty());
     assert_eq!(names(&path), ["a.log.19700101T000001Z-0001"]);
 }
 

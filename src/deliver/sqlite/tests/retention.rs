@@ -9,7 +9,7 @@ fn expired_rows_are_deleted_in_steps_and_the_file_shrinks() {
     let times = Times::new(NOW);
     let retain = Duration::from_secs(90 * 86_400);
     let mut sink =
-        SqliteSink::new(Options { path: fixture.path(), retain: Some(retain) }, LEDGER, times.clock());
+        SqliteSink::new(SqliteOptions { path: fixture.path(), retain: Some(retain) }, LEDGER, times.clock());
     sink.resume(&fixture.last).unwrap();
     let rejected = Verdict::Rejected { reason: Reason::Malformed, detail: "x".into() };
     let old = NOW - 83 * DAY;
@@ -44,7 +44,7 @@ fn started_at(fixture: &Fixture, start: i64) -> (SqliteSink, Times) {
     let times = Times::new(start);
     let retain = Duration::from_secs(90 * 86_400);
     let mut sink =
-        SqliteSink::new(Options { path: fixture.path(), retain: Some(retain) }, LEDGER, times.clock());
+        SqliteSink::new(SqliteOptions { path: fixture.path(), retain: Some(retain) }, LEDGER, times.clock());
     sink.resume(&fixture.last).unwrap();
     (sink, times)
 }
@@ -136,7 +136,7 @@ fn a_clock_that_jumps_is_treated_like_a_restart() {
     let times = Times::new(NOW);
     let retain = Duration::from_secs(90 * 86_400);
     let mut sink =
-        SqliteSink::new(Options { path: fixture.path(), retain: Some(retain) }, LEDGER, times.clock());
+        SqliteSink::new(SqliteOptions { path: fixture.path(), retain: Some(retain) }, LEDGER, times.clock());
     sink.resume(&fixture.last).unwrap();
     insert_days(&mut sink, &mut line, -80..=0);
     times.advance(8 * DAY);
@@ -159,7 +159,7 @@ fn rows_that_are_kept_for_less_than_a_day_survive_a_wrong_clock_too() {
     let start = |ahead: i64| {
         let clock = Times::new(NOW + ahead).clock();
         let mut sink = SqliteSink::new(
-            Options { path: fixture.path(), retain: Some(Duration::from_secs(3600)) },
+            SqliteOptions { path: fixture.path(), retain: Some(Duration::from_secs(3600)) },
             LEDGER,
             clock,
         );
