@@ -120,7 +120,7 @@ fn exists(path: &Path) -> bool {
 fn taken(key: &Path, jwks: &Path) -> Failure {
     match (exists(key), exists(jwks)) {
         (false, true) => Failure::io(format!(
-            "{} exists without {KEY_FILE} beside it, as an interrupted run leaves it: remove it if nothing uses \
+            "{} exists without {KEY_FILE} next to it, as an interrupted run leaves it: remove it if nothing uses \
              it, or choose another directory with --dir",
             shown(jwks)
         )),

@@ -249,7 +249,7 @@ fn authorization(
         (text, display(path))
     } else if let Some(value) = environment(AUTHORIZATION_VARIABLE) {
         let text = value.into_string().map_err(|_| {
-            Failure::config(format!("the variable {AUTHORIZATION_VARIABLE} is no text (UTF-8)"))
+            Failure::config(format!("the variable {AUTHORIZATION_VARIABLE} is not valid UTF-8"))
         })?;
         (Zeroizing::new(text), format!("the variable {AUTHORIZATION_VARIABLE}"))
     } else {
@@ -440,7 +440,7 @@ impl Treatment {
                     record::read(text)
                 else {
                     return Err(
-                        "it is no quarantine record; for other lines use --input-format raw".to_owned()
+                        "it is not a quarantine record; for other lines use --input-format raw".to_owned()
                     );
                 };
                 if reason == Reason::UndecodableBody.as_str() && raw.contains(&b'\n') {

@@ -1,5 +1,5 @@
 //! One thread per sink: read batches in commit order, push, flush, advance; when the sink fails,
-//! back off and retry, for ever.
+//! back off and retry, forever.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -303,10 +303,10 @@ impl Worker {
             // New commits would count as delivered. They wait instead, until the operator acts.
             let why = format!(
                 "it already has batch {}, and the ledger ends with {newest}: an older copy of data_dir was put \
-                 back; put the newer one back, or give the sink a new name and a new place",
+                 back; put the newer one back, or give the sink a new name and a new destination",
                 position.batch - 1
             );
-            let what = format!("cannot go on with the sink {}", self.subscription.sink);
+            let what = format!("cannot continue with the sink {}", self.subscription.sink);
             return Err(SinkError::new(what, std::io::Error::other(why)));
         }
         if opened != last {

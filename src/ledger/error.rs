@@ -39,7 +39,7 @@ pub enum OpenError {
     },
     /// There is no space for what SQLite needs to open it.
     #[error(
-        "cannot open the ledger {path}: its disk is full ({cause}); make some room there, 1 MiB or more, and start again"
+        "cannot open the ledger {path}: its disk is full ({cause}); free 1 MiB or more on it, and start again"
     )]
     NoSpace {
         /// The database file.
@@ -80,7 +80,7 @@ pub enum OpenError {
         pending: u64,
     },
     /// There is no ledger, and none may be created.
-    #[error("there is no ledger {0}; look at `data_dir` in the configuration")]
+    #[error("there is no ledger {0}; check `data_dir` in the configuration")]
     Missing(PathBuf),
     /// A sink's name now belongs to another type.
     #[error("sink `{sink}` was of type {was} and is now of type {is}; give the new sink another name")]

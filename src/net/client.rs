@@ -85,7 +85,7 @@ pub enum ClientError {
     },
     /// The connection broke before the response was complete. The server may have acted on the
     /// request.
-    #[error("the exchange with {host} was cut off: {cause}")]
+    #[error("the exchange with {host} was interrupted: {cause}")]
     Interrupted {
         /// Host and port of the URL.
         host: String,
@@ -239,7 +239,7 @@ async fn read(host: &str, response: Response<Incoming>, limit_bytes: usize) -> R
 
 fn failure(host: &str, error: legacy::Error) -> ClientError {
     if let Some(cause @ rustls::Error::InvalidCertificate(_)) = find::<rustls::Error>(&error) {
-        return ClientError::Certificate { host: host.to_owned(), cause: cause.to_string() };
+        return ClientError::Certificate { host: host.to_owned(), cause: tls::describe(cause) };
     }
     if error.is_connect() {
         return ClientError::Connect { host: host.to_owned(), source: error.into() };

@@ -13,7 +13,7 @@ pub(crate) mod loopback;
 mod proxy;
 #[cfg(feature = "daemon")]
 mod syslog;
-mod tls;
+pub(crate) mod tls;
 
 pub use client::ClientError;
 #[doc(hidden)]

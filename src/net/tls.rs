@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
+use rustls::{CertificateError, ClientConfig, ConfigBuilder, InconsistentKeys, RootCertStore};
 
 /// Reason why there is no TLS client configuration. Each can be fixed by the operator of this
 /// machine.
@@ -118,7 +118,7 @@ pub fn client_tls_as(ca: Option<&Path>, identity: Option<&Identity>) -> Result<C
     trusting.with_client_auth_cert(chain, secret).map_err(|cause| TlsError::Pair {
         cert: cert.clone(),
         key: key.clone(),
-        cause: cause.to_string(),
+        cause: describe(&cause),
     })
 }
 
@@ -143,7 +143,7 @@ fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
         roots.add(certificate.map_err(unreadable)?).map_err(|cause| TlsError::Unusable {
             path: path.to_owned(),
             position: index + 1,
-            cause: cause.to_string(),
+            cause: describe(&cause),
         })?;
     }
     if roots.is_empty() {
@@ -166,12 +166,68 @@ fn system_roots(
     Ok(roots)
 }
 
+/// Returns a description of an error for people. The library's own has names of Rust in it for many
+/// causes, such as `UnknownIssuer` or `Other(OtherError(CaUsedAsEndEntity))`.
+pub(crate) fn describe(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(cause) => describe_certificate(cause),
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            "the key belongs to another certificate".to_owned()
+        }
+        rustls::Error::General(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn describe_certificate(error: &CertificateError) -> String {
+    let text = match error {
+        CertificateError::UnknownIssuer => "no trusted authority issued it",
+        CertificateError::BadEncoding => "it is malformed",
+        CertificateError::BadSignature => "no trusted authority signed it",
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet",
+        CertificateError::NotValidForName => "it is not valid for this name",
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            // Each is the library's debug text of a name: `DnsName("localhost")`.
+            let names: Vec<&str> = presented
+                .iter()
+                .map(|name| {
+                    name.split_once('(').map_or(name.as_str(), |(_, name)| name.trim_end_matches(')'))
+                })
+                .map(|name| name.trim_matches('"'))
+                .collect();
+            let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
+            return format!("it is not valid for {}, but for {names}", expected.to_str());
+        }
+        CertificateError::Other(cause) => return words(&cause.to_string()),
+        other => return words(&other.to_string()),
+    };
+    text.to_owned()
+}
+
+/// Returns a name of Rust such as `CaUsedAsEndEntity` in words, and any other text as it is.
+fn words(text: &str) -> String {
+    if !text.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return text.to_owned();
+    }
+    let mut all = String::new();
+    for character in text.chars() {
+        if character.is_ascii_uppercase() && !all.is_empty() {
+            all.push(' ');
+        }
+        all.push(character.to_ascii_lowercase());
+    }
+    all
+}
+
 fn because(cause: &Option<String>) -> String {
     cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -193,5 +249,23 @@ mod tests {
         let error = client_tls(Some(&path)).unwrap_err();
         assert!(matches!(error, TlsError::Unusable { position: 1, .. }));
         assert!(error.to_string().contains("ca.pem"));
+        assert!(error.to_string().ends_with("it is malformed"), "{error}");
+    }
+
+    #[test]
+    fn no_description_of_an_error_has_names_of_rust_in_it() {
+        let other = rustls::OtherError(Arc::new(io::Error::other("CaUsedAsEndEntity")));
+        let for_name = CertificateError::NotValidForNameContext {
+            expected: "a.test".try_into().unwrap(),
+            presented: vec!["DnsName(\"b.test\")".to_owned(), "IpAddress(127.0.0.1)".to_owned()],
+        };
+        for (error, text) in [
+            (CertificateError::UnknownIssuer, "no trusted authority issued it"),
+            (CertificateError::Other(other), "ca used as end entity"),
+            (CertificateError::UnhandledCriticalExtension, "unhandled critical extension"),
+            (for_name, "it is not valid for a.test, but for b.test, 127.0.0.1"),
+        ] {
+            assert_eq!(describe(&error.into()), text);
+        }
     }
 }

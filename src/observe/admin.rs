@@ -37,7 +37,7 @@ const MAX_CONNECTIONS: u32 = 64;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time after which a connection is closed at the next response, so that a peer that does not read
-/// cannot keep it for ever.
+/// cannot keep it forever.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Time for the response in progress when a connection's lifetime or the daemon ends.

@@ -437,7 +437,7 @@ impl Metrics {
         if let Some(series) = self.source(source) {
             let local = series.delay.local();
             for delay in seconds {
-                // A NaN would stay in the sum for ever.
+                // A NaN would stay in the sum forever.
                 let delay = if delay.is_nan() { 0.0 } else { delay.clamp(0.0, LONGEST_DELAY) };
                 local.observe(delay);
             }

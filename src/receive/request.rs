@@ -162,7 +162,7 @@ pub enum Aborted {
     #[error("the body was too slow")]
     TooSlow,
     /// The connection ended before it did.
-    #[error("the body was cut off")]
+    #[error("the body was truncated")]
     CutOff,
 }
 

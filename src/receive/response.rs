@@ -100,7 +100,7 @@ impl Refusal {
             Self::Head(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => {
                 "the header has too many bytes or lines".to_owned()
             }
-            Self::Head(_) => "this is no HTTP/1.1 request".to_owned(),
+            Self::Head(_) => "this is not an HTTP/1.1 request".to_owned(),
             Self::LengthRequired => "a body over HTTP/1.0 needs a Content-Length".to_owned(),
             Self::NoTls => "this port speaks HTTPS; begin the URL with https://".to_owned(),
             Self::NotFound => "no source has this path".to_owned(),

@@ -161,7 +161,7 @@ pub enum Refusal {
     #[error("has an x of {0} bytes, but an Ed25519 public key has {PUBLIC_KEY_LENGTH}")]
     Length(usize),
     /// `x` is not the encoding of a point (RFC 8032, section 5.1.3).
-    #[error("has an x that is no point of the curve")]
+    #[error("has an x that is not a point of the curve")]
     NotAPoint,
     /// `x` is a second encoding of a point; implementations disagree about those.
     #[error("has an x that is not the canonical encoding of its point")]
@@ -181,7 +181,7 @@ pub enum JwksError {
     #[error("the JWKS document is not an object with one keys array (RFC 7517, section 5)")]
     NotAKeySet,
     /// The list has far too many entries.
-    #[error("the JWKS document lists {0} keys, but at most {MAX_ENTRIES} are looked at")]
+    #[error("the JWKS document lists {0} keys, but at most {MAX_ENTRIES} are read")]
     TooManyEntries(usize),
     /// More usable keys than would be tried for an event.
     #[error("the JWKS document has more than {0} Ed25519 keys, which is more than are used at once")]

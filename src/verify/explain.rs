@@ -150,7 +150,7 @@ fn shown(
             if let Some(reason) = fit.and_then(|fit| contradiction(&entry.metadata, &line, fit.key, keys)) {
                 let whole = if matches!(entry.metadata, Metadata::Row(_)) { "row" } else { "record" };
                 all.push(format!(
-                    "The raw line proves itself, so what stands beside it in the {whole} was changed: {reason}."
+                    "The raw line proves itself, so its metadata in the {whole} was changed: {reason}."
                 ));
                 return all;
             }
@@ -220,7 +220,7 @@ fn impossible(claim: &Claim<'_>) -> Option<String> {
                 .to_owned(),
         )
     } else if !is_point {
-        Some("No key can have made this signature: its part R is no point of the curve.".to_owned())
+        Some("No key can have made this signature: its part R is not a point of the curve.".to_owned())
     } else {
         None
     }
@@ -422,7 +422,7 @@ mod tests {
         );
         assert_says(format!("{line}{line}"), "bytes stand behind its signature");
         assert_says(format!("{line}="), "neither left out nor `==`");
-        assert_says(line.replace(" sig=", "\tsig="), "a tab took the place");
+        assert_says(line.replace(" sig=", "\tsig="), "a tab replaced");
         let json = signed(1, r#"{"a":1}"#);
         assert_says(format!("Jan 2 host {json}"), "bytes were put before it");
         assert_says(json.replace(",\"sig\":", ",\t\"sig\":"), "white space was added");
@@ -466,7 +466,7 @@ mod tests {
         assert_says(impossible, "its number s is not below the order");
         let mut bytes = [0; 64];
         bytes[0] = 2;
-        assert_says(format!("{start}{}", signature::encode(&bytes)), "its part R is no point");
+        assert_says(format!("{start}{}", signature::encode(&bytes)), "its part R is not a point");
     }
 
     #[test]

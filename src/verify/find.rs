@@ -66,7 +66,7 @@ fn search(directory: &Path, dated: &mut Vec<Dated>, found: &mut Found) {
             Err(error) => found.unreadable.push((path, error)),
             Ok(metadata) if metadata.is_dir() => search(&path, dated, found),
             Ok(metadata) if metadata.is_symlink() => found.left_out.push((path, "a symbolic link")),
-            Ok(metadata) if !metadata.is_file() => found.left_out.push((path, "no regular file")),
+            Ok(metadata) if !metadata.is_file() => found.left_out.push((path, "not a regular file")),
             Ok(metadata) => match foreign(&path) {
                 Err(error) => found.unreadable.push((path, error)),
                 Ok(Some(why)) => found.left_out.push((path, why)),
@@ -130,10 +130,10 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
         if beginning(&database).is_ok_and(|start| start.starts_with(stored::MAGIC)) {
             return Ok(Some("part of a database"));
         }
-        return Ok(start.starts_with(magic).then_some("part of a database that is not beside it"));
+        return Ok(start.starts_with(magic).then_some("part of a database that is missing"));
     }
     if let Some(whole) = [".zst.unfinished", ".gz.unfinished"].iter().find_map(|end| sibling(end)) {
-        let why = "a compression that was cut off; the file itself is still there";
+        let why = "an interrupted compression; the file itself is still there";
         return Ok(whole.is_file().then_some(why));
     }
     // Files of the daemon in `data_dir`, and the tokens next to its configuration.

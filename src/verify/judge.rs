@@ -425,7 +425,7 @@ pub(super) fn has_too_many_fields(raw: &[u8]) -> bool {
 
 /// Reason for a record that the daemon does not write.
 pub(super) const MISSHAPEN: &str =
-    "the record has not the members that auditgate gives a record: it was changed";
+    "the record does not have the members that auditgate gives a record: it was changed";
 
 /// Returns what of a verified line's metadata does not follow from it. `received_at` and `source`
 /// are added by auditgate, and no signature covers them.

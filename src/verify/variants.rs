@@ -56,7 +56,7 @@ pub(super) fn wrapped(line: &[u8]) -> Variants<'_> {
     });
     let tab = memchr::memmem::find(trimmed, b"\tsig=").map(|_| {
         let line = replaced(trimmed, b"\tsig=", b" sig=");
-        variant(line, "a tab took the place of the space before `sig`")
+        variant(line, "a tab replaced the space before `sig`")
     });
     Box::new(behind.into_iter().chain(before).chain(started).chain(other_signatures(trimmed)).chain(tab))
 }

@@ -122,7 +122,7 @@ pub enum DecodeError {
     #[error("the body has more than {0} lines")]
     TooManyLines(usize),
     /// The bytes are not what their coding says.
-    #[error("the body is no valid gzip: {0}")]
+    #[error("the body is not valid gzip: {0}")]
     Undecodable(String),
     /// The memory for it could not be acquired.
     #[error("no memory for the inflated body")]

@@ -180,7 +180,7 @@ impl<'a> Header<'a> {
         let mut rest = "CEF:".len();
         let cef_version = piece(text, &mut rest, "version")?;
         if cef_version.is_empty() || !cef_version.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err("the CEF version is no number".into());
+            return Err("the CEF version is not a number".into());
         }
         let vendor = piece(text, &mut rest, "vendor")?;
         let product = piece(text, &mut rest, "product")?;

@@ -111,7 +111,7 @@ fn signature<'a>(text: &'a str, members: &[Member<'a>]) -> Result<Option<Signed<
         }
         let spelled = member.value.get();
         let Some(value) = spelled.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
-            return Err("the member `sig` is no string".into());
+            return Err("the member `sig` is not a string".into());
         };
         let key = offset(text, key) - 1..offset(text, key) + key.len() + 1;
         let start = offset(text, spelled);
@@ -159,7 +159,7 @@ fn members(text: &str) -> Result<Vec<Member<'_>>, Malformed> {
 fn no_json(error: &serde_json::Error) -> Malformed {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);
-    Malformed(Cow::Owned(format!("no JSON object: {what} at byte {}", error.column())))
+    Malformed(Cow::Owned(format!("not a JSON object: {what} at byte {}", error.column())))
 }
 
 struct Members;

@@ -75,7 +75,7 @@ fn the_endpoint_on_a_unix_socket_is_for_user_and_group() {
     assert!(!path.exists(), "a normal exit removes the file");
 
     std::fs::write(&path, "not yours").unwrap();
-    assert_contains(&refused(&site, 74), &["something that is no socket"]);
+    assert_contains(&refused(&site, 74), &["a file that is not a socket exists there"]);
     assert_eq!(site.read("admin.sock"), b"not yours");
 }
 

@@ -186,5 +186,5 @@ fn a_database_that_cannot_be_used_delays_no_other_sink() {
     // A file that is not a database never becomes one.
     site.write("text", "2026-01-01 a log line\n".repeat(100));
     let site = site.edit("search.db", "text");
-    assert_exit(&site, &["serve"], 78, &["sink `search`", "no SQLite database"]);
+    assert_exit(&site, &["serve"], 78, &["sink `search`", "not an SQLite database"]);
 }

@@ -194,7 +194,9 @@ fn quarantined_lines_are_sent_again() {
     assert!(
         output.complaints.contains("standard input, line 2: cannot be sent: it is a body without an event")
     );
-    assert!(output.complaints.contains("standard input, line 5: cannot be sent: it is no quarantine record"));
+    assert!(
+        output.complaints.contains("standard input, line 5: cannot be sent: it is not a quarantine record")
+    );
 }
 
 #[test]

@@ -496,13 +496,13 @@ async fn watch_health(
         let Backlog { bytes: all, quarantine_bytes: quarantined } = ledger.backlog();
         health.set(
             "backlog",
-            state(all >= limits.backlog, "undelivered events fill limits.backlog; look at the sinks"),
+            state(all >= limits.backlog, "undelivered events fill limits.backlog; check the sinks"),
         );
         health.set(
             "quarantine",
             state(
                 quarantined >= limits.quarantine_share(),
-                "undelivered quarantined lines fill their share of limits.backlog; look at their sink",
+                "undelivered quarantined lines fill their share of limits.backlog; check their sink",
             ),
         );
         let end = certificates.as_ref().and_then(|certificates| certificates.not_after());

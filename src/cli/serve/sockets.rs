@@ -272,7 +272,9 @@ async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failure(&error.to_string())),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(failure("something that is no socket is there; remove it or choose another path"));
+            return Err(failure(
+                "a file that is not a socket exists there; remove it or choose another path",
+            ));
         }
         Ok(_) => match UnixStream::connect(path).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -337,7 +339,7 @@ mod tests {
         let message = async || bind_unix(&path).await.err().unwrap().message;
 
         std::fs::write(&path, "mine").unwrap();
-        assert!(message().await.contains("no socket"));
+        assert!(message().await.contains("is not a socket"));
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
         std::fs::remove_file(&path).unwrap();
 

@@ -22,7 +22,7 @@ pub(super) fn parse(text: &str, now: i64) -> Result<i64, String> {
     };
     moment.ok_or_else(|| {
         format!(
-            "`{text}` is no moment; write one as 2026-01-02T03:04:05Z or 2026-01-02, or an age such as 2d or 90m"
+            "`{text}` is not a time; write one as 2026-01-02T03:04:05Z or 2026-01-02, or an age such as 2d or 90m"
         )
     })
 }

@@ -183,7 +183,7 @@ impl Sink for FileSink {
     }
 
     fn prepare(&mut self) -> Result<Option<Resume>, SinkError> {
-        let (looking, rotating, opening) = (self.error("look at"), self.error("rotate"), self.error("open"));
+        let (looking, rotating, opening) = (self.error("inspect"), self.error("rotate"), self.error("open"));
         let Some(mut open) = self.open.take() else { return Ok(None) };
         let reason = self.switch_reason(&open);
         let prepared = reason.and_then(|reason| Ok((reason, self.look_behind(&mut open, reason)?)));

@@ -133,7 +133,7 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
         return Err(SinkError::new(what("use", path), io::Error::other(why)));
     }
     migrate(&mut connection, version, &STEPS).map_err(failed("make tables in", path))?;
-    let metadata = path.metadata().map_err(|cause| SinkError::new(what("look at", path), cause))?;
+    let metadata = path.metadata().map_err(|cause| SinkError::new(what("inspect", path), cause))?;
     Ok(Open { connection, device: metadata.dev(), inode: metadata.ino() })
 }
 
@@ -181,9 +181,9 @@ fn make_file(path: &Path) -> io::Result<()> {
 }
 
 /// Checks that the path leads to a regular file. SQLite does not report anything else, and would
-/// wait for ever for the other end of a pipe.
+/// wait forever for the other end of a pipe.
 fn must_be_file(path: &Path) -> Result<(), SinkError> {
-    let metadata = path.metadata().map_err(|cause| SinkError::new(what("look at", path), cause))?;
+    let metadata = path.metadata().map_err(|cause| SinkError::new(what("inspect", path), cause))?;
     if metadata.is_file() {
         return Ok(());
     }
@@ -208,7 +208,7 @@ fn examine(connection: &Connection, path: &Path) -> Result<usize, SinkError> {
     };
     let (application, version, objects) = read().map_err(|error: rusqlite::Error| {
         if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) {
-            refuse("the file is no SQLite database; give the sink another path".to_owned())
+            refuse("the file is not an SQLite database; give the sink another path".to_owned())
         } else {
             failed("read", path)(error)
         }
@@ -398,7 +398,7 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), before);
         };
         std::fs::write(dir.path().join("text"), "2026-01-01 a log line\n".repeat(100)).unwrap();
-        refused("text", "the file is no SQLite database; give");
+        refused("text", "the file is not an SQLite database; give");
         let other = Connection::open(dir.path().join("other")).unwrap();
         other.execute_batch("CREATE TABLE t (x)").unwrap();
         refused("other", "it belongs to another program; give");

@@ -49,7 +49,7 @@ pub enum OpenError {
     NoEvents,
     /// Its log needs an index, which SQLite cannot write into its directory.
     #[error(
-        "it has a log (the file of the same name with `-wal`), and SQLite must be able to write an index of it beside \
+        "it has a log (the file of the same name with `-wal`), and SQLite must be able to write an index of it next to \
          it ({0}); copy both files to a directory that you can write to, and check the copy"
     )]
     NoIndex(rusqlite::Error),
@@ -252,7 +252,7 @@ impl Database {
         if last > self.events.behind {
             let (last, behind) = (last.unwrap_or_default(), self.reached());
             return Ok(Some(format!(
-                "there are rows up to id {last}, but none can be read behind id {behind}"
+                "there are rows up to id {last}, but none can be read after id {behind}"
             )));
         }
         // Whatever the file says of itself: a program that changes its tables can change that too.

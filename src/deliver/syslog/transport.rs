@@ -22,7 +22,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::send_queue::unacknowledged;
 use crate::ledger::Position;
-use crate::net::{Framing, HostPort, Identity, SyslogAddress, TlsError, client_tls_as};
+use crate::net::{Framing, HostPort, Identity, SyslogAddress, TlsError, client_tls_as, tls};
 
 /// Time for a refusal that is already on its way to arrive: of a client certificate, which a server
 /// of TLS 1.3 judges after the client has finished the handshake (RFC 8446, section 2), or of bytes
@@ -289,7 +289,15 @@ struct Tls(StreamOwned<ClientConnection, TcpStream>);
 fn handshake(config: Arc<ClientConfig>, name: ServerName<'static>, mut socket: TcpStream) -> io::Result<Tls> {
     let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
     while connection.is_handshaking() {
-        connection.complete_io(&mut socket)?;
+        connection.complete_io(&mut socket).map_err(|error| {
+            match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+                Some(cause @ rustls::Error::InvalidCertificate(_)) => {
+                    let cause = tls::describe(cause);
+                    io::Error::new(error.kind(), format!("the server's certificate is not trusted: {cause}"))
+                }
+                _ => error,
+            }
+        })?;
     }
     Ok(Tls(StreamOwned::new(connection, socket)))
 }
@@ -427,7 +435,7 @@ fn is_nothing_there(error: &io::Error) -> bool {
 }
 
 fn late(timeout: Duration) -> io::Error {
-    let why = format!("the server did not go on within {}", humantime::format_duration(timeout));
+    let why = format!("the server did not respond within {}", humantime::format_duration(timeout));
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
 

@@ -131,7 +131,7 @@ async fn tls_works_with_the_right_authority_only() {
     let client = Client::for_endpoint(&server.endpoint(), Some(&wrong.ca())).unwrap();
     let error = client.get(&server.endpoint(), &[], 10, TIMEOUT).await.unwrap_err();
     assert!(matches!(error, ClientError::Certificate { .. }), "{error:?}");
-    assert!(error.to_string().contains("invalid peer certificate"), "{error}");
+    assert!(error.to_string().ends_with("no trusted authority signed it"), "{error}");
     assert_eq!(server.requests(), 1);
 }
 

@@ -20,6 +20,7 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
 use super::TlsError;
+use crate::net::tls;
 
 /// Creates a verifier of clients' certificates against an authority, and of their names against a
 /// list.
@@ -35,7 +36,7 @@ pub(super) fn verifier(
     let unreadable = |cause: PemError| unusable(super::PemCause::from(cause).to_string());
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).map_err(unreadable)? {
-        roots.add(certificate.map_err(unreadable)?).map_err(|cause| unusable(cause.to_string()))?;
+        roots.add(certificate.map_err(unreadable)?).map_err(|cause| unusable(tls::describe(&cause)))?;
     }
     let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()

@@ -13,6 +13,8 @@ use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_cert::der::Decode as _;
 
+use crate::net::tls;
+
 /// Reason why the listener's TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -35,7 +37,7 @@ pub enum TlsError {
         cause: PemCause,
     },
     /// They do not belong together, or the key is of an unsupported kind.
-    #[error("the certificate {cert} cannot be used with the key {key}: {cause}")]
+    #[error("the certificate {cert} cannot be used with the key {key}: {}", tls::describe(.cause))]
     Pair {
         /// The certificate's file.
         cert: PathBuf,

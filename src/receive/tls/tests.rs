@@ -46,7 +46,7 @@ fn each_fault_names_its_file() {
         ("empty", "key", "empty", "no such section"),
         ("cert", "empty", "empty", "no such section"),
         ("key", "key", "key", "no such section"),
-        ("cert", "other", "other", "KeyMismatch"),
+        ("cert", "other", "other", "the key belongs to another certificate"),
     ] {
         let error = server(&path(cert), &path(key)).unwrap_err().to_string();
         assert!(error.contains(named) && error.contains(why), "{error}");
@@ -96,7 +96,7 @@ fn an_invalid_replacement_is_named_and_the_old_certificate_stays_in_use() {
         (files("early"), "not valid before 2025-01-01"),
         (files("chain"), "certificate 2 in it does not come from the issuer of certificate 1"),
         (files("missing"), "No such file"),
-        (other_key, "KeyMismatch"),
+        (other_key, "the key belongs to another certificate"),
         (Files { client_ca: Some(files("old").key), ..files("new") }, "as the authority of clients"),
     ] {
         let error = certificates.replace(bad, NOW).unwrap_err().to_string();

@@ -95,7 +95,7 @@ impl Ready {
                 Self::Url { endpoint: endpoint.clone(), refresh: options.refresh(), client, token }
             }
             (None, Some(file), _) => Self::File(file.clone()),
-            (None, None, keys) => Self::Pinned(keys.clone().ok_or("there is no place that keys come from")?),
+            (None, None, keys) => Self::Pinned(keys.clone().ok_or("the options name no origin of keys")?),
         })
     }
 
@@ -220,7 +220,7 @@ pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 fn advice(status: u16) -> &'static str {
     match status {
         304 => {
-            ", which says that the document has not changed, without having been asked that; look at the server, or at \
+            ", which says that the document has not changed, although it was not asked that; check the server, or \
              a cache before it"
         }
         300..=399 => "; redirects are not followed, so name the final url",

@@ -37,7 +37,7 @@ fn nothing_counts_as_delivered_to_a_server_that_does_not_read() {
     let mut messages = Messages::default();
     messages.add(|bytes| bytes.resize(64 << 20, b'x'));
     let error = transport.write(&messages, BEHIND).unwrap_err();
-    assert_eq!(error.to_string(), "the server did not go on within 1s");
+    assert_eq!(error.to_string(), "the server did not respond within 1s");
     assert!(transport.connection.is_none());
 }
 
@@ -116,7 +116,7 @@ fn a_socket_with_a_full_queue_does_not_block() {
     }
     let mut transport = transport(&format!("unix://{}", path.display()), Duration::from_millis(100));
     let error = transport.write(&messages(&["one"]), BEHIND).unwrap_err();
-    assert_eq!(error.to_string(), "the server did not go on within 100ms");
+    assert_eq!(error.to_string(), "the server did not respond within 100ms");
     drop(listener);
 }
 
