@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use auditgate::clock::Clock;
 use auditgate::ingest::{DedupKey, Ingest, Ingested, Limits, Policy, Source};
-use auditgate::ledger::{Backlog, Ledger, LedgerOptions, CommitReceipt, Window};
+use auditgate::ledger::{Backlog, CommitReceipt, Ledger, LedgerOptions, Window};
 use auditgate::memory_budget::MemoryBudget;
 use auditgate::receive::connection_limit::ConnectionLimit;
 use auditgate::receive::request::{BodyDeadline, IN_WORK, Observer, Route, Rules, Service};
@@ -46,7 +46,8 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
     let windows: BTreeMap<String, Window> =
         ["us", "trace", "open", "off", "closed"].map(|name| (name.to_owned(), window)).into();
     let directory = directory();
-    let options = LedgerOptions { data_dir: directory.clone(), subscriptions: Vec::new(), backlog, windows, clock };
+    let options =
+        LedgerOptions { data_dir: directory.clone(), subscriptions: Vec::new(), backlog, windows, clock };
     let (ledger, _running) = Ledger::open(options).expect("a ledger");
     let caps = Caps { decoded: 1 << 20, lines: 100 };
     let limits = Limits { caps, line: 2048, backlog: backlog.bytes };
@@ -119,7 +120,8 @@ async fn converse(stage: &Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
     let permit = Arc::new(permit);
     let response_due = ResponseDue::default();
     let service = service_fn(|request| {
-        let (service, permit, response_due) = (Arc::clone(&stage.service), Arc::clone(&permit), response_due.clone());
+        let (service, permit, response_due) =
+            (Arc::clone(&stage.service), Arc::clone(&permit), response_due.clone());
         Box::pin(async move {
             permit.idle(false);
             let response = service.answer(request, &permit).await;

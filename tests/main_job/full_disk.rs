@@ -130,7 +130,7 @@ fn a_start_on_a_full_disk_accepts_nothing_until_there_is_space() {
     // Without its spare space the daemon does not start, and says what to do.
     std::fs::remove_file(site.path("data/reserve")).ok();
     let _ = std::fs::write(&fill, vec![0; 65 << 20]);
-    assert_contains(&refused(&site, 74), &["its disk is full", "make some room"]);
+    assert_contains(&refused(&site, 74), &["its disk is full", "free 1 MiB or more"]);
     drop(disk);
 }
 
