@@ -237,7 +237,7 @@ impl Service {
     /// head; the connection ends.
     pub fn refuse(&self, refusal: &Refusal) -> Vec<u8> {
         self.observer.answered(None, refusal.status().as_u16(), Duration::ZERO);
-        response::whole(refusal)
+        response::to_bytes(refusal)
     }
 
     /// Returns the settings for a request or connection that begins now.

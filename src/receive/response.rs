@@ -150,7 +150,7 @@ pub fn receipt(receipt: &CommitReceipt) -> Response<Full<Bytes>> {
 }
 
 /// Returns an early refusal as bytes, for a connection without hyper.
-pub fn whole(refusal: &Refusal) -> Vec<u8> {
+pub fn to_bytes(refusal: &Refusal) -> Vec<u8> {
     let (head, body) = self::refusal(refusal, true).into_parts();
     let body = body.into_inner().unwrap_or_default();
     let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();

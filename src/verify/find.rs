@@ -72,12 +72,12 @@ fn search(directory: &Path, dated: &mut Vec<Dated>, found: &mut Found) {
                 Ok(Some(why)) => found.left_out.push((path, why)),
                 Ok(None) => {
                     let name = entry.file_name();
-                    let (moment, sequence) = match name.to_str().and_then(rotated_at) {
-                        Some((moment, sequence)) => (moment.to_owned(), sequence.to_owned()),
+                    let (time, sequence) = match name.to_str().and_then(rotated_at) {
+                        Some((time, sequence)) => (time.to_owned(), sequence.to_owned()),
                         // Behind every file that was rotated within the same second.
                         None => (written_at(&metadata), "~".to_owned()),
                     };
-                    dated.push((moment, sequence, path));
+                    dated.push((time, sequence, path));
                 }
             },
         }
@@ -87,11 +87,11 @@ fn search(directory: &Path, dated: &mut Vec<Dated>, found: &mut Found) {
 /// Returns when a file was last written to, in the notation of rotated names.
 fn written_at(metadata: &fs::Metadata) -> String {
     let shape = format_description!("[year][month][day]T[hour][minute][second]Z");
-    let seconds = metadata.modified().ok().and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
+    let seconds = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     seconds
         .and_then(|since| i64::try_from(since.as_secs()).ok())
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .and_then(|moment| moment.format(&shape).ok())
+        .and_then(|time| time.format(&shape).ok())
         .unwrap_or_default()
 }
 

@@ -140,11 +140,11 @@ fn check(args: &Args, keys: &Keys, window: Window, out: &mut dyn Write) -> Resul
 fn window(args: &Args) -> Result<Window, Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-    let moment = |name: &str, text: &Option<String>| {
-        let moment = text.as_deref().map(|text| time_arg::parse(text, now)).transpose();
-        moment.map_err(|error| Failure::usage(format!("--{name}: {error}")))
+    let time = |name: &str, text: &Option<String>| {
+        let time = text.as_deref().map(|text| time_arg::parse(text, now)).transpose();
+        time.map_err(|error| Failure::usage(format!("--{name}: {error}")))
     };
-    let window = Window { since: moment("since", &args.since)?, until: moment("until", &args.until)? };
+    let window = Window { since: time("since", &args.since)?, until: time("until", &args.until)? };
     match (window.since, window.until) {
         (Some(since), Some(until)) if since >= until => {
             Err(Failure::usage("--since is not before --until, so that no event would be checked"))

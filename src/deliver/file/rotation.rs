@@ -62,8 +62,8 @@ pub enum Compression {
 
 impl Period {
     /// Returns the number of the period that a time (milliseconds since the Unix epoch) is in.
-    pub(super) fn of(self, moment: i64) -> i64 {
-        moment.div_euclid(match self {
+    pub(super) fn of(self, time: i64) -> i64 {
+        time.div_euclid(match self {
             Self::Hourly => 3_600_000,
             Self::Daily => 86_400_000,
         })
@@ -94,7 +94,7 @@ const LAST_SECOND: i64 = 253_402_300_799;
 /// When the directory cannot be read, or when no such name is left, because the last one is in use.
 pub(super) fn rotated_name(path: &Path, now: i64) -> io::Result<PathBuf> {
     const MOST: u32 = 9999;
-    let newest = rotated(path)?.pop().as_deref().and_then(moment_and_sequence);
+    let newest = rotated(path)?.pop().as_deref().and_then(time_and_sequence);
     let now = now.div_euclid(1000).min(LAST_SECOND);
     let (mut second, mut sequence) = match newest {
         Some((second, sequence)) if second >= now => (second, sequence + 1),
@@ -118,10 +118,10 @@ pub(super) fn rotated_name(path: &Path, now: i64) -> io::Result<PathBuf> {
 
 /// Returns the time, in seconds since the Unix epoch, and the sequence number in a rotated file's
 /// name; none where the time is not a valid date.
-fn moment_and_sequence(file: &Path) -> Option<(i64, u32)> {
+fn time_and_sequence(file: &Path) -> Option<(i64, u32)> {
     let (stamp, sequence) = rotated_at(file.file_name()?.to_str()?)?;
-    let moment = PrimitiveDateTime::parse(stamp, STAMP).ok()?;
-    Some((moment.assume_utc().unix_timestamp(), sequence.parse().ok()?))
+    let time = PrimitiveDateTime::parse(stamp, STAMP).ok()?;
+    Some((time.assume_utc().unix_timestamp(), sequence.parse().ok()?))
 }
 
 /// Returns the rotated files of a path, oldest first, compressed or not. Directories are ignored,

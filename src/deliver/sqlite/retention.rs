@@ -106,11 +106,11 @@ fn confirmed_until(connection: &Connection, wall: i64, grace: i64) -> rusqlite::
     Ok(wall)
 }
 
-fn newest_until(connection: &Connection, moment: i64) -> rusqlite::Result<Option<i64>> {
+fn newest_until(connection: &Connection, time: i64) -> rusqlite::Result<Option<i64>> {
     let sql = "SELECT max(newest) FROM (\
                SELECT max(received_at) AS newest FROM events WHERE received_at <= ?1 UNION ALL \
                SELECT max(received_at) FROM quarantine WHERE received_at <= ?1)";
-    connection.prepare_cached(sql)?.query_row(params![moment], |row| row.get(0))
+    connection.prepare_cached(sql)?.query_row(params![time], |row| row.get(0))
 }
 
 fn oldest(connection: &Connection) -> rusqlite::Result<Option<i64>> {
@@ -120,8 +120,8 @@ fn oldest(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
 }
 
-fn is_any_before(connection: &Connection, moment: i64) -> rusqlite::Result<bool> {
-    Ok(oldest(connection)?.is_some_and(|oldest| oldest < moment))
+fn is_any_before(connection: &Connection, time: i64) -> rusqlite::Result<bool> {
+    Ok(oldest(connection)?.is_some_and(|oldest| oldest < time))
 }
 
 fn milliseconds(time: Duration) -> i64 {
