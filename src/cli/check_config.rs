@@ -3,20 +3,24 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use super::config_file::ConfigFile;
 use super::exit::Failure;
-use crate::config::{self, DEFAULT_FILE, Secrets};
+use crate::config::Secrets;
 use crate::escape::escape;
 
 /// Says what is wrong with a configuration, or prints the effective one.
 ///
-/// Every problem comes with its line and a hint, and the exit code is then 78. Otherwise the configuration
-/// is printed as TOML with all defaults filled in, all paths absolute and secrets masked. Certificates, keys
-/// and key sets are not loaded.
+/// Every problem comes with its line and a hint, and the exit code is then 78. Otherwise the
+/// configuration is printed as TOML with all defaults filled in, all paths absolute and secrets
+/// masked. Certificates, keys and key sets are not loaded.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The configuration file
-    #[arg(value_name = "FILE", default_value = DEFAULT_FILE)]
-    pub file: PathBuf,
+    /// The same as --config FILE
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    pub file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub config: ConfigFile,
 
     /// Check on a machine that does not hold the secrets: one that cannot be read is left unread
     #[arg(long)]
@@ -29,8 +33,8 @@ pub struct Args {
 /// The configuration's problems, one a line (exit code 78), or `out` that cannot be written (74).
 pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
     let secrets = if args.skip_secrets { Secrets::SkipMissing } else { Secrets::Require };
-    let config =
-        config::load(&args.file, &|name| std::env::var_os(name), secrets).map_err(Failure::config)?;
+    let named = args.file.clone().map_or_else(|| args.config.clone(), |config| ConfigFile { config });
+    let config = named.load(secrets)?;
     for warning in config.warnings() {
         // What cannot be said does not make the configuration wrong.
         let _ = writeln!(io::stderr(), "auditgate: warning: {}", escape(&warning));
@@ -53,7 +57,7 @@ mod tests {
 
     fn check(file: &Path, skip_secrets: bool) -> Result<String, Failure> {
         let mut out = Vec::new();
-        run(&Args { file: file.to_owned(), skip_secrets }, &mut out)?;
+        run(&Args { file: None, config: ConfigFile { config: file.to_owned() }, skip_secrets }, &mut out)?;
         Ok(String::from_utf8(out).unwrap())
     }
 
@@ -231,7 +235,11 @@ mod tests {
     #[test]
     fn a_closed_output_is_an_error_of_output() {
         let mut full: &mut [u8] = &mut [];
-        let args = Args { file: PathBuf::from(EXAMPLE), skip_secrets: true };
+        let args = Args {
+            file: Some(PathBuf::from(EXAMPLE)),
+            config: ConfigFile { config: PathBuf::new() },
+            skip_secrets: true,
+        };
         assert_eq!(run(&args, &mut full).unwrap_err().exit, Exit::Io);
     }
 }

@@ -2,10 +2,10 @@
 //! than before.
 
 use std::io::Write;
-use std::path::PathBuf;
 
+use super::config_file::ConfigFile;
 use super::exit::Failure;
-use crate::config::{self, Secrets};
+use crate::config::Secrets;
 use crate::ledger::{Forgetting, Ledger, OpenError};
 
 /// Gives up the events that wait for a sink, so that the daemon can start without them.
@@ -24,9 +24,8 @@ pub struct Args {
     #[arg(long)]
     pub force: bool,
 
-    /// The configuration file
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
-    pub config: PathBuf,
+    #[command(flatten)]
+    pub config: ConfigFile,
 }
 
 /// Gives up the events and prints how many they were.
@@ -35,8 +34,7 @@ pub struct Args {
 /// 1 when the ledger knows no such sink, or it is configured and does not keep the daemon from
 /// starting; 74 when the ledger cannot be opened, 78 for the configuration.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::SkipMissing)
-        .map_err(Failure::config)?;
+    let config = args.config.load(Secrets::SkipMissing)?;
     let (name, data_dir) = (&args.sink, config.data_dir.display());
     let configured = config.sinks.get(name).map(|sink| sink.subscription(name));
     let forgetting = Ledger::forget_sink(&config.data_dir, name, configured.as_ref(), args.force);
@@ -53,9 +51,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Forgetting::Refused { pending } => {
             return Err(Failure::finding(format!(
-                "sink `{name}` is configured, and {pending} events wait for it, which it gets when the daemon \
-                 runs; remove it from {} first, or give them up nevertheless with --force",
-                args.config.display()
+                "sink `{name}` is configured and gets its {pending} waiting events when the daemon runs; remove \
+                 it from {} first, or give them up nevertheless with --force",
+                args.config.config.display()
             )));
         }
         Forgetting::NoLongerWanted { given_up } => {

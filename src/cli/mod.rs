@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand.
 
 pub mod check_config;
+pub mod config_file;
 pub mod demo;
 pub mod exit;
 pub mod forget_sink;

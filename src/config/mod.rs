@@ -241,7 +241,7 @@ impl Default for Dedup {
 }
 
 /// One output of events. serde has the keys of its type below `type`; in the file they stand
-/// beside the others.
+/// among the others.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Sink {
@@ -357,7 +357,7 @@ impl Config {
             let is_mixed = sink.streams.contains(&Stream::Verified) && sink.streams.len() > 1;
             is_mixed.then(|| {
                 format!(
-                    "sink `{name}` keeps {keep} rotated files and takes verified events beside other lines: a token \
+                    "sink `{name}` keeps {keep} rotated files and takes verified events together with other lines: a token \
                      holder could rotate verified events away with unsigned lines; give these a sink of their own, \
                      or remove `keep`"
                 )

@@ -84,7 +84,7 @@ fn follow(path: &Path, links_left: &mut u32) -> PathBuf {
     real
 }
 
-/// A database and what SQLite puts beside it.
+/// A database and the files that SQLite makes next to it.
 fn database_files(path: &Path) -> [PathBuf; 4] {
     let real = real_path(path);
     ["", "-wal", "-shm", "-journal"].map(|suffix| {

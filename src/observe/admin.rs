@@ -5,6 +5,7 @@
 //! or hostile peer, so the number of connections, the time for a header and the lifetime of a
 //! connection are bounded, and request bodies are never read.
 
+use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -27,7 +28,7 @@ use tokio::time::{sleep, timeout};
 
 use super::health::{Health, Problem};
 use super::metrics::{self, Metrics};
-use crate::escape::{Notation, write_escaped};
+use crate::escape::{Notation, escape, write_escaped};
 
 /// Maximum number of connections. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: u32 = 64;
@@ -237,7 +238,7 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
             }
         },
         _ => match pages.health.ready() {
-            Ok(()) => response(StatusCode::OK, TEXT, "ready"),
+            Ok(()) => response(StatusCode::OK, TEXT, ready(&pages.health.warnings())),
             Err(problems) => {
                 response(StatusCode::SERVICE_UNAVAILABLE, "application/json", not_ready(&problems))
             }
@@ -276,6 +277,16 @@ fn response(status: StatusCode, content_type: &'static str, body: impl Into<Byte
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// Returns `ready`, and a line for each thing that needs attention nevertheless.
+fn ready(warnings: &[Problem]) -> String {
+    let mut body = "ready".to_owned();
+    for warning in warnings {
+        // Writing into a string cannot fail.
+        let _ = write!(body, "\nwarning: {}", escape(&warning.to_string()));
+    }
+    body
 }
 
 /// Returns the reasons as JSON. A problem may quote what came from the network, hence the escaping.

@@ -1,9 +1,11 @@
-//! Readiness of the daemon, and the reasons why it is not ready.
+//! Readiness of the daemon, the reasons why it is not ready, and what needs attention although it
+//! is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use parking_lot::{Mutex, MutexGuard};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The daemon's readiness: its phase and the named conditions that its parts report.
 ///
@@ -13,8 +15,8 @@ pub struct Health {
     state: Mutex<State>,
 }
 
-/// One reason why the daemon is not ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One reason why the daemon is not ready, or one thing that needs attention.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Problem {
     /// Name of the condition that is not met, for example `ledger`.
     pub condition: String,
@@ -22,10 +24,17 @@ pub struct Problem {
     pub problem: String,
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.condition, self.problem)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     phase: Phase,
     problems: BTreeMap<String, String>,
+    warnings: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,15 +55,13 @@ impl Health {
     /// one of the same name. The names come from the code and the configuration, never from the
     /// network.
     pub fn set(&self, condition: &str, state: Result<(), String>) {
-        let mut this = self.lock();
-        match state {
-            Ok(()) => {
-                this.problems.remove(condition);
-            }
-            Err(problem) => {
-                this.problems.insert(condition.to_owned(), problem);
-            }
-        }
+        replace(&mut self.lock().problems, condition, state);
+    }
+
+    /// Reports a condition that does not keep the daemon from taking deliveries: refusing them would
+    /// lose events, but an operator has to act. Otherwise as [`Health::set`].
+    pub fn warn(&self, condition: &str, state: Result<(), String>) {
+        replace(&mut self.lock().warnings, condition, state);
     }
 
     /// Removes a reported problem, if there is one.
@@ -86,18 +93,47 @@ impl Health {
             Phase::Running => None,
             Phase::Draining => Some(("shutdown", "The daemon is shutting down.")),
         };
-        let problems: Vec<_> = phase
-            .into_iter()
-            .chain(this.problems.iter().map(|(condition, problem)| (condition.as_str(), problem.as_str())))
-            .map(|(condition, problem)| Problem { condition: condition.into(), problem: problem.into() })
-            .collect();
+        let phase = phase
+            .map(|(condition, problem)| Problem { condition: condition.into(), problem: problem.into() });
+        let problems: Vec<_> = phase.into_iter().chain(list(&this.problems)).collect();
         if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    /// Returns what needs attention although it does not keep the daemon from being ready, by the
+    /// condition's name.
+    pub fn warnings(&self) -> Vec<Problem> {
+        list(&self.lock().warnings).collect()
+    }
+
+    /// Returns the state in one line, for `systemctl status`.
+    pub fn summary(&self) -> String {
+        let (state, problems) = match self.ready() {
+            Ok(()) => ("receiving batches", self.warnings()),
+            Err(problems) => ("not ready", problems),
+        };
+        let problems = problems.iter().map(Problem::to_string);
+        std::iter::once(state.to_owned()).chain(problems).collect::<Vec<_>>().join("; ")
     }
 
     /// Locks the state. A panic elsewhere leaves it consistent: each change is a single step.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
+}
+
+fn replace(conditions: &mut BTreeMap<String, String>, condition: &str, state: Result<(), String>) {
+    match state {
+        Ok(()) => conditions.remove(condition),
+        Err(problem) => conditions.insert(condition.to_owned(), problem),
+    };
+}
+
+fn list(conditions: &BTreeMap<String, String>) -> impl Iterator<Item = Problem> {
+    let problem = |(condition, problem): (&String, &String)| Problem {
+        condition: condition.clone(),
+        problem: problem.clone(),
+    };
+    conditions.iter().map(problem)
 }
 
 #[cfg(test)]
@@ -142,5 +178,19 @@ mod tests {
         health.clear("sink siem");
         health.clear("sink siem");
         assert_eq!(health.ready(), Ok(()));
+    }
+    #[test]
+    fn warnings_leave_the_daemon_ready_and_stand_in_the_summary() {
+        let health = Health::new();
+        health.started();
+        assert_eq!(health.summary(), "receiving batches");
+        health.warn("configuration", Err("not reloaded".into()));
+        assert_eq!(health.ready(), Ok(()));
+        assert_eq!(health.summary(), "receiving batches; configuration: not reloaded");
+        health.set("sink siem", Err("connection refused".into()));
+        assert_eq!(health.summary(), "not ready; sink siem: connection refused");
+        health.clear("sink siem");
+        health.warn("configuration", Ok(()));
+        assert_eq!((health.warnings(), health.summary()), (vec![], "receiving batches".to_owned()));
     }
 }

@@ -9,12 +9,17 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::escape::escape;
+
 /// Reports that the daemon is up, or up to date again after [`reloading`]. `status` is one line for
 /// `systemctl status`.
 pub fn ready(status: &str) {
-    // A line feed would end the assignment and begin another.
-    let status = status.replace(['\n', '\r'], " ");
-    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&single_line(status))]);
+}
+
+/// Replaces the line for `systemctl status`.
+pub fn status(status: &str) {
+    tell(&[NotifyState::Status(&single_line(status))]);
 }
 
 /// Reports that the daemon shuts down.
@@ -81,6 +86,12 @@ fn log_unresponsive(was_alive: bool) {
     }
 }
 
+/// A line feed would end the assignment and begin another. What a peer sent is escaped as in the
+/// log.
+fn single_line(status: &str) -> String {
+    escape(&status.replace(['\n', '\r'], " ")).to_string()
+}
+
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "cannot notify systemd");
@@ -101,6 +112,7 @@ mod tests {
     fn systemd_receives_the_notifications() {
         if std::env::var_os("AUDITGATE_TEST_NOTIFIER").is_some() {
             ready("Receiving.\nMAINPID=1");
+            status("Waiting.\nREADY=1");
             reloading();
             stopping();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -139,10 +151,11 @@ mod tests {
         while let Ok(length) = socket.recv(&mut buffer) {
             messages.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         }
-        assert_eq!(messages.len(), 4, "{messages:?}");
+        assert_eq!(messages.len(), 5, "{messages:?}");
         assert_eq!(messages[0], "READY=1\nSTATUS=Receiving. MAINPID=1\n");
-        assert!(messages[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{messages:?}");
-        assert_eq!(messages[2..], ["STOPPING=1\n", "WATCHDOG=1\n"]);
+        assert_eq!(messages[1], "STATUS=Waiting. READY=1\n");
+        assert!(messages[2].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{messages:?}");
+        assert_eq!(messages[3..], ["STOPPING=1\n", "WATCHDOG=1\n"]);
     }
 
     #[tokio::test]

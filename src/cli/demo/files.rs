@@ -8,7 +8,8 @@ use std::path::Path;
 
 use super::super::exit::Failure;
 
-/// Makes a certificate authority for a directory, and a server certificate from it for loopback; both last a year.
+/// Makes a certificate authority for a directory, and a server certificate from it for loopback;
+/// both last a year.
 pub(super) fn certificates(dir: &Path) -> Result<(), Failure> {
     let made = || -> Result<(String, String, String), rcgen::Error> {
         let year = time::OffsetDateTime::now_utc() + time::Duration::days(365);

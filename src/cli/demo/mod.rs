@@ -1,4 +1,5 @@
-//! `auditgate demo`: the whole main job on loopback in one go, with the real daemon and the real sender.
+//! `auditgate demo`: the whole main job on loopback in one go, with the real daemon and the real
+//! sender.
 
 mod daemon;
 mod files;
@@ -29,9 +30,10 @@ use files::{configuration, failed, free_port, write_private};
 
 /// Runs the whole main job on this machine's loopback, and exits.
 ///
-/// Makes a certificate authority, a server certificate, a signing key, a token and a configuration in DIR, starts
-/// the daemon, sends sample events through the sender over TLS (among them repeats, a tampered line, an unsigned
-/// one and a malformed one), and shows what came out. A second run uses what is there.
+/// Makes a certificate authority, a server certificate, a signing key, a token and a configuration
+/// in DIR, starts the daemon, sends sample events through the sender over TLS (among them repeats, a
+/// tampered line, an unsigned one and a malformed one), and shows what came out. A second run uses
+/// what is there.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Where everything is kept; a second run goes on there

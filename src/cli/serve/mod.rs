@@ -15,7 +15,7 @@ mod sockets;
 mod sources;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -32,6 +32,7 @@ use self::sink_status::SinkStatus;
 use self::skipped::Skips;
 use self::sockets::{Admin, Inherited};
 use self::sources::Sources;
+use crate::cli::config_file::ConfigFile;
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::{self, Config, Secrets, Tls};
@@ -53,9 +54,8 @@ use crate::wire::event::Reason;
 /// Runs the daemon until SIGTERM or SIGINT.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The configuration file
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
-    pub config: PathBuf,
+    #[command(flatten)]
+    pub config: ConfigFile,
 }
 
 /// Time for which a quarantined line counts as a duplicate.
@@ -75,9 +75,6 @@ const SHORT_DEADLINE: Duration = Duration::from_secs(30);
 const MIN_BODY_RATE: u64 = 4096;
 const BODY_GRACE: Duration = Duration::from_secs(5);
 
-/// Status for `systemctl status`.
-const RECEIVING: &str = "receiving batches";
-
 /// Time for the sinks to take what is committed, after the requests have finished.
 const SINK_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -90,8 +87,7 @@ const SINK_STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// 78 for the configuration and the files that it names, 74 for sockets and disks.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let inherited = Inherited::from_environment()?;
-    let config = config::load(&args.config, &|name| std::env::var_os(name), Secrets::Require)
-        .map_err(Failure::config)?;
+    let config = args.config.load(Secrets::Require)?;
     let log = logging::start(&config.log.level, config.log.format).map_err(Failure::config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -166,6 +162,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         metrics: Arc::clone(&metrics),
         log,
         admin_token,
+        health: Arc::clone(&health),
         in_force,
         warned_at: None,
     };
@@ -174,7 +171,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let signals = Signals::listen();
     let serving = tokio::spawn(listener.serve(socket, stopped.clone()));
     health.started();
-    systemd::ready(RECEIVING);
+    systemd::ready(&health.summary());
     let watched = ledger.clone();
     tokio::spawn(systemd::watchdog(async move || watched.answers().await));
 
@@ -319,7 +316,7 @@ async fn follow(mut hang_up: Signal, mut reload: Reload, mut stop: oneshot::Rece
                 reload.all().await;
                 // A shutdown that has begun meanwhile has its own status.
                 if stop.try_recv() == Err(TryRecvError::Empty) {
-                    systemd::ready(RECEIVING);
+                    systemd::ready(&reload.health.summary());
                 }
             }
             _ = ticks.tick() => reload.check_certificates(),
@@ -486,6 +483,7 @@ async fn watch_health(
 ) {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let mut known: Vec<String> = Vec::new();
+    let mut told = health.summary();
     loop {
         every_second.tick().await;
         sink_status.check();
@@ -523,6 +521,11 @@ async fn watch_health(
         // A source that is no longer configured has no condition any more.
         known.iter().filter(|known| !conditions.contains(known)).for_each(|gone| health.clear(gone));
         known = conditions;
+        let summary = health.summary();
+        if summary != told {
+            systemd::status(&summary);
+            told = summary;
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, Secrets, Tls};
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
+use crate::observe::health::Health;
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
 use crate::receive::connection_limit::ConnectionLimit;
@@ -33,6 +34,7 @@ pub(super) struct Reload {
     pub(super) log: logging::Handle,
     /// Token of the admin endpoint.
     pub(super) admin_token: Arc<RwLock<Option<Secret>>>,
+    pub(super) health: Arc<Health>,
     pub(super) in_force: watch::Sender<Arc<InForce>>,
     /// Time of the last warning about the end of the certificate, in seconds since the Unix
     /// epoch.
@@ -47,7 +49,10 @@ const DAY: i64 = 86_400;
 impl Reload {
     /// Reads the configuration and every file that it names again. Looks for new keys in any case.
     pub(super) async fn all(&mut self) {
-        match self.take_up().await {
+        let result = self.take_up().await;
+        let refused = |error: &String| format!("not reloaded, the former one stays in force: {error}");
+        self.health.warn("configuration", result.as_ref().map(drop).map_err(refused));
+        match result {
             Ok(()) => {
                 let file = self.config.file.display();
                 tracing::info!(code = "config-reloaded", %file, "configuration reloaded from {file}");
@@ -78,6 +83,7 @@ impl Reload {
         if let (Some(certificates), Tls::Files(files)) = (&self.certificates, &new.listen.tls) {
             certificates.replace(files.clone(), now()).map_err(|error| error.to_string())?;
         }
+        self.health.warn("certificate files", Ok(()));
         self.log.set_level(&new.log.level).map_err(|error| error.to_string())?;
         self.ledger.adjust(windows(&new), backlog(limits(&new)));
         self.connection_limit.resize(new.limits.connections, new.limits.connections_per_peer);
@@ -99,11 +105,18 @@ impl Reload {
         let Some(certificates) = &self.certificates else { return };
         match certificates.follow(now()) {
             Ok(false) => {}
-            Ok(true) => tracing::info!(
-                code = "certificate-reloaded",
-                "certificate files changed; new connections get the new certificate"
-            ),
+            Ok(true) => {
+                self.health.warn("certificate files", Ok(()));
+                tracing::info!(
+                    code = "certificate-reloaded",
+                    "certificate files changed; new connections get the new certificate"
+                );
+            }
             Err(error) => {
+                self.health.warn(
+                    "certificate files",
+                    Err(format!("the former certificate stays in force: {error}")),
+                );
                 self.metrics.config_reload_error();
                 tracing::error!(
                     code = "certificate-reload-failed",
