@@ -3,17 +3,20 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+use super::checks::{self, Severity};
 use super::config_file::ConfigFile;
 use super::exit::Failure;
-use crate::config::Secrets;
+use crate::config::{Config, Secrets};
 use crate::escape::escape;
 
 /// Says what is wrong with a configuration, or prints the effective one.
 ///
 /// Every problem comes with its line and a hint, and the exit code is then 78. Otherwise the
 /// configuration is printed as TOML with all defaults filled in, all paths absolute and secrets
-/// masked. Certificates, keys and key sets are not loaded.
-#[derive(clap::Args, Clone, Debug)]
+/// masked. Certificates, keys and key sets are loaded with --deep only.
+#[derive(clap::Args, Clone, Debug, Default)]
 pub struct Args {
     /// The same as --config FILE
     #[arg(value_name = "FILE", conflicts_with = "config")]
@@ -25,6 +28,19 @@ pub struct Args {
     /// Check on a machine that does not hold the secrets: one that cannot be read is left unread
     #[arg(long)]
     pub skip_secrets: bool,
+
+    /// Check also what the daemon would meet: certificate, directories, space, ledger, ports, key
+    /// sets and syslog servers
+    #[arg(long)]
+    pub deep: bool,
+
+    /// Check with the rights of this user, the daemon's; only root may
+    #[arg(long, value_name = "USER")]
+    pub as_user: Option<String>,
+
+    /// Print problems only
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// Checks the file and prints the effective configuration to `out`.
@@ -32,6 +48,8 @@ pub struct Args {
 /// # Errors
 /// The configuration's problems, one a line (exit code 78), or `out` that cannot be written (74).
 pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
+    // Before there are other threads, which would keep their rights.
+    args.as_user.as_deref().map_or(Ok(()), become_user)?;
     let secrets = if args.skip_secrets { Secrets::SkipMissing } else { Secrets::Require };
     let named = args.file.clone().map_or_else(|| args.config.clone(), |config| ConfigFile { config });
     let config = named.load(secrets)?;
@@ -39,10 +57,53 @@ pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
         // What cannot be said does not make the configuration wrong.
         let _ = writeln!(io::stderr(), "auditgate: warning: {}", escape(&warning));
     }
+    if args.deep {
+        deep(&config)?;
+    }
+    if args.quiet {
+        return Ok(());
+    }
     let text = config.to_toml().map_err(Failure::bug)?;
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(|error| Failure::io(format!("cannot write the configuration to standard output: {error}")))
+}
+
+/// Prints the warnings.
+///
+/// # Errors
+/// The errors, one a line.
+fn deep(config: &Config) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
+    let found = runtime.block_on(checks::all(config));
+    // A name server or a disk that does not answer may hold a thread.
+    runtime.shutdown_background();
+    let (errors, warnings): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|finding| finding.severity > Severity::Warning);
+    for warning in warnings {
+        let _ = writeln!(io::stderr(), "auditgate: warning: {}", escape(&warning.to_string()));
+    }
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    if errors.is_empty() { Ok(()) } else { Err(Failure::config(errors.join("\n"))) }
+}
+
+/// Gives this thread, and those that it starts, the rights of another user.
+fn become_user(name: &str) -> Result<(), Failure> {
+    let unknown = || Failure::usage(format!("--as-user: this machine has no user `{name}`"));
+    let user = uzers::get_user_by_name(name).ok_or_else(unknown)?;
+    let groups = uzers::get_user_groups(name, user.primary_group_id()).ok_or_else(unknown)?;
+    let groups: Vec<_> = groups.iter().map(|group| Gid::from_raw(group.gid())).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.primary_group_id()));
+    set_thread_groups(&groups)
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .map_err(|error| {
+            let error = io::Error::from(error);
+            Failure::usage(format!("--as-user {name}: {error}; only root may check as another user"))
+        })
 }
 
 #[cfg(test)]
@@ -57,7 +118,10 @@ mod tests {
 
     fn check(file: &Path, skip_secrets: bool) -> Result<String, Failure> {
         let mut out = Vec::new();
-        run(&Args { file: None, config: ConfigFile { config: file.to_owned() }, skip_secrets }, &mut out)?;
+        run(
+            &Args { config: ConfigFile { config: file.to_owned() }, skip_secrets, ..Args::default() },
+            &mut out,
+        )?;
         Ok(String::from_utf8(out).unwrap())
     }
 
@@ -235,11 +299,7 @@ mod tests {
     #[test]
     fn a_closed_output_is_an_error_of_output() {
         let mut full: &mut [u8] = &mut [];
-        let args = Args {
-            file: Some(PathBuf::from(EXAMPLE)),
-            config: ConfigFile { config: PathBuf::new() },
-            skip_secrets: true,
-        };
+        let args = Args { file: Some(PathBuf::from(EXAMPLE)), skip_secrets: true, ..Args::default() };
         assert_eq!(run(&args, &mut full).unwrap_err().exit, Exit::Io);
     }
 }

@@ -6,7 +6,7 @@ use super::exit::Failure;
 use crate::config::{self, Config, Secrets};
 
 /// The argument `--config FILE`, `-c FILE`, or the default path.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, Default)]
 pub struct ConfigFile {
     /// The configuration file
     #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_FILE)]

@@ -25,7 +25,7 @@ pub enum Exit {
 pub struct Failure {
     /// Exit code of the process.
     pub exit: Exit,
-    /// One line for the operator, without a trailing newline.
+    /// One line for the operator, without a trailing newline; empty when it was reported already.
     pub message: String,
 }
 
@@ -48,6 +48,11 @@ impl Failure {
     /// Creates a negative result of a command that did what it was asked for.
     pub fn finding(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Finding, message: message.to_string() }
+    }
+
+    /// Creates a failure that the log has.
+    pub fn reported(exit: Exit) -> Self {
+        Self { exit, message: String::new() }
     }
 
     /// Creates a failure that only a bug explains.

@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand.
 
 pub mod check_config;
+pub mod checks;
 pub mod config_file;
 pub mod demo;
 pub mod exit;
@@ -11,8 +12,10 @@ pub mod serve;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
+use tracing::Level;
 
 use crate::escape::escape;
+use crate::observe::logging;
 use exit::{Exit, Failure};
 
 /// Receives signed audit-log batches over HTTPS, verifies every event and delivers it once.
@@ -60,8 +63,12 @@ pub fn run() -> Exit {
             use std::io::Write as _;
             // A message names files and repeats what a peer sent. When stderr is closed, the exit
             // code is all that is left.
-            let lines: Vec<_> = message.split('\n').map(escape).collect();
-            let _ = writeln!(std::io::stderr(), "auditgate: {}", lines.join("\n"));
+            if !message.is_empty() {
+                let lines: Vec<_> = message.split('\n').map(escape).collect();
+                let prefix = logging::prefix(Level::ERROR);
+                let _ =
+                    writeln!(std::io::stderr(), "{prefix}auditgate: {}", lines.join(&format!("\n{prefix}")));
+            }
             exit
         }
     }

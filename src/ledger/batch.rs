@@ -84,6 +84,11 @@ impl CommitReceipt {
         self.duplicates
     }
 
+    /// Returns the number of lines.
+    pub fn lines(&self) -> u64 {
+        self.accepted + self.duplicates + self.quarantined()
+    }
+
     /// Returns the number of new quarantined lines.
     pub fn quarantined(&self) -> u64 {
         self.rejected.iter().sum()

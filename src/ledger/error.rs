@@ -21,6 +21,16 @@ pub enum OpenError {
     /// Another daemon uses it.
     #[error("{0} is in use by another auditgate; each daemon needs a data_dir of its own")]
     InUse(PathBuf),
+    /// The directory in which it would be created does not exist.
+    #[error(
+        "cannot create data_dir {data_dir}: {parent} does not exist; make it, mount its disk, or correct data_dir"
+    )]
+    NoParent {
+        /// The directory.
+        data_dir: PathBuf,
+        /// The directory that is missing.
+        parent: PathBuf,
+    },
     /// The directory or a file in it cannot be used.
     #[error("cannot use {path}: {cause}")]
     Io {

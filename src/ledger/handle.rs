@@ -146,6 +146,28 @@ impl Ledger {
             .map_err(|cause| OpenError::Database { path: database, cause })
     }
 
+    /// Checks without changing anything whether [`Ledger::open`] would take the configured sinks, and
+    /// returns whether a daemon works with the directory now. A ledger of an older schema version is
+    /// not checked further.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; that it is in use is not one of them here.
+    pub fn check(data_dir: &Path, subscriptions: &[Subscription]) -> Result<bool, OpenError> {
+        let database = database(data_dir);
+        if !database.exists() {
+            return Ok(false);
+        }
+        let is_in_use = match lock(data_dir) {
+            Ok(_) => false,
+            Err(OpenError::InUse(_)) => true,
+            Err(error) => return Err(error),
+        };
+        if let Some(connection) = schema::open_to_check(&database)? {
+            registry::changes(&connection, subscriptions, &database)?;
+        }
+        Ok(is_in_use)
+    }
+
     /// Returns the source of identities, by which lines are recognised.
     pub fn identifier(&self) -> &Identifier {
         &self.shared.identifier
@@ -358,7 +380,12 @@ fn make_directory(data_dir: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     let parent = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    // A missing parent is a misspelt path or a disk that is not mounted: a ledger made there would
+    // be an empty one.
+    if !parent.is_dir() {
+        return Err(OpenError::NoParent { data_dir: data_dir.to_owned(), parent: parent.to_owned() });
+    }
+    let made = std::fs::DirBuilder::new().mode(0o700).create(data_dir);
     made.and_then(|()| File::open(parent)?.sync_all())
         .map_err(|cause| OpenError::Io { path: data_dir.to_owned(), cause })
 }

@@ -22,19 +22,43 @@ pub(super) fn register(
 ) -> Result<(), OpenError> {
     let database = |cause| OpenError::Database { path: path.to_owned(), cause };
     let transaction = connection.unchecked_transaction().map_err(database)?;
-    let mut kinds = kinds(connection).map_err(database)?;
+    let Changes { new, gone } = changes(connection, subscriptions, path)?;
     let present = schema::last_position(connection).map_err(database)? + 1;
+    for subscription in new {
+        let insert = "INSERT INTO sink (name, kind, batch, line, mark) VALUES (?1, ?2, ?3, 0, x'')";
+        connection
+            .execute(insert, params![subscription.sink, subscription.kind, present])
+            .map_err(database)?;
+    }
+    for sink in gone {
+        connection.execute("DELETE FROM sink WHERE name = ?1", [sink]).map_err(database)?;
+    }
+    transaction.commit().map_err(database)
+}
+
+/// Differences between the configured sinks and the registered ones.
+pub(super) struct Changes<'a> {
+    new: Vec<&'a Subscription>,
+    /// Sinks that are no longer configured and have everything.
+    gone: Vec<String>,
+}
+
+/// Returns what [`register`] would change. Only reads.
+///
+/// # Errors
+/// As for [`register`].
+pub(super) fn changes<'a>(
+    connection: &Connection,
+    subscriptions: &'a [Subscription],
+    path: &Path,
+) -> Result<Changes<'a>, OpenError> {
+    let database = |cause| OpenError::Database { path: path.to_owned(), cause };
+    let mut kinds = kinds(connection).map_err(database)?;
+    let mut new = Vec::new();
     for subscription in subscriptions {
         let sink = subscription.sink.clone();
         match kinds.remove(&sink) {
-            None => {
-                connection
-                    .execute(
-                        "INSERT INTO sink (name, kind, batch, line, mark) VALUES (?1, ?2, ?3, 0, x'')",
-                        params![sink, subscription.kind, present],
-                    )
-                    .map_err(database)?;
-            }
+            None => new.push(subscription),
             Some(was) if was != subscription.kind => {
                 return Err(OpenError::KindChanged { sink, was, is: subscription.kind });
             }
@@ -46,13 +70,14 @@ pub(super) fn register(
             }
         }
     }
+    let mut gone = Vec::new();
     for sink in kinds.into_keys() {
         match delivery::pending(connection, &sink).map_err(database)?.events {
-            0 => connection.execute("DELETE FROM sink WHERE name = ?1", [sink]).map_err(database)?,
+            0 => gone.push(sink),
             pending => return Err(OpenError::Orphaned { sink, pending }),
-        };
+        }
     }
-    transaction.commit().map_err(database)
+    Ok(Changes { new, gone })
 }
 
 /// Gives up the events that keep the daemon from starting with a sink, or, by force, all that wait

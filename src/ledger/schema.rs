@@ -116,14 +116,8 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     restrict(path)?;
     database::prepare(&connection, BUSY_TIMEOUT).map_err(refused)?;
     connection.set_prepared_statement_cache_capacity(32);
-    let found: i64 = connection
-        .query_row("SELECT user_version FROM pragma_user_version", [], |row| row.get(0))
-        .map_err(refused)?;
-    let known = STEPS.len();
-    match usize::try_from(found) {
-        Ok(version) if version <= known => migrate(&mut connection, version).map_err(refused)?,
-        _ => return Err(OpenError::TooNew { path: path.to_owned(), found, known }),
-    }
+    let version = version(&connection, path)?;
+    migrate(&mut connection, version).map_err(refused)?;
     let meta =
         |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
     let ledger_id = meta("ledger_id").map_err(refused)?;
@@ -132,6 +126,26 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
         .map_err(refused)?;
     let last_position = last_position(&connection).map_err(refused)?;
     Ok(Opened { connection, ledger_id, identity_key, last_position })
+}
+
+/// Opens the database for reading only, unless its tables are of an older version.
+pub(super) fn open_to_check(path: &Path) -> Result<Option<Connection>, OpenError> {
+    let refused = |cause| OpenError::Database { path: path.to_owned(), cause };
+    let connection = open_reader(path).map_err(refused)?;
+    let is_current = version(&connection, path)? == STEPS.len();
+    Ok(is_current.then_some(connection))
+}
+
+/// Returns the version of the tables, if it is a known one.
+fn version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
+    let found: i64 = connection
+        .query_row("SELECT user_version FROM pragma_user_version", [], |row| row.get(0))
+        .map_err(|cause| OpenError::Database { path: path.to_owned(), cause })?;
+    let known = STEPS.len();
+    match usize::try_from(found) {
+        Ok(version) if version <= known => Ok(version),
+        _ => Err(OpenError::TooNew { path: path.to_owned(), found, known }),
+    }
 }
 
 /// Opens the database a second time, for reading only.

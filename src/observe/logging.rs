@@ -1,4 +1,5 @@
-//! The daemon's log: one line an event to stderr, for people or for machines.
+//! The daemon's log: one line an event to stderr, for people or for machines. systemd's journal gets
+//! the priority of each line, and no second time.
 //!
 //! No environment variable sets the level; the configuration does, and [`Handle::set_level`]
 //! changes it while the daemon runs. What a sender wrote can end up in a field, so every value is
@@ -11,12 +12,12 @@
 //! A line that cannot be written (stderr is closed, its disk is full) is lost; the daemon goes on.
 
 use std::fmt::{self, Write as _};
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 
 use crate::escape::{Notation, write_escaped};
 use tracing::dispatcher::{self, Dispatch};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Registry;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -68,8 +69,12 @@ pub fn start(level_directives: &str, format: Format) -> Result<Handle, LoggingEr
     let levels = parse_levels(level_directives)?;
     // https://no-color.org: any value but the empty one.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let colours = !plain && std::io::stderr().is_terminal();
-    let (log, handle) = build(levels, format, colours, std::io::stderr);
+    let look = match (is_journal(), !plain && std::io::stderr().is_terminal()) {
+        (true, _) => Look::Journal,
+        (false, true) => Look::Colours,
+        (false, false) => Look::Plain,
+    };
+    let (log, handle) = build(levels, format, look, std::io::stderr);
     dispatcher::set_global_default(log).map_err(|_| LoggingError::AlreadyStarted)?;
     Ok(handle)
 }
@@ -98,7 +103,80 @@ impl Handle {
     }
 }
 
-fn build<W>(levels: Targets, format: Format, colours: bool, writer: W) -> (Dispatch, Handle)
+/// Look of the lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Plain,
+    /// For a terminal.
+    Colours,
+    /// For systemd's journal.
+    Journal,
+}
+
+/// Returns whether stderr is the journal's socket (systemd.exec(5), `JOURNAL_STREAM`).
+fn is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let stderr = rustix::fs::fstat(std::io::stderr());
+    stderr
+        .is_ok_and(|stderr| stream.to_str() == Some(format!("{}:{}", stderr.st_dev, stderr.st_ino).as_str()))
+}
+
+/// Returns the prefix by which the journal knows the priority of a line (sd-daemon(3)); empty where
+/// stderr is not the journal.
+pub fn prefix(level: Level) -> &'static str {
+    if is_journal() { priority(level) } else { "" }
+}
+
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        Level::DEBUG | Level::TRACE => "<7>",
+    }
+}
+
+/// Writers that put the priority in front of each line, for the journal.
+struct Prefixing<W> {
+    writer: W,
+    is_journal: bool,
+}
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Prefixing<W> {
+    type Writer = Prefixed<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Prefixed { writer: self.writer.make_writer(), prefix: "" }
+    }
+
+    fn make_writer_for(&'a self, metadata: &tracing::Metadata<'_>) -> Self::Writer {
+        let prefix = if self.is_journal { priority(*metadata.level()) } else { "" };
+        Prefixed { writer: self.writer.make_writer_for(metadata), prefix }
+    }
+}
+
+/// Writer of one line.
+struct Prefixed<W> {
+    writer: W,
+    prefix: &'static str,
+}
+
+impl<W: io::Write> io::Write for Prefixed<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.prefix.is_empty() {
+            return self.writer.write(line);
+        }
+        // In one piece, since other threads write too. The layer gives a line whole.
+        self.writer.write_all(&[self.prefix.as_bytes(), line].concat())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+fn build<W>(levels: Targets, format: Format, look: Look, writer: W) -> (Dispatch, Handle)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -106,11 +184,16 @@ where
     let registry = tracing_subscriber::registry().with(levels);
     // The layer would report a failed write with eprintln!, which panics when stderr is what
     // failed.
+    let writer = Prefixing { writer, is_journal: look == Look::Journal };
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let log = match format {
         Format::Human => {
-            let layer = layer.with_target(false).with_ansi(colours).fmt_fields(HumanFields);
-            Dispatch::new(registry.with(layer))
+            let layer = layer.with_target(false).with_ansi(look == Look::Colours).fmt_fields(HumanFields);
+            match look {
+                // The journal has a time and a priority of its own.
+                Look::Journal => Dispatch::new(registry.with(layer.without_time().with_level(false))),
+                Look::Colours | Look::Plain => Dispatch::new(registry.with(layer)),
+            }
         }
         Format::Json => {
             let lines = EventFormat::default()
@@ -233,7 +316,6 @@ impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
 #[cfg(test)]
 mod tests {
     use crate::escape::is_hazardous;
-    use std::io;
     use std::sync::{Arc, Mutex};
 
     use super::*;
@@ -265,10 +347,10 @@ mod tests {
         }
     }
 
-    fn logged(levels: &str, format: Format, colours: bool, events: impl FnOnce(&Handle)) -> Output {
+    fn logged(levels: &str, format: Format, look: Look, events: impl FnOnce(&Handle)) -> Output {
         let output = Output::default();
         let writer = output.clone();
-        let (log, handle) = build(parse_levels(levels).unwrap(), format, colours, move || writer.clone());
+        let (log, handle) = build(parse_levels(levels).unwrap(), format, look, move || writer.clone());
         dispatcher::with_default(&log, || events(&handle));
         output
     }
@@ -304,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_human_line_has_time_level_message_and_fields() {
-        let text = logged("info", Format::Human, false, |_| {
+        let text = logged("info", Format::Human, Look::Plain, |_| {
             tracing::info!(source = "us", events = 3, peer = %"::1", "Batch committed");
         })
         .text();
@@ -316,13 +398,14 @@ mod tests {
 
     #[test]
     fn a_message_given_as_a_field_is_not_quoted() {
-        let text = logged("info", Format::Human, false, |_| tracing::info!(message = "Plain", n = 1)).text();
+        let text =
+            logged("info", Format::Human, Look::Plain, |_| tracing::info!(message = "Plain", n = 1)).text();
         assert!(text.ends_with(" Plain n=1\n"), "{text}");
     }
 
     #[test]
     fn a_json_line_is_one_flat_object() {
-        let output = logged("info", Format::Json, false, |_| {
+        let output = logged("info", Format::Json, Look::Plain, |_| {
             tracing::warn!(source = "us", events = 3, "Batch committed");
         });
         assert_eq!(output.text().matches('\n').count(), 1);
@@ -343,17 +426,17 @@ mod tests {
         let log = |subject: &str| {
             crate::log_throttle::log_throttled!(warn, subject, code = "sink-failing", subject, "it failed");
         };
-        let text = logged("info", Format::Human, false, |_| log("a")).text();
+        let text = logged("info", Format::Human, Look::Plain, |_| log("a")).text();
         assert!(text.ends_with(" WARN it failed code=\"sink-failing\" unlogged=0 subject=\"a\"\n"), "{text}");
-        assert_eq!(logged("info", Format::Json, false, |_| log("b")).json()["code"], "sink-failing");
+        assert_eq!(logged("info", Format::Json, Look::Plain, |_| log("b")).json()["code"], "sink-failing");
         // A value cannot imitate a code.
-        let text = logged("info", Format::Human, false, |_| log("code=\"x\"")).text();
+        let text = logged("info", Format::Human, Look::Plain, |_| log("code=\"x\"")).text();
         assert!(!text.contains("code=\"x\""), "{text}");
     }
 
     #[test]
     fn hostile_values_make_one_harmless_human_line() {
-        let text = logged("info", Format::Human, false, |_| hostile_events()).text();
+        let text = logged("info", Format::Human, Look::Plain, |_| hostile_events()).text();
         assert_one_harmless_line(&text);
         assert!(text.contains(r"a\u{a}\u{d}\u{9}\u{1b}[31m\u{0}\u{7}\u{7f}\u{85}\u{9b}\u{61c}"), "{text}");
         assert!(text.contains("delivery{"), "{text}");
@@ -361,7 +444,7 @@ mod tests {
 
     #[test]
     fn hostile_values_make_one_harmless_json_line_and_read_back_unchanged() {
-        let output = logged("info", Format::Json, false, |_| hostile_events());
+        let output = logged("info", Format::Json, Look::Plain, |_| hostile_events());
         assert_one_harmless_line(&output.text());
         assert!(output.text().contains(r"\u007f\u0085\u009b\u061c\u200e\u200f\u2028\u2029\u202a\u202e"));
         let object = output.json();
@@ -374,7 +457,7 @@ mod tests {
 
     #[test]
     fn values_cannot_write_colours() {
-        let text = logged("info", Format::Human, true, |_| hostile_events()).text();
+        let text = logged("info", Format::Human, Look::Colours, |_| hostile_events()).text();
         assert!(text.contains("\x1b[31mERROR\x1b[0m"), "{text:?}");
         assert!(text.contains("\x1b[3mtext\x1b[0m\x1b[2m=\x1b[0m\""), "{text:?}");
         let mut rest = text;
@@ -386,7 +469,7 @@ mod tests {
 
     #[test]
     fn the_level_can_be_changed_while_running() {
-        let text = logged("warn", Format::Human, false, |handle| {
+        let text = logged("warn", Format::Human, Look::Plain, |handle| {
             tracing::info!("one");
             handle.set_level("info").unwrap();
             tracing::info!("two");
@@ -402,7 +485,7 @@ mod tests {
 
     #[test]
     fn a_module_can_have_its_own_level() {
-        let text = logged("auditgate::receive = debug , off", Format::Human, false, |_| {
+        let text = logged("auditgate::receive = debug , off", Format::Human, Look::Plain, |_| {
             tracing::debug!(target: "auditgate::receive::tls", "shown");
             tracing::error!(target: "hyper", "hidden");
         })
@@ -431,7 +514,7 @@ mod tests {
 
     #[test]
     fn a_handle_without_its_log_returns_an_error() {
-        let (log, handle) = build(Targets::new(), Format::Human, false, io::sink);
+        let (log, handle) = build(Targets::new(), Format::Human, Look::Plain, io::sink);
         drop(log);
         assert!(matches!(handle.set_level("info"), Err(LoggingError::Reload(_))));
     }

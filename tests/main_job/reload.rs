@@ -205,7 +205,7 @@ fn certificates_are_replaced_under_load() {
 
 #[test]
 fn a_certificate_that_has_expired_or_stands_alone_is_reported() {
-    const ALONE: &str = "code=\"certificate-without-issuer\"";
+    const ALONE: &str = "code=\"certificate-weak\"";
     let site = Site::new();
     let daemon = Daemon::start(&site);
     daemon.wait_for_log(ALONE);

@@ -161,7 +161,7 @@ fn a_database_that_cannot_be_used_delays_no_other_sink() {
     let daemon = Daemon::start(&site);
     let took = start.elapsed();
     assert!(took < usual + Duration::from_secs(4), "{took:?}, usually {usual:?}");
-    daemon.wait_for_log("code=\"sink-unavailable-at-start\"");
+    daemon.wait_for_log("code=\"check-failed\"");
     daemon.deliver(&events[2..4]);
     wait_for_files(&daemon);
     assert_eq!(pending(&daemon, "search"), 2);

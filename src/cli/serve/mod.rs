@@ -7,6 +7,8 @@
 //! End: no new connection; requests finish; sinks get what is committed; the ledger is closed. What
 //! a sink cannot take by the deadline stays in the ledger for the next start.
 
+mod announce;
+mod batches;
 mod reload;
 mod sink_status;
 mod sinks;
@@ -27,29 +29,30 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use self::batches::RequestWatcher;
 use self::reload::Reload;
 use self::sink_status::SinkStatus;
 use self::skipped::Skips;
 use self::sockets::{Admin, Inherited};
 use self::sources::Sources;
+use crate::cli::checks::{self, Severity};
 use crate::cli::config_file::ConfigFile;
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::{self, Config, Secrets, Tls};
 use crate::deliver::worker::Worker;
-use crate::ingest::{Ingest, Ingested, Limits, Source};
-use crate::ledger::{Backlog, CommitReceipt, Failed, Ledger, LedgerOptions, OpenError, Running, Window};
+use crate::ingest::{Ingest, Limits, Source};
+use crate::ledger::{Backlog, Failed, Ledger, LedgerOptions, OpenError, Running, Window};
 use crate::memory_budget::MemoryBudget;
 use crate::observe::health::Health;
-use crate::observe::metrics::{LineOutcome, Metrics};
+use crate::observe::metrics::Metrics;
 use crate::observe::{admin, logging, systemd};
 use crate::receive::connection_limit::ConnectionLimit;
 use crate::receive::listener::Listener;
-use crate::receive::request::{self, BodyDeadline, IN_WORK, Rules, Service};
+use crate::receive::request::{BodyDeadline, IN_WORK, Rules, Service};
 use crate::receive::tls::Certificates;
 use crate::secret::Secret;
 use crate::wire::batch::Caps;
-use crate::wire::event::Reason;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 #[derive(clap::Args, Clone, Debug)]
@@ -89,14 +92,22 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let inherited = Inherited::from_environment()?;
     let config = args.config.load(Secrets::Require)?;
     let log = logging::start(&config.log.level, config.log.format).map_err(Failure::config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(serve(config, inherited, log));
-    // What still runs on a blocking thread has no reader any more.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+        .map_err(|error| Failure::io(format!("cannot start threads: {error}")))
+        .and_then(|runtime| {
+            let result = runtime.block_on(serve(config, inherited, log));
+            // What still runs on a blocking thread has no reader any more.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            result
+        });
+    result.map_err(|Failure { exit, message }| {
+        for line in message.lines() {
+            tracing::error!(code = "daemon-failed", "{line}");
+        }
+        Failure::reported(exit)
+    })
 }
 
 async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -> Result<(), Failure> {
@@ -110,8 +121,10 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     // The admin endpoint outlives the drain, so that `/readyz` can report it.
     let (end_admin, admin_ends) = watch::channel(false);
 
-    sinks::check(&config)?;
+    announce::starting(&config);
+    check(&config)?;
     let (ledger, mut running) = open_ledger(&config)?;
+    announce::sinks(&config, &ledger);
     let sources = Sources::load(&config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
     let socket = inherited.listen(config.listen.address).await?;
     let Admin { socket: admin_socket, file: _admin_file } = inherited.admin(&config.admin.address).await?;
@@ -220,6 +233,24 @@ fn ledger_failed(failed: &Failed, data_dir: &Path) -> Failure {
              start: without it, undelivered events are lost, and known ones count as new"
         ),
     })
+}
+
+/// Logs what an operator has to fix.
+///
+/// # Errors
+/// What keeps the daemon from starting. Another problem does not: while it refuses batches, events
+/// are lost.
+fn check(config: &Config) -> Result<(), Failure> {
+    let (fatal, rest): (Vec<_>, Vec<_>) =
+        checks::at_start(config).into_iter().partition(|finding| finding.severity == Severity::Fatal);
+    if !fatal.is_empty() {
+        let fatal: Vec<_> = fatal.iter().map(ToString::to_string).collect();
+        return Err(Failure::config(fatal.join("\n")));
+    }
+    for finding in rest {
+        tracing::warn!(code = "check-failed", "{finding}");
+    }
+    Ok(())
 }
 
 /// Threads of the sinks, with the sinks' names.
@@ -347,6 +378,7 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
         OpenError::Orphaned { .. }
         | OpenError::Narrowed { .. }
         | OpenError::KindChanged { .. }
+        | OpenError::NoParent { .. }
         | OpenError::TooNew { .. } => Failure::config(error),
         OpenError::InUse(_)
         | OpenError::Missing(_)
@@ -416,7 +448,7 @@ fn service(rules: Rules, metrics: &Arc<Metrics>) -> Service {
     Service {
         rules: RwLock::new(Arc::new(rules)),
         now: Clock::system().wall,
-        observer: Box::new(RequestWatcher { metrics: Arc::clone(metrics) }),
+        observer: Box::new(RequestWatcher::new(Arc::clone(metrics))),
         in_work: Arc::new(Semaphore::new(IN_WORK)),
     }
 }
@@ -526,58 +558,6 @@ async fn watch_health(
             systemd::status(&summary);
             told = summary;
         }
-    }
-}
-
-struct RequestWatcher {
-    metrics: Arc<Metrics>,
-}
-
-impl RequestWatcher {
-    fn count(&self, source: &str, receipt: &CommitReceipt) {
-        self.metrics.events(source, LineOutcome::Accepted, receipt.accepted());
-        self.metrics.events(source, LineOutcome::Duplicate, receipt.duplicates());
-        for (reason, lines) in receipt.rejected() {
-            let outcome = match reason {
-                Reason::Malformed => LineOutcome::Malformed,
-                Reason::BadSignature => LineOutcome::BadSignature,
-                Reason::Unsigned => LineOutcome::Unsigned,
-                Reason::LineTooLong => LineOutcome::LineTooLong,
-                Reason::UndecodableBody => LineOutcome::UndecodableBody,
-            };
-            self.metrics.events(source, outcome, lines);
-        }
-    }
-}
-
-impl request::Observer for RequestWatcher {
-    fn answered(&self, source: Option<&str>, status: u16, elapsed: Duration) {
-        self.metrics.http_request(source, status, elapsed);
-    }
-
-    fn committed(&self, source: &str, batch: &Ingested, received_at: i64) {
-        self.count(source, &batch.receipt);
-        batch.commits.iter().for_each(|(queued, transaction)| self.metrics.commit(*queued, *transaction));
-        if batch.had_byte_order_mark {
-            self.metrics.byte_order_mark(source);
-        }
-        let delays: Vec<f64> =
-            batch.times.iter().map(|time| seconds(received_at.saturating_sub(*time))).collect();
-        self.metrics.event_delays(source, &delays);
-        if batch.receipt.accepted() > 0 {
-            self.metrics.last_event(source, u64::try_from(received_at / 1000).unwrap_or(0));
-        }
-        tracing::debug!(
-            source,
-            accepted = batch.receipt.accepted(),
-            duplicates = batch.receipt.duplicates(),
-            quarantined = batch.receipt.quarantined(),
-            "a batch is committed"
-        );
-    }
-
-    fn undecodable(&self, source: &str, receipt: &CommitReceipt) {
-        self.count(source, receipt);
     }
 }
 

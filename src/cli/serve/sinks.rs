@@ -2,48 +2,12 @@
 
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
-use crate::config::{self, Config, SinkKind};
+use crate::config::{self, SinkKind};
 use crate::deliver::file::{FileSink, OwnerIds};
 use crate::deliver::sink::Sink;
-use crate::deliver::sqlite::{self, SqliteSink};
+use crate::deliver::sqlite::SqliteSink;
 use crate::deliver::syslog::SyslogSink;
 use crate::ledger::Ledger;
-
-/// Refuses a sink that can never work: its directory is missing, or its database belongs to another
-/// program. What may get better by itself, such as a database that another program has locked, does
-/// not stop the start: the other sinks need not wait for it.
-pub(super) fn check(config: &Config) -> Result<(), Failure> {
-    for (name, sink) in &config.sinks {
-        let Some(path) = sink.kind.path() else { continue };
-        let directory = path.parent().unwrap_or(path);
-        // `data_dir` is created when the ledger is opened.
-        if !directory.is_dir() && directory != config.data_dir {
-            return Err(Failure::config(format!(
-                "sink `{name}` writes to {}, but {} is not a directory; make it, writable for this user",
-                path.display(),
-                directory.display()
-            )));
-        }
-        if let SinkKind::Sqlite(_) = &sink.kind {
-            match sqlite::check(path) {
-                Ok(()) => {}
-                Err(error) if error.cause.kind() == std::io::ErrorKind::InvalidData => {
-                    return Err(Failure::config(format!("sink `{name}`: {error}")));
-                }
-                Err(error) => {
-                    let sink = name;
-                    tracing::warn!(
-                        code = "sink-unavailable-at-start",
-                        sink,
-                        "sink \"{sink}\" cannot be used now: {error}; its events wait in the ledger, and it is \
-                         retried"
-                    );
-                }
-            }
-        }
-    }
-    Ok(())
-}
 
 pub(super) fn make(name: &str, sink: &config::Sink, ledger: &Ledger) -> Result<Box<dyn Sink>, Failure> {
     Ok(match &sink.kind {

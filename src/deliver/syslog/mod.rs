@@ -193,6 +193,16 @@ impl SyslogSink {
         let transport = Transport::new(options.address, options.ca, identity, framing, TIMEOUT)?;
         Ok(Self { formatter, transport, collected: Messages::default(), truncated: 0 })
     }
+
+    /// Connects, with a handshake where the address asks for TLS, and sends nothing. Takes 10 s at
+    /// most.
+    ///
+    /// # Errors
+    /// As for delivering.
+    pub fn reach(&self) -> Result<(), SinkError> {
+        let what = || format!("cannot reach {}", self.transport.address());
+        self.transport.reach().map_err(|cause| SinkError::new(what(), cause))
+    }
 }
 
 impl Sink for SyslogSink {

@@ -198,6 +198,11 @@ impl Transport {
         Ok(confirmed)
     }
 
+    /// Connects and closes the connection again.
+    pub(super) fn reach(&self) -> io::Result<()> {
+        self.connect().map(drop)
+    }
+
     fn connect(&self) -> io::Result<Connection> {
         match &self.address {
             SyslogAddress::Udp(peer) => {

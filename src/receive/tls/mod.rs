@@ -12,6 +12,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_cert::der::Decode as _;
+use x509_cert::ext::pkix::{BasicConstraints, SubjectAltName};
 
 use crate::net::tls;
 
@@ -114,6 +115,17 @@ pub struct Certificates {
     current: RwLock<Current>,
 }
 
+/// Result of [`Certificates::examine`].
+#[derive(Debug)]
+pub struct Examined {
+    /// Reason why clients refuse the certificate.
+    pub doubt: Option<String>,
+    /// Reasons why some clients refuse it and others do not, one line each.
+    pub weaknesses: Vec<String>,
+    /// See [`Certificates::not_after`].
+    pub not_after: Option<i64>,
+}
+
 #[derive(Clone, Debug)]
 struct Current {
     files: Files,
@@ -123,6 +135,8 @@ struct Current {
     overlooked: Option<Stamps>,
     config: Arc<ServerConfig>,
     not_after: Option<i64>,
+    /// Reasons why some clients refuse the certificate and others do not.
+    weaknesses: Vec<String>,
 }
 
 /// Device, inode, size and time of change: a file with the same stamp is taken for the same.
@@ -141,7 +155,19 @@ impl Certificates {
         if let Some(doubt) = doubt {
             tracing::error!(code = "certificate-doubtful", "{doubt}; clients may refuse it");
         }
+        current.log_weaknesses();
         Ok(Self { current: RwLock::new(current) })
+    }
+
+    /// Loads the files as [`Certificates::load`] does; returns why clients may refuse the certificate
+    /// instead of logging it.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn examine(files: Files, now: i64) -> Result<Examined, TlsError> {
+        let (current, doubt) = Current::load(files, now)?;
+        let doubt = doubt.map(|doubt| doubt.to_string());
+        Ok(Examined { doubt, weaknesses: current.weaknesses, not_after: current.not_after })
     }
 
     /// Returns the TLS configuration for the next connection.
@@ -190,12 +216,19 @@ impl Certificates {
         if let Some(doubt) = doubt {
             return Err(doubt);
         }
+        fresh.log_weaknesses();
         *self.current.write() = fresh;
         Ok(())
     }
 }
 
 impl Current {
+    fn log_weaknesses(&self) {
+        for weakness in &self.weaknesses {
+            tracing::warn!(code = "certificate-weak", "{weakness}");
+        }
+    }
+
     /// Returns whether these files, as they are, are served.
     fn serves(&self, files: &Files) -> bool {
         self.files == *files && self.stamps == stamps(files)
@@ -215,15 +248,7 @@ impl Current {
         }
         let not_after = chain.iter().filter_map(|certificate| not_after(certificate)).min();
         let doubt = doubt(cert, &chain, now);
-        if is_alone(&chain) {
-            let path = cert.display();
-            tracing::warn!(
-                code = "certificate-without-issuer",
-                %path,
-                "{path} holds one certificate, without the one of its issuer; clients that do not know the issuer \
-                 refuse it: append the intermediate certificates"
-            );
-        }
+        let weaknesses = weaknesses(cert, &chain);
         let private = PrivateKeyDer::from_pem_file(key)
             .map_err(|cause| TlsError::Key { path: key.clone(), cause: cause.into() })?;
         let pair = |cause| TlsError::Pair { cert: cert.clone(), key: key.clone(), cause };
@@ -239,7 +264,7 @@ impl Current {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // The strongest cipher suite that both know, whatever the client prefers.
         config.ignore_client_order = true;
-        Ok((Self { stamps, overlooked: None, config: Arc::new(config), not_after, files }, doubt))
+        Ok((Self { stamps, overlooked: None, config: Arc::new(config), not_after, files, weaknesses }, doubt))
     }
 }
 
@@ -289,11 +314,35 @@ fn doubt(path: &Path, chain: &[CertificateDer<'_>], now: i64) -> Option<TlsError
     None
 }
 
-/// Returns whether there is a single certificate, which is not its own issuer.
-fn is_alone(chain: &[CertificateDer<'_>]) -> bool {
-    let [only] = chain else { return false };
-    x509_cert::Certificate::from_der(only)
-        .is_ok_and(|only| only.tbs_certificate().issuer() != only.tbs_certificate().subject())
+/// Returns the reasons why some clients refuse a certificate that others take.
+fn weaknesses(path: &Path, chain: &[CertificateDer<'_>]) -> Vec<String> {
+    let path = path.display();
+    let Some(leaf) = chain.first().and_then(|leaf| x509_cert::Certificate::from_der(leaf).ok()) else {
+        return Vec::new();
+    };
+    let leaf = leaf.tbs_certificate();
+    let mut found = Vec::new();
+    if chain.len() == 1 && leaf.issuer() != leaf.subject() {
+        found.push(format!(
+            "{path} holds one certificate, without the one of its issuer; clients that do not know the issuer refuse \
+             it: append the intermediate certificates"
+        ));
+    }
+    // RFC 5280, section 4.2.1.9.
+    if leaf.get_extension::<BasicConstraints>().is_ok_and(|found| found.is_some_and(|(_, is)| is.ca)) {
+        found.push(format!(
+            "the certificate {path} is that of a certificate authority, as `openssl req -x509` makes it; many clients \
+             refuse it for a server: issue one from it without CA:TRUE"
+        ));
+    }
+    // RFC 9525, section 6.3: the common name does not count.
+    if leaf.get_extension::<SubjectAltName>().is_ok_and(|names| names.is_none()) {
+        found.push(format!(
+            "the certificate {path} has no subject alternative name, which clients compare with the host in the URL: \
+             issue one with the name that senders use"
+        ));
+    }
+    found
 }
 
 /// Returns the end of a certificate's validity (RFC 5280, section 4.1.2.5).

@@ -51,6 +51,8 @@ const LONGEST_REFRESH: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Minimum refresh interval that a key server can ask for. It may ask to be asked more often than
 /// configured, but not more often than this.
 const SHORTEST_MAX_AGE: Duration = Duration::from_secs(60);
+/// Difference between the clocks of this machine and a key server that is tolerated, in seconds.
+const MAX_CLOCK_DIFFERENCE: i128 = 60;
 
 /// Event of a key ring, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +145,21 @@ pub struct Fetcher {
     /// passed the policy of its time, and under another policy the same version may hold more.
     etag: Option<String>,
     max_age: Option<Duration>,
+    /// Seconds by which the clock differs from the server's, if that is too much; negative when it
+    /// is behind.
+    clock_off: Option<i128>,
+}
+
+/// Result of [`Fetcher::probe`].
+#[derive(Debug)]
+pub struct Probe {
+    /// Number of usable keys.
+    pub keys: usize,
+    /// Keys that would not be used, each with the reason.
+    pub ignored: Vec<String>,
+    /// Seconds by which the clock of this machine is ahead of the server's (or behind, negative),
+    /// if that is more than a minute.
+    pub clock_off: Option<i128>,
 }
 
 impl KeyRing {
@@ -178,6 +195,7 @@ impl KeyRing {
             history: History::default(),
             etag: None,
             max_age: None,
+            clock_off: None,
         };
         Ok((ring, fetcher))
     }
@@ -415,16 +433,10 @@ impl Fetcher {
 
     /// Returns the keys of a document that count; none when it is the known version.
     fn admit(&mut self, loaded: Loaded) -> Result<Option<Vec<Key>>, KeyRingError> {
-        let Parsed { keys, refused } = match loaded {
-            Loaded::NotModified { max_age } => {
-                self.max_age = max_age;
-                return Ok(None);
-            }
-            Loaded::Document { parsed, etag, max_age } => {
-                (self.etag, self.max_age) = (etag, max_age);
-                parsed
-            }
-        };
+        self.max_age = loaded.max_age;
+        self.check_clock(loaded.date);
+        let Some(Parsed { keys, refused }) = loaded.document else { return Ok(None) };
+        self.etag = loaded.etag;
         let (pinned, foreign): (Vec<Key>, Vec<Key>) =
             keys.keys().iter().cloned().partition(|key| self.options.pins(key));
         if pinned.is_empty() {
@@ -449,6 +461,34 @@ impl Fetcher {
             self.refused = passed_over;
         }
         Ok(Some(listed))
+    }
+
+    /// Compares the clock of this machine with a server's.
+    fn check_clock(&mut self, date: Option<u64>) {
+        let off = date.map(|date| i128::from((self.now)()) - i128::from(date));
+        let off = off.filter(|off| off.abs() > MAX_CLOCK_DIFFERENCE);
+        if let (Some(off), None) = (off, self.clock_off) {
+            let (source, origin, seconds) = (&self.source, self.origin.name(), off.abs());
+            let direction = if off > 0 { "ahead of" } else { "behind" };
+            warn!(
+                code = "clock-off",
+                source,
+                "source \"{source}\": the clock of this machine is {seconds} s {direction} that of {origin}; set it \
+                 (timedatectl): certificates, delays and retention depend on it"
+            );
+        }
+        self.clock_off = off;
+    }
+
+    /// Asks the origin once, without using or caching what it lists. Returns how many of its keys
+    /// would be trusted, and why others would not, one line each.
+    ///
+    /// # Errors
+    /// See [`KeyRingError`].
+    pub async fn probe(mut self, timeout: Duration) -> Result<Probe, KeyRingError> {
+        let loaded = self.origin.load(None, timeout).await?;
+        let keys = self.admit(loaded)?.map_or(0, |keys| keys.len());
+        Ok(Probe { keys, ignored: self.refused, clock_off: self.clock_off })
     }
 
     /// Puts the keys that are trusted now into use; returns their number, and how many of them are

@@ -47,6 +47,17 @@ pub struct JwksOptions {
     pub retired_for: Duration,
 }
 
+impl JwksOptions {
+    /// Returns where the keys come from, for a message.
+    pub fn origin(&self) -> String {
+        match (&self.url, &self.file) {
+            (Some(url), _) => url.to_string(),
+            (None, Some(file)) => file.display().to_string(),
+            (None, None) => "the configuration".to_owned(),
+        }
+    }
+}
+
 impl Default for JwksOptions {
     fn default() -> Self {
         Self {

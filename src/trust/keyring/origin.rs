@@ -79,11 +79,21 @@ pub(super) enum Ready {
 }
 
 /// Response of an origin.
-pub(super) enum Loaded {
-    /// The known version is still current.
-    NotModified { max_age: Option<Duration> },
-    /// A whole document.
-    Document { parsed: Parsed, etag: Option<String>, max_age: Option<Duration> },
+#[derive(Default)]
+pub(super) struct Loaded {
+    /// A whole document, unless the known version is still current.
+    pub(super) document: Option<Parsed>,
+    /// Version of the document.
+    pub(super) etag: Option<String>,
+    pub(super) max_age: Option<Duration>,
+    /// Time of the server, in seconds since the Unix epoch (RFC 9110, section 6.6.1).
+    pub(super) date: Option<u64>,
+}
+
+impl Loaded {
+    fn local(parsed: Parsed) -> Self {
+        Self { document: Some(parsed), ..Self::default() }
+    }
 }
 
 impl Ready {
@@ -110,14 +120,13 @@ impl Ready {
 
     /// Asks, within `timeout`, for another version than the one called `etag`.
     pub(super) async fn load(&self, etag: Option<&str>, timeout: Duration) -> Result<Loaded, KeyRingError> {
-        let (parsed, etag, max_age) = match self {
-            Self::Pinned(keys) => (Parsed { keys: keys.clone(), refused: Vec::new() }, None, None),
-            Self::File(path) => (read_file_within(path, timeout).await?, None, None),
+        match self {
+            Self::Pinned(keys) => Ok(Loaded::local(Parsed { keys: keys.clone(), refused: Vec::new() })),
+            Self::File(path) => Ok(Loaded::local(read_file_within(path, timeout).await?)),
             Self::Url { endpoint, client, token, .. } => {
-                return ask(client, endpoint, token.as_ref(), etag, timeout).await;
+                ask(client, endpoint, token.as_ref(), etag, timeout).await
             }
-        };
-        Ok(Loaded::Document { parsed, etag, max_age })
+        }
     }
 }
 
@@ -142,11 +151,9 @@ pub async fn fetch(
     token: Option<&HeaderValue>,
     timeout: Duration,
 ) -> Result<Parsed, KeyRingError> {
-    match ask(client, endpoint, token, None, timeout).await? {
-        Loaded::Document { parsed, .. } => Ok(parsed),
-        // 304 was not asked for.
-        Loaded::NotModified { .. } => Err(KeyRingError::Status { url: endpoint.to_string(), status: 304 }),
-    }
+    // 304 was not asked for.
+    let unasked = || KeyRingError::Status { url: endpoint.to_string(), status: 304 };
+    ask(client, endpoint, token, None, timeout).await?.document.ok_or_else(unasked)
 }
 
 async fn ask(
@@ -166,17 +173,25 @@ async fn ask(
         .await
         .map_err(|cause| KeyRingError::Fetch { url: url(), cause })?;
     let max_age = max_age(&fetched.headers);
+    let date = date(&fetched.headers);
     match fetched.status {
         200 => {
             let parsed = jwks::parse(&fetched.body, MAX_KEYS)
                 .map_err(|cause| KeyRingError::Document { url: url(), cause })?;
             let etag =
                 fetched.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-            Ok(Loaded::Document { parsed, etag, max_age })
+            Ok(Loaded { document: Some(parsed), etag, max_age, date })
         }
-        304 if etag.is_some() => Ok(Loaded::NotModified { max_age }),
+        304 if etag.is_some() => Ok(Loaded { document: None, etag: None, max_age, date }),
         status => Err(KeyRingError::Status { url: url(), status }),
     }
+}
+
+/// Returns when the server made the response; none when a cache has kept it since.
+fn date(headers: &HeaderMap) -> Option<u64> {
+    let date = headers.get(header::DATE).filter(|_| !headers.contains_key(header::AGE))?;
+    let date = httpdate::parse_http_date(date.to_str().ok()?).ok()?;
+    date.duration_since(std::time::UNIX_EPOCH).ok().map(|time| time.as_secs())
 }
 
 /// Returns how long the response is fresh (RFC 9111, section 4.2); none when it does not say, or
