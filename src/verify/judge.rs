@@ -227,7 +227,7 @@ impl JudgedBlock {
     /// Counts a good line by its metadata.
     fn good(&mut self, metadata: &Metadata<'_>, key: usize, time: Option<i64>) {
         match metadata {
-            Metadata::Record(Kind::Quarantined { .. }) | Metadata::Refused(_) => {
+            Metadata::Record(Kind::Quarantined(_)) | Metadata::Refused(_) => {
                 self.counts.good_in_quarantine += 1;
             }
             metadata if was_not_verified(metadata) => self.counts.good_unverified += 1,
@@ -437,7 +437,7 @@ pub(super) fn contradiction(
 ) -> Option<Cow<'static, str>> {
     let (difference, verified, key_id, whole) = match metadata {
         // A record of a quarantined line says nothing of its event.
-        Metadata::Nothing | Metadata::Record(Kind::Quarantined { .. }) | Metadata::Refused(_) => return None,
+        Metadata::Nothing | Metadata::Record(Kind::Quarantined(_)) | Metadata::Refused(_) => return None,
         Metadata::Record(Kind::Misshapen) => return Some(MISSHAPEN.into()),
         Metadata::Record(Kind::Accepted(claims)) => {
             let difference =
