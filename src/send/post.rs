@@ -393,8 +393,7 @@ mod tests {
         let retrying = |attempt, pause: Duration, error: &Undelivered| {
             told.borrow_mut().push((attempt, pause.as_secs(), error.to_string()));
         };
-        let (attempts, result) =
-            persist(&Retry::default(), async || refusal(500, None), retrying).await;
+        let (attempts, result) = persist(&Retry::default(), async || refusal(500, None), retrying).await;
         assert_eq!((attempts, start.elapsed()), (5, Duration::from_secs(1 + 2 + 4 + 8)));
         let error = || "h answered 500".to_owned();
         assert_eq!(*told.borrow(), [(2, 1, error()), (3, 2, error()), (4, 4, error()), (5, 8, error())]);

@@ -19,9 +19,7 @@ use super::super::exit::Failure;
 use super::display;
 use crate::escape::escape;
 use crate::net::{Endpoint, HeaderValue};
-use crate::send::{
-    BatchLimits, Delivered, Options, Report, Retry, Retrying, SendError, Sender, Summary,
-};
+use crate::send::{BatchLimits, Delivered, Options, Report, Retry, Retrying, SendError, Sender, Summary};
 
 /// Environment variable with the `Authorization` value, used when no argument gives one.
 pub(super) const AUTHORIZATION_VARIABLE: &str = "AUDITGATE_AUTHORIZATION";

@@ -89,12 +89,7 @@ impl Input {
     }
 }
 
-fn generate(
-    count: u64,
-    seed: Option<u64>,
-    treatment: &Treatment,
-    feed: &Feed,
-) -> Result<(), Hangup> {
+fn generate(count: u64, seed: Option<u64>, treatment: &Treatment, feed: &Feed) -> Result<(), Hangup> {
     let rng = seed.map_or_else(rand::make_rng, StdRng::seed_from_u64);
     let mut samples = sample::Samples::new(rng, now);
     let (format, key) = match treatment {
@@ -151,14 +146,12 @@ impl Treatment {
     fn apply(&self, text: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         match self {
             Self::Raw => Ok(vec![text.to_vec()]),
-            Self::Quarantine => {
-                match record::read(text) {
-                    Some(record::Saved { raw, kind: record::Kind::Quarantined(about) }) => {
-                        quarantined(&raw, &about.reason)
-                    }
-                    _ => Err("it is not a quarantine record; for other lines use --input-format raw".to_owned()),
+            Self::Quarantine => match record::read(text) {
+                Some(record::Saved { raw, kind: record::Kind::Quarantined(about) }) => {
+                    quarantined(&raw, &about.reason)
                 }
-            }
+                _ => Err("it is not a quarantine record; for other lines use --input-format raw".to_owned()),
+            },
             Self::Events { format, key } => {
                 let parsed = Line::parse(text).map_err(|malformed| malformed.to_string())?;
                 let mut event = parsed.event();

@@ -235,7 +235,9 @@ fn undelivered_events_are_counted() {
     assert!(output.out.ends_with("duplicates 0, quarantined 0, not delivered 3\n"), "{}", output.out);
 
     // On a terminal, the line of the batch has said why.
-    let args = Command::try_parse_from([&["send", "--to", &fixture.receiver.endpoint().to_string()], &args[..]].concat());
+    let args = Command::try_parse_from(
+        [&["send", "--to", &fixture.receiver.endpoint().to_string()], &args[..]].concat(),
+    );
     let (mut out, mut complaints) = (Vec::new(), Vec::new());
     let console = Console { is_one_terminal: true, ..console(&mut out, &mut complaints) };
     let failure = send(&args.unwrap().args, &|_| None, Box::new(io::empty()), console).unwrap_err();
