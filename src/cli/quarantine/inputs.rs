@@ -110,7 +110,9 @@ fn of_sinks(config: &Config, wanted: Option<&str>, problems: &mut Problems) -> R
             SinkKind::File(options) if options.format == Rendering::Json => &options.path,
             SinkKind::Sqlite(options) => &options.path,
             SinkKind::File(_) => {
-                remark(&format!("sink `{name}` is left out: its format `raw` keeps no reasons"));
+                if wanted.is_none() {
+                    remark(&format!("sink `{name}` is left out: its format `raw` keeps no reasons"));
+                }
                 continue;
             }
             SinkKind::Syslog(_) => continue,
