@@ -12,7 +12,7 @@ use self::report::{Outcome, Output, Report};
 use super::config_file::ConfigFile;
 use super::exit::{Exit, Failure};
 use super::time_arg;
-use crate::config::{Config, Secrets};
+use crate::config::{Config, DEFAULT_FILE, Secrets};
 use crate::escape::{escape, escape_json};
 use crate::net::{Client, Endpoint};
 use crate::trust::jwks::{KeySet, MAX_KEPT_KEYS, Parsed};
@@ -33,8 +33,8 @@ use crate::wire::record::time_stamp;
 /// it. Quarantined lines (those with a `reason`) are checked like any others, so most of them are
 /// findings, unless `--skip-quarantine` is given.
 ///
-/// With `--config`, the keys are those that the daemon has, retired ones included, and without a
-/// FILE everything is checked that its sinks have written.
+/// Without `--jwks`, or with `--config`, the keys are those that the daemon of a configuration has,
+/// retired ones included, and without a FILE everything is checked that its sinks have written.
 ///
 /// Exit code 0: every line was proved. 1: some were not. 74: a file could not be read (the others
 /// were checked).
@@ -44,7 +44,7 @@ pub struct Args {
     /// A JWKS document with the producer's public keys: a file, an https URL, or the daemon's own
     /// cache of keys (DATA_DIR/jwks/SOURCE.json). Can be given several times; events carry no key
     /// ID, so every key is tried
-    #[arg(long, value_name = "FILE|URL", required_unless_present = "config")]
+    #[arg(long, value_name = "FILE|URL")]
     pub jwks: Vec<String>,
 
     #[command(flatten)]
@@ -86,7 +86,7 @@ pub struct Args {
     /// What to check; `-` is standard input. Of a directory, every file in it and below it that
     /// auditgate could have written is checked, in the order of their time; what is skipped is
     /// reported on stderr
-    #[arg(value_name = "FILE|DIRECTORY", required_unless_present_any = ["explain", "config"])]
+    #[arg(value_name = "FILE|DIRECTORY")]
     pub files: Vec<PathBuf>,
 }
 
@@ -110,12 +110,28 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let window = time_arg::window(args.since.as_deref(), args.until.as_deref())?;
     let target = args.explain.as_deref().map(|target| located(target, &args.files)).transpose()?;
-    // Tokens are not needed, and not everybody who may read the files may read them.
-    let config = args.config.as_ref().map(|file| file.load(Secrets::SkipMissing)).transpose()?;
+    let config = config(args)?;
+    if args.files.is_empty() && target.is_none() && config.is_none() {
+        return Err(Failure::usage("name files or directories to check, or a configuration with --config"));
+    }
     let keys = Keys::new(&keys(args, config.as_ref())?);
     match target {
         Some((path, line)) => explain_line(&path, line, &keys, args.json, out),
         None => check(args, config.as_ref(), &keys, window, out),
+    }
+}
+
+/// Returns the configuration, where one is named or nothing else has keys.
+fn config(args: &Args) -> Result<Option<Config>, Failure> {
+    let default = ConfigFile { config: PathBuf::from(DEFAULT_FILE) };
+    // Tokens are not needed, and not everybody who may read the files may read them.
+    match (&args.config, args.jwks.is_empty()) {
+        (Some(file), _) => file.load(Secrets::SkipMissing).map(Some),
+        (None, false) => Ok(None),
+        (None, true) => default.load(Secrets::SkipMissing).map(Some).map_err(|Failure { exit, message }| {
+            let message = format!("without --jwks the keys come from the configuration, and: {message}");
+            Failure { exit, message }
+        }),
     }
 }
 
