@@ -39,10 +39,10 @@ fn a_file_and_a_database_are_listed_shown_and_pruned_while_the_daemon_writes() {
         + &sqlite_sink("events.db", "[\"verified\", \"quarantine\"]");
     let site = Site::new().sinks(&sinks);
     let daemon = Daemon::start(&site);
-    let stranger = Producer::new(7);
+    let other = Producer::new(7);
     for batch in 0..5 {
         let numbers = batch * 10..batch * 10 + 10;
-        let mut lines = [site.producer.events(numbers.clone()), stranger.events(numbers)].concat();
+        let mut lines = [site.producer.events(numbers.clone()), other.events(numbers)].concat();
         lines.push(sign::cef(batch, &format!("rt={batch}")));
         assert_eq!(daemon.deliver(&lines).quarantined, 11);
     }
@@ -73,12 +73,12 @@ fn a_file_and_a_database_are_listed_shown_and_pruned_while_the_daemon_writes() {
     assert_eq!(listed(&site, "search"), []);
 
     // The daemon goes on as if nothing had happened, also after a restart.
-    assert_eq!(daemon.deliver(&stranger.events(100..103)).quarantined, 3);
+    assert_eq!(daemon.deliver(&other.events(100..103)).quarantined, 3);
     daemon.settle();
     daemon.kill9();
     let daemon = Daemon::start(&site);
     assert_eq!(daemon.deliver(&site.producer.events(103..106)).accepted, 3);
-    assert_eq!(daemon.deliver(&stranger.events(106..109)).quarantined, 3);
+    assert_eq!(daemon.deliver(&other.events(106..109)).quarantined, 3);
     daemon.settle();
     assert_eq!(listed(&site, "search"), [("bad_signature".to_owned(), 6)]);
     let left = quarantine(&site.with_rotated("quarantine.jsonl"));

@@ -124,7 +124,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 /// Returns the configuration, where one is named or nothing else has keys.
 fn config(args: &Args) -> Result<Option<Config>, Failure> {
     let default = ConfigFile { config: PathBuf::from(DEFAULT_FILE) };
-    // Tokens are not needed, and not everybody who may read the files may read them.
+    // Tokens are not needed, and a user who may read the files need not be allowed to read them.
     match (&args.config, args.jwks.is_empty()) {
         (Some(file), _) => file.load(Secrets::SkipMissing).map(Some),
         (None, false) => Ok(None),

@@ -18,7 +18,7 @@ pub struct FileOptions {
     /// Format of the lines.
     pub format: Rendering,
     /// Rotation of the file. Default: [`Rotation::of_quarantine`] where the sink takes nothing but
-    /// the stream `quarantine`, which whoever has a token can fill; otherwise never.
+    /// the stream `quarantine`, which any holder of a token can fill; otherwise never.
     #[serde(default)]
     pub rotate: Option<Rotation>,
     /// Policy for syncing. Default [`Syncing::Batch`].
