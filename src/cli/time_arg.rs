@@ -29,9 +29,13 @@ pub(super) fn window(since: Option<&str>, until: Option<&str>) -> Result<Window,
 /// # Errors
 /// 2 for what is not a time.
 pub(super) fn argument(name: &str, text: &str) -> Result<i64, Failure> {
+    parse(text, now()).map_err(|error| Failure::usage(format!("--{name}: {error}")))
+}
+
+/// Returns the time, in milliseconds since the Unix epoch.
+pub(super) fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-    parse(text, now).map_err(|error| Failure::usage(format!("--{name}: {error}")))
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Parses a time: RFC 3339, a date (its first moment in UTC), or an age before `now`, such as `2d`

@@ -50,7 +50,7 @@ fn resend(
     let inputs = Inputs::find(&args.inputs, &mut problems)?.of_one_sink()?;
     let mut filter = args.filter.filter()?;
     // What is quarantined once more while this runs is not sent once more.
-    let now = time_arg::argument("until", "0s")?;
+    let now = time_arg::now();
     filter.window.until = Some(filter.window.until.map_or(now, |until| until.min(now)));
     let mut sources: BTreeSet<String> = BTreeSet::new();
     for input in &inputs.0 {

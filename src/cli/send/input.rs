@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::super::exit::Failure;
+use super::super::time_arg::now;
 use super::delivery::{Feed, Hangup, Origin};
 use super::{Args, display};
 use crate::send::{SigningKey, complete, line, sample};
@@ -206,9 +206,4 @@ pub(in crate::cli) fn quarantined(raw: &[u8], reason: &str) -> Result<Vec<Vec<u8
         return Err("it is a body without an event, whose lines say nothing alone".to_owned());
     }
     Ok(Packing::Lines(Coding::Identity).lines(raw).map(<[u8]>::to_vec).collect())
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
