@@ -28,5 +28,5 @@ fuzz_target!(|bytes: &[u8]| {
     write_quarantined(&mut written, &record);
     let saved = read(one_harmless_line(&written).as_bytes()).expect("our own record");
     assert_eq!(saved.raw.as_ref(), bytes);
-    assert!(matches!(saved.kind, Kind::Quarantined { reason } if reason == "malformed"));
+    assert!(matches!(saved.kind, Kind::Quarantined(about) if about.reason == "malformed"));
 });

@@ -7,8 +7,10 @@ pub mod demo;
 pub mod exit;
 pub mod forget_sink;
 pub mod keygen;
+pub mod quarantine;
 pub mod send;
 pub mod serve;
+mod time_arg;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +36,7 @@ enum Command {
     Send(send::Args),
     Verify(verify::Args),
     Keygen(keygen::Args),
+    Quarantine(quarantine::Args),
     ForgetSink(forget_sink::Args),
 }
 
@@ -55,6 +58,7 @@ pub fn run() -> Exit {
         Command::Send(args) => send::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Keygen(args) => keygen::run(args, &mut out),
+        Command::Quarantine(args) => quarantine::run(args, &mut out),
         Command::ForgetSink(args) => forget_sink::run(args, &mut out),
     };
     match result {

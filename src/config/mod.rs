@@ -342,7 +342,7 @@ impl Config {
         self.sources.values_mut().filter_map(|source| source.jwks.as_mut()).for_each(JwksOptions::fill_in);
         for sink in self.sinks.values_mut() {
             match &mut sink.kind {
-                SinkKind::File(options) => options.fill_in(),
+                SinkKind::File(options) => options.fill_in(sink.streams == [Stream::Quarantine]),
                 SinkKind::Sqlite(_) => {}
                 SinkKind::Syslog(options) => options.fill_in(),
             }
@@ -353,7 +353,7 @@ impl Config {
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         self.sinks.iter().filter_map(|(name, sink)| {
             let SinkKind::File(FileOptions { rotate, .. }) = &sink.kind else { return None };
-            let keep = rotate.keep?;
+            let keep = rotate.as_ref()?.keep?;
             let is_mixed = sink.streams.contains(&Stream::Verified) && sink.streams.len() > 1;
             is_mixed.then(|| {
                 format!(

@@ -61,7 +61,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use batch::{BatchLimits, LineError};
 pub use complete::complete;
-pub use post::{Delivered, Receipt, Undelivered};
+pub use post::{Delivered, Receipt, RetryObserver, Retrying, Undelivered};
 pub use retry::Retry;
 pub use sign::{KeyError, SignError, SigningKey, line};
 
@@ -106,6 +106,8 @@ pub struct Options {
     pub signing_key: Option<SigningKey>,
     /// Receives the report of each batch.
     pub observer: Option<Observer>,
+    /// Is told before each pause that a batch will be posted again, and why.
+    pub retry_observer: Option<RetryObserver>,
 }
 
 impl Options {
@@ -122,6 +124,7 @@ impl Options {
             timeout: Duration::from_secs(30),
             signing_key: None,
             observer: None,
+            retry_observer: None,
         }
     }
 }
@@ -224,7 +227,8 @@ impl Sender {
         let client = Client::for_endpoint(&options.endpoint, options.ca.as_deref())?;
         let authorization = options.authorization.map(HeaderValue::try_from).transpose();
         let authorization = authorization.map_err(|_| SendError::Authorization)?;
-        let poster = Poster::new(client, options.endpoint, authorization, options.timeout, options.retry);
+        let Options { endpoint, timeout, retry, retry_observer, .. } = options;
+        let poster = Poster::new(client, endpoint, authorization, timeout, retry, retry_observer);
         let (lines, queue) = mpsc::channel(QUEUED_LINES);
         let dispatch = Dispatch {
             poster,
@@ -339,7 +343,7 @@ impl Dispatch {
         self.summary.batches += 1;
         let (number, events, poster) = (self.summary.batches, batch.events, self.poster.clone());
         self.under_way.spawn(async move {
-            let (attempts, lines, result) = poster.deliver(batch).await;
+            let (attempts, lines, result) = poster.deliver(number, batch).await;
             Report { number, events, attempts, lines, result }
         });
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -60,6 +61,38 @@ pub enum Undelivered {
     Encode(io::Error),
 }
 
+impl Undelivered {
+    /// Returns whether every other batch would be refused for the same reason, until the receiver
+    /// or the options of this sender change: the certificate is not trusted, or the response was
+    /// 401, 403, 404 or 405.
+    pub fn concerns_every_batch(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { status: 401 | 403 | 404 | 405, .. }
+                | Self::NoAnswer(ClientError::Certificate { .. })
+        )
+    }
+}
+
+/// A batch that will be posted again.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Retrying<'a> {
+    /// Its number, from 1, in the order of sending.
+    pub number: u64,
+    /// Number of the next post, from 2.
+    pub attempt: u32,
+    /// Maximum number of posts.
+    pub attempts: u32,
+    /// Time until the next post.
+    pub pause: Duration,
+    /// Error of the last post.
+    pub error: &'a Undelivered,
+}
+
+/// Called before each pause. It runs on the runtime of the sender, so it must not block.
+pub type RetryObserver = Arc<dyn Fn(&Retrying<'_>) + Send + Sync>;
+
 /// Destination and settings of posts.
 #[derive(Clone)]
 pub(super) struct Poster {
@@ -68,16 +101,18 @@ pub(super) struct Poster {
     headers: Vec<(HeaderName, HeaderValue)>,
     timeout: Duration,
     retry: Retry,
+    observer: Option<RetryObserver>,
 }
 
 impl Poster {
-    /// Creates a poster. `authorization` is sent verbatim.
+    /// Creates a poster. `authorization` is sent verbatim; `observer` is told of every retry.
     pub(super) fn new(
         client: Client,
         endpoint: Endpoint,
         authorization: Option<HeaderValue>,
         timeout: Duration,
         retry: Retry,
+        observer: Option<RetryObserver>,
     ) -> Self {
         let mut headers = vec![
             (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
@@ -87,12 +122,16 @@ impl Poster {
             authorization.set_sensitive(true);
             headers.push((header::AUTHORIZATION, authorization));
         }
-        Self { client, endpoint, headers, timeout, retry }
+        Self { client, endpoint, headers, timeout, retry, observer }
     }
 
-    /// Delivers a batch. Also returns the number of posts, and the lines as they were before
-    /// compression.
-    pub(super) async fn deliver(&self, batch: Batch) -> (u32, Vec<u8>, Result<Delivered, Undelivered>) {
+    /// Delivers the batch of that number. Also returns the number of posts, and the lines as they
+    /// were before compression.
+    pub(super) async fn deliver(
+        &self,
+        number: u64,
+        batch: Batch,
+    ) -> (u32, Vec<u8>, Result<Delivered, Undelivered>) {
         let lines = Bytes::from(batch.body);
         let plain = lines.clone();
         // A megabyte takes some 20 ms, too long for a thread that serves other tasks.
@@ -101,7 +140,13 @@ impl Poster {
             Ok(body) => Bytes::from(body),
             Err(error) => return (0, lines.into(), Err(Undelivered::Encode(error))),
         };
-        let (attempts, result) = persist(&self.retry, || self.attempt(body.clone())).await;
+        let attempts = self.retry.retries.saturating_add(1);
+        let retrying = |attempt, pause, error: &Undelivered| {
+            if let Some(observer) = &self.observer {
+                observer(&Retrying { number, attempt, attempts, pause, error });
+            }
+        };
+        let (attempts, result) = persist(&self.retry, || self.attempt(body.clone()), retrying).await;
         (attempts, lines.into(), result)
     }
 
@@ -147,8 +192,13 @@ impl Attempt {
     }
 }
 
-/// Repeats `attempt` as `retry` decides. Also returns the number of attempts.
-async fn persist<F>(retry: &Retry, mut attempt: impl FnMut() -> F) -> (u32, Result<Delivered, Undelivered>)
+/// Repeats `attempt` as `retry` decides; tells `retrying` before each pause the number of the next
+/// attempt. Also returns the number of attempts.
+async fn persist<F>(
+    retry: &Retry,
+    mut attempt: impl FnMut() -> F,
+    retrying: impl Fn(u32, Duration, &Undelivered),
+) -> (u32, Result<Delivered, Undelivered>)
 where
     F: Future<Output = Attempt>,
 {
@@ -157,7 +207,12 @@ where
         attempts = attempts.saturating_add(1);
         let met = attempt().await;
         match retry.next(attempts, met.outcome(), met.retry_after) {
-            Decision::Wait(pause) => tokio::time::sleep(pause).await,
+            Decision::Wait(pause) => {
+                if let Err(error) = &met.result {
+                    retrying(attempts.saturating_add(1), pause, error);
+                }
+                tokio::time::sleep(pause).await;
+            }
             Decision::Done | Decision::GiveUp => return (attempts, met.result),
         }
     }
@@ -225,12 +280,12 @@ mod tests {
     fn poster(endpoint: Endpoint, retry: Retry) -> Poster {
         let client = Client::for_endpoint(&endpoint, None).unwrap();
         let authorization = Some(HeaderValue::from_static("Splunk a b"));
-        Poster::new(client, endpoint, authorization, Duration::from_secs(20), retry)
+        Poster::new(client, endpoint, authorization, Duration::from_secs(20), retry, None)
     }
 
     async fn deliver(receiver: &Receiver, retry: Retry) -> (u32, Result<Delivered, Undelivered>) {
         let batch = Batch { body: b"one\ntwo\n".to_vec(), events: 2 };
-        let (attempts, lines, result) = poster(receiver.endpoint(), retry).deliver(batch).await;
+        let (attempts, lines, result) = poster(receiver.endpoint(), retry).deliver(1, batch).await;
         assert_eq!(lines, b"one\ntwo\n");
         (attempts, result)
     }
@@ -307,7 +362,7 @@ mod tests {
     async fn a_refused_connection_is_retried_and_then_reported() {
         let endpoint = crate::net::loopback::Server::refusing();
         let batch = Batch { body: b"x\n".to_vec(), events: 1 };
-        let (attempts, _, result) = poster(endpoint, AT_ONCE).deliver(batch).await;
+        let (attempts, _, result) = poster(endpoint, AT_ONCE).deliver(1, batch).await;
         assert_eq!(attempts, 5);
         assert!(matches!(result, Err(Undelivered::NoAnswer(ClientError::Connect { .. }))), "{result:?}");
     }
@@ -315,17 +370,18 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_final_and_reported_with_its_reason() {
         let problem = r#"{"title":"Unauthorized","status":401,"detail":"unknown\u001b token"}"#;
-        for (status, body, message) in [
-            (401, problem, "answered 401 (unknown\\u{1b} token): check the authorization"),
-            (413, "", "answered 413: send smaller batches"),
-            (404, "not here\n", "answered 404 (not here): check the path of the URL"),
-            (503, "", "answered 503"),
-            (308, "", "answered 308"),
+        for (status, body, message, concerns_every_batch) in [
+            (401, problem, "answered 401 (unknown\\u{1b} token): check the authorization", true),
+            (413, "", "answered 413: send smaller batches", false),
+            (404, "not here\n", "answered 404 (not here): check the path of the URL", true),
+            (503, "", "answered 503", false),
+            (308, "", "answered 308", false),
         ] {
             let receiver = Receiver::start([Answer::new(status, "retry-after: 0\r\n", body)]);
             let (attempts, result) = deliver(&receiver, AT_ONCE).await;
-            let text = result.unwrap_err().to_string();
-            assert_eq!(text, format!("{} {message}", receiver.endpoint().authority()));
+            let error = result.unwrap_err();
+            assert_eq!(error.to_string(), format!("{} {message}", receiver.endpoint().authority()));
+            assert_eq!(error.concerns_every_batch(), concerns_every_batch);
             assert_eq!(attempts, 1);
         }
     }
@@ -333,19 +389,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_pauses_are_those_of_konnect() {
         let start = Instant::now();
-        let (attempts, result) = persist(&Retry::default(), async || refusal(500, None)).await;
+        let told = std::cell::RefCell::new(Vec::new());
+        let retrying = |attempt, pause: Duration, error: &Undelivered| {
+            told.borrow_mut().push((attempt, pause.as_secs(), error.to_string()));
+        };
+        let (attempts, result) = persist(&Retry::default(), async || refusal(500, None), retrying).await;
         assert_eq!((attempts, start.elapsed()), (5, Duration::from_secs(1 + 2 + 4 + 8)));
+        let error = || "h answered 500".to_owned();
+        assert_eq!(*told.borrow(), [(2, 1, error()), (3, 2, error()), (4, 4, error()), (5, 8, error())]);
         assert!(result.is_err());
 
         let start = Instant::now();
         let left = Cell::new(2);
-        let (attempts, result) = persist(&Retry::default(), async || {
+        let attempt = async || {
             if left.replace(left.get() - 1) > 0 {
                 return refusal(429, Some(600));
             }
             Attempt { result: Ok(Delivered { status: 200, receipt: None }), retry_after: None }
-        })
-        .await;
+        };
+        let (attempts, result) = persist(&Retry::default(), attempt, |_, _, _| {}).await;
         assert_eq!((attempts, start.elapsed()), (3, Duration::from_secs(1200)));
         assert!(result.is_ok());
     }
@@ -353,12 +415,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_untrusted_certificate_is_final() {
         let start = Instant::now();
-        let (attempts, _) = persist(&Retry::default(), async || {
+        let attempt = async || {
             let cause = "unknown issuer".to_owned();
             Attempt::without_answer(ClientError::Certificate { host: "h".to_owned(), cause })
-        })
-        .await;
+        };
+        let (attempts, result) = persist(&Retry::default(), attempt, |_, _, _| {}).await;
         assert_eq!((attempts, start.elapsed()), (1, Duration::ZERO));
+        assert!(result.unwrap_err().concerns_every_batch());
     }
 
     #[test]

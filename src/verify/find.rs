@@ -47,6 +47,73 @@ pub fn find(named: &[PathBuf]) -> Found {
     found
 }
 
+/// The files of a file sink.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SinkFiles {
+    /// Those that were rotated, by auditgate or by another program, in the order of their time.
+    pub rotated: Vec<PathBuf>,
+    /// The file at the path, which the daemon writes to; none while there is none.
+    pub current: Option<PathBuf>,
+}
+
+/// Finds the files of the sink with that path. Where the path is a symbolic link, they are beside
+/// the file that it leads to.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn of_sink(path: &Path) -> io::Result<SinkFiles> {
+    let path = match fs::canonicalize(path) {
+        Ok(path) => path,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        Err(error) => return Err(error),
+    };
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return Ok(SinkFiles::default());
+    };
+    let mut dated: Vec<Dated> = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let other = entry.file_name();
+        if let Some(other) = other.to_str()
+            && is_rotated_from(other, name)
+            && entry.metadata()?.is_file()
+        {
+            dated.push(dated_file(other, &entry.metadata()?, entry.path()));
+        }
+    }
+    dated.sort();
+    let mut rotated: Vec<PathBuf> = dated.into_iter().map(|(.., path)| path).collect();
+    // A file that was compressed is there twice for a moment, and after an interruption.
+    let compressed: Vec<PathBuf> =
+        rotated.iter().filter(|file| is_compressed(file)).map(|file| file.with_extension("")).collect();
+    rotated.retain(|file| !compressed.contains(file));
+    Ok(SinkFiles { rotated, current: path.is_file().then_some(path) })
+}
+
+/// Returns whether a file was rotated from the file called `name`: by us, or by another program
+/// (`x.log.1`, `x.log-20260102.gz`).
+fn is_rotated_from(other: &str, name: &str) -> bool {
+    let Some(suffix) = other.strip_prefix(name) else { return false };
+    if rotated_at(other).is_some_and(|(time, sequence)| {
+        suffix.strip_prefix('.').is_some_and(|suffix| uncompressed(suffix) == format!("{time}-{sequence}"))
+    }) {
+        return true;
+    }
+    uncompressed(suffix).strip_prefix(['.', '-']).is_some_and(is_number)
+}
+
+fn is_compressed(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "zst" || extension == "gz")
+}
+
+fn uncompressed(name: &str) -> &str {
+    name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(name)
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
+}
+
 /// The time in the notation of rotated names, the sequence number, the path.
 type Dated = (String, String, PathBuf);
 
@@ -72,15 +139,18 @@ fn search(directory: &Path, dated: &mut Vec<Dated>, found: &mut Found) {
                 Ok(Some(why)) => found.left_out.push((path, why)),
                 Ok(None) => {
                     let name = entry.file_name();
-                    let (time, sequence) = match name.to_str().and_then(rotated_at) {
-                        Some((time, sequence)) => (time.to_owned(), sequence.to_owned()),
-                        // Behind every file that was rotated within the same second.
-                        None => (written_at(&metadata), "~".to_owned()),
-                    };
-                    dated.push((time, sequence, path));
+                    dated.push(dated_file(name.to_str().unwrap_or_default(), &metadata, path));
                 }
             },
         }
+    }
+}
+
+fn dated_file(name: &str, metadata: &fs::Metadata, path: PathBuf) -> Dated {
+    match rotated_at(name) {
+        Some((time, sequence)) => (time.to_owned(), sequence.to_owned(), path),
+        // Behind every file that was rotated within the same second.
+        None => (written_at(metadata), "~".to_owned(), path),
     }
 }
 
@@ -165,12 +235,10 @@ fn foreign(path: &Path) -> io::Result<Option<&'static str>> {
 /// Returns whether a name is one that file sinks have in our examples, or a rotated one: by us, or
 /// by another program (`x.log.1`, `x.log-20260102.gz`).
 fn is_ours_by_name(name: &str) -> bool {
-    let is_number =
-        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     if rotated_at(name).is_some() {
         return true;
     }
-    let plain = name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(name);
+    let plain = uncompressed(name);
     let stem =
         match (plain.rsplit_once('.'), plain.split_once(".log-").or_else(|| plain.split_once(".jsonl-"))) {
             (Some((stem, number)), _) if is_number(number) => stem,
@@ -279,6 +347,47 @@ mod tests {
         let left_out: Vec<_> = found.left_out.iter().map(|(path, _)| relative(path)).collect();
         assert_eq!(left_out, ["jwks.json", "key.pem", "link", "other.db", "x.xz"]);
         assert!(found.unreadable.is_empty());
+    }
+
+    #[test]
+    fn a_sinks_files_are_those_at_its_path_and_those_rotated_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045);
+        for name in [
+            "v.log",
+            "v.log.20270102T030405Z-0001.zst",
+            "v.log.20260102T030405Z-0002",
+            "v.log.20260102T030405Z-0001",
+            "v.log.20260102T030405Z-0001.gz",
+            "v.log.20260102T030405Z-0003.zst.unfinished",
+            "v.log.1",
+            "v.log-20260101.gz",
+            "v.log.bak",
+            "v.log.1.bak",
+            "v.log.a.20260102T030405Z-0001",
+            "other.log",
+            "v.lo",
+        ] {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(moment - Duration::from_secs(if name.ends_with(".1") { 60 } else { 120 }))
+                .unwrap();
+        }
+        fs::create_dir(dir.path().join("v.log.2")).unwrap();
+        let at = |name: &str| dir.path().canonicalize().unwrap().join(name);
+        let rotated = [
+            "v.log-20260101.gz",
+            "v.log.1",
+            "v.log.20260102T030405Z-0001.gz",
+            "v.log.20260102T030405Z-0002",
+            "v.log.20270102T030405Z-0001.zst",
+        ];
+        let wanted = SinkFiles { rotated: rotated.map(at).to_vec(), current: Some(at("v.log")) };
+        assert_eq!(of_sink(&at("v.log")).unwrap(), wanted);
+        std::os::unix::fs::symlink("v.log", dir.path().join("link")).unwrap();
+        assert_eq!(of_sink(&dir.path().join("link")).unwrap(), wanted);
+        fs::remove_file(at("v.log")).unwrap();
+        assert_eq!(of_sink(&at("v.log")).unwrap(), SinkFiles { current: None, ..wanted });
+        assert!(of_sink(&at("missing/v.log")).is_err());
     }
 
     #[test]

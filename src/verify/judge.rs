@@ -108,11 +108,20 @@ pub struct Window {
 
 impl Window {
     /// Returns whether an event of that time is to be checked. One without a usable time always is.
-    fn has(&self, time: Option<i64>) -> bool {
+    pub fn has(&self, time: Option<i64>) -> bool {
         time.is_none_or(|time| {
             self.since.is_none_or(|since| since <= time) && self.until.is_none_or(|until| time < until)
         })
     }
+}
+
+/// Lines that are to be checked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Selection {
+    /// Time of the events.
+    pub window: Window,
+    /// Quarantined lines are not checked, but counted.
+    pub skip_quarantine: bool,
 }
 
 /// Error of a line, or of a file from a line on.
@@ -176,6 +185,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Not checked, because their time is outside the window.
     pub outside: u64,
+    /// Not checked, because they are quarantined and these were to be skipped.
+    pub skipped: u64,
 }
 
 impl Counts {
@@ -207,6 +218,7 @@ impl AddAssign for Counts {
         self.torn += other.torn;
         self.damaged += other.damaged;
         self.outside += other.outside;
+        self.skipped += other.skipped;
     }
 }
 
@@ -227,7 +239,7 @@ impl JudgedBlock {
     /// Counts a good line by its metadata.
     fn good(&mut self, metadata: &Metadata<'_>, key: usize, time: Option<i64>) {
         match metadata {
-            Metadata::Record(Kind::Quarantined { .. }) | Metadata::Refused(_) => {
+            Metadata::Record(Kind::Quarantined(_)) | Metadata::Refused(_) => {
                 self.counts.good_in_quarantine += 1;
             }
             metadata if was_not_verified(metadata) => self.counts.good_unverified += 1,
@@ -277,6 +289,13 @@ pub enum Metadata<'a> {
     Row(&'a EventRow),
     /// The columns of a row of the table `quarantine`.
     Refused(&'a QuarantineRow),
+}
+
+impl Entry<'_> {
+    /// Returns whether the file says that the line was quarantined.
+    pub fn is_quarantined(&self) -> bool {
+        matches!(self.metadata, Metadata::Record(Kind::Quarantined(_)) | Metadata::Refused(_))
+    }
 }
 
 impl Block {
@@ -437,7 +456,7 @@ pub(super) fn contradiction(
 ) -> Option<Cow<'static, str>> {
     let (difference, verified, key_id, whole) = match metadata {
         // A record of a quarantined line says nothing of its event.
-        Metadata::Nothing | Metadata::Record(Kind::Quarantined { .. }) | Metadata::Refused(_) => return None,
+        Metadata::Nothing | Metadata::Record(Kind::Quarantined(_)) | Metadata::Refused(_) => return None,
         Metadata::Record(Kind::Misshapen) => return Some(MISSHAPEN.into()),
         Metadata::Record(Kind::Accepted(claims)) => {
             let difference =

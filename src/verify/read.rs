@@ -171,6 +171,24 @@ impl Blocks {
     }
 }
 
+impl Blocks {
+    /// Returns the next block of what can be quarantined, or none at the end: lines, or the rows of
+    /// a database's table `quarantine` alone. Does not look for damage of the rest of a database.
+    ///
+    /// # Errors
+    /// As [`Self::block`].
+    pub fn quarantined_block(&mut self) -> Result<Option<Block>, Fault> {
+        match &mut self.source {
+            Source::Lines(lines) => lines.next(),
+            Source::Rows(database) => {
+                let rows =
+                    database.next_refused(BATCH_SIZE, BLOCK_BYTES).map_err(|error| fault(&error, 1))?;
+                Ok((!rows.is_empty()).then_some(Block::Refused(rows)))
+            }
+        }
+    }
+}
+
 /// Reads the events, and then the quarantined lines.
 fn rows(database: &mut Database) -> rusqlite::Result<Option<Block>> {
     let rows = database.next(BATCH_SIZE, BLOCK_BYTES)?;

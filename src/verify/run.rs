@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use parking_lot::Mutex;
 
-use super::judge::{Block, JudgedBlock, Keys, Window, judge};
+use super::judge::{Block, JudgedBlock, Keys, Selection, judge};
 use super::read::{Blocks, Fault, Kind};
 
 /// Message to the reporter, in this order for each file.
@@ -52,7 +52,7 @@ enum Step {
 pub fn check<E>(
     files: &[PathBuf],
     keys: &Keys,
-    window: Window,
+    selection: Selection,
     threads: usize,
     read: &Arc<AtomicU64>,
     mut report: impl FnMut(usize, News) -> Result<(), E>,
@@ -69,7 +69,7 @@ pub fn check<E>(
         // find that the receivers are gone, and then the judges that the senders are.
         let told = told;
         for _ in 0..threads {
-            scope.spawn(|| judge_all(&queue, keys, window));
+            scope.spawn(|| judge_all(&queue, keys, selection));
         }
         for _ in 0..readers {
             let jobs = jobs.clone();
@@ -138,12 +138,19 @@ fn read_one(
     }
 }
 
-fn judge_all(queue: &Mutex<Receiver<Job>>, keys: &Keys, window: Window) {
+fn judge_all(queue: &Mutex<Receiver<Job>>, keys: &Keys, selection: Selection) {
     loop {
         let job = queue.lock().recv();
         let Ok((block, result)) = job else { return };
+        let mut entries = block.entries();
+        let all = entries.len();
+        if selection.skip_quarantine {
+            entries.retain(|entry| !entry.is_quarantined());
+        }
+        let mut judged = judge(&entries, keys, selection.window, &mut rand::rng());
+        judged.counts.skipped = (all - entries.len()) as u64;
         // The receiver may be gone.
-        let _ = result.send(judge(&block.entries(), keys, window, &mut rand::rng()));
+        let _ = result.send(judged);
     }
 }
 
@@ -194,7 +201,7 @@ mod tests {
                 }
                 Ok::<_, Infallible>(())
             };
-            check(&files, &keys(&[1]), Window::default(), threads, &read, report).unwrap();
+            check(&files, &keys(&[1]), Selection::default(), threads, &read, report).unwrap();
             assert_eq!(found, wanted);
             assert_eq!(ended, (0..9).collect::<Vec<_>>());
             assert_eq!((counts.bad, counts.findings()), (wanted.len() as u64, wanted.len() as u64));
@@ -206,6 +213,9 @@ mod tests {
         }
         // An error of the callback ends the run.
         let report = |_, _| Err("enough");
-        assert_eq!(check(&files, &keys(&[1]), Window::default(), 2, &Arc::default(), report), Err("enough"));
+        assert_eq!(
+            check(&files, &keys(&[1]), Selection::default(), 2, &Arc::default(), report),
+            Err("enough")
+        );
     }
 }

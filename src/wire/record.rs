@@ -140,13 +140,23 @@ pub enum Kind<'a> {
     /// A record of an accepted line.
     Accepted(Claims<'a>),
     /// A record of a rejected line.
-    Quarantined {
-        /// The record's reason.
-        reason: Cow<'a, str>,
-    },
+    Quarantined(Rejection<'a>),
     /// A record that we do not write: members of both kinds, or one that is missing, foreign, of
     /// another type or there twice. What readers of the file take from it follows from nothing.
     Misshapen,
+}
+
+/// What a record says of a rejected line; nothing proves it.
+#[derive(Clone, Debug)]
+pub struct Rejection<'a> {
+    /// Time at which the batch arrived, as [`time_stamp`] writes it.
+    pub received_at: Cow<'a, str>,
+    /// The configured name of the source.
+    pub source: Cow<'a, str>,
+    /// The name of a [`Reason`].
+    pub reason: Cow<'a, str>,
+    /// Description of the error; empty where there is none.
+    pub detail: Cow<'a, str>,
 }
 
 /// The part of a record of an accepted line that follows from its raw line and must still do so.
@@ -177,10 +187,10 @@ impl Claims<'_> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Members<'a> {
-    #[serde(borrow, rename = "received_at")]
-    _received_at: Cow<'a, str>,
-    #[serde(borrow, rename = "source")]
-    _source: Cow<'a, str>,
+    #[serde(borrow)]
+    received_at: Cow<'a, str>,
+    #[serde(borrow)]
+    source: Cow<'a, str>,
     #[serde(borrow, default, deserialize_with = "not_null")]
     reason: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "not_null")]
@@ -220,7 +230,19 @@ pub fn read(line: &[u8]) -> Option<Saved<'_>> {
 }
 
 fn well_shaped(members: Members<'_>) -> Option<Saved<'_>> {
-    let Members { reason, detail, key_id, format, verified, ambiguous, event, raw, raw_base64, .. } = members;
+    let Members {
+        received_at,
+        source,
+        reason,
+        detail,
+        key_id,
+        format,
+        verified,
+        ambiguous,
+        event,
+        raw,
+        raw_base64,
+    } = members;
     let raw = match (raw, raw_base64) {
         (Some(Text(Cow::Borrowed(text))), None) => Cow::Borrowed(text.as_bytes()),
         (Some(Text(Cow::Owned(text))), None) => Cow::Owned(text.into_bytes()),
@@ -233,10 +255,11 @@ fn well_shaped(members: Members<'_>) -> Option<Saved<'_>> {
         _ => return None,
     };
     let kind = match (reason, detail, format, verified, event, key_id, ambiguous) {
-        (Some(Text(reason)), _, None, None, None, None, None)
+        (Some(Text(reason)), detail, None, None, None, None, None)
             if Reason::ALL.iter().any(|known| known.as_str() == reason) =>
         {
-            Kind::Quarantined { reason }
+            let detail = detail.map(|Text(detail)| detail).unwrap_or_default();
+            Kind::Quarantined(Rejection { received_at, source, reason, detail })
         }
         (None, None, Some(Text(format)), Some(verified), Some(event), key_id, ambiguous)
             if event.get().starts_with('{') =>
@@ -493,7 +516,7 @@ mod tests {
             assert!(!text.trim_end_matches('\n').contains(is_hazardous));
             let saved = read(text.trim_end().as_bytes()).unwrap();
             assert_eq!(saved.raw.as_ref(), raw);
-            assert!(matches!(saved.kind, Kind::Quarantined { reason } if reason == "malformed"));
+            assert!(matches!(saved.kind, Kind::Quarantined(about) if about.reason == "malformed"));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 
 use crate::harness::daemon::{Daemon, Receipt};
-use crate::harness::machine::ReservedPort;
+use crate::harness::machine::{Need, ReservedPort, are_there};
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::{objects, quarantine};
 use crate::harness::site::{PATH, Site, TOKEN, raw_and_json_sinks};
@@ -142,6 +142,88 @@ fn a_batch_that_cannot_be_delivered_is_a_finding() {
         .unwrap();
     assert_exit(&output, 1);
     assert_eq!(site.read("verified.log"), b"");
+}
+
+/// Runs a program on a terminal of its own, and prints what it prints; ends with its exit code.
+const ON_A_TERMINAL: &str =
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+
+#[test]
+fn a_sender_says_on_a_terminal_that_it_retries_and_gives_each_reason_once() {
+    // Nothing listens on it.
+    let port = ReservedPort::new();
+    let address = format!("127.0.0.1:{}", port.number());
+    let to = format!("http://{address}/");
+    let arguments = ["send", "--to", &to, "--unsigned", "--generate", "1", "--retries", "1"];
+    let output = auditgate().args(arguments).output().unwrap();
+    assert_exit(&output, 1);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains("retrying"), "{said}");
+    assert!(said.contains("1 event in 1 of 1 batch could not be delivered, the first because "), "{said}");
+
+    let need: Need = ("python3 is not installed", &["python3", "-c", "import pty"]);
+    if !are_there(&[need]) {
+        return;
+    }
+    let output = Command::new("python3")
+        .args(["-c", ON_A_TERMINAL])
+        .arg(auditgate().get_program())
+        .args(arguments)
+        .env("TERM", "xterm")
+        .output()
+        .unwrap();
+    assert_exit(&output, 1);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("; retrying in 1 s (attempt 2 of 2)"), "{said}");
+    let (_, end) = said.split_once("batch 1: 1 event, not delivered, 2 attempts: ").unwrap();
+    assert_eq!(end.matches(&address).count(), 1, "{said}");
+    assert!(end.contains("1 event in 1 of 1 batch could not be delivered, the first is batch 1"), "{said}");
+}
+
+#[test]
+fn a_refusal_of_every_batch_ends_a_long_run_at_once() {
+    let site = with_own_key();
+    let daemon = Daemon::start(&site);
+    let key = site.path("keys/signing-key.pem");
+    let mut command = send(&daemon);
+    command.args(["--generate", "1000000", "--key"]).arg(&key).env("AUDITGATE_AUTHORIZATION", "wrong");
+    let output = command.output().unwrap();
+    assert_exit(&output, 1);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("answered 401") && said.contains("sending has stopped at batch 1"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+
+    // A certificate authority that is not the receiver's.
+    let other = Site::new();
+    let to = format!("https://localhost:{}{PATH}", daemon.address.port());
+    let mut command = auditgate();
+    command.args(["send", "--to", &to, "--generate", "1000000", "--key"]).arg(&key).arg("--ca");
+    let output = command.arg(other.path("ca.pem")).output().unwrap();
+    assert_exit(&output, 1);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("certificate") && said.contains("sending has stopped at batch 1"), "{said}");
+    assert_eq!(site.read("verified.log"), b"");
+}
+
+#[test]
+fn quarantined_lines_are_a_warning_and_with_strict_a_failure() {
+    let site = with_own_key();
+    let daemon = Daemon::start(&site);
+    let events = site.producer.events(0..20).join("\n");
+    site.write("foreign.log", &events);
+    let raw = |more: &[&str]| {
+        let mut command = send(&daemon);
+        command.args(["--input-format", "raw"]).args(more).arg(site.path("foreign.log")).output().unwrap()
+    };
+    let output = raw(&[]);
+    assert_exit(&output, 0);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("auditgate: warning: 20 of 20 lines quarantined; "), "{said}");
+    // Now they are duplicates.
+    let output = raw(&["--strict"]);
+    assert_exit(&output, 0);
+    site.write("foreign.log", site.producer.events(20..21).join("\n"));
+    assert_exit(&raw(&["--strict"]), 1);
 }
 
 #[test]

@@ -286,8 +286,18 @@ impl Site {
         page.heading("5. auditgate verify proves the lines again, offline:")?;
         let check = |explain, files| {
             let jwks = vec![self.dir.join("jwks.json").display().to_string()];
-            let check =
-                verify::Args { jwks, ca: None, json: false, since: None, until: None, explain, files };
+            let check = verify::Args {
+                jwks,
+                config: None,
+                ca: None,
+                skip_quarantine: false,
+                json: false,
+                quiet: false,
+                since: None,
+                until: None,
+                explain,
+                files,
+            };
             let mut said = Vec::new();
             let result = verify::run(&check, &mut said);
             (result, String::from_utf8_lossy(&said).into_owned())

@@ -3,10 +3,12 @@ use ed25519_dalek::pkcs8::EncodePrivateKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 
 use super::super::exit::Exit;
+use super::delivery::{self, AUTHORIZATION_VARIABLE};
 use super::*;
 use crate::send::receiver::{Answer, Receiver};
 use crate::wire::event::Reason;
-use crate::wire::signature;
+use crate::wire::line::Line;
+use crate::wire::{record, signature};
 
 #[derive(clap::Parser)]
 struct Command {
@@ -56,16 +58,13 @@ impl Fixture {
         let all = [&["send", "--to", &to, "--linger", "1h"], args].concat();
         let args = Command::try_parse_from(all).unwrap_or_else(|error| panic!("{error}")).args;
         let (mut out, mut complaints) = (Vec::new(), Vec::new());
-        let console = Console {
-            stdin: Box::new(io::Cursor::new(self.stdin.clone())),
-            out: &mut out,
-            complaints: &mut complaints,
-        };
+        let stdin = Box::new(io::Cursor::new(self.stdin.clone()));
+        let console = console(&mut out, &mut complaints);
         let environment = |name: &str| {
             assert_eq!(name, AUTHORIZATION_VARIABLE);
             self.variable.map(OsString::from)
         };
-        let result = send(&args, &environment, console);
+        let result = send(&args, &environment, stdin, console);
         let text = |bytes| String::from_utf8(bytes).unwrap();
         RunOutput { result, out: text(out), complaints: text(complaints) }
     }
@@ -73,6 +72,11 @@ impl Fixture {
     fn lines(&self) -> Vec<String> {
         self.receiver.requests().iter().flat_map(crate::send::receiver::Request::lines).collect()
     }
+}
+
+/// Returns a console that is no terminal.
+fn console<'a>(out: &'a mut dyn Write, complaints: &'a mut dyn Write) -> Console<'a> {
+    Console { out, complaints, waiting: indicatif::ProgressBar::hidden(), is_one_terminal: false }
 }
 
 fn key() -> SigningKey {
@@ -215,19 +219,65 @@ fn compressed_files_are_decompressed() {
 
 #[test]
 fn undelivered_events_are_counted() {
-    let fixture = Fixture::new([Answer::receipt(2, 0, 0), Answer::new(401, "", "")]);
-    let output = fixture.run(&["--unsigned", "--generate", "5", "--batch-events", "2"]);
+    let fixture = Fixture::new([Answer::receipt(2, 0, 0), Answer::new(413, "", "")]);
+    let args = ["--unsigned", "--generate", "5", "--batch-events", "2"];
+    let output = fixture.run(&args);
     let failure = output.result.unwrap_err();
     let host = fixture.receiver.endpoint().authority().to_owned();
     assert_eq!(failure.exit, Exit::Finding);
     assert_eq!(
         failure.message,
         format!(
-            "3 events in 2 of 3 batches could not be delivered, the first because {host} answered 401: check the authorization"
+            "3 events in 2 of 3 batches could not be delivered, the first because {host} answered 413: send smaller batches"
         )
     );
     assert!(output.out.contains("batch 2: 2 events, not delivered, 1 attempt: "), "{}", output.out);
     assert!(output.out.ends_with("duplicates 0, quarantined 0, not delivered 3\n"), "{}", output.out);
+
+    // On a terminal, the line of the batch has said why.
+    let args = Command::try_parse_from(
+        [&["send", "--to", &fixture.receiver.endpoint().to_string()], &args[..]].concat(),
+    );
+    let (mut out, mut complaints) = (Vec::new(), Vec::new());
+    let console = Console { is_one_terminal: true, ..console(&mut out, &mut complaints) };
+    let failure = send(&args.unwrap().args, &|_| None, Box::new(io::empty()), console).unwrap_err();
+    assert_eq!(failure.message, "5 events in 3 of 3 batches could not be delivered, the first is batch 1");
+}
+
+#[test]
+fn a_refusal_of_every_batch_ends_the_run_and_is_said_once() {
+    for (status, advice) in [(401, "check the authorization"), (404, "check the path of the URL")] {
+        let fixture = Fixture::new([Answer::receipt(2, 0, 0), Answer::new(status, "", "")]);
+        let output = fixture.run(&["--unsigned", "--generate", "5000", "--batch-events", "2"]);
+        let failure = output.result.unwrap_err();
+        let host = fixture.receiver.endpoint().authority().to_owned();
+        assert_eq!(failure.exit, Exit::Finding);
+        assert_eq!(
+            failure.message,
+            format!(
+                "{host} answered {status}: {advice}; the receiver would refuse every batch, so sending has stopped at \
+                 batch 2: 2 events delivered before it, 2 events refused, the rest not sent"
+            )
+        );
+        assert!(output.out.ends_with("batch 2: 2 events, not delivered, 1 attempt\n"), "{}", output.out);
+        assert_eq!(output.complaints, "");
+        // The next batch may have been posted already.
+        assert!((2..=3).contains(&fixture.receiver.requests().len()));
+    }
+}
+
+#[test]
+fn quarantined_lines_are_a_warning_or_a_finding() {
+    let quarantined = "3 of 5 lines quarantined; the receiver's output of the stream `quarantine` has the reasons (there: \
+                       auditgate quarantine list)";
+    let fixture = Fixture::new([Answer::receipt(2, 0, 3)]);
+    let output = fixture.run(&["--unsigned", "--generate", "5"]);
+    output.result.unwrap();
+    assert_eq!(output.complaints, format!("auditgate: warning: {quarantined}\n"));
+    let output = fixture.run(&["--unsigned", "--generate", "5", "--strict", "--quiet"]);
+    let failure = output.result.unwrap_err();
+    assert_eq!((failure.exit, failure.message.as_str()), (Exit::Finding, quarantined));
+    assert_eq!((output.out, output.complaints), (String::new(), String::new()));
 }
 
 #[test]
@@ -286,9 +336,9 @@ fn conflicting_arguments_are_refused_before_any_post() {
     assert_eq!(failure.exit, Exit::Usage);
     assert!(failure.message.starts_with("--to: "), "{failure}");
     for size in ["0", "1MB", "x", "-1", "1 KiB x"] {
-        assert!(super::size(size).is_err(), "{size}");
+        assert!(delivery::size(size).is_err(), "{size}");
     }
-    assert_eq!(super::size("2KiB").map(NonZeroUsize::get), Ok(2048));
+    assert_eq!(delivery::size("2KiB").map(std::num::NonZero::get), Ok(2048));
 }
 
 #[test]
@@ -331,9 +381,8 @@ fn a_read_error_is_reported_after_the_lines_before_it_are_sent() {
     let to = fixture.receiver.endpoint().to_string();
     let args = Command::try_parse_from(["send", "--to", &to, "--input-format", "raw"]).unwrap().args;
     let (mut out, mut complaints) = (Vec::new(), Vec::new());
-    let console =
-        Console { stdin: Box::new(FailsAfterALine(false)), out: &mut out, complaints: &mut complaints };
-    let failure = send(&args, &|_| None, console).unwrap_err();
+    let stdin = Box::new(FailsAfterALine(false));
+    let failure = send(&args, &|_| None, stdin, console(&mut out, &mut complaints)).unwrap_err();
     assert_eq!(failure.exit, Exit::Io);
     assert!(failure.message.starts_with("cannot read standard input beyond line 1: disk on fire"));
     assert_eq!(fixture.lines(), ["x"]);
@@ -355,8 +404,9 @@ fn a_closed_standard_output_loses_no_event() {
     let all = ["send", "--to", &to, "--unsigned", "--generate", "3", "--batch-events", "1"];
     let args = Command::try_parse_from(all).unwrap().args;
     let mut complaints = Vec::new();
-    let console = Console { stdin: Box::new(io::empty()), out: &mut Closed, complaints: &mut complaints };
-    let failure = send(&args, &|_| None, console).unwrap_err();
+    let mut closed = Closed;
+    let console = console(&mut closed, &mut complaints);
+    let failure = send(&args, &|_| None, Box::new(io::empty()), console).unwrap_err();
     assert_eq!(failure.exit, Exit::Io);
     assert!(failure.message.starts_with("everything was delivered"), "{failure}");
     assert_eq!(fixture.lines().len(), 3);

@@ -18,7 +18,9 @@ use crate::wire::record::time_stamp;
 pub(super) struct Report<'a> {
     files: &'a [PathBuf],
     keys: &'a Keys,
-    json: bool,
+    output: Output,
+    /// Files that the daemon may be writing to, or may remove.
+    live: &'a [PathBuf],
     out: &'a mut dyn Write,
     progress: Progress,
     total: Sum,
@@ -28,6 +30,31 @@ pub(super) struct Report<'a> {
     files_left_out: usize,
     unreadable: Vec<Remark>,
     has_findings: bool,
+    /// With [`Output::OnlyFailure`], the first lines of what would have been printed.
+    first: Vec<String>,
+}
+
+/// What is printed, apart from a failure of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Findings as they come, and the counts.
+    Text,
+    /// The same as JSON.
+    Json,
+    /// Nothing; the failure has the first findings.
+    OnlyFailure,
+}
+
+/// Maximum number of lines that a failure has with [`Output::OnlyFailure`].
+const MAX_FIRST: usize = 10;
+
+/// Result of all files.
+pub(super) struct Outcome {
+    pub(super) counts: Counts,
+    /// Number of files that could not be read.
+    pub(super) unreadable: usize,
+    /// With [`Output::OnlyFailure`], the counts and the first findings, a line each.
+    pub(super) details: Vec<String>,
 }
 
 /// Counts of one file or of all.
@@ -103,26 +130,30 @@ struct JsonEnd<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Creates an empty report on these files. `read` counts the bytes that were read.
+    /// Creates an empty report on these files, of which the daemon may be writing to the `live`
+    /// ones. `read` counts the bytes that were read.
     pub(super) fn new(
         files: &'a [PathBuf],
+        live: &'a [PathBuf],
         keys: &'a Keys,
-        json: bool,
+        output: Output,
         read: Arc<AtomicU64>,
         out: &'a mut dyn Write,
     ) -> Self {
         Self {
             files,
             keys,
-            json,
+            output,
+            live,
             out,
-            progress: Progress::new(files, read),
+            progress: Progress::new(files, read, output),
             total: Sum::default(),
             by_file: files.iter().map(|_| FileSum { kind: None, sum: Sum::default() }).collect(),
             left_out: Vec::new(),
             files_left_out: 0,
             unreadable: Vec::new(),
             has_findings: false,
+            first: Vec::new(),
         }
     }
 
@@ -134,14 +165,21 @@ impl<'a> Report<'a> {
 
     fn not_checked(&mut self, path: &Path, reason: String) {
         let remark = Remark { file: path.display().to_string(), reason };
-        self.progress.remark(&format!("left out {}: {}", remark.file, remark.reason));
+        if self.output != Output::OnlyFailure {
+            self.progress.remark(&format!("left out {}: {}", remark.file, remark.reason));
+        }
         self.left_out.push(remark);
     }
 
     /// Records something that cannot be read.
     pub(super) fn unreadable(&mut self, path: &Path, reason: String) {
         let remark = Remark { file: path.display().to_string(), reason };
-        self.progress.remark(&format!("cannot read {}: {}", remark.file, remark.reason));
+        let text = format!("cannot read {}: {}", remark.file, remark.reason);
+        if self.output == Output::OnlyFailure {
+            self.keep_first(text);
+        } else {
+            self.progress.remark(&text);
+        }
         self.unreadable.push(remark);
     }
 
@@ -154,6 +192,7 @@ impl<'a> Report<'a> {
             return Ok(());
         };
         self.progress.advance();
+        let is_live = self.live.contains(path);
         match news {
             News::Opened { kind, quarantined } => {
                 file.kind = Some(kind);
@@ -162,7 +201,12 @@ impl<'a> Report<'a> {
                     self.not_checked(path, reason);
                 }
             }
-            News::JudgedBlock(judged) => {
+            News::JudgedBlock(mut judged) => {
+                if is_live {
+                    // The daemon may be about to write the rest of it.
+                    judged.findings.retain(|finding| finding.verdict != Verdict::Torn);
+                    judged.counts.torn = 0;
+                }
                 file.sum.add(&judged);
                 self.total.add(&judged);
                 for finding in judged.findings {
@@ -174,6 +218,9 @@ impl<'a> Report<'a> {
                 self.total.counts.count(finding.verdict);
                 self.finding(path, &finding)?;
             }
+            News::Fault(Fault::Unreadable(_)) if is_live && !path.exists() => {
+                self.left_out(path, "it was compressed, renamed or removed meanwhile");
+            }
             News::Fault(Fault::Unreadable(reason)) => self.unreadable(path, reason),
             News::Ended => {}
         }
@@ -183,27 +230,40 @@ impl<'a> Report<'a> {
     fn finding(&mut self, path: &Path, finding: &Finding) -> io::Result<()> {
         let file = path.display().to_string();
         let Finding { line, verdict, reason } = finding;
-        let text = if self.json {
-            let lead = if self.has_findings { "," } else { "{\"findings\":[" };
-            let finding = JsonFinding { file: &file, line: *line, verdict: *verdict, reason };
-            format!("{lead}\n{}", escape_json(&serde_json::to_string(&finding)?))
-        } else {
-            format!("{}:{line}: {}: {}\n", escape(&file), verdict.as_str(), escape(reason))
+        let plain = || format!("{}:{line}: {}: {}", escape(&file), verdict.as_str(), escape(reason));
+        let text = match self.output {
+            Output::Text => plain() + "\n",
+            Output::Json => {
+                let lead = if self.has_findings { "," } else { "{\"findings\":[" };
+                let finding = JsonFinding { file: &file, line: *line, verdict: *verdict, reason };
+                format!("{lead}\n{}", escape_json(&serde_json::to_string(&finding)?))
+            }
+            Output::OnlyFailure => {
+                self.keep_first(plain());
+                return Ok(());
+            }
         };
         self.has_findings = true;
         let out = &mut *self.out;
         self.progress.suspend(|| out.write_all(text.as_bytes()))
     }
 
-    /// Writes the end of the report. Returns the totals and the number of files that could not be
-    /// read.
+    /// Keeps a line for the failure, up to a limit.
+    fn keep_first(&mut self, line: String) {
+        if self.first.len() < MAX_FIRST {
+            self.first.push(line);
+        }
+    }
+
+    /// Writes the end of the report.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn end(self) -> io::Result<(Counts, usize)> {
+    pub(super) fn end(self) -> io::Result<Outcome> {
         self.progress.bar.finish_and_clear();
         let counts = self.total.counts;
-        if self.json {
+        let mut details = Vec::new();
+        if self.output == Output::Json {
             let end = JsonEnd {
                 total: self.sum(&self.total),
                 files: self
@@ -220,34 +280,20 @@ impl<'a> Report<'a> {
             let lead = if self.has_findings { "\n]," } else { "{\"findings\":[]," };
             writeln!(self.out, "{lead}{}", text.strip_prefix('{').unwrap_or(&text))?;
         } else {
-            let Counts {
-                good,
-                good_in_quarantine,
-                good_unverified,
-                bad,
-                unsigned,
-                malformed,
-                torn,
-                damaged,
-                outside,
-            } = counts;
-            write!(self.out, "good {good}, bad {bad}, unsigned {unsigned}, malformed {malformed}")?;
-            let left_out = self.files_left_out as u64;
-            for (name, count) in [
-                ("good in quarantine", good_in_quarantine),
-                ("good unverified", good_unverified),
-                ("torn", torn),
-                ("damaged", damaged),
-                ("outside the time asked for", outside),
-                ("left out", left_out),
-            ] {
-                if count > 0 {
-                    write!(self.out, ", {name} {count}")?;
+            let totals = totals(counts, self.files_left_out as u64);
+            if self.output == Output::Text {
+                writeln!(self.out, "{totals}")?;
+            } else {
+                let lines = self.first.len() as u64;
+                let more = (counts.findings() + self.unreadable.len() as u64).saturating_sub(lines);
+                details = self.first;
+                if more > 0 {
+                    details.push(format!("and {more} more; without --quiet, all of them are printed"));
                 }
+                details.push(totals);
             }
-            writeln!(self.out)?;
         }
-        Ok((counts, self.unreadable.len()))
+        Ok(Outcome { counts, unreadable: self.unreadable.len(), details })
     }
 
     fn file(&self, path: &Path, file: &FileSum) -> JsonFile<'_> {
@@ -273,6 +319,37 @@ impl<'a> Report<'a> {
     }
 }
 
+/// Returns the counts as one line.
+fn totals(counts: Counts, left_out: u64) -> String {
+    let Counts {
+        good,
+        good_in_quarantine,
+        good_unverified,
+        bad,
+        unsigned,
+        malformed,
+        torn,
+        damaged,
+        outside,
+        skipped,
+    } = counts;
+    let mut text = format!("good {good}, bad {bad}, unsigned {unsigned}, malformed {malformed}");
+    for (name, count) in [
+        ("good in quarantine", good_in_quarantine),
+        ("good unverified", good_unverified),
+        ("torn", torn),
+        ("damaged", damaged),
+        ("outside the time asked for", outside),
+        ("quarantined and skipped", skipped),
+        ("left out", left_out),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {name} {count}"));
+        }
+    }
+    text
+}
+
 /// A bar on the terminal, when both outputs are one and the files' sizes are known.
 struct Progress {
     bar: ProgressBar,
@@ -280,10 +357,11 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(files: &[PathBuf], read: Arc<AtomicU64>) -> Self {
+    fn new(files: &[PathBuf], read: Arc<AtomicU64>, output: Output) -> Self {
         let size = |path: &PathBuf| Some(path.metadata().ok().filter(std::fs::Metadata::is_file)?.len());
         let sizes: Option<u64> = files.iter().map(size).sum();
-        let wanted = io::stdout().is_terminal() && io::stderr().is_terminal();
+        let wanted =
+            output != Output::OnlyFailure && io::stdout().is_terminal() && io::stderr().is_terminal();
         let bar = match sizes.filter(|_| wanted) {
             Some(bytes) => ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr_with_hz(5)),
             None => ProgressBar::hidden(),

@@ -154,19 +154,19 @@ fn a_file_is_rotated_and_synced_as_asked() {
     let default = FileOptions {
         path: "/nonexistent/base/good.log".into(),
         format: Rendering::Raw,
-        rotate: Rotation::default(),
+        rotate: Some(Rotation::default()),
         fsync: Syncing::Batch,
         fsync_interval: None,
         mode: 0o640,
         owner: None,
     };
     assert_eq!(options(""), default);
-    let rotate = Rotation {
+    let rotate = Some(Rotation {
         size: Some(256 << 20),
         every: Some(Period::Daily),
         keep: Some(14),
         compress: Some(Compression::Zstd),
-    };
+    });
     let written = "rotate = { size = \"256MiB\", every = \"daily\", keep = 14, compress = \"zstd\" }\nfsync = \"interval\"\nmode = \"0600\"\nowner = \"audit:adm\"";
     let fsync_interval = Some(Duration::from_secs(1));
     let expected = FileOptions {
@@ -189,6 +189,32 @@ fn a_file_is_rotated_and_synced_as_asked() {
         ("owner = \"a:b:c\"", "13: `owner` in [sinks.good]: `a:b:c` is not an owner"),
     ] {
         refused("format = \"raw\"", &with(more), problem);
+    }
+}
+
+#[test]
+fn a_file_of_nothing_but_quarantined_lines_is_bounded_by_default() {
+    let rotation = |text: &str, sink: &str| {
+        let SinkKind::File(options) = config(text).sinks[sink].kind.clone() else { panic!("of type file") };
+        options.rotate.unwrap()
+    };
+    let bounded = Rotation { size: Some(64 << 20), keep: Some(16), ..Rotation::default() };
+    assert_eq!(rotation(GOOD, "bad"), bounded);
+    let shown = config(GOOD).to_toml().unwrap();
+    assert_eq!(shown.matches("keep = 16").count(), 1, "{shown}");
+    assert!(shown.contains("size = \"64MiB\""), "{shown}");
+    // Whatever else a sink takes must not be removed for the sake of quarantined lines.
+    for streams in ["\"verified\"", "[\"quarantine\", \"verified\"]", "[\"unverified\", \"quarantine\"]"] {
+        let text = GOOD.replace("[sinks.bad]", &format!("[sinks.more]\ntype = \"file\"\npath = \"more.jsonl\"\nformat = \"json\"\nstream = {streams}\n[sinks.bad]"));
+        assert_eq!(rotation(&text, "more"), Rotation::default(), "{streams}");
+    }
+    // What is written wins, also that the file is never rotated.
+    for (written, wanted) in [
+        ("rotate = {}", Rotation::default()),
+        ("rotate = { every = \"daily\" }", Rotation { every: Some(Period::Daily), ..Rotation::default() }),
+    ] {
+        let text = GOOD.replace("format = \"json\"", &format!("format = \"json\"\n{written}"));
+        assert_eq!(rotation(&text, "bad"), wanted);
     }
 }
 

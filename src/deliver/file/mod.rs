@@ -44,6 +44,7 @@ pub type WallClock = Arc<dyn Fn() -> i64 + Send + Sync>;
 /// A file that lines are appended to.
 pub struct FileSink {
     options: FileOptions,
+    rotation: Rotation,
     owner: OwnerIds,
     now: WallClock,
     open: Option<Open>,
@@ -71,6 +72,7 @@ impl FileSink {
     /// cannot be set, nothing is written.
     pub fn new(options: FileOptions, owner: OwnerIds, now: WallClock) -> Self {
         Self {
+            rotation: options.rotate.clone().unwrap_or_default(),
             options,
             owner,
             now,
@@ -96,7 +98,7 @@ impl FileSink {
         let mut open = Open::at_end(file, path)?;
         if open.written > 0 {
             let modified = open.file.metadata()?.mtime() * 1000;
-            open.period = self.options.rotate.every.map(|every| every.of(modified));
+            open.period = self.rotation.every.map(|every| every.of(modified));
             // The mark will call it safe.
             open.file.sync_data()?;
         }
@@ -137,7 +139,7 @@ impl FileSink {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(SwitchReason::Renamed)),
             Err(error) => return Err(error),
         };
-        let rotation = &self.options.rotate;
+        let rotation = &self.rotation;
         let is_full = rotation.size.is_some_and(|size| open.written + self.collected.len() as u64 > size);
         let now = rotation.every.map(|every| every.of((self.now)()));
         let is_over = open.period.is_some() && open.period != now;
@@ -161,7 +163,7 @@ impl FileSink {
 
     /// Compresses and removes rotated files; a failure is retried after the next rotation.
     fn tend(&mut self, open_file: &Path, inode: u64) {
-        let rotation = &self.options.rotate;
+        let rotation = &self.rotation;
         if self.has_rotated && (rotation.keep.is_some() || rotation.compress.is_some()) {
             self.has_rotated = !self.rotation_task.start(open_file.to_owned(), rotation.clone(), inode);
         }
@@ -259,7 +261,7 @@ impl Sink for FileSink {
 
     fn chunk(&self) -> usize {
         const MOST: u64 = 1 << 20;
-        let size = self.options.rotate.size.map_or(MOST, |size| (size / 4).clamp(1, MOST));
+        let size = self.rotation.size.map_or(MOST, |size| (size / 4).clamp(1, MOST));
         usize::try_from(size).unwrap_or(usize::MAX)
     }
 
@@ -270,7 +272,7 @@ impl Sink for FileSink {
         };
         if !self.collected.is_empty() {
             open.append(&self.collected).map_err(&writing)?;
-            if let Some(every) = self.options.rotate.every {
+            if let Some(every) = self.rotation.every {
                 open.period.get_or_insert_with(|| every.of((self.now)()));
             }
         }

@@ -17,9 +17,10 @@ pub struct FileOptions {
     pub path: PathBuf,
     /// Format of the lines.
     pub format: Rendering,
-    /// Rotation of the file; never by default.
+    /// Rotation of the file. Default: [`Rotation::of_quarantine`] where the sink takes nothing but
+    /// the stream `quarantine`, which any holder of a token can fill; otherwise never.
     #[serde(default)]
-    pub rotate: Rotation,
+    pub rotate: Option<Rotation>,
     /// Policy for syncing. Default [`Syncing::Batch`].
     #[serde(default)]
     pub fsync: Syncing,
@@ -57,8 +58,13 @@ pub enum Syncing {
 }
 
 impl FileOptions {
-    /// Fills in the defaults that depend on other options.
-    pub fn fill_in(&mut self) {
+    /// Fills in the defaults that depend on other options. `is_quarantine`: the sink takes no other
+    /// stream, so that no verified event can be among what the default rotation removes.
+    pub fn fill_in(&mut self, is_quarantine: bool) {
+        self.rotate.get_or_insert_with(|| match is_quarantine {
+            true => Rotation::of_quarantine(),
+            false => Rotation::default(),
+        });
         if self.fsync == Syncing::Interval {
             self.fsync_interval = Some(self.interval());
         }

@@ -40,6 +40,13 @@ pub struct Rotation {
     pub compress: Option<Compression>,
 }
 
+impl Rotation {
+    /// Returns the default of a file of quarantined lines: 16 rotated files of 64 MiB.
+    pub fn of_quarantine() -> Self {
+        Self { size: Some(64 << 20), keep: Some(16), ..Self::default() }
+    }
+}
+
 /// Calendar period, in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

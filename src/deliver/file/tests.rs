@@ -28,7 +28,7 @@ impl Fixture {
         FileOptions {
             path: self.path.clone(),
             format: Rendering::Raw,
-            rotate: Rotation::default(),
+            rotate: None,
             fsync: Syncing::Batch,
             fsync_interval: None,
             mode: 0o640,
@@ -173,7 +173,7 @@ fn everything(fixture: &Fixture) -> (usize, String) {
 fn a_file_is_rotated_before_it_is_too_large() {
     let mut fixture = Fixture::new();
     let rotation = Rotation { size: Some(11), ..Rotation::default() };
-    let mut sink = fixture.sink_with(FileOptions { rotate: rotation, ..fixture.options() });
+    let mut sink = fixture.sink_with(FileOptions { rotate: Some(rotation), ..fixture.options() });
     for line in LINES {
         push(&mut sink, &[line]);
         fixture.mark = sink.prepare().unwrap().map_or(fixture.mark, |at| at.mark);
@@ -297,7 +297,7 @@ fn sink_with_clock(fixture: &mut Fixture, rotation: Rotation) -> (FileSink, Arc<
     let time = Arc::new(AtomicI64::new(1_000_000));
     let clock = Arc::clone(&time);
     let now = Arc::new(move || clock.load(Ordering::SeqCst));
-    (fixture.sink_at(FileOptions { rotate: rotation, ..fixture.options() }, now), time)
+    (fixture.sink_at(FileOptions { rotate: Some(rotation), ..fixture.options() }, now), time)
 }
 
 #[test]

@@ -286,15 +286,39 @@ fn insert<'a>(
 
 /// Deletes the oldest rows that arrived before `cutoff`; returns their number.
 fn delete_some(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> {
-    const DELETE: [&str; 2] = [
-        "DELETE FROM events WHERE id IN \
-         (SELECT id FROM events WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)",
-        "DELETE FROM quarantine WHERE id IN \
-         (SELECT id FROM quarantine WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)",
-    ];
-    DELETE.iter().try_fold(0, |deleted, sql| {
-        Ok(deleted + connection.prepare_cached(sql)?.execute(params![cutoff, STEP])?)
-    })
+    const DELETE_EVENTS: &str = "DELETE FROM events WHERE id IN \
+         (SELECT id FROM events WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)";
+    let deleted = connection.prepare_cached(DELETE_EVENTS)?.execute(params![cutoff, STEP])?;
+    Ok(deleted + delete_some_quarantined(connection, cutoff)?)
+}
+
+fn delete_some_quarantined(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> {
+    const DELETE: &str = "DELETE FROM quarantine WHERE id IN \
+         (SELECT id FROM quarantine WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)";
+    connection.prepare_cached(DELETE)?.execute(params![cutoff, STEP])
+}
+
+/// Deletes the quarantined lines of a sink's database that arrived before `cutoff` (milliseconds
+/// since the Unix epoch), and shrinks the file; returns their number. The daemon may be writing to
+/// the database: each transaction is small, so that it never waits long.
+///
+/// # Errors
+/// When the database cannot be used or written. What was deleted before stays deleted.
+pub fn prune_quarantine(path: &Path, cutoff: i64) -> Result<u64, SinkError> {
+    let connection = schema::open_existing(path)?;
+    let mut deleted = 0;
+    let mut work = || -> rusqlite::Result<()> {
+        loop {
+            match delete_some_quarantined(&connection, cutoff)? {
+                0 => break,
+                some => deleted += some as u64,
+            }
+        }
+        while database::shrink(&connection, SHRINK_PAGES)? > 0 {}
+        database::checkpoint(&connection)
+    };
+    work().map_err(failed("delete quarantined lines from", path))?;
+    Ok(deleted)
 }
 
 #[cfg(test)]

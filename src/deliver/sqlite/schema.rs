@@ -137,6 +137,22 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     Ok(Open { connection, device: metadata.dev(), inode: metadata.ino() })
 }
 
+/// Opens an existing database of ours for a change of its rows, and migrates nothing: a daemon of
+/// another version may be writing to it.
+///
+/// # Errors
+/// When it cannot be used.
+pub(super) fn open_existing(path: &Path) -> Result<Connection, SinkError> {
+    must_be_file(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
+    if examine(&connection, path)? == 0 {
+        return Err(refused(path, "it has no tables yet".to_owned()));
+    }
+    database::prepare(&connection, BUSY_TIMEOUT).map_err(failed("open", path))?;
+    Ok(connection)
+}
+
 /// Checks whether [`open`] would refuse the file at a path. Changes nothing; a missing file is
 /// fine.
 ///

@@ -116,6 +116,14 @@ pub struct QuarantineRow {
     pub id: i64,
     /// The line as it was received.
     pub raw: Vec<u8>,
+    /// Time at which its batch arrived, in milliseconds since the Unix epoch.
+    pub received_at: i64,
+    /// The configured name of its source.
+    pub source: String,
+    /// Reason of the rejection.
+    pub reason: String,
+    /// Description of the error.
+    pub detail: String,
     /// Its reason is one of [`Reason`].
     pub has_known_reason: bool,
 }
@@ -204,7 +212,7 @@ impl Database {
         let events = Cursor::new(&connection, "events", &columns).map_err(other_columns("events"))?;
         let (mut quarantine, mut quarantined) = (None, 0);
         if has_table(&connection, "quarantine")? {
-            let cursor = Cursor::new(&connection, "quarantine", "reason");
+            let cursor = Cursor::new(&connection, "quarantine", "received_at, source, reason, detail");
             quarantine = Some(cursor.map_err(other_columns("quarantine"))?);
             quarantined = connection.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0))?;
         }
@@ -228,10 +236,18 @@ impl Database {
     pub fn next_refused(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<Vec<QuarantineRow>> {
         let Some(quarantine) = &mut self.quarantine else { return Ok(Vec::new()) };
         quarantine.next(&self.connection, (rows, bytes), |id, raw, row| {
-            let reason = row.get_ref("reason")?;
-            let has_known_reason =
-                Reason::ALL.iter().any(|known| reason == ValueRef::Text(known.as_str().as_bytes()));
-            Ok(QuarantineRow { id, raw, has_known_reason })
+            let text = |name: &str| -> rusqlite::Result<String> {
+                Ok(match row.get_ref(name)? {
+                    ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
+                    // A table that another program created.
+                    _ => String::new(),
+                })
+            };
+            let reason = text("reason")?;
+            let has_known_reason = Reason::ALL.iter().any(|known| known.as_str() == reason);
+            let received_at = row.get_ref("received_at")?.as_i64().unwrap_or_default();
+            let (source, detail) = (text("source")?, text("detail")?);
+            Ok(QuarantineRow { id, raw, received_at, source, reason, detail, has_known_reason })
         })
     }
 

@@ -11,6 +11,7 @@
 mod history;
 mod options;
 mod origin;
+mod saved;
 mod store;
 
 use std::error::Error;
@@ -26,6 +27,7 @@ use self::history::{Change, History};
 pub use self::options::JwksOptions;
 pub use self::origin::{DOCUMENT_LIMIT_BYTES, KeyRingError, fetch, read_file};
 use self::origin::{Loaded, Ready};
+pub use self::saved::saved;
 use super::jwks::{Key, KeySet, Parsed, RefusedKey};
 
 /// Timeout of a refresh. At start, where the daemon waits for it, the caller sets it.
@@ -402,7 +404,7 @@ impl Fetcher {
         if let Ready::Pinned(_) = &self.origin {
             return;
         }
-        let (path, origin) = (self.memory.clone(), self.origin.name());
+        let (path, origin) = (self.memory.clone(), self.options.origin());
         let reading = tokio::task::spawn_blocking(move || store::read(&path, &origin));
         let read = reading.await.unwrap_or_else(|join| Err(join.to_string()));
         let (source, file) = (self.source.as_str(), self.memory.display());
@@ -443,7 +445,7 @@ impl Fetcher {
             // The next document may be another one.
             self.etag = None;
             let listed = thumbprints(keys.keys().iter());
-            return Err(KeyRingError::NotPinned { from: self.origin.name(), listed });
+            return Err(KeyRingError::NotPinned { from: self.options.origin(), listed });
         }
         let (revoked, listed): (Vec<Key>, Vec<Key>) =
             pinned.into_iter().partition(|key| self.options.revokes(&key.thumbprint()));
@@ -532,7 +534,7 @@ impl Fetcher {
         if let Ready::Pinned(_) = &self.origin {
             return;
         }
-        let (path, origin) = (self.memory.clone(), self.origin.name());
+        let (path, origin) = (self.memory.clone(), self.options.origin());
         let keys = self.history.keys().to_vec();
         let writing = tokio::task::spawn_blocking(move || store::write(&path, &origin, &keys));
         if let Err(cause) = writing.await.unwrap_or_else(|join| Err(std::io::Error::other(join))) {

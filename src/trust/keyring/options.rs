@@ -124,6 +124,15 @@ impl JwksOptions {
         }
     }
 
+    /// Returns the name of the origin in the cache on disk.
+    pub(super) fn origin(&self) -> String {
+        match (&self.url, &self.file) {
+            (Some(endpoint), _) => endpoint.to_string(),
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => "the configuration".to_owned(),
+        }
+    }
+
     pub(super) fn refresh(&self) -> Duration {
         self.refresh.unwrap_or(Duration::from_secs(3600))
     }

@@ -109,15 +109,6 @@ impl Ready {
         })
     }
 
-    /// Returns the name under which it is cached on disk.
-    pub(super) fn name(&self) -> String {
-        match self {
-            Self::Pinned(_) => "the configuration".to_owned(),
-            Self::File(path) => path.display().to_string(),
-            Self::Url { endpoint, .. } => endpoint.to_string(),
-        }
-    }
-
     /// Asks, within `timeout`, for another version than the one called `etag`.
     pub(super) async fn load(&self, etag: Option<&str>, timeout: Duration) -> Result<Loaded, KeyRingError> {
         match self {

@@ -38,6 +38,39 @@ fn expired_rows_are_deleted_in_steps_and_the_file_shrinks() {
     assert!(number(&fixture.reader(), "PRAGMA page_count") < pages / 3);
 }
 
+#[test]
+fn only_old_quarantined_rows_are_pruned_beside_a_writing_sink() {
+    let fixture = Fixture::new();
+    let mut sink = SqliteSink::new(
+        SqliteOptions { path: fixture.path(), retain: None },
+        LEDGER,
+        Times::new(NOW).clock(),
+    );
+    sink.resume(&fixture.last).unwrap();
+    let rejected = Verdict::Rejected { reason: Reason::Malformed, detail: "x".into() };
+    for line in 0..1_200 {
+        push_raw(&mut sink, line, NOW, &rejected, b"x");
+    }
+    push_raw(&mut sink, 1_200, NOW + 1, &rejected, b"newer");
+    push_raw(&mut sink, 1_201, NOW, &Verdict::Unverified, b"{}");
+    sink.flush(at(1_202), false).unwrap();
+    assert_eq!(prune_quarantine(&fixture.path(), NOW + 1).unwrap(), 1_200);
+    assert_eq!(prune_quarantine(&fixture.path(), NOW + 1).unwrap(), 0);
+    push_raw(&mut sink, 1_202, NOW, &Verdict::Unverified, b"{}");
+    sink.flush(at(1_203), false).unwrap();
+    let count = |table: &str| number(&fixture.reader(), &format!("SELECT count(*) FROM {table}"));
+    assert_eq!((count("events"), count("quarantine")), (2, 1));
+    // Nothing is created, and nothing of another program is changed.
+    let other = fixture.path().with_extension("other");
+    assert!(prune_quarantine(&other, NOW).is_err());
+    assert!(!other.exists());
+    let tables =
+        "CREATE TABLE quarantine (id INTEGER PRIMARY KEY, received_at); INSERT INTO quarantine VALUES (1, 1)";
+    Connection::open(&other).unwrap().execute_batch(tables).unwrap();
+    assert!(prune_quarantine(&other, NOW).is_err());
+    assert_eq!(number(&Connection::open(&other).unwrap(), "SELECT count(*) FROM quarantine"), 1);
+}
+
 /// Returns a sink that keeps rows for 90 days, started at `start` by the wall clock, and its
 /// clock's times.
 fn started_at(fixture: &Fixture, start: i64) -> (SqliteSink, Times) {
