@@ -7,19 +7,20 @@
 //!
 //! Recording never fails and never blocks for long: a series is an atomic number.
 
+#[cfg(target_os = "linux")]
+mod process;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, MetricFamily};
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::receive::close_reason::CloseReason;
 
@@ -645,8 +646,8 @@ impl Declarations<'_> {
     /// Registers the standard `process_*` metrics, which are read from /proc.
     #[cfg(target_os = "linux")]
     fn process(&self) -> Result<(), MetricsError> {
-        let process = prometheus::process_collector::ProcessCollector::for_self();
-        self.0.register(Box::new(Process(process))).map_err(MetricsError::Register)
+        let process = process::Process::new().map_err(MetricsError::Register)?;
+        self.0.register(Box::new(process)).map_err(MetricsError::Register)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -668,32 +669,6 @@ impl Declarations<'_> {
 
 fn saturate(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// The standard metrics of a process, with fractions of a second in its CPU time, which the crate
-/// drops.
-#[cfg(target_os = "linux")]
-struct Process(prometheus::process_collector::ProcessCollector);
-
-#[cfg(target_os = "linux")]
-impl Collector for Process {
-    fn desc(&self) -> Vec<&Desc> {
-        self.0.desc()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let used = clock_gettime(ClockId::ProcessCPUTime);
-        let used = Duration::try_from(used).unwrap_or_default();
-        let mut families = self.0.collect();
-        for family in families.iter_mut().filter(|family| family.name() == "process_cpu_seconds_total") {
-            for metric in family.mut_metric() {
-                let mut counter = Counter::default();
-                counter.set_value(used.as_secs_f64());
-                metric.set_counter(counter);
-            }
-        }
-        families
-    }
 }
 
 #[cfg(test)]
