@@ -128,6 +128,10 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let workers = start_workers(&config, &ledger, &sink_status)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
     scrape(&metrics, &skips, &ledger, &config);
+    let reported = Arc::clone(&health);
+    metrics.before_render(Box::new(move |metrics| {
+        metrics.health(reported.ready().is_ok(), reported.warnings().len() as u64);
+    }));
     let admin_token = Arc::new(RwLock::new(config.admin.token.clone()));
     let pages = admin::Pages {
         metrics: Arc::clone(&metrics),
@@ -555,6 +559,10 @@ impl request::Observer for RequestWatcher {
         self.metrics.http_request(source, status, elapsed);
     }
 
+    fn arrived(&self, source: &str, bytes: u64, elapsed: Duration) {
+        self.metrics.http_body(source, bytes, elapsed);
+    }
+
     fn committed(&self, source: &str, batch: &Ingested, received_at: i64) {
         self.count(source, &batch.receipt);
         batch.commits.iter().for_each(|(queued, transaction)| self.metrics.commit(*queued, *transaction));
@@ -567,6 +575,10 @@ impl request::Observer for RequestWatcher {
         if batch.receipt.accepted() > 0 {
             self.metrics.last_event(source, u64::try_from(received_at / 1000).unwrap_or(0));
         }
+        for (class, lines) in batch.receipt.classes() {
+            self.metrics.accepted_events(source, class, lines);
+        }
+        self.metrics.batch(source, batch.decoded_bytes, batch.queued);
         tracing::debug!(
             source,
             accepted = batch.receipt.accepted(),
