@@ -8,6 +8,7 @@
 //! Recording never fails and never blocks for long: a series is an atomic number.
 
 mod families;
+mod openmetrics;
 #[cfg(target_os = "linux")]
 mod process;
 
@@ -23,8 +24,34 @@ use self::families::{Declarations, RequestSeries, SinkFamilies, SinkSeries, Sour
 use crate::receive::close_reason::CloseReason;
 use crate::wire::event::class::EventClass;
 
-/// The `Content-Type` of [`Metrics::render`]: Prometheus's text exposition format, version 0.0.4.
-pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+/// Format of [`Metrics::render`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextFormat {
+    /// Prometheus's text exposition format, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics, version 1.0.
+    OpenMetrics,
+}
+
+impl TextFormat {
+    /// Returns the format for a client with this `Accept`: OpenMetrics if it names that at all, as
+    /// Prometheus does.
+    pub fn accepted(accept: &str) -> Self {
+        let is_open = |range: &str| {
+            let name = range.split(';').next().unwrap_or_default().trim();
+            name.eq_ignore_ascii_case("application/openmetrics-text")
+        };
+        if accept.split(',').any(is_open) { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// Returns the `Content-Type`.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => prometheus::TEXT_FORMAT,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 /// The statuses that the receiver can answer, ascending. A status that is not listed is not
 /// counted.
@@ -395,13 +422,16 @@ impl Metrics {
         self.before_render.write().push(hook);
     }
 
-    /// Runs the callbacks, then writes every series in the format named by [`CONTENT_TYPE`].
+    /// Runs the callbacks, then writes every series.
     ///
     /// # Errors
     /// [`MetricsError::Encode`] when a series cannot be written.
-    pub fn render(&self) -> Result<Vec<u8>, MetricsError> {
+    pub fn render(&self, format: TextFormat) -> Result<Vec<u8>, MetricsError> {
         for hook in self.before_render.read().iter() {
             hook(self);
+        }
+        if format == TextFormat::OpenMetrics {
+            return Ok(openmetrics::encode(&self.registry.gather()).into_bytes());
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(MetricsError::Encode)?;

@@ -10,7 +10,7 @@ fn metrics() -> Metrics {
 }
 
 fn text(metrics: &Metrics) -> String {
-    String::from_utf8(metrics.render().unwrap()).unwrap()
+    String::from_utf8(metrics.render(TextFormat::Prometheus).unwrap()).unwrap()
 }
 
 /// Returns the name and labels of every series.
@@ -309,6 +309,44 @@ fn the_documentation_lists_every_metric_with_its_type_and_labels() {
         missing.is_empty() && stale.is_empty(),
         "not documented: {missing:#?}\nnot in the code: {stale:#?}"
     );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_number_of_series_is_the_documented_one() {
+    let documented = include_str!("../../../docs/metrics.md");
+    assert!(documented.contains("92 series, 149 more for each source and 6 more for each sink"));
+    let (none, both) = (Metrics::new(&[], &[]).unwrap(), metrics());
+    assert_eq!((series(&none).len(), series(&both).len()), (92, 92 + 2 * 149 + 2 * 6));
+}
+
+#[test]
+fn both_formats_have_the_same_series() {
+    let metrics = metrics();
+    let open = String::from_utf8(metrics.render(TextFormat::OpenMetrics).unwrap()).unwrap();
+    assert!(open.ends_with("\n# EOF\n"));
+    let names = |text: &str| -> BTreeSet<String> {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        // A bound is spelled in another way.
+        samples.map(|line| line.rsplit_once(' ').unwrap().0.replace(".0\"", "\"")).collect()
+    };
+    assert_eq!(names(&open), names(&text(&metrics)));
+}
+
+#[test]
+fn the_format_is_what_the_client_accepts() {
+    // What Prometheus 2.42 sends.
+    let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;\
+                      q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    for (accept, format) in [
+        (prometheus, TextFormat::OpenMetrics),
+        ("text/plain, Application/OpenMetrics-Text ; version=1.0.0", TextFormat::OpenMetrics),
+        ("*/*", TextFormat::Prometheus),
+        ("", TextFormat::Prometheus),
+        ("application/openmetrics-texts", TextFormat::Prometheus),
+    ] {
+        assert_eq!(TextFormat::accepted(accept), format, "{accept}");
+    }
 }
 
 #[test]
