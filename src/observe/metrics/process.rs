@@ -42,7 +42,8 @@ impl Process {
             started: Some(0.0),
         };
         let descriptions = every.metrics()?.iter().flat_map(|metric| metric.desc()).cloned().collect();
-        let started = Stat::of_this_process().and_then(|stat| Some(boot_time()? + stat.started?));
+        // The system's start is known to the second only.
+        let started = Stat::of_this_process().and_then(|stat| Some((boot_time()? + stat.started?).floor()));
         Ok(Self { descriptions, started })
     }
 
