@@ -97,6 +97,7 @@ impl Observer for NoObserver {
     fn answered(&self, source: Option<&str>, status: u16, _elapsed: Duration) {
         assert!(status < 500, "status {status} for {source:?}");
     }
+    fn arrived(&self, _source: &str, _bytes: u64, _elapsed: Duration) {}
     fn committed(&self, _source: &str, batch: &Ingested, _received_at: i64) {
         assert!(batch.receipt.accepted() <= 100);
     }

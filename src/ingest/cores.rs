@@ -9,6 +9,7 @@
 //! progress only when hundreds are.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -44,6 +45,7 @@ pub(super) struct CoreGuard {
     cost: u64,
     /// An older body has a smaller one.
     number: u64,
+    waited: Duration,
 }
 
 impl Cores {
@@ -58,8 +60,9 @@ impl Cores {
             state.next += 1;
             state.next
         };
+        let asked = Instant::now();
         self.take(cost, number);
-        CoreGuard { cores: Arc::clone(self), cost, number }
+        CoreGuard { cores: Arc::clone(self), cost, number, waited: asked.elapsed() }
     }
 
     fn take(&self, cost: u64, number: u64) {
@@ -102,11 +105,18 @@ impl CoreGuard {
 
     /// Releases the core while the body waits for something else.
     pub(super) fn release_while<T>(&mut self, wait: impl FnOnce() -> T) -> T {
+        let asked = Instant::now();
         // In this order, so that the others come first.
         self.cores.give_back();
-        let waited = wait();
+        let result = wait();
         self.cores.take(self.cost, self.number);
-        waited
+        self.waited += asked.elapsed();
+        result
+    }
+
+    /// Returns how long the body has waited, for a core and for something else.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
     }
 }
 

@@ -156,23 +156,24 @@ impl<'a> Judge<'a> {
                     (Some(line), verdict, content)
                 }
             };
-            let identity = match (&verdict, line, content) {
+            let (class, identity) = match (&verdict, line, content) {
                 (Verdict::Verified { .. } | Verdict::Unverified, Some(line), Some(content)) => {
                     let time = line.time();
                     judgement.times.extend(time);
                     let verified = matches!(verdict, Verdict::Verified { .. });
                     let trace = (self.source.dedup_by == DedupKey::TraceId).then(|| line.trace()).flatten();
                     let source = &self.source.name;
-                    match trace {
+                    let identity = match trace {
                         Some((organisation, trace)) => self.identifier.trace(source, &organisation, &trace),
                         None => {
                             self.identifier.event(source, verified, (content.before, content.after), time)
                         }
-                    }
+                    };
+                    (Some(line.class()), identity)
                 }
-                _ => self.identifier.reject(&self.source.name, bytes),
+                _ => (None, self.identifier.reject(&self.source.name, bytes)),
             };
-            judgement.add(Entry { verdict, identity });
+            judgement.add(Entry { verdict, class, identity });
         }
     }
 

@@ -82,6 +82,8 @@ pub struct Delivery {
     pub declared_coding: Option<String>,
     /// The bytes.
     pub body: Vec<u8>,
+    /// Time for which it has waited for memory so far.
+    pub queued: Duration,
     /// Memory of the bytes; inflating them and judging the lines take more.
     pub memory: MemoryPermit,
 }
@@ -116,6 +118,10 @@ pub struct Ingested {
     pub commits: Vec<(Duration, Duration)>,
     /// The body began with a byte order mark, which was dropped.
     pub had_byte_order_mark: bool,
+    /// Size of the body after inflating, in bytes.
+    pub decoded_bytes: u64,
+    /// Time for which it waited altogether: for memory, a core, keys and its commits.
+    pub queued: Duration,
 }
 
 /// Reason why a batch was not committed as lines.
@@ -212,17 +218,22 @@ impl Ingest {
         let source = Arc::clone(&delivery.source);
         let keys = source.keys_in_force()?;
         let by = keys.clone();
+        let mut queued = delivery.queued;
         let mut judged =
             self.work(delivery.body.len(), move |work| work.decode_and_judge(delivery, by)).await??;
+        queued += judged.waited;
         if judged.judgement.unknown > 0
             && let Some(ring) = &source.keys
         {
             // No event is rejected before the keys that are listed by now were looked for.
+            let asked = Instant::now();
             let outcome = ring.look_again(arrived, judged.judgement.verified > 0).await;
+            queued += asked.elapsed();
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let size = judged.body.bytes.len();
                 judged = self.work(size, move |work| work.judge(judged.body, Some(fresh))).await?;
+                queued += judged.waited;
             }
             let Judgement { unknown, verified, .. } = judged.judgement;
             if outcome == RefreshOutcome::Unavailable && unknown > 0 && verified == 0 {
@@ -236,6 +247,7 @@ impl Ingest {
             return Err(Rejection::BacklogFull);
         }
         let had_byte_order_mark = judged.body.had_byte_order_mark;
+        let decoded_bytes = judged.body.bytes.len() as u64;
         let Batches { record, lines, undecodable, times, _memory } = judged.into_batches(&self.ledger);
         // Each is durable by itself, and recognised when the sender repeats the body: they need no
         // common transaction.
@@ -253,7 +265,10 @@ impl Ingest {
         }
         match undecodable {
             Some(detail) => Err(Rejection::Undecodable { detail, receipt }),
-            None => Ok(Ingested { receipt, times, commits, had_byte_order_mark }),
+            None => {
+                queued += commits.iter().map(|(queued, _)| *queued).sum::<Duration>();
+                Ok(Ingested { receipt, times, commits, had_byte_order_mark, decoded_bytes, queued })
+            }
         }
     }
 
@@ -316,6 +331,8 @@ struct JudgedBody {
     judgement: Judgement,
     /// Description of the error of the body as a whole.
     undecodable: Option<String>,
+    /// Time for which the work on it waited.
+    waited: Duration,
 }
 
 /// Batches to commit of a body.
@@ -334,7 +351,7 @@ impl Work {
         delivery: Delivery,
         keys: Option<Arc<KeySet>>,
     ) -> Result<JudgedBody, Rejection> {
-        let Delivery { source, received_at, declared_coding, body, mut memory } = delivery;
+        let Delivery { source, received_at, declared_coding, body, mut memory, queued: _ } = delivery;
         let coding = Coding::of(declared_coding.as_deref(), &body).map_err(|_| Rejection::UnknownCoding)?;
         let (mut refused, caps) = (None, self.limits.caps);
         let (inflating, mut alone) = (Arc::clone(&self.inflating), None);
@@ -365,7 +382,8 @@ impl Work {
             }
             Err(DecodeError::Undecodable(detail)) => {
                 let body = whole(Arc::clone(&packed), Packing::Whole(Coding::Identity), 1, false);
-                Ok(JudgedBody { body, keys, judgement: Judgement::of_no_line(), undecodable: Some(detail) })
+                let (judgement, waited) = (Judgement::of_no_line(), self.core.waited());
+                Ok(JudgedBody { body, keys, judgement, undecodable: Some(detail), waited })
             }
             Err(DecodeError::NoMemory) => Err(refused.unwrap_or(Rejection::NoMemory)),
             Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
@@ -396,13 +414,13 @@ impl Work {
             undecodable = Some(format!("no line of the body is an event: {}", looks_like(&body.bytes)));
             judgement = Judgement::of_no_line();
         }
-        JudgedBody { body, keys, judgement, undecodable }
+        JudgedBody { body, keys, judgement, undecodable, waited: self.core.waited() }
     }
 }
 
 impl JudgedBody {
     fn into_batches(self, ledger: &Ledger) -> Batches {
-        let Self { body, keys, judgement, undecodable } = self;
+        let Self { body, keys, judgement, undecodable, waited: _ } = self;
         let Judgement { mut entries, times, rejects, .. } = judgement;
         let batch = |packing, key_ids, entries| Batch {
             source: Arc::clone(&body.source.name),
@@ -416,7 +434,11 @@ impl JudgedBody {
         let record = |packing, reason, detail: String| {
             let verdict = Verdict::Rejected { reason, detail: detail.into() };
             let identity = ledger.identifier().reject(&body.source.name, &body.bytes);
-            batch(packing, Arc::new([]) as Arc<[String]>, vec![Some(Entry { verdict, identity })])
+            batch(
+                packing,
+                Arc::new([]) as Arc<[String]>,
+                vec![Some(Entry { verdict, class: None, identity })],
+            )
         };
         let (mut whole, mut lines) = (None, None);
         if let Some(detail) = &undecodable {

@@ -1,10 +1,12 @@
 //! A batch to commit, and the proof that it was committed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::identity::Identity;
 use crate::wire::batch::Packing;
+use crate::wire::event::class::EventClass;
 use crate::wire::event::{Reason, Verdict};
 
 /// One line and its verdict.
@@ -12,6 +14,8 @@ use crate::wire::event::{Reason, Verdict};
 pub struct Entry {
     /// The verdict.
     pub verdict: Verdict,
+    /// Class by which an accepted line is counted; none for a rejected one.
+    pub class: Option<EventClass>,
     /// Identity by which the line is recognised when it comes again.
     pub identity: Identity,
 }
@@ -40,6 +44,7 @@ pub struct Batch {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitReceipt {
     accepted: u64,
+    classes: BTreeMap<EventClass, u64>,
     duplicates: u64,
     rejected: [u64; Reason::ALL.len()],
 }
@@ -57,10 +62,15 @@ pub struct Committed {
 
 impl CommitReceipt {
     /// Counts a line.
-    pub(super) fn count(&mut self, verdict: &Verdict, is_new: bool) {
-        match verdict {
+    pub(super) fn count(&mut self, entry: &Entry, is_new: bool) {
+        match &entry.verdict {
             _ if !is_new => self.duplicates += 1,
-            Verdict::Verified { .. } | Verdict::Unverified => self.accepted += 1,
+            Verdict::Verified { .. } | Verdict::Unverified => {
+                self.accepted += 1;
+                if let Some(class) = entry.class {
+                    *self.classes.entry(class).or_default() += 1;
+                }
+            }
             Verdict::Rejected { reason, .. } => self.rejected[*reason as usize] += 1,
         }
     }
@@ -77,6 +87,11 @@ impl CommitReceipt {
     /// Returns the number of new accepted lines.
     pub fn accepted(&self) -> u64 {
         self.accepted
+    }
+
+    /// Returns the numbers of new accepted lines, by class.
+    pub fn classes(&self) -> impl Iterator<Item = (EventClass, u64)> {
+        self.classes.iter().map(|(class, lines)| (*class, *lines))
     }
 
     /// Returns the number of lines that had been committed before.

@@ -75,7 +75,7 @@ impl Fixture {
         } else {
             identifier.event(source, true, (line.as_bytes(), b""), time)
         };
-        Entry { verdict: Verdict::Verified { key: 0 }, identity }
+        Entry { verdict: Verdict::Verified { key: 0 }, class: None, identity }
     }
 
     fn batch(source: &str, entries: Vec<Entry>) -> Batch {
@@ -221,7 +221,9 @@ fn take(outbox: &mut Outbox, from: i64) -> Option<i64> {
 fn rejects(fixture: &Fixture, first: usize, lines: usize) -> Vec<Entry> {
     let verdict = Verdict::Rejected { reason: Reason::Malformed, detail: "no event".into() };
     let identity = |line: usize| fixture.ledger().identifier().reject("us", &line.to_le_bytes());
-    (first..first + lines).map(|line| Entry { verdict: verdict.clone(), identity: identity(line) }).collect()
+    (first..first + lines)
+        .map(|line| Entry { verdict: verdict.clone(), class: None, identity: identity(line) })
+        .collect()
 }
 
 #[test]
@@ -343,7 +345,8 @@ async fn the_writer_counts_as_alive_while_a_transaction_makes_progress() {
 fn an_unverified_copy_does_not_suppress_the_verified_line() {
     let fixture = Fixture::new();
     let unverified = fixture.ledger().identifier().event("us", false, (b"a", b""), Some(NOON));
-    let receipt = fixture.commit("us", vec![Entry { verdict: Verdict::Unverified, identity: unverified }]);
+    let receipt =
+        fixture.commit("us", vec![Entry { verdict: Verdict::Unverified, class: None, identity: unverified }]);
     assert_eq!(receipt.accepted(), 1);
     assert_eq!(fixture.commit_line("a", Some(NOON)), 1);
 }
@@ -398,6 +401,7 @@ impl Fixture {
     fn reject(&self, source: &str, line: &str) -> Entry {
         Entry {
             verdict: Verdict::Rejected { reason: Reason::Unsigned, detail: "no signature".into() },
+            class: None,
             identity: self.ledger().identifier().reject(source, line.as_bytes()),
         }
     }

@@ -258,9 +258,9 @@ impl Writer {
                 .into_iter()
                 .zip(is_new)
                 .map(|(entry, is_new)| {
-                    let verdict = entry?.verdict;
-                    receipt.count(&verdict, is_new);
-                    is_new.then_some(verdict)
+                    let entry = entry?;
+                    receipt.count(&entry, is_new);
+                    is_new.then_some(entry.verdict)
                 })
                 .collect();
             let appended = delivery::append(connection, batch, &verdicts, subscriptions)?;

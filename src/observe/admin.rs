@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{
+    ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+};
 use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -27,7 +29,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::health::{Health, Problem};
-use super::metrics::{self, Metrics};
+use super::metrics::{Metrics, TextFormat};
 use crate::escape::{Notation, escape, write_escaped};
 
 /// Maximum number of connections. Further ones wait in the kernel's queue.
@@ -230,8 +232,8 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
         return refusal;
     }
     match path {
-        "/metrics" => match pages.metrics.render() {
-            Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
+        "/metrics" => match pages.metrics.render(accepted(request.headers())) {
+            Ok(text) => response(StatusCode::OK, accepted(request.headers()).content_type(), text),
             Err(error) => {
                 tracing::error!(code = "metrics-not-rendered", "/metrics is answered with 500: {error}");
                 response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
@@ -261,6 +263,12 @@ fn is_for_this_machine<B>(request: &Request<B>) -> bool {
         }
         _ => false,
     }
+}
+
+/// Returns the format of the metrics that a client prefers.
+fn accepted(headers: &HeaderMap) -> TextFormat {
+    let text = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    TextFormat::accepted(text.unwrap_or_default())
 }
 
 /// Returns the bearer token of a request with one `Authorization`, whose scheme may be in any case

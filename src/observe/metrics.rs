@@ -7,37 +7,55 @@
 //!
 //! Recording never fails and never blocks for long: a series is an atomic number.
 
+mod families;
+mod openmetrics;
+#[cfg(target_os = "linux")]
+mod process;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, MetricFamily};
-use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
-};
-use rustix::time::{ClockId, clock_gettime};
+use prometheus::{Encoder, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 
+use self::families::{Declarations, RequestSeries, SinkFamilies, SinkSeries, SourceFamilies, SourceSeries};
 use crate::receive::close_reason::CloseReason;
+use crate::wire::event::class::EventClass;
 
-/// The `Content-Type` of [`Metrics::render`]: Prometheus's text exposition format, version 0.0.4.
-pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+/// Format of [`Metrics::render`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextFormat {
+    /// Prometheus's text exposition format, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics, version 1.0.
+    OpenMetrics,
+}
+
+impl TextFormat {
+    /// Returns the format for a client with this `Accept`: OpenMetrics if it names that at all, as
+    /// Prometheus does.
+    pub fn accepted(accept: &str) -> Self {
+        let is_open = |range: &str| {
+            let name = range.split(';').next().unwrap_or_default().trim();
+            name.eq_ignore_ascii_case("application/openmetrics-text")
+        };
+        if accept.split(',').any(is_open) { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// Returns the `Content-Type`.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => prometheus::TEXT_FORMAT,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 /// The statuses that the receiver can answer, ascending. A status that is not listed is not
 /// counted.
 pub const STATUS_CODES: [u16; 11] = [200, 400, 401, 403, 404, 405, 413, 415, 429, 431, 500];
-
-/// Buckets in seconds. A request ends within its timeout, 30 s unless configured otherwise.
-const REQUEST_BUCKETS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-
-/// Buckets in seconds. Fine around Konnect's 15 s of retries; the upper end distinguishes a replay
-/// job (up to 7 days, Konnect's retention) from an outage.
-const DELAY_BUCKETS: [f64; 14] =
-    [1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0, 345_600.0, 691_200.0];
 
 /// Buckets in seconds, from a commit on an NVMe disk to one on a disk that is about to fail.
 const COMMIT_BUCKETS: [f64; 16] =
@@ -124,66 +142,9 @@ pub struct Metrics {
     ledger_bytes: IntGauge,
     certificate_not_after: IntGauge,
     reload_errors: IntCounter,
+    ready: IntGauge,
+    warnings: IntGauge,
     before_render: RwLock<Vec<BeforeRender>>,
-}
-
-/// Series of the requests to one source's path, or to none.
-struct RequestSeries {
-    by_code: [IntCounter; STATUS_CODES.len()],
-    duration: Histogram,
-}
-
-/// Families with a series for each source.
-struct SourceFamilies {
-    requests: RequestFamilies,
-    events: IntCounterVec,
-    delay: HistogramVec,
-    last_event: IntGaugeVec,
-    byte_order_marks: IntCounterVec,
-    jwks_keys: IntGaugeVec,
-    jwks_retired_keys: IntGaugeVec,
-    jwks_changes: IntCounterVec,
-    jwks_refreshed: IntGaugeVec,
-    jwks_refresh_errors: IntCounterVec,
-}
-
-impl SourceFamilies {
-    fn of(&self, name: &str) -> SourceSeries {
-        SourceSeries {
-            requests: self.requests.of(name),
-            events: LineOutcome::ALL.map(|outcome| self.events.with_label_values(&[name, outcome.as_str()])),
-            delay: self.delay.with_label_values(&[name]),
-            last_event: self.last_event.with_label_values(&[name]),
-            byte_order_marks: self.byte_order_marks.with_label_values(&[name]),
-            jwks_keys: self.jwks_keys.with_label_values(&[name]),
-            jwks_retired_keys: self.jwks_retired_keys.with_label_values(&[name]),
-            jwks_changes: self.jwks_changes.with_label_values(&[name]),
-            jwks_refreshed: self.jwks_refreshed.with_label_values(&[name]),
-            jwks_refresh_errors: self.jwks_refresh_errors.with_label_values(&[name]),
-        }
-    }
-}
-
-struct SourceSeries {
-    requests: RequestSeries,
-    events: [IntCounter; LineOutcome::ALL.len()],
-    delay: Histogram,
-    last_event: IntGauge,
-    byte_order_marks: IntCounter,
-    jwks_keys: IntGauge,
-    jwks_retired_keys: IntGauge,
-    jwks_changes: IntCounter,
-    jwks_refreshed: IntGauge,
-    jwks_refresh_errors: IntCounter,
-}
-
-struct SinkSeries {
-    delivered: IntCounter,
-    pending: IntGauge,
-    oldest_pending: Gauge,
-    errors: IntCounter,
-    truncated: IntCounter,
-    skipped: IntCounter,
 }
 
 impl Metrics {
@@ -196,173 +157,60 @@ impl Metrics {
         let registry = Registry::new();
         let declare = Declarations(&registry);
 
-        let requests = RequestFamilies {
-            total: declare.counters(
-                "auditgate_http_requests_total",
-                "Requests answered, by status; the source is empty when the path is no source's.",
-                &["source", "code"],
-            )?,
-            duration: declare.histograms(
-                "auditgate_http_request_duration_seconds",
-                "Time from a request's header until its response is ready to be written.",
-                &["source"],
-                &REQUEST_BUCKETS,
-            )?,
-        };
-        let connections =
-            declare.gauge("auditgate_http_connections", "Connections open at the receiving listener.")?;
-        let authorized_connections = declare
-            .gauge("auditgate_http_authorized_connections", "Those of them that have shown a valid token.")?;
+        let source_families = SourceFamilies::declare(&declare)?;
+        let sink_families = SinkFamilies::declare(&declare)?;
         let closed = declare.counters(
             "auditgate_http_connections_closed_total",
             "Connections that ended at the receiving listener, by how they did.",
             &["reason"],
         )?;
-        let in_flight_bytes = declare.gauge(
-            "auditgate_in_flight_bytes",
-            "Memory that batches in work have reserved, of limits.in_flight.",
-        )?;
-
-        let events = declare.counters(
-            "auditgate_events_total",
-            "Lines received in committed batches, by what became of them.",
-            &["source", "outcome"],
-        )?;
-        let delay = declare.histograms(
-            "auditgate_event_delay_seconds",
-            "Arrival minus the event's own time (rt), between 0 and one year.",
-            &["source"],
-            &DELAY_BUCKETS,
-        )?;
-        let last_event = declare.gauges(
-            "auditgate_last_event_timestamp_seconds",
-            "Unix time at which the last event was accepted; 0 before the first.",
-            &["source"],
-        )?;
-
-        let byte_order_marks = declare.counters(
-            "auditgate_byte_order_marks_total",
-            "Bodies with a byte order mark in front, which was dropped.",
-            &["source"],
-        )?;
-
-        let commit_duration = declare.histogram(
-            "auditgate_commit_duration_seconds",
-            "Time that the ledger's transaction with a batch took, with its fsync.",
-            &COMMIT_BUCKETS,
-        )?;
-        let commit_queue = declare.histogram(
-            "auditgate_commit_queue_seconds",
-            "Time that a batch waited for the ledger's transaction to begin.",
-            &COMMIT_BUCKETS,
-        )?;
-        let ledger_bytes =
-            declare.gauge("auditgate_ledger_bytes", "Size of the ledger's files on disk in bytes.")?;
-
-        let delivered = declare.counters(
-            "auditgate_sink_events_total",
-            "Events and quarantined lines that the sink holds safely.",
-            &["sink"],
-        )?;
-        let pending = declare.gauges(
-            "auditgate_sink_pending_events",
-            "Events and quarantined lines of the batches that the sink does not have wholly.",
-            &["sink"],
-        )?;
-        let oldest_pending = declare.float_gauges(
-            "auditgate_sink_oldest_pending_seconds",
-            "Age of the oldest batch that waits for the sink; 0 when none waits.",
-            &["sink"],
-        )?;
-        let sink_errors = declare.counters(
-            "auditgate_sink_errors_total",
-            "Attempts to write to the sink that failed and are tried again.",
-            &["sink"],
-        )?;
-        let sink_truncated = declare.counters(
-            "auditgate_sink_truncated_total",
-            "Events and quarantined lines that were cut to fit the sink's max_size.",
-            &["sink"],
-        )?;
-        let sink_skipped = declare.counters(
-            "auditgate_sink_skipped_events_total",
-            "Events and quarantined lines that the sink lost because it did not keep up and may skip.",
-            &["sink"],
-        )?;
-
-        let jwks_keys = declare.gauges(
-            "auditgate_jwks_keys",
-            "Public keys in use, retired ones included; 0 while none is loaded or where signatures are off.",
-            &["source"],
-        )?;
-        let jwks_retired_keys = declare.gauges(
-            "auditgate_jwks_retired_keys",
-            "Public keys in use that the key set no longer lists: trusted for retired_for.",
-            &["source"],
-        )?;
-        let jwks_changes = declare.counters(
-            "auditgate_jwks_changes_total",
-            "Times that the key set listed other keys than before.",
-            &["source"],
-        )?;
-        let jwks_refreshed = declare.gauges(
-            "auditgate_jwks_refreshed_timestamp_seconds",
-            "Unix time at which the key set was last read from its origin; 0 before the first time.",
-            &["source"],
-        )?;
-        let jwks_refresh_errors = declare.counters(
-            "auditgate_jwks_refresh_errors_total",
-            "Attempts to refresh the key set that failed; the former keys stay in use.",
-            &["source"],
-        )?;
-        let reload_errors = declare.counter(
-            "auditgate_config_reload_errors_total",
-            "New configurations and certificates that could not be used; the former ones stay in force.",
-        )?;
-        let certificate_not_after = declare.gauge(
-            "auditgate_tls_certificate_not_after_timestamp_seconds",
-            "Unix time at which the served certificate expires; 0 without TLS.",
-        )?;
-
         declare
             .gauges("auditgate_build_info", "Always 1; the label is the running version.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         declare.process()?;
 
-        let sink_series = |name: &String| SinkSeries {
-            delivered: delivered.with_label_values(&[name]),
-            pending: pending.with_label_values(&[name]),
-            oldest_pending: oldest_pending.with_label_values(&[name]),
-            errors: sink_errors.with_label_values(&[name]),
-            truncated: sink_truncated.with_label_values(&[name]),
-            skipped: sink_skipped.with_label_values(&[name]),
-        };
         let metrics = Self {
-            unrouted: requests.of(""),
-            source_families: SourceFamilies {
-                requests,
-                events,
-                delay,
-                last_event,
-                byte_order_marks,
-                jwks_keys,
-                jwks_retired_keys,
-                jwks_changes,
-                jwks_refreshed,
-                jwks_refresh_errors,
-            },
+            unrouted: source_families.requests.of(""),
+            source_families,
             sources: RwLock::default(),
-            sinks: sinks.iter().map(|name| (name.clone(), sink_series(name))).collect(),
-            connections,
-            authorized_connections,
+            sinks: sinks.iter().map(|name| (name.clone(), sink_families.of(name))).collect(),
+            connections: declare
+                .gauge("auditgate_http_connections", "Connections open at the receiving listener.")?,
+            authorized_connections: declare.gauge(
+                "auditgate_http_authorized_connections",
+                "Those of them that have shown a valid token.",
+            )?,
             connections_closed: CloseReason::ALL.map(|reason| closed.with_label_values(&[reason.as_str()])),
-            in_flight_bytes,
-            commit_duration,
-            commit_queue,
-            ledger_bytes,
-            certificate_not_after,
-            reload_errors,
+            in_flight_bytes: declare.gauge(
+                "auditgate_in_flight_bytes",
+                "Memory that batches in work have reserved, of limits.in_flight.",
+            )?,
+            commit_duration: declare.histogram(
+                "auditgate_commit_duration_seconds",
+                "Time that the ledger's transaction with a batch took, with its fsync.",
+                &COMMIT_BUCKETS,
+            )?,
+            commit_queue: declare.histogram(
+                "auditgate_commit_queue_seconds",
+                "Time that a batch waited for the ledger's transaction to begin.",
+                &COMMIT_BUCKETS,
+            )?,
+            ledger_bytes: declare
+                .gauge("auditgate_ledger_bytes", "Size of the ledger's files on disk in bytes.")?,
+            certificate_not_after: declare.gauge(
+                "auditgate_tls_certificate_not_after_timestamp_seconds",
+                "Unix time at which the served certificate expires; 0 without TLS.",
+            )?,
+            reload_errors: declare.counter(
+                "auditgate_config_reload_errors_total",
+                "New configurations and certificates that could not be used; the former ones stay in force.",
+            )?,
+            ready: declare.gauge("auditgate_ready", "1 while /readyz answers 200, otherwise 0.")?,
+            warnings: declare.gauge(
+                "auditgate_warnings",
+                "Conditions that need attention although the daemon may be ready; /readyz names them.",
+            )?,
             before_render: RwLock::default(),
             registry,
         };
@@ -401,6 +249,22 @@ impl Metrics {
         }
     }
 
+    /// Counts a body that arrived whole: its size as sent, and how long it took.
+    pub fn http_body(&self, source: &str, bytes: u64, elapsed: Duration) {
+        if let Some(series) = self.source(source) {
+            series.received_bytes.inc_by(bytes);
+            series.body_duration.observe(elapsed.as_secs_f64());
+        }
+    }
+
+    /// Counts a committed batch: its size after inflating, and how long it waited altogether.
+    pub fn batch(&self, source: &str, decoded_bytes: u64, queued: Duration) {
+        if let Some(series) = self.source(source) {
+            series.decoded_bytes.inc_by(decoded_bytes);
+            series.queue_duration.observe(queued.as_secs_f64());
+        }
+    }
+
     /// Counts a connection as open until the guard is dropped.
     #[must_use = "the connection counts as closed when the guard is dropped"]
     pub fn connection_opened(&self) -> ConnectionGuard {
@@ -427,6 +291,13 @@ impl Metrics {
     pub fn events(&self, source: &str, outcome: LineOutcome, n: u64) {
         if let Some(series) = self.source(source) {
             series.events[outcome as usize].inc_by(n);
+        }
+    }
+
+    /// Counts `n` accepted events of one class. [`Metrics::events`] counts them too.
+    pub fn accepted_events(&self, source: &str, class: EventClass, n: u64) {
+        if let Some(series) = self.source(source) {
+            series.accepted[class.kind as usize][class.severity as usize].inc_by(n);
         }
     }
 
@@ -537,6 +408,13 @@ impl Metrics {
         self.certificate_not_after.set(saturate(unix_seconds));
     }
 
+    /// Sets whether the daemon is ready, and the number of conditions that need attention
+    /// nevertheless.
+    pub fn health(&self, is_ready: bool, warnings: u64) {
+        self.ready.set(i64::from(is_ready));
+        self.warnings.set(saturate(warnings));
+    }
+
     /// Adds a callback that updates values before each rendering, in the order of the calls. It
     /// runs on a thread of the admin endpoint: it must not take long, and must call neither this
     /// nor [`Metrics::render`].
@@ -544,13 +422,16 @@ impl Metrics {
         self.before_render.write().push(hook);
     }
 
-    /// Runs the callbacks, then writes every series in the format named by [`CONTENT_TYPE`].
+    /// Runs the callbacks, then writes every series.
     ///
     /// # Errors
     /// [`MetricsError::Encode`] when a series cannot be written.
-    pub fn render(&self) -> Result<Vec<u8>, MetricsError> {
+    pub fn render(&self, format: TextFormat) -> Result<Vec<u8>, MetricsError> {
         for hook in self.before_render.read().iter() {
             hook(self);
+        }
+        if format == TextFormat::OpenMetrics {
+            return Ok(openmetrics::encode(&self.registry.gather()).into_bytes());
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
@@ -588,112 +469,8 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// The two families that also have series for requests to no source.
-struct RequestFamilies {
-    total: IntCounterVec,
-    duration: HistogramVec,
-}
-
-impl RequestFamilies {
-    fn of(&self, source: &str) -> RequestSeries {
-        RequestSeries {
-            by_code: STATUS_CODES
-                .map(|code| self.total.with_label_values(&[source, code.to_string().as_str()])),
-            duration: self.duration.with_label_values(&[source]),
-        }
-    }
-}
-
-/// Creates a metric and registers it, so that none can be created and forgotten.
-struct Declarations<'a>(&'a Registry);
-
-impl Declarations<'_> {
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, MetricsError> {
-        self.enter(IntGauge::new(name, help))
-    }
-
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, MetricsError> {
-        self.enter(IntCounter::new(name, help))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, MetricsError> {
-        self.enter(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, MetricsError> {
-        self.enter(GaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, MetricsError> {
-        self.enter(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, MetricsError> {
-        self.enter(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
-    }
-
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        buckets: &[f64],
-    ) -> Result<HistogramVec, MetricsError> {
-        self.enter(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
-    }
-
-    /// Registers the standard `process_*` metrics, which are read from /proc.
-    #[cfg(target_os = "linux")]
-    fn process(&self) -> Result<(), MetricsError> {
-        let process = prometheus::process_collector::ProcessCollector::for_self();
-        self.0.register(Box::new(Process(process))).map_err(MetricsError::Register)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn process(&self) -> Result<(), MetricsError> {
-        Ok(())
-    }
-
-    /// Registers a metric. The registry keeps one handle and the caller the other, both to the same
-    /// series.
-    fn enter<C: Collector + Clone + 'static>(
-        &self,
-        metric: prometheus::Result<C>,
-    ) -> Result<C, MetricsError> {
-        let metric = metric.map_err(MetricsError::Register)?;
-        self.0.register(Box::new(metric.clone())).map_err(MetricsError::Register)?;
-        Ok(metric)
-    }
-}
-
 fn saturate(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// The standard metrics of a process, with fractions of a second in its CPU time, which the crate
-/// drops.
-#[cfg(target_os = "linux")]
-struct Process(prometheus::process_collector::ProcessCollector);
-
-#[cfg(target_os = "linux")]
-impl Collector for Process {
-    fn desc(&self) -> Vec<&Desc> {
-        self.0.desc()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let used = clock_gettime(ClockId::ProcessCPUTime);
-        let used = Duration::try_from(used).unwrap_or_default();
-        let mut families = self.0.collect();
-        for family in families.iter_mut().filter(|family| family.name() == "process_cpu_seconds_total") {
-            for metric in family.mut_metric() {
-                let mut counter = Counter::default();
-                counter.set_value(used.as_secs_f64());
-                metric.set_counter(counter);
-            }
-        }
-        families
-    }
 }
 
 #[cfg(test)]

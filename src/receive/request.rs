@@ -42,6 +42,9 @@ pub type Authorise = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 pub trait Observer: Send + Sync {
     /// Reports an answered request. `source` is none when no source has its path.
     fn answered(&self, source: Option<&str>, status: u16, elapsed: Duration);
+    /// Reports a body that has arrived whole: its size as sent, in bytes, and how long it took,
+    /// without what it waited for memory.
+    fn arrived(&self, source: &str, bytes: u64, elapsed: Duration);
     /// Reports a batch that is durably committed.
     fn committed(&self, source: &str, batch: &Ingested, received_at: i64);
     /// Reports a body that cannot be decoded and is durably in quarantine.
@@ -259,7 +262,7 @@ impl Service {
     ) -> Result<Result<CommitReceipt, Refusal>, Aborted> {
         let declared_coding = coding(request.headers());
         let read = read(request.into_body(), rules).await;
-        let (body, memory) = match read.inspect_err(|aborted| {
+        let ReadBody { body, memory, elapsed, queued } = match read.inspect_err(|aborted| {
             let source: &str = &route.source.name;
             log_throttled!(
                 info,
@@ -273,11 +276,13 @@ impl Service {
             Err(refusal) => return Ok(Err(refusal)),
         };
         *body_was_read = true;
+        self.observer.arrived(&route.source.name, body.len() as u64, elapsed);
         let delivery = Delivery {
             source: Arc::clone(&route.source),
             received_at: (self.now)(),
             declared_coding,
             body,
+            queued,
             memory,
         };
         Ok(self.ingest(&rules.ingest, delivery).await)
@@ -308,21 +313,32 @@ impl Service {
     }
 }
 
+/// A body that has arrived whole.
+struct ReadBody {
+    body: Vec<u8>,
+    memory: MemoryPermit,
+    /// Time that it took to arrive.
+    elapsed: Duration,
+    /// Time for which it waited for memory.
+    queued: Duration,
+}
+
 /// Reads a body within its limit, acquiring memory for what has arrived.
-async fn read(
-    mut body: Incoming,
-    rules: &Rules,
-) -> Result<Result<(Vec<u8>, MemoryPermit), Refusal>, Aborted> {
+async fn read(mut body: Incoming, rules: &Rules) -> Result<Result<ReadBody, Refusal>, Aborted> {
     let (limit, body_deadline) = (rules.body_limit, rules.body_deadline);
     let mut memory = rules.memory.permit(body.size_hint().exact());
     let mut bytes = Vec::new();
-    let mut begun = Instant::now();
+    let start = Instant::now();
+    let mut begun = start;
     loop {
         let deadline = body_deadline.deadline(begun, bytes.len());
         let Ok(frame) = timeout_at(deadline.into(), body.frame()).await else {
             return Err(Aborted::TooSlow);
         };
-        let Some(frame) = frame else { return Ok(Ok((bytes, memory))) };
+        let Some(frame) = frame else {
+            let (elapsed, queued) = (begun.elapsed(), begun - start);
+            return Ok(Ok(ReadBody { body: bytes, memory, elapsed, queued }));
+        };
         let Ok(frame) = frame.map_err(|_| Aborted::CutOff)?.into_data() else {
             continue;
         };

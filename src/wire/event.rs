@@ -1,6 +1,9 @@
 //! The content of one audit event, in one schema for every format, and the nouns for the verdict on
 //! a line.
 
+#[doc(hidden)]
+pub mod class;
+
 use std::borrow::Cow;
 use std::fmt;
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::event::class::{ClassFields, EventClass};
 use super::event::{Event, Format, Value, schema};
 use super::signature::{Reading, Signed};
 
@@ -89,6 +90,22 @@ impl<'a> Line<'a> {
             fields.push((Cow::Borrowed("sig"), Value::Text(value)));
         }
         Event::from_parts(fields, self.ambiguous.iter().map(|key| key.clone().into_owned()).collect())
+    }
+
+    /// Returns the event's class, in one pass over its fields.
+    #[doc(hidden)]
+    pub fn class(&self) -> EventClass {
+        let mut fields = ClassFields::default();
+        for field in &self.fields {
+            match field.key.as_ref() {
+                "name" => fields.name = field.text(),
+                "severity" => fields.severity = field.text(),
+                "granted" => fields.granted = field.text(),
+                "kong_initiated" => fields.kong_initiated = field.text(),
+                _ => {}
+            }
+        }
+        EventClass::of(&fields)
     }
 
     /// Returns a field as text; none when it is missing or not a scalar.

@@ -7,7 +7,7 @@ use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt, refused};
 use crate::harness::programs::auditgate;
 use crate::harness::site::{PATH, Site, sink, source};
-use crate::harness::{assert_contains, body, wait_until};
+use crate::harness::{assert_contains, body, gzip, wait_until};
 
 #[test]
 fn a_quarantine_that_could_rotate_verified_events_away_is_warned_of() {
@@ -79,7 +79,14 @@ fn a_port_or_a_directory_in_use_is_reported() {
 }
 
 /// Documented names and label names.
-const FAMILIES: [(&str, &[&str]); 23] = [
+const FAMILIES: [(&str, &[&str]); 30] = [
+    ("auditgate_http_body_duration_seconds_count", &["source"]),
+    ("auditgate_http_queue_duration_seconds_count", &["source"]),
+    ("auditgate_received_bytes_total", &["source"]),
+    ("auditgate_decoded_bytes_total", &["source"]),
+    ("auditgate_accepted_events_total", &["kind", "severity", "source"]),
+    ("auditgate_ready", &[]),
+    ("auditgate_warnings", &[]),
     ("auditgate_http_requests_total", &["code", "source"]),
     ("auditgate_http_request_duration_seconds_count", &["source"]),
     ("auditgate_http_connections", &[]),
@@ -124,13 +131,18 @@ fn metrics_are_complete_and_no_sender_can_add_a_series() {
     let mut lines = site.producer.events(0..7);
     lines.push(lines[0].clone());
     lines.push("not an event".to_owned());
-    assert_eq!(daemon.deliver(&lines), Receipt { accepted: 7, duplicates: 1, quarantined: 1 });
+    let sent = gzip(&body(&lines));
+    let receipt = Receipt::of(&daemon.post(Some("application/gzip"), &sent));
+    assert_eq!(receipt, Receipt { accepted: 7, duplicates: 1, quarantined: 1 });
     daemon.post(Some("gzip"), b"no gzip");
     let mut client = daemon.connect();
-    for number in 0..100 {
+    // As many as a scanner tries in a day.
+    for number in 0..10_000 {
         let path = format!("/storm/{number}");
         client.send(&request("POST", &path, &[("Content-Length", "0")], b""));
         assert_eq!(client.answer().status, 404);
+    }
+    for number in 0..100 {
         let token = format!("Bearer {number}");
         client.send(&request("POST", PATH, &[("Authorization", &token), ("Content-Length", "0")], b""));
         assert_eq!(client.answer().status, 401);
@@ -143,7 +155,15 @@ fn metrics_are_complete_and_no_sender_can_add_a_series() {
         ("auditgate_http_requests_total{code=\"200\",source=\"us\"}", "1"),
         ("auditgate_http_requests_total{code=\"400\",source=\"us\"}", "1"),
         ("auditgate_http_requests_total{code=\"401\",source=\"us\"}", "100"),
-        ("auditgate_http_requests_total{code=\"404\",source=\"\"}", "100"),
+        ("auditgate_http_requests_total{code=\"404\",source=\"\"}", "10000"),
+        ("auditgate_received_bytes_total{source=\"us\"}", &(sent.len() + 7).to_string()),
+        ("auditgate_decoded_bytes_total{source=\"us\"}", &body(&lines).len().to_string()),
+        ("auditgate_http_body_duration_seconds_count{source=\"us\"}", "2"),
+        ("auditgate_http_queue_duration_seconds_count{source=\"us\"}", "1"),
+        ("auditgate_accepted_events_total{kind=\"access\",severity=\"1\",source=\"us\"}", "4"),
+        ("auditgate_accepted_events_total{kind=\"authorization_granted\",severity=\"1\",source=\"us\"}", "3"),
+        ("auditgate_ready", "1"),
+        ("auditgate_warnings", "0"),
         ("auditgate_events_total{outcome=\"accepted\",source=\"us\"}", "7"),
         ("auditgate_events_total{outcome=\"duplicate\",source=\"us\"}", "1"),
         ("auditgate_events_total{outcome=\"malformed\",source=\"us\"}", "1"),

@@ -48,6 +48,10 @@ impl request::Observer for RequestWatcher {
         self.metrics.http_request(source, status, elapsed);
     }
 
+    fn arrived(&self, source: &str, bytes: u64, elapsed: Duration) {
+        self.metrics.http_body(source, bytes, elapsed);
+    }
+
     fn committed(&self, source: &str, batch: &Ingested, received_at: i64) {
         self.count(source, &batch.receipt);
         batch.commits.iter().for_each(|(queued, transaction)| self.metrics.commit(*queued, *transaction));
@@ -73,6 +77,10 @@ impl request::Observer for RequestWatcher {
         if batch.receipt.accepted() > 0 {
             self.metrics.last_event(source, u64::try_from(received_at / 1000).unwrap_or(0));
         }
+        for (class, lines) in batch.receipt.classes() {
+            self.metrics.accepted_events(source, class, lines);
+        }
+        self.metrics.batch(source, batch.decoded_bytes, batch.queued);
         tracing::debug!(
             source,
             accepted = batch.receipt.accepted(),

@@ -141,6 +141,10 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let workers = start_workers(&config, &ledger, &sink_status)?;
     let skips = Arc::new(Skips::new(Arc::clone(&metrics), ledger.clone()));
     scrape(&metrics, &skips, &ledger, &config);
+    let reported = Arc::clone(&health);
+    metrics.before_render(Box::new(move |metrics| {
+        metrics.health(reported.ready().is_ok(), reported.warnings().len() as u64);
+    }));
     let admin_token = Arc::new(RwLock::new(config.admin.token.clone()));
     let pages = admin::Pages {
         metrics: Arc::clone(&metrics),

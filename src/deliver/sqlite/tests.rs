@@ -444,6 +444,7 @@ fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, de
                     1 => Verdict::Rejected { reason: Reason::Unsigned, detail: "x".into() },
                     _ => Verdict::Verified { key: 0 },
                 },
+                class: None,
                 identity: ledger.identifier().event("us", true, (line.as_bytes(), b""), None),
             })
         };

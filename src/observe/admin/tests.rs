@@ -104,6 +104,17 @@ async fn another_host_name_is_accepted_only_with_a_token() {
 }
 
 #[tokio::test]
+async fn metrics_are_served_as_openmetrics_to_whom_asks_for_it() {
+    let endpoint = Endpoint::start().await;
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n";
+    let answer = endpoint.ask_with("GET", "/metrics", accept).await;
+    let content_type = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(content_type), "{answer}");
+    assert!(answer.contains("\n# TYPE auditgate_sink_events counter\n") && answer.ends_with("\n# EOF\n"));
+    endpoint.stop().await;
+}
+
+#[tokio::test]
 async fn metrics_are_served_as_text() {
     let endpoint = Endpoint::start().await;
     endpoint.metrics.sink_delivered("siem", 5);

@@ -3,13 +3,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use crate::wire::event::class::{EventKind, EventSeverity};
 
 fn metrics() -> Metrics {
     Metrics::new(&["us".into(), "eu".into()], &["verified".into(), "siem".into()]).unwrap()
 }
 
 fn text(metrics: &Metrics) -> String {
-    String::from_utf8(metrics.render().unwrap()).unwrap()
+    String::from_utf8(metrics.render(TextFormat::Prometheus).unwrap()).unwrap()
 }
 
 /// Returns the name and labels of every series.
@@ -35,6 +36,13 @@ fn every_documented_metric_is_present_before_the_first_event() {
         "auditgate_http_authorized_connections gauge",
         "auditgate_http_connections_closed_total counter",
         "auditgate_in_flight_bytes gauge",
+        "auditgate_http_body_duration_seconds histogram",
+        "auditgate_http_queue_duration_seconds histogram",
+        "auditgate_received_bytes_total counter",
+        "auditgate_decoded_bytes_total counter",
+        "auditgate_accepted_events_total counter",
+        "auditgate_ready gauge",
+        "auditgate_warnings gauge",
         "auditgate_events_total counter",
         "auditgate_event_delay_seconds histogram",
         "auditgate_last_event_timestamp_seconds gauge",
@@ -70,7 +78,17 @@ fn every_documented_metric_is_present_before_the_first_event() {
     assert_has(&text, "auditgate_sink_events_total{sink=\"siem\"} 0");
     assert_has(&text, &format!("auditgate_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
     if cfg!(target_os = "linux") {
-        assert_has(&text, "# TYPE process_resident_memory_bytes gauge");
+        assert_has(&text, "# TYPE process_cpu_seconds_total counter");
+        for name in [
+            "resident_memory_bytes",
+            "virtual_memory_bytes",
+            "open_fds",
+            "max_fds",
+            "threads",
+            "start_time_seconds",
+        ] {
+            assert_has(&text, &format!("# TYPE process_{name} gauge"));
+        }
     }
 }
 
@@ -101,10 +119,30 @@ fn an_outcome_is_counted_under_its_own_name() {
 }
 
 #[test]
+fn an_accepted_event_is_counted_under_its_own_kind_and_severity() {
+    let metrics = metrics();
+    let classes = EventKind::ALL
+        .into_iter()
+        .flat_map(|kind| EventSeverity::ALL.into_iter().map(move |severity| EventClass { kind, severity }));
+    let classes: Vec<_> = (1..).zip(classes).collect();
+    classes.iter().for_each(|(n, class)| metrics.accepted_events("us", *class, *n));
+    let text = text(&metrics);
+    for (n, EventClass { kind, severity }) in classes {
+        let (kind, severity) = (kind.as_str(), severity.as_str());
+        let labels = format!("kind=\"{kind}\",severity=\"{severity}\"");
+        assert_has(&text, &format!("auditgate_accepted_events_total{{{labels},source=\"us\"}} {n}"));
+        assert_has(&text, &format!("auditgate_accepted_events_total{{{labels},source=\"eu\"}} 0"));
+    }
+}
+
+#[test]
 fn values_reach_their_series() {
     let metrics = metrics();
     metrics.http_request(Some("us"), 200, Duration::from_millis(2));
     metrics.http_request(None, 404, Duration::from_millis(1));
+    metrics.http_body("us", 70, Duration::from_millis(30));
+    metrics.batch("us", 700, Duration::from_millis(300));
+    metrics.health(true, 2);
     metrics.last_event("us", 1_700_000_000);
     for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
         (0..=index).for_each(|_| metrics.connection_ended(reason));
@@ -129,6 +167,15 @@ fn values_reach_their_series() {
         "auditgate_http_requests_total{code=\"404\",source=\"\"} 1",
         "auditgate_http_request_duration_seconds_bucket{source=\"us\",le=\"0.001\"} 0",
         "auditgate_http_request_duration_seconds_bucket{source=\"us\",le=\"0.0025\"} 1",
+        "auditgate_received_bytes_total{source=\"us\"} 70",
+        "auditgate_received_bytes_total{source=\"eu\"} 0",
+        "auditgate_decoded_bytes_total{source=\"us\"} 700",
+        "auditgate_http_body_duration_seconds_bucket{source=\"us\",le=\"0.025\"} 0",
+        "auditgate_http_body_duration_seconds_bucket{source=\"us\",le=\"0.05\"} 1",
+        "auditgate_http_queue_duration_seconds_bucket{source=\"us\",le=\"0.25\"} 0",
+        "auditgate_http_queue_duration_seconds_bucket{source=\"us\",le=\"0.5\"} 1",
+        "auditgate_ready 1",
+        "auditgate_warnings 2",
         "auditgate_last_event_timestamp_seconds{source=\"us\"} 1700000000",
         "auditgate_commit_duration_seconds_bucket{le=\"0.00025\"} 1",
         "auditgate_http_connections_closed_total{reason=\"done\"} 1",
@@ -224,6 +271,82 @@ fn callbacks_run_at_each_rendering_in_order() {
     }));
     assert_has(&text(&metrics), "auditgate_ledger_bytes 0");
     assert_has(&text(&metrics), "auditgate_ledger_bytes 10");
+}
+
+/// Rows of the table of metrics in `docs/metrics.md`: name, type and labels.
+fn documented() -> BTreeSet<(String, String, String)> {
+    let document = include_str!("../../../docs/metrics.md");
+    let is_metric = |line: &&str| line.starts_with("| `auditgate_") || line.starts_with("| `process_");
+    document
+        .lines()
+        .filter(is_metric)
+        .map(|row| {
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+            let [name, kind, labels, meaning] = cells[..] else { panic!("not four cells: {row}") };
+            assert!(!meaning.is_empty(), "{name} says not what it means");
+            (name.trim_matches('`').to_owned(), kind.to_owned(), labels.replace('`', ""))
+        })
+        .collect()
+}
+
+#[test]
+fn the_documentation_lists_every_metric_with_its_type_and_labels() {
+    let metrics = metrics();
+    let families = metrics.registry.gather();
+    let found: BTreeSet<_> = families
+        .iter()
+        .map(|family| {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels: Vec<_> =
+                family.get_metric()[0].get_label().iter().map(|label| label.name().to_owned()).collect();
+            (family.name().to_owned(), kind, labels.join(", "))
+        })
+        .collect();
+    let documented = documented();
+    let missing: Vec<_> = found.difference(&documented).collect();
+    let stale: Vec<_> = documented.difference(&found).collect();
+    assert!(
+        missing.is_empty() && stale.is_empty(),
+        "not documented: {missing:#?}\nnot in the code: {stale:#?}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_number_of_series_is_the_documented_one() {
+    let documented = include_str!("../../../docs/metrics.md");
+    assert!(documented.contains("92 series, 149 more for each source and 6 more for each sink"));
+    let (none, both) = (Metrics::new(&[], &[]).unwrap(), metrics());
+    assert_eq!((series(&none).len(), series(&both).len()), (92, 92 + 2 * 149 + 2 * 6));
+}
+
+#[test]
+fn both_formats_have_the_same_series() {
+    let metrics = metrics();
+    let open = String::from_utf8(metrics.render(TextFormat::OpenMetrics).unwrap()).unwrap();
+    assert!(open.ends_with("\n# EOF\n"));
+    let names = |text: &str| -> BTreeSet<String> {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        // A bound is spelled in another way.
+        samples.map(|line| line.rsplit_once(' ').unwrap().0.replace(".0\"", "\"")).collect()
+    };
+    assert_eq!(names(&open), names(&text(&metrics)));
+}
+
+#[test]
+fn the_format_is_what_the_client_accepts() {
+    // What Prometheus 2.42 sends.
+    let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;\
+                      q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    for (accept, format) in [
+        (prometheus, TextFormat::OpenMetrics),
+        ("text/plain, Application/OpenMetrics-Text ; version=1.0.0", TextFormat::OpenMetrics),
+        ("*/*", TextFormat::Prometheus),
+        ("", TextFormat::Prometheus),
+        ("application/openmetrics-texts", TextFormat::Prometheus),
+    ] {
+        assert_eq!(TextFormat::accepted(accept), format, "{accept}");
+    }
 }
 
 #[test]
