@@ -1,14 +1,17 @@
 //! The command line: one file for each subcommand.
 
 pub mod check_config;
+pub mod completions;
 pub mod config_file;
 pub mod demo;
 pub mod exit;
 pub mod forget_sink;
 pub mod keygen;
+pub mod man;
 pub mod send;
 pub mod serve;
 pub mod verify;
+pub mod version;
 
 use clap::{Parser, Subcommand};
 
@@ -17,7 +20,7 @@ use exit::{Exit, Failure};
 
 /// Receives signed audit-log batches over HTTPS, verifies every event and delivers it once.
 #[derive(Parser, Debug)]
-#[command(name = "auditgate", version, about, max_term_width = 100)]
+#[command(name = "auditgate", version, long_version = version::long(), about, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,6 +35,8 @@ enum Command {
     Verify(verify::Args),
     Keygen(keygen::Args),
     ForgetSink(forget_sink::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Runs the command line of this process and returns its exit code.
@@ -53,6 +58,8 @@ pub fn run() -> Exit {
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Keygen(args) => keygen::run(args, &mut out),
         Command::ForgetSink(args) => forget_sink::run(args, &mut out),
+        Command::Completions(args) => completions::run(args, &mut out),
+        Command::Man(args) => man::run(args, &mut out),
     };
     match result {
         Ok(()) => Exit::Good,
