@@ -94,7 +94,7 @@ clean_up() {
 trap clean_up EXIT
 
 # Runs a command in the container, as its root.
-inside() { nsenter --target "$leader" --mount --uts --ipc --net --pid --cgroup --root --wd=/ -- "$@"; }
+inside() { nsenter --target "$leader" --mount --uts --ipc --net --pid --cgroup --root --wdns=/ -- "$@"; }
 
 # Runs a command of this machine in the container's network, where 127.0.0.1 is the container's.
 beside() { nsenter --target "$leader" --net -- "$@"; }
@@ -109,6 +109,7 @@ check() {
         printf 'ok      %s\n' "$what"
     else
         printf 'FAILED  %s\n%s\n' "$what" "$output"
+        # shellcheck disable=SC2034
         failed=1
     fi
 }
@@ -130,6 +131,7 @@ main_pid() { property MainPID; }
 admin() { curl -sS --fail --unix-socket "/proc/$leader/root/run/auditgate/admin.sock" "http://localhost$1"; }
 ready() { [ "$(admin /readyz)" = ready ]; }
 # No retries: whatever goes wrong is seen.
+# shellcheck disable=SC2154
 send() { beside "$program" send --to https://127.0.0.1:8443/konnect/us --ca "$work/ca.pem" --authorization-file "$work/token" --retries 0 "$@"; }
 generate() { send --key "$work/keys/signing-key.pem" "$@"; }
 lines() { inside sh -c 'cat /var/log/auditgate/verified.log | wc -l'; }
