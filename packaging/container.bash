@@ -1,5 +1,5 @@
 # Boots a small system in a container, for the tests here: they source this file in the repository's directory, as root.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 #
 # Sets root (the container's file system), work (a directory for the test's own files) and failed (whether a check
 # failed), and removes the container when the test ends. The test sets program, which sends batches from outside.
@@ -101,28 +101,7 @@ beside() { nsenter --target "$leader" --net -- "$@"; }
 
 # --- Checks ---
 
-check() {
-    local what="$1"
-    shift
-    local output
-    if output="$("$@" 2>&1)"; then
-        printf 'ok      %s\n' "$what"
-    else
-        printf 'FAILED  %s\n%s\n' "$what" "$output"
-        # shellcheck disable=SC2034
-        failed=1
-    fi
-}
-
-# Waits for something to become true, a minute at most.
-eventually() {
-    for _ in $(seq 300); do
-        "$@" >/dev/null 2>&1 && return
-        sleep 0.2
-    done
-    echo "still not after a minute: $*"
-    return 1
-}
+. packaging/checks.bash
 
 property() { inside systemctl show --value --property="$1" "${2:-auditgate.service}"; }
 is() { local found; found="$(property "$1" "${3:-auditgate.service}")"; [ "$found" = "$2" ] || { echo "$1 is $found, not $2"; return 1; }; }
@@ -131,25 +110,7 @@ main_pid() { property MainPID; }
 admin() { curl -sS --fail --unix-socket "/proc/$leader/root/run/auditgate/admin.sock" "http://localhost$1"; }
 ready() { [ "$(admin /readyz)" = ready ]; }
 # No retries: whatever goes wrong is seen.
-# shellcheck disable=SC2154
 send() { beside "$program" send --to https://127.0.0.1:8443/konnect/us --ca "$work/ca.pem" --authorization-file "$work/token" --retries 0 "$@"; }
 generate() { send --key "$work/keys/signing-key.pem" "$@"; }
 lines() { inside sh -c 'cat /var/log/auditgate/verified.log | wc -l'; }
 has_lines() { local found; found="$(lines)"; [ "$found" -eq "$1" ] || { echo "verified.log has $found lines, not $1"; return 1; }; }
-fails() { ! "$@"; }
-at_least() { [ "$(cat "$2" 2>/dev/null | wc -l)" -ge "$1" ]; }
-
-# --- What a configuration needs ---
-
-# Writes to work: a CA, a certificate for 127.0.0.1 with its key, a signing key with its key set, and a token.
-make_secrets() {
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=Test CA' \
-        -keyout "$work/ca-key.pem" -out "$work/ca.pem" 2>/dev/null
-    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj '/CN=localhost' \
-        -keyout "$work/key.pem" -out "$work/request.pem" 2>/dev/null
-    openssl x509 -req -in "$work/request.pem" -CA "$work/ca.pem" -CAkey "$work/ca-key.pem" -CAcreateserial -days 2 \
-        -extfile <(printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n') \
-        -out "$work/cert.pem" 2>/dev/null
-    "$program" keygen --dir "$work/keys" >/dev/null
-    printf 'Bearer %s\n' "$(openssl rand -hex 24)" >"$work/token"
-}
