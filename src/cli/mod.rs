@@ -2,16 +2,19 @@
 
 pub mod check_config;
 pub mod checks;
+pub mod completions;
 pub mod config_file;
 pub mod demo;
 pub mod exit;
 pub mod forget_sink;
 pub mod keygen;
+pub mod man;
 pub mod quarantine;
 pub mod send;
 pub mod serve;
 mod time_arg;
 pub mod verify;
+pub mod version;
 
 use clap::{Parser, Subcommand};
 use tracing::Level;
@@ -22,7 +25,7 @@ use exit::{Exit, Failure};
 
 /// Receives signed audit-log batches over HTTPS, verifies every event and delivers it once.
 #[derive(Parser, Debug)]
-#[command(name = "auditgate", version, about, max_term_width = 100)]
+#[command(name = "auditgate", version, long_version = version::long(), about, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -38,6 +41,8 @@ enum Command {
     Keygen(keygen::Args),
     Quarantine(quarantine::Args),
     ForgetSink(forget_sink::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Runs the command line of this process and returns its exit code.
@@ -60,6 +65,8 @@ pub fn run() -> Exit {
         Command::Keygen(args) => keygen::run(args, &mut out),
         Command::Quarantine(args) => quarantine::run(args, &mut out),
         Command::ForgetSink(args) => forget_sink::run(args, &mut out),
+        Command::Completions(args) => completions::run(args, &mut out),
+        Command::Man(args) => man::run(args, &mut out),
     };
     match result {
         Ok(()) => Exit::Good,

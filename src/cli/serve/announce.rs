@@ -1,5 +1,6 @@
 //! What the daemon logs about itself at the start.
 
+use crate::cli::version;
 use crate::config::{Config, Sink, SinkKind, Source};
 use crate::ingest::Policy;
 use crate::ledger::Ledger;
@@ -11,6 +12,7 @@ pub(super) fn starting(config: &Config) {
     tracing::info!(
         code = "starting",
         version,
+        commit = version::COMMIT,
         "auditgate {version} starts with the configuration {file} and its data in {data_dir}"
     );
     for (source, Source { path, signatures, jwks, .. }) in &config.sources {

@@ -470,7 +470,7 @@ impl Fetcher {
         let off = date.map(|date| i128::from((self.now)()) - i128::from(date));
         let off = off.filter(|off| off.abs() > MAX_CLOCK_DIFFERENCE);
         if let (Some(off), None) = (off, self.clock_off) {
-            let (source, origin, seconds) = (&self.source, self.origin.name(), off.abs());
+            let (source, origin, seconds) = (&self.source, self.options.origin(), off.abs());
             let direction = if off > 0 { "ahead of" } else { "behind" };
             warn!(
                 code = "clock-off",

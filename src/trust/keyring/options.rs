@@ -47,17 +47,6 @@ pub struct JwksOptions {
     pub retired_for: Duration,
 }
 
-impl JwksOptions {
-    /// Returns where the keys come from, for a message.
-    pub fn origin(&self) -> String {
-        match (&self.url, &self.file) {
-            (Some(url), _) => url.to_string(),
-            (None, Some(file)) => file.display().to_string(),
-            (None, None) => "the configuration".to_owned(),
-        }
-    }
-}
-
 impl Default for JwksOptions {
     fn default() -> Self {
         Self {
@@ -125,7 +114,7 @@ impl JwksOptions {
     }
 
     /// Returns the name of the origin in the cache on disk.
-    pub(super) fn origin(&self) -> String {
+    pub fn origin(&self) -> String {
         match (&self.url, &self.file) {
             (Some(endpoint), _) => endpoint.to_string(),
             (None, Some(path)) => path.display().to_string(),
