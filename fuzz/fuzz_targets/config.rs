@@ -48,7 +48,7 @@ fn read(file: &PathBuf, text: &[u8]) -> Result<Config, ConfigError> {
 
 fn effective(file: &PathBuf) -> Vec<u8> {
     let mut out = Vec::new();
-    check_config::run(&Args { file: file.clone(), skip_secrets: true }, &mut out)
-        .expect("it was good before");
+    let args = Args { file: Some(file.clone()), skip_secrets: true, ..Args::default() };
+    check_config::run(&args, &mut out).expect("it was good before");
     out
 }
