@@ -51,8 +51,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Forgetting::Refused { pending } => {
             return Err(Failure::finding(format!(
-                "sink `{name}` is configured and gets its {pending} waiting events when the daemon runs; remove \
-                 it from {} first, or give them up nevertheless with --force",
+                "sink `{name}` is configured: {pending} events that wait for it go to it when the daemon runs; \
+                 remove it from {} first, or give them up nevertheless with --force",
                 args.config.config.display()
             )));
         }

@@ -7,6 +7,9 @@ use std::fmt;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
+/// [`Health::summary`] of a daemon that has no problem.
+pub const RECEIVING: &str = "receiving batches";
+
 /// The daemon's readiness: its phase and the named conditions that its parts report.
 ///
 /// Shared behind an `Arc`. It only stores: the part that reports a problem also logs it.
@@ -105,10 +108,15 @@ impl Health {
         list(&self.lock().warnings).collect()
     }
 
+    /// Returns whether [`Health::started`] is still to come.
+    pub fn is_starting(&self) -> bool {
+        self.lock().phase == Phase::Starting
+    }
+
     /// Returns the state in one line, for `systemctl status`.
     pub fn summary(&self) -> String {
         let (state, problems) = match self.ready() {
-            Ok(()) => ("receiving batches", self.warnings()),
+            Ok(()) => (RECEIVING, self.warnings()),
             Err(problems) => ("not ready", problems),
         };
         let problems = problems.iter().map(Problem::to_string);

@@ -29,7 +29,9 @@ fn refused(site: &Site, socket: impl Into<OwnedFd>, name: &str) -> String {
     let mut daemon = Daemon::spawn_on(site, socket, name);
     assert_eq!(daemon.wait_for_exit().code(), Some(78));
     wait_until("the reason is logged", || {
-        daemon.log().into_iter().find(|line| line.starts_with("auditgate: ")).ok_or("not yet".to_owned())
+        let is_reason =
+            |line: &String| line.starts_with("auditgate: ") || line.contains("code=\"daemon-failed\"");
+        daemon.log().into_iter().find(is_reason).ok_or("not yet".to_owned())
     })
 }
 

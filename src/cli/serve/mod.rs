@@ -44,7 +44,7 @@ use crate::deliver::worker::Worker;
 use crate::ingest::{Ingest, Limits, Source};
 use crate::ledger::{Backlog, Failed, Ledger, LedgerOptions, OpenError, Running, Window};
 use crate::memory_budget::MemoryBudget;
-use crate::observe::health::Health;
+use crate::observe::health::{self, Health};
 use crate::observe::metrics::Metrics;
 use crate::observe::{admin, logging, systemd};
 use crate::receive::connection_limit::ConnectionLimit;
@@ -519,7 +519,8 @@ async fn watch_health(
 ) {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let mut known: Vec<String> = Vec::new();
-    let mut told = health.summary();
+    // The start tells the first one.
+    let mut told = health::RECEIVING.to_owned();
     loop {
         every_second.tick().await;
         sink_status.check();
@@ -558,7 +559,7 @@ async fn watch_health(
         known.iter().filter(|known| !conditions.contains(known)).for_each(|gone| health.clear(gone));
         known = conditions;
         let summary = health.summary();
-        if summary != told {
+        if summary != told && !health.is_starting() {
             systemd::status(&summary);
             told = summary;
         }
