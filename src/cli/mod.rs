@@ -7,11 +7,13 @@ pub mod config_file;
 pub mod demo;
 pub mod exit;
 pub mod forget_sink;
+pub mod init;
 pub mod keygen;
 pub mod man;
 pub mod quarantine;
 pub mod send;
 pub mod serve;
+pub mod test_ca;
 mod time_arg;
 pub mod verify;
 pub mod version;
@@ -34,6 +36,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Demo(demo::Args),
+    Init(init::Args),
     Serve(serve::Args),
     CheckConfig(check_config::Args),
     Send(send::Args),
@@ -58,6 +61,7 @@ pub fn run() -> Exit {
     let mut out = std::io::stdout().lock();
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args, &mut out),
+        Command::Init(args) => init::run(args, &mut out),
         Command::Serve(args) => serve::run(args),
         Command::CheckConfig(args) => check_config::run(args, &mut out),
         Command::Send(args) => send::run(args, &mut out),

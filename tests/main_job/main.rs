@@ -25,6 +25,7 @@ mod independent;
 mod injection;
 mod keys;
 mod lag;
+mod misconfigured;
 mod operate;
 mod order;
 mod produce;

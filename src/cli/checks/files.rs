@@ -73,6 +73,10 @@ pub(super) fn directories(config: &Config) -> Vec<Finding> {
             found.push(Finding { severity, subject, problem });
             continue;
         }
+        if path.is_dir() {
+            found.push(Finding::error(subject, format!("{} is a directory; name a file", path.display())));
+            continue;
+        }
         if path.exists()
             && let Some(problem) = refused(path, Access::READ_OK | Access::WRITE_OK, "write")
         {

@@ -7,38 +7,17 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use super::super::exit::Failure;
+use super::super::test_ca;
 
 /// Makes a certificate authority for a directory, and a server certificate from it for loopback;
 /// both last a year.
 pub(super) fn certificates(dir: &Path) -> Result<(), Failure> {
-    let made = || -> Result<(String, String, String), rcgen::Error> {
-        let year = time::OffsetDateTime::now_utc() + time::Duration::days(365);
-        let mut authority = rcgen::CertificateParams::default();
-        authority.distinguished_name.push(rcgen::DnType::CommonName, "auditgate demo CA");
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        authority.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-        authority.not_after = year;
-        let authority_key = rcgen::KeyPair::generate()?;
-        let authority_certificate = authority.self_signed(&authority_key)?;
-        let issuer = rcgen::Issuer::new(authority, authority_key);
-        let names = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
-        let mut server = rcgen::CertificateParams::new(names)?;
-        server.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
-        server.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-        server.not_after = year;
-        let server_key = rcgen::KeyPair::generate()?;
-        let server_certificate = server.signed_by(&server_key, &issuer)?;
-        let authority = authority_certificate.pem();
-        // The server's first, then its issuer's.
-        let chain = format!("{}{authority}", server_certificate.pem());
-        Ok((authority, chain, server_key.serialize_pem()))
-    };
-    let (authority, certificate, key) = made().map_err(Failure::bug)?;
-    for (name, text) in [("ca.pem", authority), ("cert.pem", certificate)] {
+    let made = test_ca::make(&["localhost", "127.0.0.1"]).map_err(Failure::bug)?;
+    for (name, text) in [("ca.pem", made.authority), ("cert.pem", made.chain)] {
         let path = dir.join(name);
         fs::write(&path, text).map_err(failed("write", &path))?;
     }
-    write_private(&dir.join("key.pem"), &key)
+    write_private(&dir.join("key.pem"), &made.key)
 }
 
 pub(super) fn configuration(port: u16, admin: u16) -> String {
