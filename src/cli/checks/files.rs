@@ -14,7 +14,7 @@ use crate::ledger::{Ledger, OpenError};
 use crate::receive::tls::Certificates;
 
 /// Days before the end of a certificate from which on it is reported.
-const EXPIRY_WARNING_DAYS: i64 = 30;
+pub const EXPIRY_WARNING_DAYS: i64 = 30;
 
 /// Free space without which SQLite cannot open the ledger, in bytes.
 const LEAST_SPACE: u64 = 1 << 20;

@@ -4,6 +4,8 @@
 mod files;
 mod network;
 
+pub use files::EXPIRY_WARNING_DAYS;
+
 use std::fmt;
 
 use crate::config::Config;

@@ -327,7 +327,7 @@ impl Run<'_> {
                 Some(news) = news.recv() => self.tell(news)?,
                 next = fed.recv() => match next {
                     Some(Fed::Line { line, origin }) => {
-                        // The queue may be full for as long as a batch waits.
+                        // The queue may be full while a batch waits.
                         let sending = sender.send_line(line);
                         tokio::pin!(sending);
                         let sent = loop {

@@ -26,6 +26,12 @@ impl RequestWatcher {
         Self { metrics, heard: Mutex::default() }
     }
 
+    /// Returns whether the source has sent nothing before.
+    fn is_first(&self, source: &str) -> bool {
+        let mut heard = self.heard.lock();
+        !heard.contains(source) && heard.insert(source.to_owned())
+    }
+
     fn count(&self, source: &str, receipt: &CommitReceipt) {
         self.metrics.events(source, LineOutcome::Accepted, receipt.accepted());
         self.metrics.events(source, LineOutcome::Duplicate, receipt.duplicates());
@@ -61,8 +67,7 @@ impl request::Observer for RequestWatcher {
         let delays: Vec<f64> =
             batch.times.iter().map(|time| seconds(received_at.saturating_sub(*time))).collect();
         self.metrics.event_delays(source, &delays);
-        let is_first = batch.receipt.lines() > 0 && !self.heard.lock().contains(source);
-        if is_first && self.heard.lock().insert(source.to_owned()) {
+        if batch.receipt.lines() > 0 && self.is_first(source) {
             let receipt = &batch.receipt;
             tracing::info!(
                 code = "first-batch",

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::sources::Sources;
 use super::{InForce, backlog, limits, memory_budget, rules, windows};
+use crate::cli::checks::EXPIRY_WARNING_DAYS;
 use crate::clock::Clock;
 use crate::config::{self, Config, Secrets, Tls};
 use crate::ingest::Ingest;
@@ -42,7 +43,7 @@ pub(super) struct Reload {
 }
 
 /// Time before the end of a certificate from which on it is warned about, in seconds.
-const EXPIRY_WARNING: i64 = 30 * DAY;
+const EXPIRY_WARNING: i64 = EXPIRY_WARNING_DAYS * DAY;
 
 const DAY: i64 = 86_400;
 
