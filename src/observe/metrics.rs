@@ -23,6 +23,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::receive::close_reason::CloseReason;
 
+pub mod values;
+
 /// The `Content-Type` of [`Metrics::render`]: Prometheus's text exposition format, version 0.0.4.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
@@ -549,9 +551,7 @@ impl Metrics {
     /// # Errors
     /// [`MetricsError::Encode`] when a series cannot be written.
     pub fn render(&self) -> Result<Vec<u8>, MetricsError> {
-        for hook in self.before_render.read().iter() {
-            hook(self);
-        }
+        self.refresh();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
         Ok(text)
