@@ -8,6 +8,7 @@ pub mod forget_sink;
 pub mod keygen;
 pub mod send;
 pub mod serve;
+pub mod status;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,7 @@ pub struct Cli {
 enum Command {
     Demo(demo::Args),
     Serve(serve::Args),
+    Status(status::Args),
     CheckConfig(check_config::Args),
     Send(send::Args),
     Verify(verify::Args),
@@ -48,6 +50,7 @@ pub fn run() -> Exit {
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args, &mut out),
         Command::Serve(args) => serve::run(args),
+        Command::Status(args) => status::run(args, &mut out),
         Command::CheckConfig(args) => check_config::run(args, &mut out),
         Command::Send(args) => send::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
