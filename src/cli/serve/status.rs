@@ -264,8 +264,11 @@ fn source_report(
             refresh_error: keys.failure().map(|failure| ErrorReport {
                 time: i64::try_from(failure.unix_seconds).unwrap_or(i64::MAX),
                 error: failure.error,
-                advice: "correct what the error names; the keys loaded before stay in use, and it is retried"
-                    .to_owned(),
+                advice: match keys.current() {
+                    Some(_) => "correct what the error names; the keys loaded before stay in use meanwhile",
+                    None => "correct what the error names; batches get 429 until there are keys",
+                }
+                .to_owned(),
             }),
         }),
     }
