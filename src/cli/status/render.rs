@@ -51,13 +51,14 @@ pub(super) fn screen(text: &str, rows: usize, is_first: bool) -> String {
     let total = text.lines().count();
     let shown = if total > most { most.saturating_sub(1) } else { total };
     for line in text.lines().take(shown) {
-        // Clears what was there behind the line.
+        // Cleared before it is written: behind a full line the cursor is still on its last character.
+        frame.push_str("\x1b[K");
         frame.push_str(line);
-        frame.push_str("\x1b[K\n");
+        frame.push('\n');
     }
     if shown < total {
         // Writing into a string cannot fail.
-        let _ = writeln!(frame, "... {} more lines\x1b[K", total - shown);
+        let _ = writeln!(frame, "\x1b[K... {} more lines", total - shown);
     }
     frame.push_str("\x1b[J");
     frame

@@ -216,9 +216,9 @@ fn long_words_are_broken_and_none_is_lost() {
 #[test]
 fn a_screen_is_overwritten_and_never_scrolled() {
     let text = "a\nb\nc\nd\n";
-    assert_eq!(screen(text, 0, true), "\x1b[2J\x1b[Ha\x1b[K\nb\x1b[K\nc\x1b[K\nd\x1b[K\n\x1b[J");
-    assert_eq!(screen(text, 5, false), "\x1b[Ha\x1b[K\nb\x1b[K\nc\x1b[K\nd\x1b[K\n\x1b[J");
-    assert_eq!(screen(text, 4, false), "\x1b[Ha\x1b[K\nb\x1b[K\n... 2 more lines\x1b[K\n\x1b[J");
+    assert_eq!(screen(text, 0, true), "\x1b[2J\x1b[H\x1b[Ka\n\x1b[Kb\n\x1b[Kc\n\x1b[Kd\n\x1b[J");
+    assert_eq!(screen(text, 5, false), "\x1b[H\x1b[Ka\n\x1b[Kb\n\x1b[Kc\n\x1b[Kd\n\x1b[J");
+    assert_eq!(screen(text, 4, false), "\x1b[H\x1b[Ka\n\x1b[Kb\n\x1b[K... 2 more lines\n\x1b[J");
 }
 
 #[test]
