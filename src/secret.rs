@@ -61,6 +61,14 @@ impl Secret {
         }
     }
 
+    /// Reads a secret from a file, without the white space around it.
+    ///
+    /// # Errors
+    /// See [`SecretError`].
+    pub fn from_file(path: &Path) -> Result<Self, SecretError> {
+        read_file(path)
+    }
+
     /// Returns whether `presented` is this secret, in a time that does not depend on where they
     /// differ. The time does reveal whether the lengths differ.
     pub fn matches(&self, presented: &[u8]) -> bool {

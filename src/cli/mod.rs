@@ -13,6 +13,7 @@ pub mod man;
 pub mod quarantine;
 pub mod send;
 pub mod serve;
+pub mod status;
 pub mod test_ca;
 mod time_arg;
 pub mod verify;
@@ -38,6 +39,7 @@ enum Command {
     Demo(demo::Args),
     Init(init::Args),
     Serve(serve::Args),
+    Status(status::Args),
     CheckConfig(check_config::Args),
     Send(send::Args),
     Verify(verify::Args),
@@ -63,6 +65,7 @@ pub fn run() -> Exit {
         Command::Demo(args) => demo::run(args, &mut out),
         Command::Init(args) => init::run(args, &mut out),
         Command::Serve(args) => serve::run(args),
+        Command::Status(args) => status::run(args, &mut out),
         Command::CheckConfig(args) => check_config::run(args, &mut out),
         Command::Send(args) => send::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),

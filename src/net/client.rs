@@ -17,6 +17,11 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use super::proxy::Connector;
 use super::{Endpoint, TlsError, client_tls, tls};
 
+#[cfg(feature = "daemon")]
+mod plain;
+#[cfg(feature = "daemon")]
+pub use plain::PlainAddress;
+
 /// Timeout of a TCP connection attempt of [`Client::for_endpoint`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);

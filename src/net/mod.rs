@@ -16,6 +16,9 @@ mod syslog;
 pub(crate) mod tls;
 
 pub use client::ClientError;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub use client::PlainAddress;
 #[doc(hidden)]
 pub use client::{Client, Fetched, InvalidToken, bearer};
 pub use endpoint::{Endpoint, EndpointError};

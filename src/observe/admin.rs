@@ -1,4 +1,5 @@
-//! The admin endpoint: `/metrics`, `/healthz` and `/readyz` over plain HTTP/1.1.
+//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/status` and a page at `/`, over plain
+//! HTTP/1.1.
 //!
 //! It is meant for loopback, a Unix socket or a trusted network: no TLS, nothing secret in the
 //! responses, a bearer token (RFC 6750) where one is configured. It still has to survive a careless
@@ -15,7 +16,7 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{
-    ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
 };
 use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
@@ -30,7 +31,10 @@ use tokio::time::{sleep, timeout};
 
 use super::health::{Health, Problem};
 use super::metrics::{Metrics, TextFormat};
-use crate::escape::{Notation, escape, write_escaped};
+use super::status::StatusReport;
+use crate::escape::{escape, escape_json};
+
+mod page;
 
 /// Maximum number of connections. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: u32 = 64;
@@ -62,12 +66,17 @@ pub enum Socket {
 /// does not depend on where the token differs from the right one.
 pub type Authorise = Box<dyn Fn(Option<&[u8]>) -> bool + Send + Sync>;
 
+/// Returns the report of `/status`. It may block on the disk.
+pub type ReadStatus = Box<dyn Fn() -> StatusReport + Send + Sync>;
+
 /// Pages of the endpoint, and who may read them.
 pub struct Pages {
     /// `/metrics`.
     pub metrics: Arc<Metrics>,
     /// `/healthz` and `/readyz`.
     pub health: Arc<Health>,
+    /// `/status`.
+    pub status: ReadStatus,
     /// Called for each request.
     pub authorise: Authorise,
 }
@@ -199,7 +208,8 @@ async fn serve_connection<S>(
 /// Returns the response. hyper leaves the body out of a response to HEAD.
 fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
-    const ENDPOINTS: &str = "Not found; there are /metrics, /healthz and /readyz.\n";
+    const JSON: &str = "application/json";
+    const ENDPOINTS: &str = "Not found; there are /, /metrics, /healthz, /readyz and /status.\n";
 
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -217,13 +227,17 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
              these, or set [admin] token.\n",
         );
     }
+    // It holds no data, and asks for the token itself.
+    if path == "/" && is_read {
+        return page::response();
+    }
     if !(pages.authorise)(bearer(request.headers())) {
         let mut refusal =
             response(StatusCode::UNAUTHORIZED, TEXT, "Authorization must be Bearer and the admin token.\n");
         refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         return refusal;
     }
-    if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
+    if !matches!(path, "/" | "/metrics" | "/healthz" | "/readyz" | "/status") {
         return response(StatusCode::NOT_FOUND, TEXT, ENDPOINTS);
     }
     if !is_read {
@@ -239,11 +253,14 @@ fn answer<B>(request: &Request<B>, pages: &Pages, is_network: bool) -> Response<
                 response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
             }
         },
+        "/status" => {
+            let mut answer = response(StatusCode::OK, JSON, json(&(pages.status)()));
+            answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            answer
+        }
         _ => match pages.health.ready() {
             Ok(()) => response(StatusCode::OK, TEXT, ready(&pages.health.warnings())),
-            Err(problems) => {
-                response(StatusCode::SERVICE_UNAVAILABLE, "application/json", not_ready(&problems))
-            }
+            Err(problems) => response(StatusCode::SERVICE_UNAVAILABLE, JSON, not_ready(&problems)),
         },
     }
 }
@@ -297,7 +314,7 @@ fn ready(warnings: &[Problem]) -> String {
     body
 }
 
-/// Returns the reasons as JSON. A problem may quote what came from the network, hence the escaping.
+/// Returns the reasons as JSON.
 fn not_ready(problems: &[Problem]) -> String {
     #[derive(Serialize)]
     struct NotReady<'a> {
@@ -305,10 +322,13 @@ fn not_ready(problems: &[Problem]) -> String {
         problems: &'a [Problem],
     }
 
-    let mut body = String::new();
-    let written = serde_json::to_string(&NotReady { ready: false, problems })
-        .is_ok_and(|json| write_escaped(&json, Notation::Json, &mut body).is_ok());
-    if written { body } else { r#"{"ready":false,"problems":[]}"#.to_owned() }
+    json(&NotReady { ready: false, problems })
+}
+
+/// Returns a value as JSON with escapes, since what it quotes may come from the network.
+fn json(value: &impl Serialize) -> String {
+    // Only a map with keys that are not text cannot be written, and there is none.
+    escape_json(&serde_json::to_string(value).unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod families;
 mod openmetrics;
 #[cfg(target_os = "linux")]
 mod process;
+pub mod values;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -427,9 +428,7 @@ impl Metrics {
     /// # Errors
     /// [`MetricsError::Encode`] when a series cannot be written.
     pub fn render(&self, format: TextFormat) -> Result<Vec<u8>, MetricsError> {
-        for hook in self.before_render.read().iter() {
-            hook(self);
-        }
+        self.refresh();
         if format == TextFormat::OpenMetrics {
             return Ok(openmetrics::encode(&self.registry.gather()).into_bytes());
         }

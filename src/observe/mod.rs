@@ -4,8 +4,10 @@
 
 pub mod admin;
 pub mod health;
+pub mod history;
 #[cfg(test)]
 mod log_messages;
 pub mod logging;
 pub mod metrics;
+pub mod status;
 pub mod systemd;

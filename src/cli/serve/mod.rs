@@ -15,6 +15,7 @@ mod sinks;
 mod skipped;
 mod sockets;
 mod sources;
+mod status;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,6 +36,7 @@ use self::sink_status::SinkStatus;
 use self::skipped::Skips;
 use self::sockets::{Admin, Inherited};
 use self::sources::Sources;
+use self::status::{DaemonStatus, Parts};
 use crate::cli::checks::{self, Severity};
 use crate::cli::config_file::ConfigFile;
 use crate::cli::exit::Failure;
@@ -146,15 +148,29 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         metrics.health(reported.ready().is_ok(), reported.warnings().len() as u64);
     }));
     let admin_token = Arc::new(RwLock::new(config.admin.token.clone()));
+    let (in_force, watched) = watch::channel(Arc::new(InForce::of(&config, &sources)));
+    let scheme = if certificates.is_some() { "https" } else { "http" };
+    let address = socket.local_addr().unwrap_or(config.listen.address);
+    let parts = Parts {
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+        sinks: Arc::clone(&sink_status),
+        ledger: ledger.clone(),
+        certificates: certificates.clone(),
+        in_force: watched.clone(),
+    };
+    let status = DaemonStatus::new(&config, format!("{scheme}://{address}"), parts);
+    let reported = Arc::clone(&status);
     let pages = admin::Pages {
         metrics: Arc::clone(&metrics),
         health: Arc::clone(&health),
+        status: Box::new(move || reported.report()),
         authorise: admin_authorisation(Arc::clone(&admin_token)),
     };
     let admin = tokio::spawn(admin::serve(admin_socket, pages, admin_ends));
-    let (in_force, watched) = watch::channel(Arc::new(InForce::of(&config, &sources)));
     tokio::spawn(watch_health(
         Arc::clone(&health),
+        Arc::clone(&status),
         sink_status,
         ledger.clone(),
         certificates.clone(),
@@ -180,6 +196,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         log,
         admin_token,
         health: Arc::clone(&health),
+        status,
         in_force,
         warned_at: None,
     };
@@ -497,21 +514,29 @@ fn scrape(metrics: &Metrics, skips: &Arc<Skips>, ledger: &Ledger, config: &Confi
     }));
 }
 
-/// Part of the configuration that readiness depends on and a reload can change.
+/// Part of the configuration that readiness and `/status` depend on and a reload can change.
 struct InForce {
     sources: Vec<Arc<Source>>,
+    /// Path of each source's requests.
+    paths: BTreeMap<String, String>,
     limits: Limits,
 }
 
 impl InForce {
     fn of(config: &Config, sources: &Sources) -> Self {
-        Self { sources: sources.all().cloned().collect(), limits: limits(config) }
+        let path = |(name, source): (&String, &config::Source)| (name.clone(), source.path.clone());
+        Self {
+            sources: sources.all().cloned().collect(),
+            paths: config.sources.iter().map(path).collect(),
+            limits: limits(config),
+        }
     }
 }
 
-/// Updates readiness from the state of the parts, once a second.
+/// Updates readiness and the history of `/status` from the state of the parts, once a second.
 async fn watch_health(
     health: Arc<Health>,
+    status: Arc<DaemonStatus>,
     sink_status: Arc<SinkStatus>,
     ledger: Ledger,
     certificates: Option<Arc<Certificates>>,
@@ -524,8 +549,9 @@ async fn watch_health(
     loop {
         every_second.tick().await;
         sink_status.check();
+        status.tick();
         let in_force = Arc::clone(&in_force.borrow());
-        let InForce { sources, limits } = &*in_force;
+        let InForce { sources, limits, .. } = &*in_force;
         let state = |is_bad: bool, problem: &str| if is_bad { Err(problem.to_owned()) } else { Ok(()) };
         health.set("ledger", state(ledger.is_unwritable(), "the ledger cannot be written; see the log"));
         let Backlog { bytes: all, quarantine_bytes: quarantined } = ledger.backlog();

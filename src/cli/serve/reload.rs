@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::sources::Sources;
+use super::status::DaemonStatus;
 use super::{InForce, backlog, limits, memory_budget, rules, windows};
 use crate::cli::checks::EXPIRY_WARNING_DAYS;
 use crate::clock::Clock;
@@ -36,6 +37,7 @@ pub(super) struct Reload {
     /// Token of the admin endpoint.
     pub(super) admin_token: Arc<RwLock<Option<Secret>>>,
     pub(super) health: Arc<Health>,
+    pub(super) status: Arc<DaemonStatus>,
     pub(super) in_force: watch::Sender<Arc<InForce>>,
     /// Time of the last warning about the end of the certificate, in seconds since the Unix
     /// epoch.
@@ -53,6 +55,7 @@ impl Reload {
         let result = self.take_up().await;
         let refused = |error: &String| format!("not reloaded, the former one stays in force: {error}");
         self.health.warn("configuration", result.as_ref().map(drop).map_err(refused));
+        self.status.reloaded(result.as_ref().copied());
         match result {
             Ok(()) => {
                 let file = self.config.file.display();

@@ -1,16 +1,19 @@
-//! State of each sink for the log, the metrics and `/readyz`.
+//! State of each sink for the log, the metrics, `/readyz` and `/status`.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::reload;
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::Watcher;
 use crate::log_throttle::log_throttled;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
+use crate::observe::status::{ErrorReport, SinkReport};
 
 /// Time after which a sink that still fails is logged again.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(3600);
@@ -31,6 +34,8 @@ struct State {
     busy_since: Option<Instant>,
     is_stuck: bool,
     outage: Option<Outage>,
+    /// Kept when the sink works again.
+    last_error: Option<ErrorReport>,
 }
 
 /// Failures without a success in between.
@@ -63,6 +68,46 @@ impl SinkStatus {
             }
             state.is_stuck |= is_stuck;
         }
+    }
+
+    /// Adds what is known about a sink's failures to its report. `now` is in seconds since the Unix
+    /// epoch.
+    pub(super) fn describe(&self, sink: &str, now: i64, report: &mut SinkReport) {
+        let sinks = self.sinks.lock();
+        let Some(state) = sinks.get(sink) else { return };
+        let ago = |since: Instant| now - i64::try_from(since.elapsed().as_secs()).unwrap_or(0);
+        report.failing_since = state.outage.as_ref().map(|outage| ago(outage.since));
+        report.stuck_since = state.busy_since.filter(|_| state.is_stuck).map(ago);
+        report.last_error.clone_from(&state.last_error);
+    }
+}
+
+/// Returns what an operator can do about a sink's error.
+fn advice(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "make room on the sink's disk; delivery then continues by itself"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "let the daemon's user write there: owner and mode of the directory, ReadWritePaths= of the unit"
+        }
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            "create the directory, or start the service that owns the socket"
+        }
+        ErrorKind::ConnectionRefused => "start the server, or correct the sink's address and port",
+        ErrorKind::TimedOut
+        | ErrorKind::HostUnreachable
+        | ErrorKind::NetworkUnreachable
+        | ErrorKind::NetworkDown
+        | ErrorKind::AddrNotAvailable => "check the route, the firewall and the server",
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::UnexpectedEof => "look at the log of the server, which closes the connection",
+        ErrorKind::InvalidData | ErrorKind::InvalidInput => {
+            "correct what the error names; nothing else will make it work"
+        }
+        _ => "correct what the error names; it is retried",
     }
 }
 
@@ -109,6 +154,11 @@ impl Watcher for Arc<SinkStatus> {
         self.health.set(&condition(sink), Err(error.to_string()));
         let mut sinks = self.sinks.lock();
         let Some(state) = sinks.get_mut(sink) else { return };
+        state.last_error = Some(ErrorReport {
+            time: reload::now(),
+            error: error.to_string(),
+            advice: advice(error.cause.kind()).to_owned(),
+        });
         let now = Instant::now();
         match &mut state.outage {
             None => {

@@ -20,6 +20,10 @@ fn without_token() -> Authorise {
     Box::new(|_| true)
 }
 
+fn no_status() -> ReadStatus {
+    Box::new(StatusReport::default)
+}
+
 impl Endpoint {
     async fn start() -> Self {
         Self::start_for(without_token()).await
@@ -31,7 +35,12 @@ impl Endpoint {
         let metrics = Arc::new(Metrics::new(&["us".into()], &["siem".into()]).unwrap());
         let health = Arc::new(Health::new());
         let (stop, stopped) = watch::channel(false);
-        let pages = Pages { metrics: Arc::clone(&metrics), health: Arc::clone(&health), authorise };
+        let pages = Pages {
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            status: no_status(),
+            authorise,
+        };
         let task = tokio::spawn(serve(Socket::Tcp(listener), pages, stopped));
         Self { address, metrics, health, stop, task }
     }
@@ -169,11 +178,11 @@ async fn the_problems_are_listed_as_harmless_json() {
 #[tokio::test]
 async fn other_paths_and_methods_are_refused() {
     let endpoint = Endpoint::start().await;
-    for target in ["/", "/metrics/", "//metrics", "/status"] {
+    for target in ["/index.html", "/metrics/", "//metrics", "/status/"] {
         let answer = endpoint.ask("GET", target).await;
         assert!(answer.starts_with("HTTP/1.1 404 "), "{target}: {answer}");
     }
-    for target in ["/metrics", "/healthz", "/readyz"] {
+    for target in ["/", "/metrics", "/healthz", "/readyz", "/status"] {
         let answer = endpoint.ask("POST", target).await;
         assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET, HEAD\r\n"), "{answer}");
     }
@@ -215,7 +224,8 @@ async fn a_unix_socket_serves_the_same() {
     let path = directory.path().join("admin.sock");
     let socket = Socket::Unix(UnixListener::bind(&path).unwrap());
     let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
-    let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: without_token() };
+    let pages =
+        Pages { metrics, health: Arc::new(Health::new()), status: no_status(), authorise: without_token() };
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(serve(socket, pages, stopped));
     let mut stream = UnixStream::connect(&path).await.unwrap();
@@ -294,7 +304,12 @@ async fn failures_to_accept_are_survived() {
     let task = tokio::spawn({
         let attempts = Arc::clone(&attempts);
         let metrics = Arc::new(Metrics::new(&[], &[]).unwrap());
-        let pages = Pages { metrics, health: Arc::new(Health::new()), authorise: without_token() };
+        let pages = Pages {
+            metrics,
+            health: Arc::new(Health::new()),
+            status: no_status(),
+            authorise: without_token(),
+        };
         async move {
             let accept = || {
                 let attempt = attempts.fetch_add(1, Ordering::Relaxed);

@@ -135,6 +135,7 @@ struct Current {
     overlooked: Option<Stamps>,
     config: Arc<ServerConfig>,
     not_after: Option<i64>,
+    names: Vec<String>,
     /// Reasons why some clients refuse the certificate and others do not.
     weaknesses: Vec<String>,
 }
@@ -179,6 +180,12 @@ impl Certificates {
     /// since the Unix epoch; none when it cannot be read as RFC 5280 defines it.
     pub fn not_after(&self) -> Option<i64> {
         self.current.read().not_after
+    }
+
+    /// Returns the names of the server's certificate, for people: its subject, and the DNS names, e-mail
+    /// addresses and URIs among its alternative names; none when it cannot be read as RFC 5280 defines it.
+    pub fn names(&self) -> Vec<String> {
+        self.current.read().names.clone()
     }
 
     /// Loads the files again if they have changed, and returns whether they have. Bad ones are
@@ -247,6 +254,7 @@ impl Current {
             return Err(unreadable(PemError::NoItemsFound));
         }
         let not_after = chain.iter().filter_map(|certificate| not_after(certificate)).min();
+        let names = chain.first().map(|leaf| clients::names(leaf)).unwrap_or_default();
         let doubt = doubt(cert, &chain, now);
         let weaknesses = weaknesses(cert, &chain);
         let private = PrivateKeyDer::from_pem_file(key)
@@ -264,7 +272,10 @@ impl Current {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // The strongest cipher suite that both know, whatever the client prefers.
         config.ignore_client_order = true;
-        Ok((Self { stamps, overlooked: None, config: Arc::new(config), not_after, files, weaknesses }, doubt))
+        Ok((
+            Self { stamps, overlooked: None, config: Arc::new(config), not_after, names, files, weaknesses },
+            doubt,
+        ))
     }
 }
 

@@ -111,6 +111,17 @@ pub struct KeyRing {
 struct Published {
     trusted: Option<Arc<KeySet>>,
     last: Option<Fetch>,
+    /// The failure of the last attempt.
+    failure: Option<RefreshFailure>,
+}
+
+/// The failure of an attempt to read the key set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefreshFailure {
+    /// Time of the attempt, in seconds since the Unix epoch.
+    pub unix_seconds: u64,
+    /// One line for the operator.
+    pub error: String,
 }
 
 #[derive(Clone, Copy)]
@@ -206,6 +217,11 @@ impl KeyRing {
     /// verified and the sender has to retry.
     pub fn current(&self) -> Option<Arc<KeySet>> {
         self.published.borrow().trusted.clone()
+    }
+
+    /// Returns why the last attempt to read the key set failed; none when it succeeded.
+    pub fn failure(&self) -> Option<RefreshFailure> {
+        self.published.borrow().failure.clone()
     }
 
     /// Makes the fetcher refresh soon: it asks for what is listed from now on.
@@ -371,7 +387,14 @@ impl Fetcher {
                 Found::Nothing
             }
         };
-        self.ring.published.send_modify(|published| published.last = Some(Fetch { began, found }));
+        let failure = refreshed
+            .as_ref()
+            .err()
+            .map(|error| RefreshFailure { unix_seconds: (self.now)(), error: error.to_string() });
+        self.ring.published.send_modify(|published| {
+            published.last = Some(Fetch { began, found });
+            published.failure = failure;
+        });
         refreshed
     }
 

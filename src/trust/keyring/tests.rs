@@ -121,9 +121,12 @@ async fn without_server_and_cache_the_ring_stays_empty_and_recovers() {
     let mut watched = Watched::url(server.endpoint(), dir.path());
     watched.fetcher.load_at_start(TIMEOUT).await.unwrap();
     assert!(watched.ring.current().is_none());
+    let failure = watched.ring.failure().unwrap();
+    assert!(failure.error.contains("status 500") && failure.unix_seconds > 0, "{failure:?}");
     assert_eq!(*watched.seen.lock().unwrap(), [Refresh::Failed]);
     server.answer(Answer::ok(&document_of(&[1])));
     assert!(watched.fetcher.refresh(TIMEOUT).await.unwrap());
+    assert_eq!(watched.ring.failure(), None);
     assert_eq!(watched.ids(), ["k1"]);
 }
 
