@@ -57,7 +57,7 @@ impl Worker {
     /// Delivers until the ledger's feed is closed and everything in it is delivered, or until
     /// `stop` is set.
     pub fn run(self) {
-        let mut delivery = Delivery { worker: self, wait: None };
+        let mut delivery = Delivery::of(self);
         // The last safe position is in the ledger, so that there is nothing to clean up.
         while let Err(Interrupted::Restart) = delivery.run() {}
     }
@@ -66,6 +66,8 @@ impl Worker {
 /// State of a running worker.
 struct Delivery {
     worker: Worker,
+    /// The sink has continued once.
+    is_begun: bool,
     /// The next pause after a failure; none after a success.
     wait: Option<Duration>,
 }
@@ -101,6 +103,10 @@ enum Interrupted {
 }
 
 impl Delivery {
+    fn of(worker: Worker) -> Self {
+        Self { worker, is_begun: false, wait: None }
+    }
+
     fn run(&mut self) -> Result<(), Interrupted> {
         let (mut outbox, start) = self.open_with_retries()?;
         let mut progress = Progress::at(start);
@@ -233,8 +239,11 @@ impl Delivery {
     /// Opens the sink at the position in the ledger, and records the sink's real one.
     fn open_with_retries(&mut self) -> Result<(Outbox, Position), Interrupted> {
         loop {
-            match self.worker.open() {
-                Ok(opened) => return Ok(opened),
+            match self.worker.open(self.is_begun) {
+                Ok(opened) => {
+                    self.is_begun = true;
+                    return Ok(opened);
+                }
                 // Opening again is what a restart of the delivery does anyway.
                 Err(error) => match self.back_off(&error) {
                     Err(Interrupted::Restart) | Ok(()) => {}
@@ -293,16 +302,17 @@ impl Worker {
         result
     }
 
-    fn open(&mut self) -> Result<(Outbox, Position), SinkError> {
+    /// Opens the sink. At the first time it can have nothing that was committed since the start.
+    fn open(&mut self, is_begun: bool) -> Result<(Outbox, Position), SinkError> {
         let last = self.ledger.resume(&self.subscription.sink).map_err(|cause| unreadable(&cause))?;
         let last = last.ok_or_else(|| unreadable(&"it does not know the sink"))?;
         let opened = self.in_sink(|sink| sink.resume(&last))?;
         let position = opened.position;
-        let newest = self.ledger.newest_batch();
-        if position.batch > newest + 1 {
+        let newest = self.ledger.newest_at_start();
+        if !is_begun && position.batch > newest + 1 {
             // New commits would count as delivered. They wait instead, until the operator acts.
             let why = format!(
-                "it already has batch {}, and the ledger ends with {newest}: an older copy of data_dir was put \
+                "it already has batch {}, and the ledger ended with {newest} at the start: an older copy of data_dir was put \
                  back; put the newer one back, or give the sink a new name and a new destination",
                 position.batch - 1
             );
@@ -349,8 +359,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::ledger::{Backlog, LedgerOptions, Running, Window};
-    use crate::wire::event::Stream;
+    use crate::ledger::{Backlog, Batch, Entry, LedgerOptions, Running, Window};
+    use crate::wire::batch::Coding;
+    use crate::wire::event::{Stream, Verdict};
 
     /// A sink that has another position than the ledger recorded.
     struct OtherPosition(Position);
@@ -463,7 +474,62 @@ pub(super) mod tests {
         };
         let start = Position::default();
         let mut progress = Progress::at(start);
-        assert!(Delivery { worker, wait: None }.settle(&mut progress, false).is_ok());
+        assert!(Delivery::of(worker).settle(&mut progress, false).is_ok());
+        ledger.close();
+        running.thread.join().unwrap();
+    }
+
+    /// Commits a line with each failure, and stops the worker at the third one.
+    struct Commits {
+        ledger: Ledger,
+        log: FailureLog,
+    }
+
+    impl Watcher for Commits {
+        fn working(&self, _sink: &str, _is_working: bool) {}
+        fn delivered(&self, _sink: &str, _events: u64) {}
+        fn recovered(&self, _sink: &str) {}
+        fn truncated(&self, _sink: &str, _lines: u64) {}
+
+        fn failed(&self, sink: &str, error: &SinkError) {
+            let line = Arc::new(format!("line {}", self.log.failures().len()).into_bytes());
+            self.log.failed(sink, error);
+            self.log.stop.store(self.log.failures().len() == 3, Ordering::Relaxed);
+            let entry = Entry {
+                verdict: Verdict::Verified { key: 0 },
+                class: None,
+                identity: self.ledger.identifier().event("us", true, (&line, b""), None),
+            };
+            let batch = Batch {
+                source: "us".into(),
+                received_at: 0,
+                decoded: Arc::clone(&line),
+                body: line,
+                packing: Packing::Lines(Coding::Identity),
+                key_ids: Arc::from(["k1".to_owned()]),
+                entries: vec![Some(entry)],
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(self.ledger.commit(batch)).unwrap();
+        }
+    }
+
+    #[test]
+    fn commits_do_not_let_a_sink_catch_up_that_is_ahead_of_its_ledger() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, running, subscription) = open_ledger(dir.path());
+        ledger.close_feed();
+        let log = FailureLog::default();
+        let worker = Worker {
+            subscription,
+            sink: Box::new(OtherPosition(Position { batch: 3, line: 0 })),
+            ledger: ledger.clone(),
+            watcher: Box::new(Commits { ledger: ledger.clone(), log: log.clone() }),
+            stop: Arc::clone(&log.stop),
+        };
+        worker.run();
+        assert_eq!(log.failures().len(), 3);
+        assert_eq!(ledger.pending("search").unwrap().events, 3);
         ledger.close();
         running.thread.join().unwrap();
     }

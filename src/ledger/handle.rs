@@ -56,6 +56,7 @@ pub(super) struct Shared {
     id: [u8; 16],
     feed: Arc<Feed>,
     in_hand_bytes: u64,
+    newest_at_start: i64,
     pub(super) gauges: Arc<Gauges>,
     /// Held while the ledger is open; the lock belongs to the open file.
     _lock: File,
@@ -117,6 +118,7 @@ impl Ledger {
             id: opened.ledger_id,
             feed,
             in_hand_bytes,
+            newest_at_start: opened.last_position,
             gauges,
             _lock: lock,
         };
@@ -222,9 +224,10 @@ impl Ledger {
         delivery::resume(&schema::open_reader(&self.shared.database)?, sink)
     }
 
-    /// Returns the position of the newest batch that was ever committed; 0 before the first.
-    pub fn newest_batch(&self) -> i64 {
-        self.shared.feed.newest()
+    /// Returns the position of the newest batch that was committed before the ledger was opened; 0
+    /// before the first.
+    pub fn newest_at_start(&self) -> i64 {
+        self.shared.newest_at_start
     }
 
     /// Opens a reader of undelivered batches, for the thread of one configured sink.

@@ -145,10 +145,6 @@ impl Feed {
         self.news.notify_all();
     }
 
-    pub(super) fn newest(&self) -> i64 {
-        self.state.lock().newest
-    }
-
     /// Waits until `deadline` while a condition holds.
     fn wait_while(
         &self,

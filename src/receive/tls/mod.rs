@@ -140,7 +140,8 @@ struct Current {
     weaknesses: Vec<String>,
 }
 
-/// Device, inode, size and time of change: a file with the same stamp is taken for the same.
+/// Device, inode, size and time of the last change, that of its rights included: a file with the same
+/// stamp is taken for the same.
 type Stamp = (u64, u64, u64, i64, i64);
 
 type Stamps = Vec<Option<Stamp>>;
@@ -283,7 +284,7 @@ fn stamps(files: &Files) -> Stamps {
     use std::os::unix::fs::MetadataExt as _;
     let stamp = |path: &PathBuf| {
         let found = std::fs::metadata(path).ok()?;
-        Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+        Some((found.dev(), found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
     };
     [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()].into_iter().flatten().map(stamp).collect()
 }

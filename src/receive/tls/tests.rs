@@ -184,3 +184,21 @@ fn the_expiry_of_a_chain_is_the_earliest_one() {
     let end = rcgen::date_time_ymd(2021, 1, 1).unix_timestamp();
     assert_eq!(Certificates::load(files, 1_590_000_000).unwrap().not_after(), Some(end));
 }
+
+#[test]
+fn a_change_of_rights_is_a_change() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let files = Files { cert: path("cert"), key: path("key"), client_ca: None, client_names: Vec::new() };
+    for name in ["cert", "key"] {
+        std::fs::write(path(name), name).unwrap();
+    }
+    let before = stamps(&files);
+    let began = std::time::Instant::now();
+    // The file system's clock may stand still for some milliseconds.
+    while stamps(&files) == before {
+        assert!(began.elapsed().as_secs() < 10, "the stamps stay {before:?}");
+        std::fs::set_permissions(path("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
