@@ -89,7 +89,7 @@ impl Site {
         self.token(&dir.join("tokens/check"))?;
         if plan.certificate == Certificate::Test {
             self.directory(&dir.join("tls"), 0o750, false)?;
-            let made = test_ca::make(&[&plan.host]).map_err(Failure::bug)?;
+            let made = test_ca::make(&[&plan.host, "localhost", "127.0.0.1"]).map_err(Failure::bug)?;
             self.file(&dir.join("tls/ca.pem"), 0o644, made.authority.as_bytes())?;
             self.file(&dir.join("tls/cert.pem"), 0o644, made.chain.as_bytes())?;
             self.file(&dir.join("tls/key.pem"), 0o640, made.key.as_bytes())?;
