@@ -148,7 +148,7 @@ pub enum SecretError {
     ControlCharacter,
     /// The file is missing or may not be read.
     #[error(
-        "cannot read the secret file `{path}`: {source}; create `{path}` and let the daemon's user read it"
+        "cannot read the secret file `{path}`: {source}; it must exist, and the daemon's user must be able to read it"
     )]
     File {
         /// The file as resolved.

@@ -68,7 +68,7 @@ fn a_source_says_who_may_send() {
         secret,
         "{ file = \"tokens/us\" }",
         "7: cannot read the secret file `/nonexistent/base/tokens/us`: No such file or directory \
-         (os error 2); create `/nonexistent/base/tokens/us` and let the daemon's user read it",
+         (os error 2); it must exist, and the daemon's user must be able to read it",
     );
 }
 

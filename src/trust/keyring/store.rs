@@ -96,7 +96,8 @@ fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     }
     let folder = path.parent().unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(folder)?;
+        // Recursive, so that it is no error when another source makes it at the same time.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         // Its name must survive a power loss as well.
         fs::File::open(folder.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     }
@@ -118,6 +119,23 @@ fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sources_that_write_at_the_same_time_share_the_folder() {
+        for _ in 0..100 {
+            let dir = tempfile::tempdir().unwrap();
+            let ready = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for source in ["us", "eu", "au", "in"] {
+                    let (path, ready) = (path(dir.path(), source), &ready);
+                    scope.spawn(move || {
+                        ready.wait();
+                        replace_file(&path, b"keys").unwrap();
+                    });
+                }
+            });
+        }
+    }
 
     #[test]
     fn a_sources_name_cannot_leave_the_folder() {
