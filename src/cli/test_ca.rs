@@ -31,7 +31,9 @@ pub fn make(names: &[&str]) -> Result<TestCa, rcgen::Error> {
     let authority_key = KeyPair::generate()?;
     let authority_certificate = authority.self_signed(&authority_key)?.pem();
     let issuer = Issuer::new(authority, authority_key);
-    let mut server = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
+    let mut distinct: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    distinct.dedup();
+    let mut server = CertificateParams::new(distinct)?;
     server.distinguished_name.push(DnType::CommonName, names.first().copied().unwrap_or_default());
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     server.not_after = year;
