@@ -6,6 +6,7 @@
 
 pub(in crate::cli) mod delivery;
 pub(in crate::cli) mod input;
+mod load;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -92,7 +93,9 @@ fn send(
     args.delivery.endpoint()?;
     let input = Input::open(args, stdin)?;
     let longest = longest_input_line(args.delivery.batch_bytes.get(), &treatment);
-    deliver(&args.delivery, environment, console, move |feed| input.read(&treatment, longest, feed))
+    deliver(&args.delivery, environment, console, args.generate.is_some(), move |feed| {
+        input.read(&treatment, longest, feed)
+    })
 }
 
 fn treatment(args: &Args) -> Result<Treatment, Failure> {

@@ -139,6 +139,8 @@ pub struct Report {
     pub events: usize,
     /// Number of posts.
     pub attempts: u32,
+    /// Time from the first post to the last response, with the pauses between.
+    pub latency: Duration,
     /// Its lines, each with its terminator, before compression.
     pub lines: Vec<u8>,
     /// The response, or why the batch was given up.
@@ -343,8 +345,9 @@ impl Dispatch {
         self.summary.batches += 1;
         let (number, events, poster) = (self.summary.batches, batch.events, self.poster.clone());
         self.under_way.spawn(async move {
+            let began = Instant::now();
             let (attempts, lines, result) = poster.deliver(number, batch).await;
-            Report { number, events, attempts, lines, result }
+            Report { number, events, attempts, latency: began.elapsed(), lines, result }
         });
     }
 

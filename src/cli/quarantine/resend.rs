@@ -74,7 +74,9 @@ fn resend(
         }
         1 => {
             let paths: Vec<PathBuf> = inputs.0.into_iter().map(|input| input.path).collect();
-            deliver(&args.delivery, environment, console, move |feed| feed_all(&paths, &filter, feed))?;
+            deliver(&args.delivery, environment, console, false, move |feed| {
+                feed_all(&paths, &filter, feed)
+            })?;
         }
         _ => {
             return Err(Failure::usage(format!(

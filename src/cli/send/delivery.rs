@@ -1,6 +1,7 @@
 //! Delivery of lines, whatever reads them: options, the run, and what it prints.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::io::{self, IsTerminal as _, Read as _, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::super::exit::Failure;
 use super::display;
+use super::load::{Latencies, Pace};
 use crate::escape::escape;
 use crate::net::{Endpoint, HeaderValue};
 use crate::send::{BatchLimits, Delivered, Options, Report, Retry, Retrying, SendError, Sender, Summary};
@@ -64,6 +66,10 @@ pub struct Delivery {
     #[arg(long, value_name = "N", default_value = "1")]
     pub connections: NonZeroUsize,
 
+    /// How many events are sent a second at most
+    #[arg(long, value_name = "N", value_parser = rate)]
+    pub rate: Option<f64>,
+
     /// How often a batch is sent again
     #[arg(long, value_name = "N", default_value_t = Retry::default().retries)]
     pub retries: u32,
@@ -104,7 +110,10 @@ impl<'a> Console<'a> {
 }
 
 /// Takes what the reading thread reads.
-pub(in crate::cli) struct Feed(mpsc::Sender<Fed>);
+pub(in crate::cli) struct Feed {
+    queue: mpsc::Sender<Fed>,
+    pace: Option<RefCell<Pace>>,
+}
 
 /// Message of the reading thread.
 enum Fed {
@@ -144,9 +153,13 @@ impl Feed {
     ) -> Result<(), Hangup> {
         let origin = || origin.clone();
         match treated {
-            Ok(lines) => {
-                lines.into_iter().try_for_each(|line| self.send(Fed::Line { line, origin: origin() }))
-            }
+            Ok(lines) => lines.into_iter().try_for_each(|line| {
+                if let Some(pace) = &self.pace {
+                    let wait = pace.borrow_mut().wait(Instant::now());
+                    std::thread::sleep(wait);
+                }
+                self.send(Fed::Line { line, origin: origin() })
+            }),
             Err(problem) => self.send(Fed::Bad { origin: origin(), problem }),
         }
     }
@@ -160,7 +173,7 @@ impl Feed {
     }
 
     fn send(&self, fed: Fed) -> Result<(), Hangup> {
-        self.0.blocking_send(fed).map_err(|_| Hangup)
+        self.queue.blocking_send(fed).map_err(|_| Hangup)
     }
 }
 
@@ -171,6 +184,7 @@ enum News {
         shown: String,
         events: usize,
         is_delivered: bool,
+        latency: Duration,
         /// Every other batch would be refused too, for this reason.
         refused: Option<String>,
     },
@@ -180,7 +194,8 @@ enum News {
     },
 }
 
-/// Delivers the lines that `read` hands over, on a thread of its own.
+/// Delivers the lines that `read` hands over, on a thread of its own. `is_load`: throughput and
+/// latencies are printed at the end.
 ///
 /// # Errors
 /// As [`super::run`].
@@ -188,8 +203,10 @@ pub(in crate::cli) fn deliver(
     delivery: &Delivery,
     environment: &dyn Fn(&str) -> Option<OsString>,
     console: Console<'_>,
+    is_load: bool,
     read: impl FnOnce(&Feed) -> Result<(), Hangup> + Send + 'static,
 ) -> Result<(), Failure> {
+    let pace = delivery.rate.map(|rate| RefCell::new(Pace::new(rate)));
     let (settled, news) = mpsc::unbounded_channel();
     let retrying = settled.clone();
     // The receiver of the news is gone only when the run has failed already.
@@ -224,7 +241,7 @@ pub(in crate::cli) fn deliver(
         std::thread::Builder::new()
             .name("input".to_owned())
             // Whichever side ended the run has reported why.
-            .spawn(move || _ = read(&Feed(feed)))
+            .spawn(move || _ = read(&Feed { queue: feed, pace }))
             .map_err(|error| Failure::io(format!("cannot start a thread for the input: {error}")))?;
         let run = Run {
             console,
@@ -235,6 +252,9 @@ pub(in crate::cli) fn deliver(
             bad_lines: 0,
             unreadable: None,
             delivered: 0,
+            latencies: Latencies::default(),
+            began: Instant::now(),
+            is_load,
         };
         run.go(sender, fed, news).await
     })
@@ -290,6 +310,13 @@ fn authorization_value(text: &str) -> Result<HeaderValue, &'static str> {
     Ok(value)
 }
 
+fn rate(text: &str) -> Result<f64, &'static str> {
+    match text.parse() {
+        Ok(rate) if (0.001..=1e9).contains(&rate) => Ok(rate),
+        _ => Err("write a number of events a second, such as 100"),
+    }
+}
+
 pub(super) fn size(text: &str) -> Result<NonZeroUsize, &'static str> {
     const NOTATION: &str = "write a number and one of B, KiB, MiB, GiB, such as 1MiB";
     let unit = text.trim_start_matches(|character: char| character.is_ascii_digit() || character == '.');
@@ -313,6 +340,10 @@ struct Run<'a> {
     unreadable: Option<String>,
     /// Number of events that were delivered so far.
     delivered: u64,
+    latencies: Latencies,
+    began: Instant,
+    /// The events are generated, to see what the receiver makes of them.
+    is_load: bool,
 }
 
 impl Run<'_> {
@@ -365,6 +396,10 @@ impl Run<'_> {
         while let Ok(news) = news.try_recv() {
             self.tell(news)?;
         }
+        let load = self.latencies.report(self.delivered, self.began.elapsed());
+        if let Some(load) = load.filter(|_| self.is_load) {
+            self.print(&load);
+        }
         self.print(&shown_summary(&summary));
         self.end(&summary)
     }
@@ -380,7 +415,7 @@ impl Run<'_> {
                 self.console.waiting.set_message(shown);
             }
             News::Retrying { .. } => {}
-            News::Settled { number, shown, events, is_delivered, refused } => {
+            News::Settled { number, shown, events, is_delivered, latency, refused } => {
                 if self.waiting == Some(number) {
                     self.waiting = None;
                     self.console.waiting.set_message("");
@@ -389,6 +424,7 @@ impl Run<'_> {
                 let events = u64::try_from(events).unwrap_or(u64::MAX);
                 if is_delivered {
                     self.delivered += events;
+                    self.latencies.add(latency);
                 }
                 if let Some(reason) = refused {
                     self.console.waiting.finish_and_clear();
@@ -481,6 +517,7 @@ impl News {
             shown: shown(report),
             events: report.events,
             is_delivered: report.result.is_ok(),
+            latency: report.latency,
             // An error can repeat what the receiver's certificate says.
             refused: refused.map(|error| escape(&error.to_string()).into_owned()),
         }

@@ -101,8 +101,11 @@ fn generated_events_are_signed_and_receipts_printed() {
     let key = fixture.path("key.pem");
     let output = fixture.run(&["--key", &key, "--generate", "5", "--seed", "1", "--batch-events", "4"]);
     output.result.unwrap();
+    let (load, results): (Vec<_>, Vec<_>) =
+        output.out.split_inclusive('\n').partition(|line| line.contains(" events/s over "));
+    assert!(load.len() == 1 && load[0].contains(" s; answers after p50 "), "{load:?}");
     assert_eq!(
-        output.out,
+        results.concat(),
         "batch 1: 4 events, 200, accepted 3, duplicates 1, quarantined 0\n\
          batch 2: 1 event, 200, accepted 1, duplicates 0, quarantined 0\n\
          5 events in 2 batches: accepted 4, duplicates 1, quarantined 0\n"
