@@ -2,6 +2,7 @@
 //! when it comes again.
 
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 
 use super::{DedupKey, Policy, Source};
 use crate::ledger::{Entry, Identifier};
@@ -118,6 +119,9 @@ impl<'a> Judge<'a> {
             }
         }
         self.judge(&chunk, &mut judgement, step);
+        if judgement.verified + judgement.unknown > 0 {
+            self.source.expects_bad.store(judgement.unknown > 0, Ordering::Relaxed);
+        }
         judgement
     }
 
@@ -127,6 +131,8 @@ impl<'a> Judge<'a> {
         step(lines.len() as u64 / 16);
         let mut claims = Vec::with_capacity(lines.len());
         let opened: Vec<Opened<'_>> = lines.iter().map(|line| self.open(line, &mut claims)).collect();
+        let is_bad = judgement.unknown > 0 || self.source.expects_bad.load(Ordering::Relaxed);
+        let together = if is_bad { verify::GROUP } else { CHUNK_LINES };
         let mut before = |count: usize, is_repeat| {
             if is_repeat {
                 judgement.repeats += count;
@@ -135,7 +141,7 @@ impl<'a> Judge<'a> {
             judgement.repeats <= MOST_REPEATS
         };
         let mut random = rand::rng();
-        let fits = verify::verify_in_steps(&claims, &self.keys, CHUNK_LINES, &mut random, &mut before);
+        let fits = verify::verify_in_steps(&claims, &self.keys, together, &mut random, &mut before);
         let mut fits = fits.into_iter();
         for (bytes, opened) in lines.iter().zip(opened) {
             let (line, verdict, content) = match opened {

@@ -8,6 +8,7 @@ mod cores;
 mod judge;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -70,6 +71,8 @@ pub struct Source {
     pub dedup_by: DedupKey,
     /// The trusted keys; none only where no signature is checked.
     pub keys: Option<Arc<KeyRing>>,
+    /// The last body had a signature that no known key made, so the next one may have one too.
+    pub expects_bad: AtomicBool,
 }
 
 /// One received body.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -79,6 +80,7 @@ impl Sources {
                 policy: configured.signatures,
                 dedup_by: configured.dedup.by,
                 keys,
+                expects_bad: AtomicBool::new(false),
             });
             all.push(Live { configured: configured.clone(), source, refresh_task });
         }

@@ -17,7 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ed25519_dalek::SigningKey;
 use rand::SeedableRng as _;
@@ -122,8 +122,13 @@ impl Tally {
         let body = generated.lines.join(&b'\n');
         let reference = ReferenceVerifier::new((0..KEYS - 1).map(secret));
 
-        let source =
-            Source { name: "us".into(), policy: Policy::Require, dedup_by: DedupKey::Event, keys: None };
+        let source = Source {
+            name: "us".into(),
+            policy: Policy::Require,
+            dedup_by: DedupKey::Event,
+            keys: None,
+            expects_bad: AtomicBool::new(false),
+        };
         let keys = trusted_keys();
         let identifier = Identifier::new([7; 32]);
         let judge = Judge::new(&source, Some(&keys), &identifier, usize::MAX);
@@ -132,6 +137,9 @@ impl Tally {
             entries.into_iter().flatten().map(|entry| Class::from(&entry.verdict)).collect()
         };
         let together = classes(&mut batch::lines(&body));
+        // Now a bad line is expected, and batches are smaller.
+        assert_eq!(source.expects_bad.load(Ordering::Relaxed), together.contains(&Class::Bad));
+        assert_eq!(classes(&mut batch::lines(&body)), together);
         let alone: Vec<Class> =
             batch::lines(&body).flat_map(|line| classes(&mut std::iter::once(line))).collect();
         let lines = ReferenceVerifier::lines(&body);
