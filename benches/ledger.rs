@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use auditgate::clock::Clock;
-use auditgate::ledger::{Backlog, Batch, Entry, Identity, Ledger, LedgerOptions, Position, Subscription, Window};
+use auditgate::ledger::{
+    Backlog, Batch, Entry, Identity, Ledger, LedgerOptions, Lines, Position, Subscription, Window,
+};
 use auditgate::wire::batch::{Coding, Packing};
 use auditgate::wire::event::{Stream, Verdict};
 use rand::RngExt as _;
@@ -85,9 +87,7 @@ impl Bench {
                 // As the wall clock does not jump.
                 steady: {
                     let shown = Arc::clone(&wall);
-                    Arc::new(move || {
-                        Duration::from_millis(shown.load(Ordering::Relaxed).abs_diff(START))
-                    })
+                    Arc::new(move || Duration::from_millis(shown.load(Ordering::Relaxed).abs_diff(START)))
                 },
             },
         };
@@ -168,7 +168,7 @@ impl Bench {
             packing: Packing::Lines(Coding::Gzip),
             decoded: body,
             key_ids: Arc::from(["k".to_owned()]),
-            entries,
+            lines: Lines::new(entries),
         }
     }
 
@@ -194,11 +194,17 @@ impl Bench {
 
 /// CPU time of the writer's thread so far.
 fn writer_time() -> Duration {
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
-    let mut writers = threads.filter(|thread| {
+    let is_writer = |thread: &Path| {
         std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "ledger")
-    });
-    let text = std::fs::read_to_string(writers.next().unwrap().join("schedstat")).unwrap();
+    };
+    // A thread that was just started may not have its name yet.
+    let writer = loop {
+        let mut threads = std::fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+        if let Some(writer) = threads.find(|thread| is_writer(thread)) {
+            break writer;
+        }
+    };
+    let text = std::fs::read_to_string(writer.join("schedstat")).unwrap();
     Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
 }
 

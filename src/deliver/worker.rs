@@ -163,7 +163,7 @@ impl Delivery {
             let Some((_, verdict)) = wanted.next_if(|(wanted, _)| *wanted == index) else {
                 continue;
             };
-            let key_id = match verdict {
+            let key_id = match &verdict {
                 Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
                 _ => None,
             };
@@ -173,7 +173,7 @@ impl Delivery {
                 behind: progress.pushed,
                 received_at: batch.received_at,
                 source: &batch.source,
-                verdict,
+                verdict: &verdict,
                 key_id,
                 raw: line,
             });

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use self::cores::{CoreGuard, Cores};
 use self::judge::{Judge, Judgement};
 pub use self::judge::{Judgeable, UNSIGNED, open};
-use crate::ledger::{Batch, CommitError, CommitReceipt, Committed, Entry, Identifier, Ledger};
+use crate::ledger::{Batch, CommitError, CommitReceipt, Committed, Entry, Identifier, Ledger, Lines};
 use crate::memory_budget::{self, MemoryPermit};
 use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, RefreshOutcome};
@@ -232,6 +232,7 @@ impl Ingest {
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let size = judged.body.bytes.len();
+                drop(judged.batches);
                 judged = self.work(size, move |work| work.judge(judged.body, Some(fresh))).await?;
                 queued += judged.waited;
             }
@@ -248,7 +249,8 @@ impl Ingest {
         }
         let had_byte_order_mark = judged.body.had_byte_order_mark;
         let decoded_bytes = judged.body.bytes.len() as u64;
-        let Batches { record, lines, undecodable, times, _memory } = judged.into_batches(&self.ledger);
+        let JudgedBody { batches: Batches { record, lines }, undecodable, judgement, body, .. } = judged;
+        let (times, Body { memory: _memory, .. }) = (judgement.times, body);
         // Each is durable by itself, and recognised when the sender repeats the body: they need no
         // common transaction.
         let mut commits = Vec::new();
@@ -327,8 +329,9 @@ struct Body {
 /// A body whose every line has its verdict.
 struct JudgedBody {
     body: Body,
-    keys: Option<Arc<KeySet>>,
+    /// Its entries are in the batches.
     judgement: Judgement,
+    batches: Batches,
     /// Description of the error of the body as a whole.
     undecodable: Option<String>,
     /// Time for which the work on it waited.
@@ -340,9 +343,6 @@ struct Batches {
     /// The body in one piece.
     record: Option<Batch>,
     lines: Option<Batch>,
-    undecodable: Option<String>,
-    times: Vec<i64>,
-    _memory: MemoryPermit,
 }
 
 impl Work {
@@ -382,8 +382,7 @@ impl Work {
             }
             Err(DecodeError::Undecodable(detail)) => {
                 let body = whole(Arc::clone(&packed), Packing::Whole(Coding::Identity), 1, false);
-                let (judgement, waited) = (Judgement::of_no_line(), self.core.waited());
-                Ok(JudgedBody { body, keys, judgement, undecodable: Some(detail), waited })
+                Ok(self.pack(body, keys.as_deref(), Judgement::of_no_line(), Some(detail)))
             }
             Err(DecodeError::NoMemory) => Err(refused.unwrap_or(Rejection::NoMemory)),
             Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
@@ -414,14 +413,18 @@ impl Work {
             undecodable = Some(format!("no line of the body is an event: {}", looks_like(&body.bytes)));
             judgement = Judgement::of_no_line();
         }
-        JudgedBody { body, keys, judgement, undecodable, waited: self.core.waited() }
+        self.pack(body, keys.as_deref(), judgement, undecodable)
     }
-}
 
-impl JudgedBody {
-    fn into_batches(self, ledger: &Ledger) -> Batches {
-        let Self { body, keys, judgement, undecodable, waited: _ } = self;
-        let Judgement { mut entries, times, rejects, .. } = judgement;
+    /// Makes the batches of a body. Here and not where they are committed, since it is work for each
+    /// line.
+    fn pack(
+        &self,
+        body: Body,
+        keys: Option<&KeySet>,
+        mut judgement: Judgement,
+        undecodable: Option<String>,
+    ) -> JudgedBody {
         let batch = |packing, key_ids, entries| Batch {
             source: Arc::clone(&body.source.name),
             received_at: body.received_at,
@@ -429,11 +432,11 @@ impl JudgedBody {
             packing,
             decoded: Arc::clone(&body.bytes),
             key_ids,
-            entries,
+            lines: Lines::new(entries),
         };
         let record = |packing, reason, detail: String| {
             let verdict = Verdict::Rejected { reason, detail: detail.into() };
-            let identity = ledger.identifier().reject(&body.source.name, &body.bytes);
+            let identity = self.identifier.reject(&body.source.name, &body.bytes);
             batch(
                 packing,
                 Arc::new([]) as Arc<[String]>,
@@ -441,6 +444,7 @@ impl JudgedBody {
             )
         };
         let (mut whole, mut lines) = (None, None);
+        let (mut entries, rejects) = (std::mem::take(&mut judgement.entries), judgement.rejects);
         if let Some(detail) = &undecodable {
             whole = Some(record(body.packing, Reason::UndecodableBody, detail.clone()));
         } else {
@@ -460,7 +464,8 @@ impl JudgedBody {
             let key_ids = keys.map(|key| key.id().to_owned()).collect();
             lines = Some(batch(body.packing, key_ids, entries));
         }
-        Batches { record: whole, lines, undecodable, times, _memory: body.memory }
+        let batches = Batches { record: whole, lines };
+        JudgedBody { body, judgement, batches, undecodable, waited: self.core.waited() }
     }
 }
 

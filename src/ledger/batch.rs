@@ -1,10 +1,10 @@
 //! A batch to commit, and the proof that it was committed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::identity::Identity;
+use super::lines::{Counts, Lines};
 use crate::wire::batch::Packing;
 use crate::wire::event::class::EventClass;
 use crate::wire::event::{Reason, Verdict};
@@ -35,19 +35,14 @@ pub struct Batch {
     pub decoded: Arc<Vec<u8>>,
     /// The key IDs that verdicts refer to.
     pub key_ids: Arc<[String]>,
-    /// One entry a line, in the order of the lines; none for a line that another batch has.
-    pub entries: Vec<Option<Entry>>,
+    /// Its lines.
+    pub lines: Lines,
 }
 
 /// Proof that every line of a batch is durably committed. Only the writer creates one, after the
 /// fsync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CommitReceipt {
-    accepted: u64,
-    classes: BTreeMap<EventClass, u64>,
-    duplicates: u64,
-    rejected: [u64; Reason::ALL.len()],
-}
+pub struct CommitReceipt(Counts);
 
 /// A receipt, and how long the commit took.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,56 +56,47 @@ pub struct Committed {
 }
 
 impl CommitReceipt {
-    /// Counts a line.
-    pub(super) fn count(&mut self, entry: &Entry, is_new: bool) {
-        match &entry.verdict {
-            _ if !is_new => self.duplicates += 1,
-            Verdict::Verified { .. } | Verdict::Unverified => {
-                self.accepted += 1;
-                if let Some(class) = entry.class {
-                    *self.classes.entry(class).or_default() += 1;
-                }
-            }
-            Verdict::Rejected { reason, .. } => self.rejected[*reason as usize] += 1,
-        }
+    /// Creates the proof. Called by the writer, after the fsync.
+    pub(super) fn new(counts: Counts) -> Self {
+        Self(counts)
     }
 
     /// Adds rejected lines that a single record holds, which has this receipt.
     pub fn add_record(&mut self, record: &Self, lines: [u64; Reason::ALL.len()]) {
-        if record.duplicates > 0 {
-            self.duplicates += lines.iter().sum::<u64>();
+        if record.0.duplicates > 0 {
+            self.0.duplicates += lines.iter().sum::<u64>();
         } else {
-            self.rejected = lines;
+            self.0.rejected = lines;
         }
     }
 
     /// Returns the number of new accepted lines.
     pub fn accepted(&self) -> u64 {
-        self.accepted
+        self.0.accepted()
     }
 
     /// Returns the numbers of new accepted lines, by class.
     pub fn classes(&self) -> impl Iterator<Item = (EventClass, u64)> {
-        self.classes.iter().map(|(class, lines)| (*class, *lines))
+        self.0.classes.iter().map(|(class, lines)| (*class, *lines))
     }
 
     /// Returns the number of lines that had been committed before.
     pub fn duplicates(&self) -> u64 {
-        self.duplicates
+        self.0.duplicates
     }
 
     /// Returns the number of lines.
     pub fn lines(&self) -> u64 {
-        self.accepted + self.duplicates + self.quarantined()
+        self.accepted() + self.duplicates() + self.quarantined()
     }
 
     /// Returns the number of new quarantined lines.
     pub fn quarantined(&self) -> u64 {
-        self.rejected.iter().sum()
+        self.0.rejected.iter().sum()
     }
 
     /// Returns the numbers of new quarantined lines, by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Reason, u64)> {
-        Reason::ALL.into_iter().zip(self.rejected)
+        Reason::ALL.into_iter().zip(self.0.rejected)
     }
 }

@@ -17,6 +17,8 @@ mod evict;
 mod file_identity;
 mod handle;
 mod identity;
+mod leaf;
+mod lines;
 mod outbox;
 mod queue;
 mod registry;
@@ -32,9 +34,11 @@ pub use delivery::Backlog;
 pub use error::{CommitError, Failed, OpenError};
 pub use handle::{Ledger, LedgerOptions, Running};
 pub use identity::{Identifier, Identity};
+pub use lines::Lines;
 pub use outbox::{Body, Next, Outbox, StoredBatch};
 pub use seen::Window;
 pub use subscription::{Forgetting, Pending, Position, Resume, Skipped, Streams, Subscription};
+pub use verdicts::Verdicts;
 
 #[cfg(test)]
 mod tests;

@@ -87,7 +87,7 @@ impl Fixture {
             body,
             packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::from(["k".to_owned()]),
-            entries: entries.into_iter().map(Some).collect(),
+            lines: Lines::new(entries.into_iter().map(Some).collect()),
         }
     }
 
