@@ -238,17 +238,20 @@ fn write_leaves(
         most = LEAF_BYTES.min(row.len() / leaves.max(1) + FINGERPRINT_BYTES);
     }
     let (mut name, mut row, mut last) = (walk.name, Vec::with_capacity(LEAF_BYTES), Last::new(walk.name));
-    for fingerprint in fingerprints {
-        let end = row.len();
-        let before = last;
+    // Where the present place begins, in the fingerprints and in the row.
+    let mut begin = (0, 0);
+    for (index, fingerprint) in fingerprints.iter().enumerate() {
+        if fingerprint.place > last.place {
+            begin = (index, row.len());
+        }
         last.encode(fingerprint, &mut row);
-        if row.len() > most && end > 0 && fingerprint.place > before.place {
-            row.truncate(end);
+        if row.len() > most && begin.1 > 0 {
+            row.truncate(begin.1);
             save(name, &row)?;
             name = fingerprint.place;
             row.clear();
-            last = Last::new(name);
-            last.encode(fingerprint, &mut row);
+            last = encode(name, &fingerprints[begin.0..=index], &mut row);
+            begin.1 = 0;
         }
     }
     save(name, &row)
@@ -288,9 +291,10 @@ impl Last {
     }
 }
 
-fn encode(name: u64, fingerprints: &[Fingerprint], out: &mut Vec<u8>) {
+fn encode(name: u64, fingerprints: &[Fingerprint], out: &mut Vec<u8>) -> Last {
     let mut last = Last::new(name);
     fingerprints.iter().for_each(|fingerprint| last.encode(fingerprint, out));
+    last
 }
 
 fn decode(name: u64, mut row: &[u8], out: &mut Vec<Fingerprint>) {
@@ -319,5 +323,57 @@ fn take_number(bytes: &mut &[u8]) -> Option<u64> {
             return Some(number);
         }
         shift += 7;
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Returns all fingerprints of the index, after checking its leaves.
+    pub(in crate::ledger) fn all(connection: &Connection) -> Vec<Fingerprint> {
+        let mut find = connection.prepare("SELECT id, entries FROM seen_leaf ORDER BY id").unwrap();
+        let leaves = find.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)));
+        let (mut all, mut partition) = (Vec::new(), None);
+        for (name, row) in leaves.unwrap().map(Result::unwrap) {
+            let name = name.cast_unsigned();
+            if partition != Some(name >> PLACE_BITS) {
+                assert_eq!(name % first(1) % (1 << 26), 0, "the first leaf of a range is at its start");
+                partition = Some(name >> PLACE_BITS);
+            }
+            assert!(all.last().is_none_or(|last: &Fingerprint| last.place < name), "leaves do not overlap");
+            let mut entries = Vec::new();
+            decode(name, &row, &mut entries);
+            let last = entries.last().unwrap();
+            assert!(row.len() <= LEAF_BYTES || entries.iter().all(|entry| entry.place == last.place));
+            assert_eq!(last.place >> PLACE_BITS, name >> PLACE_BITS);
+            all.extend(entries);
+        }
+        assert!(all.is_sorted_by(|a, b| a.order() < b.order()), "sorted, and none twice");
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn a_leaf_is_read_back(
+            name in 0_u64..1 << 62,
+            entries in proptest::collection::vec((0_u64..1 << 40, any::<[u8; 16]>(), any::<i64>()), 0..50),
+        ) {
+            let mut place = name;
+            let entries: Vec<Fingerprint> = entries
+                .into_iter()
+                .map(|(further, hash, accepted_at)| {
+                    place += further;
+                    Fingerprint { place, hash, accepted_at }
+                })
+                .collect();
+            let (mut row, mut found) = (Vec::new(), Vec::new());
+            encode(name, &entries, &mut row);
+            prop_assert!(row.len() <= entries.len() * FINGERPRINT_BYTES);
+            decode(name, &row, &mut found);
+            prop_assert_eq!(found, entries);
+        }
     }
 }

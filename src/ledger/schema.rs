@@ -181,7 +181,7 @@ pub(super) fn last_position(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Takes the steps from a version on, all of them or none; 0 is an empty database.
-fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
+pub(super) fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
     if version == STEPS.len() {
         return Ok(());
     }
