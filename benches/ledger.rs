@@ -129,7 +129,7 @@ impl Bench {
                         }
                         let committed = runtime.block_on(self.ledger.commit(self.batch(batch, with_bodies)));
                         duplicates.fetch_add(committed.unwrap().receipt.duplicates(), Ordering::Relaxed);
-                        if with_bodies && batch % 16 == 0 {
+                        if with_bodies && batch.is_multiple_of(16) {
                             let behind = Position { batch: self.ledger.newest_batch() + 1, line: 0 };
                             self.ledger.advance("file", behind, Vec::new());
                         }

@@ -219,8 +219,9 @@ impl Ingest {
         let keys = source.keys_in_force()?;
         let by = keys.clone();
         let mut queued = delivery.queued;
-        let mut judged =
-            self.work(delivery.body.len(), move |work| work.decode_and_judge(delivery, by)).await??;
+        let mut judged = self
+            .work(delivery.body.len(), move |work| work.decode_and_judge(delivery, by.as_deref()))
+            .await??;
         queued += judged.waited;
         if judged.judgement.unknown > 0
             && let Some(ring) = &source.keys
@@ -233,7 +234,7 @@ impl Ingest {
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let size = judged.body.bytes.len();
                 drop(judged.batches);
-                judged = self.work(size, move |work| work.judge(judged.body, Some(fresh))).await?;
+                judged = self.work(size, move |work| work.judge(judged.body, Some(&fresh))).await?;
                 queued += judged.waited;
             }
             let Judgement { unknown, verified, .. } = judged.judgement;
@@ -349,7 +350,7 @@ impl Work {
     fn decode_and_judge(
         mut self,
         delivery: Delivery,
-        keys: Option<Arc<KeySet>>,
+        keys: Option<&KeySet>,
     ) -> Result<JudgedBody, Rejection> {
         let Delivery { source, received_at, declared_coding, body, mut memory, queued: _ } = delivery;
         let coding = Coding::of(declared_coding.as_deref(), &body).map_err(|_| Rejection::UnknownCoding)?;
@@ -382,7 +383,7 @@ impl Work {
             }
             Err(DecodeError::Undecodable(detail)) => {
                 let body = whole(Arc::clone(&packed), Packing::Whole(Coding::Identity), 1, false);
-                Ok(self.pack(body, keys.as_deref(), Judgement::of_no_line(), Some(detail)))
+                Ok(self.pack(body, keys, Judgement::of_no_line(), Some(detail)))
             }
             Err(DecodeError::NoMemory) => Err(refused.unwrap_or(Rejection::NoMemory)),
             Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
@@ -401,8 +402,8 @@ impl Work {
         if is_grown { Ok(()) } else { Err(Rejection::NoMemory) }
     }
 
-    fn judge(mut self, mut body: Body, keys: Option<Arc<KeySet>>) -> JudgedBody {
-        let judge = Judge::new(&body.source, keys.as_deref(), &self.identifier, self.limits.line);
+    fn judge(mut self, mut body: Body, keys: Option<&KeySet>) -> JudgedBody {
+        let judge = Judge::new(&body.source, keys, &self.identifier, self.limits.line);
         let core = &mut self.core;
         let mut judgement =
             judge.judge_all(body.packing.lines(&body.bytes), body.lines, &mut |cost| core.step(cost));
@@ -413,7 +414,7 @@ impl Work {
             undecodable = Some(format!("no line of the body is an event: {}", looks_like(&body.bytes)));
             judgement = Judgement::of_no_line();
         }
-        self.pack(body, keys.as_deref(), judgement, undecodable)
+        self.pack(body, keys, judgement, undecodable)
     }
 
     /// Makes the batches of a body. Here and not where they are committed, since it is work for each

@@ -1,5 +1,6 @@
 //! A batch to commit, and the proof that it was committed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,12 @@ pub struct Batch {
 /// Proof that every line of a batch is durably committed. Only the writer creates one, after the
 /// fsync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CommitReceipt(Counts);
+pub struct CommitReceipt {
+    accepted: u64,
+    classes: BTreeMap<EventClass, u64>,
+    duplicates: u64,
+    rejected: [u64; Reason::ALL.len()],
+}
 
 /// A receipt, and how long the commit took.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,45 +64,47 @@ pub struct Committed {
 impl CommitReceipt {
     /// Creates the proof. Called by the writer, after the fsync.
     pub(super) fn new(counts: Counts) -> Self {
-        Self(counts)
+        let accepted = counts.accepted();
+        let Counts { classes, duplicates, rejected, .. } = counts;
+        Self { accepted, classes, duplicates, rejected }
     }
 
     /// Adds rejected lines that a single record holds, which has this receipt.
     pub fn add_record(&mut self, record: &Self, lines: [u64; Reason::ALL.len()]) {
-        if record.0.duplicates > 0 {
-            self.0.duplicates += lines.iter().sum::<u64>();
+        if record.duplicates > 0 {
+            self.duplicates += lines.iter().sum::<u64>();
         } else {
-            self.0.rejected = lines;
+            self.rejected = lines;
         }
     }
 
     /// Returns the number of new accepted lines.
     pub fn accepted(&self) -> u64 {
-        self.0.accepted()
+        self.accepted
     }
 
     /// Returns the numbers of new accepted lines, by class.
     pub fn classes(&self) -> impl Iterator<Item = (EventClass, u64)> {
-        self.0.classes.iter().map(|(class, lines)| (*class, *lines))
+        self.classes.iter().map(|(class, lines)| (*class, *lines))
     }
 
     /// Returns the number of lines that had been committed before.
     pub fn duplicates(&self) -> u64 {
-        self.0.duplicates
+        self.duplicates
     }
 
     /// Returns the number of lines.
     pub fn lines(&self) -> u64 {
-        self.accepted() + self.duplicates() + self.quarantined()
+        self.accepted + self.duplicates + self.quarantined()
     }
 
     /// Returns the number of new quarantined lines.
     pub fn quarantined(&self) -> u64 {
-        self.0.rejected.iter().sum()
+        self.rejected.iter().sum()
     }
 
     /// Returns the numbers of new quarantined lines, by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Reason, u64)> {
-        Reason::ALL.into_iter().zip(self.0.rejected)
+        Reason::ALL.into_iter().zip(self.rejected)
     }
 }

@@ -230,14 +230,16 @@ fn write_leaves(
         }
         Ok::<_, rusqlite::Error>(())
     };
-    let mut most = LEAF_BYTES;
+    let (mut row, mut most) = (Vec::with_capacity(LEAF_BYTES + FINGERPRINT_BYTES), LEAF_BYTES);
     if !is_appended {
-        let mut row = Vec::new();
         encode(walk.name, fingerprints, &mut row);
-        let leaves = row.len().div_ceil(LEAF_BYTES);
-        most = LEAF_BYTES.min(row.len() / leaves.max(1) + FINGERPRINT_BYTES);
+        if row.len() <= LEAF_BYTES {
+            return save(walk.name, &row);
+        }
+        most = LEAF_BYTES.min(row.len() / row.len().div_ceil(LEAF_BYTES) + FINGERPRINT_BYTES);
+        row.clear();
     }
-    let (mut name, mut row, mut last) = (walk.name, Vec::with_capacity(LEAF_BYTES), Last::new(walk.name));
+    let (mut name, mut last) = (walk.name, Last::new(walk.name));
     // Where the present place begins, in the fingerprints and in the row.
     let mut begin = (0, 0);
     for (index, fingerprint) in fingerprints.iter().enumerate() {
@@ -300,7 +302,9 @@ fn encode(name: u64, fingerprints: &[Fingerprint], out: &mut Vec<u8>) -> Last {
 fn decode(name: u64, mut row: &[u8], out: &mut Vec<Fingerprint>) {
     out.clear();
     let mut last = Last::new(name);
-    out.extend(std::iter::from_fn(|| last.decode(&mut row)));
+    while let Some(fingerprint) = last.decode(&mut row) {
+        out.push(fingerprint);
+    }
 }
 
 /// Appends a number: seven bits a byte, the lowest first, all but the last byte with the highest bit
@@ -314,16 +318,16 @@ fn put_number(mut number: u64, out: &mut Vec<u8>) {
 }
 
 fn take_number(bytes: &mut &[u8]) -> Option<u64> {
-    let (mut number, mut shift) = (0, 0);
-    loop {
+    let mut number = 0;
+    for shift in (0..u64::BITS).step_by(7) {
         let (byte, rest) = bytes.split_first()?;
         *bytes = rest;
-        number |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        number |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Some(number);
         }
-        shift += 7;
     }
+    None
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::batch::Entry;
 use super::identity::Kind;
+use super::leaf::Key;
 use super::verdicts::Verdicts;
 use crate::wire::event::class::{EventClass, EventKind, EventSeverity};
 use crate::wire::event::{Reason, Stream};
@@ -47,6 +48,13 @@ pub(super) struct Counts {
 }
 
 impl Lines {
+    /// Maximum number of bytes that a line takes here and in the writer, without a detail: its
+    /// fingerprint, which is copied where it is sorted, its class, and its verdict.
+    pub const LINE_BYTES: usize = size_of::<LineFingerprint>()
+        + 2 * size_of::<Key>()
+        + size_of::<Option<EventClass>>()
+        + 2 * size_of::<u8>();
+
     /// Prepares the lines of a batch: one entry a line, in the order of the lines; none for a line
     /// that another batch has.
     pub fn new(entries: Vec<Option<Entry>>) -> Self {

@@ -131,6 +131,15 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     database::prepare(&connection, BUSY_TIMEOUT).map_err(refused)?;
     connection.set_prepared_statement_cache_capacity(32);
     let version = version(&connection, path)?;
+    if (1..STEPS.len()).contains(&version) {
+        tracing::info!(
+            code = "ledger-migration",
+            "the ledger {path} is migrated from schema version {version} to {present}; that can take a second for each \
+             million events of the dedup window",
+            path = path.display(),
+            present = STEPS.len()
+        );
+    }
     migrate(&mut connection, version).map_err(refused)?;
     let meta =
         |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));

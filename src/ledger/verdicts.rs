@@ -87,7 +87,7 @@ impl Verdicts {
 
     /// Returns the verdicts.
     pub fn iter(&self) -> impl Iterator<Item = Option<Verdict>> {
-        self.as_stored().map(|verdict| verdict.decode())
+        self.as_stored().map(StoredVerdict::decode)
     }
 }
 
