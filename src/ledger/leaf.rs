@@ -359,6 +359,45 @@ pub(super) mod tests {
         all
     }
 
+    /// Returns sorted keys with these hashes, one at each place of a partition.
+    fn keys(partition: u32, hashes: std::ops::Range<u64>) -> Vec<Key> {
+        let key = |number: u64| {
+            let hash = u128::from(number).to_be_bytes();
+            Key {
+                fingerprint: Fingerprint { place: first(partition) + number, hash, accepted_at: 0 },
+                batch: 0,
+                line: 0,
+            }
+        };
+        hashes.map(key).collect()
+    }
+
+    #[test]
+    fn a_partition_that_is_deleted_in_part_takes_more() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(crate::ledger::schema::VERSION_4).unwrap();
+        let rules = Rules { range_bits: PLACE_BITS, most: usize::MAX, expired: 0 };
+        let insert = |keys: &[Key]| {
+            let mut found = 0;
+            let progress = AtomicU64::new(0);
+            super::insert(&connection, keys, rules, &progress, &mut |_| found += 1).unwrap();
+            found
+        };
+        for partition in 1..4 {
+            assert_eq!(insert(&keys(partition, 0..3000)), 0);
+        }
+        let leaves = delete(&connection, 4, 1).unwrap();
+        assert_eq!(leaves, 0, "there is no such partition");
+        assert_eq!(delete(&connection, 2, 2).unwrap(), 2);
+        let left = all(&connection).len() - 6000;
+        assert!((1..3000).contains(&left), "{left}");
+        assert_eq!(insert(&keys(2, 0..3000)), left);
+        assert_eq!(all(&connection).len(), 9000);
+        while delete(&connection, 2, 2).unwrap() > 0 {}
+        assert_eq!(all(&connection).len(), 6000);
+        assert_eq!(insert(&keys(1, 0..3000)) + insert(&keys(3, 0..3000)), 6000);
+    }
+
     proptest! {
         #[test]
         fn a_leaf_is_read_back(

@@ -31,7 +31,8 @@ const STEPS: [fn(&Connection) -> rusqlite::Result<()>; 4] = [
 
 /// Stores fingerprints a few hundred to a row (see [`leaf`](super::leaf)). Before, each was a row of
 /// `seen`.
-const VERSION_4: &str = "CREATE TABLE seen_leaf (id INTEGER PRIMARY KEY, entries BLOB NOT NULL) STRICT";
+pub(super) const VERSION_4: &str =
+    "CREATE TABLE seen_leaf (id INTEGER PRIMARY KEY, entries BLOB NOT NULL) STRICT";
 
 /// Stores what waits for a sink as a row for each stream of a batch (see
 /// [`delivery`](super::delivery)). Before, it was every batch behind the sink's position, of the

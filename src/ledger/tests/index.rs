@@ -215,6 +215,20 @@ fn many_events_of_one_moment_are_each_accepted_once() {
     assert_eq!(leaf::tests::all(&compared.connection).len(), 8000);
 }
 
+#[test]
+fn the_ids_of_partitions_stay_small() {
+    let mut compared = Compared::new();
+    let mut most = 0;
+    for hour in 0_u16..1000 {
+        compared.transact(&[(0, vec![hour * 8 + 5]), (1, vec![hour * 8 + 2])], true);
+        compared.run(&Step::Advance(1));
+        compared.run(&Step::Expire);
+        let find = "SELECT max(id) FROM seen_partition";
+        most = most.max(compared.connection.query_row(find, [], |row| row.get::<_, u32>(0)).unwrap());
+    }
+    assert!(most < 40, "{most}");
+}
+
 /// Inserts a row of the index as it was before version 4.
 fn insert_old(database: &rusqlite::Connection, partition: u32, moment: u32, hash: [u8; 16], at: i64) {
     let mut key = [0; 24];
