@@ -225,7 +225,7 @@ fn write_leaves(
 ) -> rusqlite::Result<()> {
     let mut save = |name: u64, row: &[u8]| {
         // The first one of several is often as it was.
-        if row != walk.row {
+        if name != walk.name || row != walk.row {
             write.execute(params![name.cast_signed(), row])?;
         }
         Ok::<_, rusqlite::Error>(())

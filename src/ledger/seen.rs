@@ -100,7 +100,7 @@ impl Seen {
         self.forget_cached();
     }
 
-    /// Reads the clocks: once per transaction, before the first [`Seen::insert`]. Returns the wall
+    /// Reads the clocks: once per transaction, before [`Seen::insert_all`]. Returns the wall
     /// clock in seconds.
     pub(super) fn check_clock(&mut self, connection: &Connection) -> rusqlite::Result<i64> {
         let (wall, steady) = ((self.clock.wall)() / 1000, (self.clock.steady)());
@@ -355,18 +355,20 @@ fn touch(
     Ok(Partition { id, last_insert })
 }
 
-/// Turns the rows of the index before version 4, one a fingerprint, into leaves.
+/// Turns the rows of the index before version 4, one a fingerprint, into leaves. Partitions get the
+/// smallest IDs, since an ID has few bits in the index and was counted up with each hour before.
 pub(super) fn migrate(connection: &Connection) -> rusqlite::Result<()> {
     /// Number of rows that are in memory at a time.
     const ROWS: usize = 1 << 16;
-    let mut partitions = connection.prepare("SELECT id, kind FROM seen_partition")?;
+    let mut partitions = connection.prepare("SELECT id, kind FROM seen_partition ORDER BY id")?;
+    let partitions = partitions.query_map([], |row| Ok((row.get(0)?, Kind::from_code(row.get(1)?))))?;
+    let partitions: Vec<(u32, Kind)> = partitions.collect::<rusqlite::Result<_>>()?;
     let mut find = connection.prepare(
         "SELECT substr(key, 5, 4), substr(key, 9), accepted_at FROM seen WHERE key >= ?1 AND key < ?2",
     )?;
-    let mut partitions = partitions.query([])?;
-    while let Some(partition) = partitions.next()? {
-        let (id, kind) = (partition.get::<_, u32>(0)?, Kind::from_code(partition.get(1)?));
-        let mut rows = find.query([id.to_be_bytes(), (id + 1).to_be_bytes()])?;
+    for (id, (old, kind)) in (1..).zip(partitions) {
+        connection.execute("UPDATE seen_partition SET id = ?1 WHERE id = ?2", [id, old])?;
+        let mut rows = find.query([old.to_be_bytes(), (old + 1).to_be_bytes()])?;
         loop {
             let mut keys = Vec::new();
             while keys.len() < ROWS
