@@ -169,7 +169,7 @@ impl Delivery {
             let Some((_, verdict)) = wanted.next_if(|(wanted, _)| *wanted == index) else {
                 continue;
             };
-            let key_id = match verdict {
+            let key_id = match &verdict {
                 Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
                 _ => None,
             };
@@ -179,7 +179,7 @@ impl Delivery {
                 behind: progress.pushed,
                 received_at: batch.received_at,
                 source: &batch.source,
-                verdict,
+                verdict: &verdict,
                 key_id,
                 raw: line,
             });
@@ -359,7 +359,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::ledger::{Backlog, Batch, Entry, LedgerOptions, Running, Window};
+    use crate::ledger::{Backlog, Batch, Entry, LedgerOptions, Lines, Running, Window};
     use crate::wire::batch::Coding;
     use crate::wire::event::{Stream, Verdict};
 
@@ -507,7 +507,7 @@ pub(super) mod tests {
                 body: line,
                 packing: Packing::Lines(Coding::Identity),
                 key_ids: Arc::from(["k1".to_owned()]),
-                entries: vec![Some(entry)],
+                lines: Lines::new(vec![Some(entry)]),
             };
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(self.ledger.commit(batch)).unwrap();

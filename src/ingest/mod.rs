@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use self::cores::{CoreGuard, Cores};
 use self::judge::{Judge, Judgement};
 pub use self::judge::{Judgeable, UNSIGNED, open};
-use crate::ledger::{Batch, CommitError, CommitReceipt, Committed, Entry, Identifier, Ledger};
+use crate::ledger::{Batch, CommitError, CommitReceipt, Committed, Entry, Identifier, Ledger, Lines};
 use crate::memory_budget::{self, MemoryPermit};
 use crate::trust::jwks::KeySet;
 use crate::trust::keyring::{KeyRing, RefreshOutcome};
@@ -222,8 +222,9 @@ impl Ingest {
         let keys = source.keys_in_force()?;
         let by = keys.clone();
         let mut queued = delivery.queued;
-        let mut judged =
-            self.work(delivery.body.len(), move |work| work.decode_and_judge(delivery, by)).await??;
+        let mut judged = self
+            .work(delivery.body.len(), move |work| work.decode_and_judge(delivery, by.as_deref()))
+            .await??;
         queued += judged.waited;
         if judged.judgement.unknown > 0
             && let Some(ring) = &source.keys
@@ -235,7 +236,8 @@ impl Ingest {
             let fresh = ring.current();
             if let Some(fresh) = fresh.filter(|fresh| Some(fresh) != keys.as_ref()) {
                 let size = judged.body.bytes.len();
-                judged = self.work(size, move |work| work.judge(judged.body, Some(fresh))).await?;
+                drop(judged.batches);
+                judged = self.work(size, move |work| work.judge(judged.body, Some(&fresh))).await?;
                 queued += judged.waited;
             }
             let Judgement { unknown, verified, .. } = judged.judgement;
@@ -251,7 +253,8 @@ impl Ingest {
         }
         let had_byte_order_mark = judged.body.had_byte_order_mark;
         let decoded_bytes = judged.body.bytes.len() as u64;
-        let Batches { record, lines, undecodable, times, _memory } = judged.into_batches(&self.ledger);
+        let JudgedBody { batches: Batches { record, lines }, undecodable, judgement, body, .. } = judged;
+        let (times, Body { memory: _memory, .. }) = (judgement.times, body);
         // Each is durable by itself, and recognised when the sender repeats the body: they need no
         // common transaction.
         let mut commits = Vec::new();
@@ -330,8 +333,9 @@ struct Body {
 /// A body whose every line has its verdict.
 struct JudgedBody {
     body: Body,
-    keys: Option<Arc<KeySet>>,
+    /// Its entries are in the batches.
     judgement: Judgement,
+    batches: Batches,
     /// Description of the error of the body as a whole.
     undecodable: Option<String>,
     /// Time for which the work on it waited.
@@ -343,16 +347,13 @@ struct Batches {
     /// The body in one piece.
     record: Option<Batch>,
     lines: Option<Batch>,
-    undecodable: Option<String>,
-    times: Vec<i64>,
-    _memory: MemoryPermit,
 }
 
 impl Work {
     fn decode_and_judge(
         mut self,
         delivery: Delivery,
-        keys: Option<Arc<KeySet>>,
+        keys: Option<&KeySet>,
     ) -> Result<JudgedBody, Rejection> {
         let Delivery { source, received_at, declared_coding, body, mut memory, queued: _ } = delivery;
         let coding = Coding::of(declared_coding.as_deref(), &body).map_err(|_| Rejection::UnknownCoding)?;
@@ -385,8 +386,7 @@ impl Work {
             }
             Err(DecodeError::Undecodable(detail)) => {
                 let body = whole(Arc::clone(&packed), Packing::Whole(Coding::Identity), 1, false);
-                let (judgement, waited) = (Judgement::of_no_line(), self.core.waited());
-                Ok(JudgedBody { body, keys, judgement, undecodable: Some(detail), waited })
+                Ok(self.pack(body, keys, Judgement::of_no_line(), Some(detail)))
             }
             Err(DecodeError::NoMemory) => Err(refused.unwrap_or(Rejection::NoMemory)),
             Err(error @ (DecodeError::TooLarge(_) | DecodeError::TooManyLines(_))) => {
@@ -405,8 +405,8 @@ impl Work {
         if is_grown { Ok(()) } else { Err(Rejection::NoMemory) }
     }
 
-    fn judge(mut self, mut body: Body, keys: Option<Arc<KeySet>>) -> JudgedBody {
-        let judge = Judge::new(&body.source, keys.as_deref(), &self.identifier, self.limits.line);
+    fn judge(mut self, mut body: Body, keys: Option<&KeySet>) -> JudgedBody {
+        let judge = Judge::new(&body.source, keys, &self.identifier, self.limits.line);
         let core = &mut self.core;
         let mut judgement =
             judge.judge_all(body.packing.lines(&body.bytes), body.lines, &mut |cost| core.step(cost));
@@ -417,14 +417,18 @@ impl Work {
             undecodable = Some(format!("no line of the body is an event: {}", looks_like(&body.bytes)));
             judgement = Judgement::of_no_line();
         }
-        JudgedBody { body, keys, judgement, undecodable, waited: self.core.waited() }
+        self.pack(body, keys, judgement, undecodable)
     }
-}
 
-impl JudgedBody {
-    fn into_batches(self, ledger: &Ledger) -> Batches {
-        let Self { body, keys, judgement, undecodable, waited: _ } = self;
-        let Judgement { mut entries, times, rejects, .. } = judgement;
+    /// Makes the batches of a body. Here and not where they are committed, since it is work for each
+    /// line.
+    fn pack(
+        &self,
+        body: Body,
+        keys: Option<&KeySet>,
+        mut judgement: Judgement,
+        undecodable: Option<String>,
+    ) -> JudgedBody {
         let batch = |packing, key_ids, entries| Batch {
             source: Arc::clone(&body.source.name),
             received_at: body.received_at,
@@ -432,11 +436,11 @@ impl JudgedBody {
             packing,
             decoded: Arc::clone(&body.bytes),
             key_ids,
-            entries,
+            lines: Lines::new(entries),
         };
         let record = |packing, reason, detail: String| {
             let verdict = Verdict::Rejected { reason, detail: detail.into() };
-            let identity = ledger.identifier().reject(&body.source.name, &body.bytes);
+            let identity = self.identifier.reject(&body.source.name, &body.bytes);
             batch(
                 packing,
                 Arc::new([]) as Arc<[String]>,
@@ -444,6 +448,7 @@ impl JudgedBody {
             )
         };
         let (mut whole, mut lines) = (None, None);
+        let (mut entries, rejects) = (std::mem::take(&mut judgement.entries), judgement.rejects);
         if let Some(detail) = &undecodable {
             whole = Some(record(body.packing, Reason::UndecodableBody, detail.clone()));
         } else {
@@ -463,7 +468,8 @@ impl JudgedBody {
             let key_ids = keys.map(|key| key.id().to_owned()).collect();
             lines = Some(batch(body.packing, key_ids, entries));
         }
-        Batches { record: whole, lines, undecodable, times, _memory: body.memory }
+        let batches = Batches { record: whole, lines };
+        JudgedBody { body, judgement, batches, undecodable, waited: self.core.waited() }
     }
 }
 

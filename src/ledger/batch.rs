@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::identity::Identity;
+use super::lines::{Counts, Lines};
 use crate::wire::batch::Packing;
 use crate::wire::event::class::EventClass;
 use crate::wire::event::{Reason, Verdict};
@@ -35,8 +36,8 @@ pub struct Batch {
     pub decoded: Arc<Vec<u8>>,
     /// The key IDs that verdicts refer to.
     pub key_ids: Arc<[String]>,
-    /// One entry a line, in the order of the lines; none for a line that another batch has.
-    pub entries: Vec<Option<Entry>>,
+    /// Its lines.
+    pub lines: Lines,
 }
 
 /// Proof that every line of a batch is durably committed. Only the writer creates one, after the
@@ -61,18 +62,11 @@ pub struct Committed {
 }
 
 impl CommitReceipt {
-    /// Counts a line.
-    pub(super) fn count(&mut self, entry: &Entry, is_new: bool) {
-        match &entry.verdict {
-            _ if !is_new => self.duplicates += 1,
-            Verdict::Verified { .. } | Verdict::Unverified => {
-                self.accepted += 1;
-                if let Some(class) = entry.class {
-                    *self.classes.entry(class).or_default() += 1;
-                }
-            }
-            Verdict::Rejected { reason, .. } => self.rejected[*reason as usize] += 1,
-        }
+    /// Creates the proof. Called by the writer, after the fsync.
+    pub(super) fn new(counts: Counts) -> Self {
+        let accepted = counts.accepted();
+        let Counts { classes, duplicates, rejected, .. } = counts;
+        Self { accepted, classes, duplicates, rejected }
     }
 
     /// Adds rejected lines that a single record holds, which has this receipt.

@@ -10,9 +10,10 @@
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::batch::Batch;
+use super::lines::Counts;
 use super::subscription::{Pending, Position, Resume, Streams, Subscription};
-use super::verdicts;
-use crate::wire::event::{Stream, Verdict};
+use super::verdicts::Verdicts;
+use crate::wire::event::Stream;
 
 /// Bytes that wait for sinks, or a limit of them. Before a commit the caller checks
 /// [`Ledger::backlog`](super::Ledger::backlog); the ledger itself refuses nothing.
@@ -68,11 +69,11 @@ impl Deleted {
 pub(super) fn append(
     connection: &Connection,
     batch: &Batch,
-    verdicts: &[Option<Verdict>],
+    verdicts: &Verdicts,
+    counts: &Counts,
     subscriptions: &[Subscription],
 ) -> rusqlite::Result<Option<Appended>> {
-    let count = |stream| verdicts.iter().flatten().filter(|verdict| verdict.stream() == stream).count();
-    let lines = Stream::ALL.map(count);
+    let lines = counts.streams;
     let mut wanted = Vec::new();
     for subscription in subscriptions {
         for (stream, lines) in Stream::ALL.into_iter().zip(lines) {
@@ -84,11 +85,11 @@ pub(super) fn append(
     if wanted.is_empty() {
         return Ok(None);
     }
-    let encoded = verdicts::encode(verdicts);
-    let bytes = (encoded.len() + batch.body.len()) as u64;
+    let bytes = (verdicts.as_bytes().len() + batch.body.len()) as u64;
     // The quarantined lines' share of the body, and their details.
-    let share = batch.body.len() * lines[Stream::Quarantine as usize] / verdicts.len().max(1);
-    let quarantine_bytes = share as u64 + verdicts::rejections_bytes(verdicts);
+    let share =
+        batch.body.len() as u64 * lines[Stream::Quarantine as usize] / batch.lines.len().max(1) as u64;
+    let quarantine_bytes = share + counts.rejected_bytes;
     let mut insert = connection.prepare_cached(
         "INSERT INTO batch (source, received_at, packing, verified, unverified, quarantined, \
          quarantined_bytes, bytes, key_ids, verdicts, body) \
@@ -104,7 +105,7 @@ pub(super) fn append(
         quarantine_bytes,
         bytes,
         serde_json::to_string(&*batch.key_ids).unwrap_or_default(),
-        encoded,
+        verdicts.as_bytes(),
         *batch.body,
     ])?;
     let position = connection.last_insert_rowid();

@@ -1,13 +1,15 @@
 //! Identities, by which lines are recognised when they come again: a keyed hash (BLAKE3) of 128
 //! bits, and where the dedup index keeps it.
 
+use super::leaf::PLACE_BITS;
+
 /// Identity of a line, by which it is recognised when it comes again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub(super) kind: Kind,
     /// The day for [`Kind::Dated`], otherwise 0.
     pub(super) day: i64,
-    /// Milliseconds within that day; the group for [`Kind::Reject`]; otherwise 0.
+    /// Milliseconds within that day; otherwise 0.
     pub(super) moment: u32,
     pub(super) hash: [u8; 16],
 }
@@ -22,6 +24,35 @@ pub(super) enum Kind {
     Trace = 2,
     /// A line in quarantine.
     Reject = 3,
+}
+
+impl Identity {
+    /// Returns its place within a partition, a number of [`PLACE_BITS`] bits. Events of neighbouring
+    /// moments are neighbours, and those of one moment are ordered by their hash; so is what has no
+    /// moment, or the first of a day.
+    pub(super) fn place(&self) -> u64 {
+        let [a, b, c, d, e, ..] = self.hash;
+        let hash = u64::from_be_bytes([0, 0, 0, a, b, c, d, e]);
+        match self.moment {
+            0 => hash >> (40 - PLACE_BITS),
+            moment => u64::from(moment) << MOMENT_SHIFT | hash >> (40 - MOMENT_SHIFT),
+        }
+    }
+}
+
+/// Number of bits of the hash in the place of an event with a moment. The moment takes 27.
+const MOMENT_SHIFT: u32 = PLACE_BITS - 27;
+
+impl Kind {
+    /// Returns the kind of a code in the table of partitions.
+    pub(super) fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Dated,
+            1 => Self::Undated,
+            2 => Self::Trace,
+            _ => Self::Reject,
+        }
+    }
 }
 
 /// Computes identities. The key is the ledger's, 32 random bytes.
@@ -68,8 +99,7 @@ impl Identifier {
     /// Returns the identity of a quarantined line, by its bytes.
     pub fn reject(&self, source: &str, line: &[u8]) -> Identity {
         let hash = self.hash(b'r', source, &[line]);
-        let group = u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]) % REJECT_GROUPS;
-        Identity { kind: Kind::Reject, day: 0, moment: group, hash }
+        Identity { kind: Kind::Reject, day: 0, moment: 0, hash }
     }
 
     fn hash(&self, domain: u8, source: &str, parts: &[&[u8]]) -> [u8; 16] {
@@ -85,6 +115,3 @@ impl Identifier {
         hash
     }
 }
-
-/// Number of groups into which their hashes divide a source's rejected lines.
-const REJECT_GROUPS: u32 = 1 << 13;

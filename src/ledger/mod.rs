@@ -2,7 +2,8 @@
 //! far each sink has come. One SQLite database in `data_dir`, and all state that matters is in it.
 //!
 //! Ownership: one thread, the [`writer`], holds the only connection that writes; everything else
-//! sends it messages through the [`Ledger`]. A commit puts the new fingerprints ([`seen`]) and the
+//! sends it messages through the [`Ledger`]. What can be done for a line without the database is
+//! done before it gets a batch ([`lines`]). A commit puts the new fingerprints ([`seen`]) and the
 //! batch ([`outbox`]) into one transaction; commits that wait at the same time share it and its
 //! fsync. Only then is a [`CommitReceipt`] created, and without one there is no 200.
 //!
@@ -17,6 +18,8 @@ mod evict;
 mod file_identity;
 mod handle;
 mod identity;
+mod leaf;
+mod lines;
 mod outbox;
 mod queue;
 mod registry;
@@ -32,9 +35,11 @@ pub use delivery::Backlog;
 pub use error::{CommitError, Failed, OpenError};
 pub use handle::{Ledger, LedgerOptions, Running};
 pub use identity::{Identifier, Identity};
+pub use lines::Lines;
 pub use outbox::{Body, Next, Outbox, StoredBatch};
 pub use seen::Window;
 pub use subscription::{Forgetting, Pending, Position, Resume, Skipped, Streams, Subscription};
+pub use verdicts::Verdicts;
 
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::schema;
 use super::subscription::{Position, Streams, Subscription};
-use super::{schema, verdicts};
+use super::verdicts::Verdicts;
 use crate::wire::batch::Packing;
 use crate::wire::event::{Stream, Verdict};
 
@@ -25,8 +26,8 @@ pub struct StoredBatch {
     pub received_at: i64,
     /// The key IDs that verdicts refer to.
     pub key_ids: Arc<[String]>,
-    /// The verdict of each line, in the order of the lines; none for a duplicate.
-    pub verdicts: Vec<Option<Verdict>>,
+    /// The verdict of each line.
+    pub verdicts: Verdicts,
     /// The body.
     pub body: Body,
     /// Its weight in the backlog, in bytes.
@@ -54,12 +55,12 @@ pub enum Body {
 
 impl StoredBatch {
     /// Returns the lines of some streams from a line on: their index and verdict.
-    pub fn lines(&self, streams: Streams, from_line: u32) -> impl Iterator<Item = (usize, &Verdict)> {
+    pub fn lines(&self, streams: Streams, from_line: u32) -> impl Iterator<Item = (usize, Verdict)> {
         self.verdicts
             .iter()
             .enumerate()
             .skip(from_line as usize)
-            .filter_map(|(index, verdict)| Some((index, verdict.as_ref()?)))
+            .filter_map(|(index, verdict)| Some((index, verdict?)))
             .filter(move |(_, verdict)| streams[verdict.stream() as usize])
     }
 
@@ -68,7 +69,7 @@ impl StoredBatch {
             Body::Decoded { bytes, .. } => bytes.len(),
             Body::Packed { bytes, .. } => bytes.len(),
         };
-        body + self.verdicts.len() * size_of::<Option<Verdict>>()
+        body + self.verdicts.as_bytes().len()
     }
 }
 
@@ -286,7 +287,7 @@ fn read_one(
             source: row.get::<_, String>(1)?.into(),
             received_at: row.get(2)?,
             key_ids: serde_json::from_str::<Vec<String>>(&key_ids).unwrap_or_default().into(),
-            verdicts: verdicts::decode(row.get_ref(5)?.as_blob()?),
+            verdicts: Verdicts::stored(row.get_ref(5)?.as_blob()?),
             body: Body::Packed { packing, bytes: row.get(6)? },
             bytes: row.get(7)?,
         };

@@ -39,7 +39,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn push(&mut self, commit: Commit) {
-        let is_large = commit.batch.body.len() > GROUP_BYTES || commit.batch.entries.len() > GROUP_LINES / 2;
+        let is_large = commit.batch.body.len() > GROUP_BYTES || commit.batch.lines.len() > GROUP_LINES / 2;
         if is_large { self.large.push_back(commit) } else { self.small.push_back(commit) }
     }
 
@@ -56,7 +56,7 @@ impl Queue {
         let (mut bytes, mut lines) = (0, 0);
         let fits = |Commit { batch, .. }: &&Commit| {
             bytes += batch.body.len();
-            lines += batch.entries.len();
+            lines += batch.lines.len();
             bytes <= GROUP_BYTES && lines <= GROUP_LINES
         };
         let count = self.small.iter().take_while(fits).count();
@@ -69,6 +69,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::ledger::lines::Lines;
     use crate::wire::batch::{Coding, Packing};
 
     /// Returns a commit of a named batch with that many lines and bytes.
@@ -81,7 +82,7 @@ mod tests {
             body,
             packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::new([]),
-            entries: vec![None; lines],
+            lines: Lines::new(vec![None; lines]),
         };
         Commit { batch, reply: oneshot::channel().0, sent: Instant::now() }
     }

@@ -7,6 +7,7 @@ use rand::RngExt as _;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use super::error::OpenError;
+use super::seen;
 use crate::database;
 
 /// Time to wait for a lock that another connection holds.
@@ -17,12 +18,26 @@ const APPLICATION_ID: i32 = 0x6175_6467;
 
 /// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A
 /// step that was released is never changed.
-const STEPS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
+const STEPS: [fn(&Connection) -> rusqlite::Result<()>; 4] = [
+    |connection| connection.execute_batch(VERSION_1),
+    |connection| connection.execute_batch(VERSION_2),
+    |connection| connection.execute_batch(VERSION_3),
+    |connection| {
+        connection.execute_batch(VERSION_4)?;
+        seen::migrate(connection)?;
+        connection.execute_batch("DROP TABLE seen")
+    },
+];
+
+/// Stores fingerprints a few hundred to a row (see [`leaf`](super::leaf)). Before, each was a row of
+/// `seen`.
+pub(super) const VERSION_4: &str =
+    "CREATE TABLE seen_leaf (id INTEGER PRIMARY KEY, entries BLOB NOT NULL) STRICT";
 
 /// Stores what waits for a sink as a row for each stream of a batch (see
 /// [`delivery`](super::delivery)). Before, it was every batch behind the sink's position, of the
 /// streams and sources that it took now and earlier.
-const VERSION_3: &str = "
+pub(super) const VERSION_3: &str = "
     CREATE TABLE delivery (
         batch INTEGER NOT NULL,
         sink TEXT NOT NULL,
@@ -58,8 +73,8 @@ const VERSION_3: &str = "
 /// Adds what a sink takes, as JSON.
 pub(super) const VERSION_2: &str = "ALTER TABLE sink ADD COLUMN wants TEXT";
 
-/// `seen.key` is partition (4 bytes), milliseconds within the partition's day (4 bytes), hash (16
-/// bytes), all big-endian, so that events of one moment are on few pages. Times are in seconds in
+/// `seen.key` is partition (4 bytes), milliseconds within the partition's day or a rejected line's
+/// group (4 bytes), hash (16 bytes), all big-endian. Times are in seconds in
 /// `seen` and its partitions, in milliseconds elsewhere. `batch_summary` lets a start count what
 /// waits without reading any body.
 pub(super) const VERSION_1: &str = "
@@ -117,6 +132,15 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     database::prepare(&connection, BUSY_TIMEOUT).map_err(refused)?;
     connection.set_prepared_statement_cache_capacity(32);
     let version = version(&connection, path)?;
+    if (1..STEPS.len()).contains(&version) {
+        tracing::info!(
+            code = "ledger-migration",
+            "the ledger {path} is migrated from schema version {version} to {present}; that can take a second for each \
+             million events of the dedup window",
+            path = path.display(),
+            present = STEPS.len()
+        );
+    }
     migrate(&mut connection, version).map_err(refused)?;
     let meta =
         |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
@@ -167,13 +191,13 @@ pub(super) fn last_position(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Takes the steps from a version on, all of them or none; 0 is an empty database.
-fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
+pub(super) fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
     if version == STEPS.len() {
         return Ok(());
     }
     let transaction = connection.transaction()?;
     for step in &STEPS[version..] {
-        transaction.execute_batch(step)?;
+        step(&transaction)?;
     }
     if version == 0 {
         let mut random = rand::rng();

@@ -6,11 +6,12 @@
 //! line was verified (an unsigned or damaged copy cannot suppress the genuine one).
 //!
 //! The index is partitioned by the event's own day, and ordered by its time within a day: events
-//! that arrive together are stored together, and a replay of a time window touches few pages. Lines
-//! without a usable time, and those whose day is further from now than the window and a day, are
-//! partitioned by the time of their arrival: into generations of an eighth of the window, all of
-//! which are looked up. So the number of partitions is bounded, whatever times events claim. A
-//! partition is deleted when its last insert is older than the window.
+//! that arrive together are stored together, a few hundred to a row ([`leaf`]), so that a batch or
+//! its replay touches few rows. Lines without a usable time, and those whose day is further from now
+//! than the window and a day, are partitioned by the time of their arrival: into generations of an
+//! eighth of the window, all of which are looked up. So the number of partitions is bounded,
+//! whatever times events claim. A partition is deleted when its last insert is older than the
+//! window.
 //!
 //! A day that was in reach when an event came may be out of reach when it is sent again, and the
 //! other way round. Therefore an event is looked up in its day's partition, while there is one, and
@@ -20,14 +21,16 @@
 //! groups, into which their hashes divide them. When a line is forgotten early, the only effect is
 //! that it is not a duplicate when it comes again.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::batch::Entry;
 use super::identity::{Identity, Kind};
+use super::leaf::{self, Fingerprint, Key, Rules};
+use super::lines::{LineFingerprint, Lines};
 use crate::clock::Clock;
 
 /// Times for which lines of a source are remembered.
@@ -61,12 +64,15 @@ struct Partition {
     last_insert: i64,
 }
 
-/// Maximum number of rejected lines of a source in each group of hashes. A line takes about 50
-/// bytes of the database.
-const REJECTS: u32 = 32;
+/// Maximum number of rejected lines of a source in each group of hashes. A line takes about 22 bytes
+/// of the database.
+const REJECTS: usize = 32;
 
-/// Maximum number of expired lines that are deleted in one step.
-const STEP: usize = 4096;
+/// Number of bits of a rejected line's place within its group: there are 8,192 groups.
+const GROUP_BITS: u32 = leaf::PLACE_BITS - 13;
+
+/// Maximum number of leaves of a partition that are deleted in one step: 1 MiB.
+const STEP: usize = 256;
 
 /// Difference between the wall clock and the steady one that counts as a jump, in seconds.
 const CLOCK_JUMP: i64 = 5 * 60;
@@ -94,7 +100,7 @@ impl Seen {
         self.forget_cached();
     }
 
-    /// Reads the clocks: once per transaction, before the first [`Seen::insert`]. Returns the wall
+    /// Reads the clocks: once per transaction, before [`Seen::insert_all`]. Returns the wall
     /// clock in seconds.
     pub(super) fn check_clock(&mut self, connection: &Connection) -> rusqlite::Result<i64> {
         let (wall, steady) = ((self.clock.wall)() / 1000, (self.clock.steady)());
@@ -121,87 +127,126 @@ impl Seen {
         Ok(wall)
     }
 
-    /// Records the identities of a batch. Returns for each entry whether it is new: not recorded
-    /// before within its window. Increments `progress` for each entry.
+    /// Records the lines of batches, which are those of one transaction in their order. Returns for
+    /// each batch which of its lines are duplicates: recorded before within their window, or equal
+    /// to an earlier line; empty when none is. Increments `progress` for each leaf.
     pub(super) fn insert_all(
         &mut self,
         connection: &Connection,
-        source: &str,
-        entries: &[Option<Entry>],
+        batches: &[(&str, &Lines)],
         now: i64,
         progress: &AtomicU64,
-    ) -> rusqlite::Result<Vec<bool>> {
-        let mut is_new = Vec::with_capacity(entries.len());
-        for entry in entries {
-            is_new.push(match entry {
-                Some(entry) => self.insert(connection, source, &entry.identity, now)?,
-                None => false,
-            });
-            progress.fetch_add(1, Ordering::Relaxed);
+    ) -> rusqlite::Result<Vec<Vec<bool>>> {
+        let mut duplicates = vec![Vec::new(); batches.len()];
+        let mut by_source = BTreeMap::<_, Vec<_>>::new();
+        for (index, (source, lines)) in (0..).zip(batches) {
+            by_source.entry(*source).or_default().push((index, *lines));
         }
-        Ok(is_new)
+        for (source, of_source) in by_source {
+            self.insert(connection, source, &of_source, now, progress, &mut |key| {
+                let batch = key.batch as usize;
+                duplicates[batch].resize(batches[batch].1.len(), false);
+                duplicates[batch][key.line as usize] = true;
+            })?;
+        }
+        Ok(duplicates)
     }
 
-    /// Records an identity; returns false when it was recorded before within its window.
+    /// Records the lines of a source's batches, and calls `duplicate` for each duplicate.
     fn insert(
         &mut self,
         connection: &Connection,
         source: &str,
-        identity: &Identity,
+        batches: &[(u32, &Lines)],
         now: i64,
-    ) -> rusqlite::Result<bool> {
-        let window = self.window(source, identity.kind);
-        let expired = self.expired_before(now, window);
+        progress: &AtomicU64,
+        duplicate: &mut dyn FnMut(&Key),
+    ) -> rusqlite::Result<()> {
+        let mut keys = Vec::with_capacity(batches.iter().map(|(_, lines)| lines.len()).sum());
+        let mut targets = BTreeMap::new();
+        for (batch, lines) in batches {
+            for lines in lines.fingerprints().chunk_by(|a, b| (a.kind, a.day) == (b.kind, b.day)) {
+                let (at, id) = self.target(connection, source, (lines[0].kind, lines[0].day), now)?;
+                targets.insert(id, at);
+                let key = |line: &LineFingerprint| Key {
+                    fingerprint: Fingerprint {
+                        place: leaf::first(id) + line.place,
+                        hash: line.hash,
+                        accepted_at: now,
+                    },
+                    batch: *batch,
+                    line: line.line,
+                };
+                keys.extend(lines.iter().map(key));
+            }
+        }
+        // Stable, so that of equal lines the first one is new.
+        keys.sort_by_key(|key| key.fingerprint.order());
+        keys.dedup_by(|key, first| {
+            let is_equal = key.fingerprint.order() == first.fingerprint.order();
+            if is_equal {
+                duplicate(key);
+            }
+            is_equal
+        });
+        let mut rest = keys.as_slice();
+        for (id, (kind, bucket)) in targets {
+            let end = leaf::first(id + 1);
+            let (keys, others) = rest.split_at(rest.partition_point(|key| key.fingerprint.place < end));
+            rest = others;
+            let rules = self.rules(source, kind, now);
+            // Rejected lines have one partition only, and no generations.
+            let others = if kind == Kind::Dated { Kind::Undated } else { kind };
+            let mut keys = Cow::Borrowed(keys);
+            let known = self.partitions.get(source).into_iter();
+            for (at, other) in known.flat_map(|known| known.range((others, i64::MIN)..=(others, i64::MAX))) {
+                if *at == (kind, bucket) {
+                    continue;
+                }
+                let mut found = BTreeSet::new();
+                leaf::find(connection, other.id, &keys, rules, progress, &mut |key| {
+                    found.insert((key.batch, key.line));
+                    duplicate(key);
+                })?;
+                if !found.is_empty() {
+                    keys.to_mut().retain(|key| !found.contains(&(key.batch, key.line)));
+                }
+            }
+            leaf::insert(connection, &keys, rules, progress, duplicate)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the partition that takes what comes now of a kind and day, and its ID.
+    fn target(
+        &mut self,
+        connection: &Connection,
+        source: &str,
+        (kind, day): (Kind, i64),
+        now: i64,
+    ) -> rusqlite::Result<((Kind, i64), u32)> {
+        let window = self.window(source, kind);
         let known = match self.partitions.get_mut(source) {
             Some(known) => known,
             None => self.partitions.entry(source.to_owned()).or_insert(read_partitions(connection, source)?),
         };
-        let (kind, bucket) = match identity.kind {
+        let at = match kind {
             Kind::Reject => (Kind::Reject, 0),
-            Kind::Dated
-                if is_near(identity.day, now, window) || known.contains_key(&(Kind::Dated, identity.day)) =>
-            {
-                (Kind::Dated, identity.day)
+            Kind::Dated if is_near(day, now, window) || known.contains_key(&(Kind::Dated, day)) => {
+                (Kind::Dated, day)
             }
             Kind::Dated | Kind::Undated => (Kind::Undated, generation(known, Kind::Undated, now, window)),
             Kind::Trace => (Kind::Trace, generation(known, Kind::Trace, now, window)),
         };
-        // Rejected lines have one partition only, and no generations.
-        let others = if kind == Kind::Dated { Kind::Undated } else { kind };
-        for (at, partition) in known.range((others, i64::MIN)..=(others, i64::MAX)) {
-            if *at == (kind, bucket) {
-                continue;
-            }
-            let mut find = connection.prepare_cached("SELECT accepted_at FROM seen WHERE key = ?1")?;
-            let found: Option<i64> =
-                find.query_row([key(partition.id, identity)], |row| row.get(0)).optional()?;
-            if found.is_some_and(|accepted_at| accepted_at >= expired) {
-                return Ok(false);
-            }
-        }
-        let partition = match known.get(&(kind, bucket)) {
+        let partition = match known.get(&at) {
             Some(partition) if partition.last_insert >= now => *partition,
             _ => {
-                let partition = touch(connection, source, kind, bucket, now, window)?;
-                known.insert((kind, bucket), partition);
+                let partition = touch(connection, source, at, now, window)?;
+                known.insert(at, partition);
                 partition
             }
         };
-        let mut insert = connection.prepare_cached(
-            "INSERT INTO seen VALUES (?1, ?2) \
-             ON CONFLICT (key) DO UPDATE SET accepted_at = excluded.accepted_at WHERE accepted_at < ?3",
-        )?;
-        let is_new = insert.execute(params![key(partition.id, identity), now, expired])? > 0;
-        if is_new && kind == Kind::Reject {
-            let mut trim = connection.prepare_cached(
-                "DELETE FROM seen WHERE key IN (SELECT key FROM seen WHERE key >= ?1 AND key < ?2 \
-                 ORDER BY accepted_at DESC LIMIT -1 OFFSET ?3)",
-            )?;
-            let (first, end) =
-                (group(partition.id, identity.moment), group(partition.id, identity.moment + 1));
-            trim.execute(params![first, end, REJECTS])?;
-        }
-        Ok(is_new)
+        Ok((at, partition.id))
     }
 
     /// Deletes some of what has expired; returns true when there is more to do.
@@ -214,7 +259,8 @@ impl Seen {
         let Some(id) = find.query_row([now, settled], |row| row.get::<_, u32>(0)).optional()? else {
             return Ok(false);
         };
-        if delete_some(connection, id, STEP)? {
+        if leaf::delete(connection, id, STEP)? < STEP {
+            connection.execute("DELETE FROM seen_partition WHERE id = ?1", [id])?;
             self.forget_cached();
         }
         Ok(true)
@@ -234,12 +280,25 @@ impl Seen {
         i64::try_from(window.as_secs()).unwrap_or(i64::MAX / 4)
     }
 
-    /// Returns the second before which acceptances no longer count.
-    fn expired_before(&self, now: i64, window: i64) -> i64 {
-        match self.jumped_at {
+    /// Returns what holds now for a partition.
+    fn rules(&self, source: &str, kind: Kind, now: i64) -> Rules {
+        let window = self.window(source, kind);
+        let expired = match self.jumped_at {
             Some(jumped_at) if now < jumped_at + window => i64::MIN,
             _ => now - window,
-        }
+        };
+        Rules { expired, ..Rules::of(kind) }
+    }
+}
+
+impl Rules {
+    /// Returns what holds for a partition in which nothing expires.
+    fn of(kind: Kind) -> Self {
+        let (range_bits, most) = match kind {
+            Kind::Reject => (GROUP_BITS, REJECTS),
+            _ => (leaf::PLACE_BITS, usize::MAX),
+        };
+        Self { range_bits, most, expired: i64::MIN }
     }
 }
 
@@ -260,63 +319,74 @@ fn read_partitions(connection: &Connection, source: &str) -> rusqlite::Result<Pa
     let mut find = connection
         .prepare_cached("SELECT kind, bucket, id, last_insert FROM seen_partition WHERE source = ?1")?;
     let found = find.query_map([source], |row| {
-        let kind = match row.get(0)? {
-            0 => Kind::Dated,
-            1 => Kind::Undated,
-            2 => Kind::Trace,
-            _ => Kind::Reject,
-        };
+        let kind = Kind::from_code(row.get(0)?);
         Ok(((kind, row.get(1)?), Partition { id: row.get(2)?, last_insert: row.get(3)? }))
     })?;
     found.collect()
 }
 
-/// Deletes at most `step` lines of a partition, and in the end the partition itself; returns true
-/// then.
-fn delete_some(connection: &Connection, id: u32, step: usize) -> rusqlite::Result<bool> {
-    let mut delete = connection.prepare_cached(
-        "DELETE FROM seen WHERE key IN (SELECT key FROM seen WHERE key >= ?1 AND key < ?2 LIMIT ?3)",
-    )?;
-    let (first, end) = keys(id);
-    let is_gone = delete.execute(params![first, end, step])? < step;
-    if is_gone {
-        connection.execute("DELETE FROM seen_partition WHERE id = ?1", [id])?;
-    }
-    Ok(is_gone)
-}
-
-/// Returns the first key of a partition, and the first one behind it.
-fn keys(partition: u32) -> ([u8; 4], [u8; 4]) {
-    (partition.to_be_bytes(), (partition + 1).to_be_bytes())
-}
-
+/// Records that a partition takes something now, and creates it if there is none.
 fn touch(
     connection: &Connection,
     source: &str,
-    kind: Kind,
-    bucket: i64,
+    (kind, bucket): (Kind, i64),
     now: i64,
     window: i64,
 ) -> rusqlite::Result<Partition> {
     let last_insert = (now / HOUR + 1) * HOUR;
-    let mut upsert = connection.prepare_cached(
-        "INSERT INTO seen_partition (source, kind, bucket, last_insert, window) VALUES (?1, ?2, ?3, ?4, ?5) \
-         ON CONFLICT (source, kind, bucket) \
-         DO UPDATE SET last_insert = max(last_insert, excluded.last_insert), window = excluded.window \
-         RETURNING id",
+    let mut update = connection.prepare_cached(
+        "UPDATE seen_partition SET last_insert = max(last_insert, ?4), window = ?5 \
+         WHERE source = ?1 AND kind = ?2 AND bucket = ?3 RETURNING id",
     )?;
-    let id = upsert.query_row(params![source, kind as u8, bucket, last_insert, window], |row| row.get(0))?;
+    let params = params![source, kind as u8, bucket, last_insert, window];
+    let known = update.query_row(params, |row| row.get(0)).optional()?;
+    let id = match known {
+        Some(id) => id,
+        // The smallest free ID: an ID has few bits in the index.
+        None => connection.query_row(
+            "WITH known (id) AS (SELECT 0 UNION ALL SELECT id FROM seen_partition) \
+             INSERT INTO seen_partition (id, source, kind, bucket, last_insert, window) \
+             SELECT min(id) + 1, ?1, ?2, ?3, ?4, ?5 FROM known \
+             WHERE NOT EXISTS (SELECT 1 FROM seen_partition WHERE id = known.id + 1) RETURNING id",
+            params,
+            |row| row.get(0),
+        )?,
+    };
     Ok(Partition { id, last_insert })
 }
 
-fn key(partition: u32, identity: &Identity) -> [u8; 24] {
-    let mut key = [0; 24];
-    key[..8].copy_from_slice(&group(partition, identity.moment));
-    key[8..].copy_from_slice(&identity.hash);
-    key
-}
-
-/// Returns the prefix of the keys of a partition that have this moment.
-fn group(partition: u32, moment: u32) -> [u8; 8] {
-    ((u64::from(partition) << 32) | u64::from(moment)).to_be_bytes()
+/// Turns the rows of the index before version 4, one a fingerprint, into leaves. Partitions get the
+/// smallest IDs, since an ID has few bits in the index and was counted up with each hour before.
+pub(super) fn migrate(connection: &Connection) -> rusqlite::Result<()> {
+    /// Number of rows that are in memory at a time.
+    const ROWS: usize = 1 << 16;
+    let mut partitions = connection.prepare("SELECT id, kind FROM seen_partition ORDER BY id")?;
+    let partitions = partitions.query_map([], |row| Ok((row.get(0)?, Kind::from_code(row.get(1)?))))?;
+    let partitions: Vec<(u32, Kind)> = partitions.collect::<rusqlite::Result<_>>()?;
+    let mut find = connection.prepare(
+        "SELECT substr(key, 5, 4), substr(key, 9), accepted_at FROM seen WHERE key >= ?1 AND key < ?2",
+    )?;
+    for (id, (old, kind)) in (1..).zip(partitions) {
+        connection.execute("UPDATE seen_partition SET id = ?1 WHERE id = ?2", [id, old])?;
+        let mut rows = find.query([old.to_be_bytes(), (old + 1).to_be_bytes()])?;
+        loop {
+            let mut keys = Vec::new();
+            while keys.len() < ROWS
+                && let Some(row) = rows.next()?
+            {
+                // The group of a rejected line was in the place of a moment.
+                let moment = if kind == Kind::Reject { 0 } else { u32::from_be_bytes(row.get(0)?) };
+                let identity = Identity { kind, day: 0, moment, hash: row.get(1)? };
+                let (place, accepted_at) = (leaf::first(id) + identity.place(), row.get(2)?);
+                let fingerprint = Fingerprint { place, hash: identity.hash, accepted_at };
+                keys.push(Key { fingerprint, batch: 0, line: 0 });
+            }
+            if keys.is_empty() {
+                break;
+            }
+            keys.sort_by_key(|key| key.fingerprint.order());
+            leaf::insert(connection, &keys, Rules::of(kind), &AtomicU64::new(0), &mut |_| ())?;
+        }
+    }
+    Ok(())
 }

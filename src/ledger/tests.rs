@@ -12,6 +12,7 @@ use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::{Reason, Stream, Verdict};
 
 mod changes;
+mod index;
 mod skips;
 
 const NOON: i64 = 1_700_000_000_000;
@@ -87,7 +88,7 @@ impl Fixture {
             body,
             packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::from(["k".to_owned()]),
-            entries: entries.into_iter().map(Some).collect(),
+            lines: Lines::new(entries.into_iter().map(Some).collect()),
         }
     }
 
@@ -232,8 +233,7 @@ fn the_newest_rejected_lines_are_remembered_up_to_a_limit() {
     let mut fixture = Fixture::new();
     let mut most = 0;
     let remembered = |fixture: &Fixture| -> usize {
-        let connection = schema::open_reader(&fixture.ledger().shared.database).unwrap();
-        connection.query_row("SELECT count(*) FROM seen", [], |row| row.get(0)).unwrap()
+        leaf::tests::all(&schema::open_reader(&fixture.ledger().shared.database).unwrap()).len()
     };
     assert_eq!(fixture.commit_line("an event", Some(NOON)), 1);
     for step in 0..14 {
@@ -264,7 +264,7 @@ fn of_equal_rejected_lines_in_a_batch_the_first_is_new() {
     let mut outbox = fixture.outbox();
     let Ok(Next::Batch(batch, _)) = outbox.next(0, Duration::ZERO) else { panic!("there is a batch") };
     assert_eq!(
-        batch.verdicts.iter().map(Option::is_some).collect::<Vec<_>>(),
+        batch.verdicts.iter().map(|verdict| verdict.is_some()).collect::<Vec<_>>(),
         [[true; 3], [false; 3]].concat()
     );
 }
@@ -295,7 +295,7 @@ fn a_small_commit_does_not_wait_for_all_large_ones_before_it() {
     let mut outbox = fixture.outbox();
     let lines: Vec<usize> = (1..=21)
         .map(|position| match outbox.next(position, Duration::ZERO) {
-            Ok(Next::Batch(batch, _)) => batch.verdicts.len(),
+            Ok(Next::Batch(batch, _)) => batch.verdicts.iter().count(),
             _ => panic!("there is a batch"),
         })
         .collect();

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use crate::wire::event::{Reason, Verdict};
+use crate::wire::event::{Reason, Stream, Verdict};
 
 const DUPLICATE: u8 = 0;
 const UNVERIFIED: u8 = 1;
@@ -14,10 +14,31 @@ const FIRST_REASON: u8 = 16;
 /// Maximum length of a detail, in bytes.
 const MAX_DETAIL: usize = 512;
 
-/// Encodes the verdicts; none for a duplicate.
-pub(super) fn encode(verdicts: &[Option<Verdict>]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(verdicts.len() * 2);
-    for verdict in verdicts {
+/// The verdict of each line of a batch, in their order; none for one that is not delivered with it:
+/// a duplicate, or a line that another batch has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdicts(Vec<u8>);
+
+/// The verdict of one line as it is stored.
+#[derive(Clone, Copy)]
+pub(super) struct StoredVerdict<'a>(&'a [u8]);
+
+impl Verdicts {
+    /// Takes over what is stored.
+    pub(super) fn stored(bytes: &[u8]) -> Self {
+        Self(bytes.to_owned())
+    }
+
+    pub(super) fn with_capacity(lines: usize) -> Self {
+        Self(Vec::with_capacity(lines * 2))
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn push(&mut self, verdict: Option<&Verdict>) {
+        let out = &mut self.0;
         match verdict {
             None => out.push(DUPLICATE),
             Some(Verdict::Unverified) => out.push(UNVERIFIED),
@@ -36,63 +57,123 @@ pub(super) fn encode(verdicts: &[Option<Verdict>]) -> Vec<u8> {
             }
         }
     }
-    out
-}
 
-/// Returns what rejected lines take of what [`encode`] returns, in bytes.
-pub(super) fn rejections_bytes(verdicts: &[Option<Verdict>]) -> u64 {
-    let bytes = |verdict: &Verdict| match verdict {
-        Verdict::Rejected { detail, .. } => 3 + detail.len().min(MAX_DETAIL) as u64,
-        _ => 0,
-    };
-    verdicts.iter().flatten().map(bytes).sum()
-}
-
-/// Decodes what [`encode`] returned. SQLite's pages are trusted: a damaged database fails as a
-/// whole.
-pub(super) fn decode(mut bytes: &[u8]) -> Vec<Option<Verdict>> {
-    let mut verdicts = Vec::with_capacity(bytes.len() / 2);
-    while let [tag, rest @ ..] = bytes {
-        bytes = rest;
-        verdicts.push(match *tag {
-            DUPLICATE => None,
-            UNVERIFIED => Some(Verdict::Unverified),
-            VERIFIED => {
-                let Some((key, rest)) = bytes.split_first() else { break };
-                bytes = rest;
-                Some(Verdict::Verified { key: usize::from(*key) })
-            }
-            tag => {
-                let Some((length, rest)) = bytes.split_first_chunk::<2>() else { break };
-                let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
-                let (detail, rest) = rest.split_at(length);
-                bytes = rest;
-                let reason = Reason::ALL.get(usize::from(tag.wrapping_sub(FIRST_REASON)));
-                let detail = Cow::Owned(String::from_utf8_lossy(detail).into_owned());
-                Some(Verdict::Rejected { reason: *reason.unwrap_or(&Reason::Malformed), detail })
-            }
-        });
+    /// Returns the verdicts without those of duplicates, which are lines of this batch.
+    pub(super) fn without(&self, duplicates: &[bool]) -> Self {
+        let mut left = Self(Vec::with_capacity(self.0.len()));
+        for (verdict, is_duplicate) in self.as_stored().zip(duplicates) {
+            left.0.extend_from_slice(if *is_duplicate { &[DUPLICATE] } else { verdict.0 });
+        }
+        left
     }
-    verdicts
+
+    /// Returns the verdicts as they are stored. SQLite's pages are trusted: a damaged database
+    /// fails as a whole.
+    pub(super) fn as_stored(&self) -> impl Iterator<Item = StoredVerdict<'_>> {
+        let mut rest = self.0.as_slice();
+        std::iter::from_fn(move || {
+            let length = match rest {
+                [] => return None,
+                [DUPLICATE | UNVERIFIED, ..] => 1,
+                [VERIFIED, ..] => 2,
+                [_, low, high, ..] => 3 + usize::from(u16::from_le_bytes([*low, *high])),
+                [_, ..] => rest.len(),
+            };
+            let verdict;
+            (verdict, rest) = rest.split_at(length.min(rest.len()));
+            Some(StoredVerdict(verdict))
+        })
+    }
+
+    /// Returns the verdicts.
+    pub fn iter(&self) -> impl Iterator<Item = Option<Verdict>> {
+        self.as_stored().map(StoredVerdict::decode)
+    }
+}
+
+impl StoredVerdict<'_> {
+    fn decode(self) -> Option<Verdict> {
+        match self.0 {
+            [] | [DUPLICATE, ..] => None,
+            [UNVERIFIED, ..] => Some(Verdict::Unverified),
+            [VERIFIED, rest @ ..] => {
+                Some(Verdict::Verified { key: rest.first().copied().map_or(0, usize::from) })
+            }
+            [_, rest @ ..] => {
+                let detail = rest.get(2..).unwrap_or_default();
+                let detail = Cow::Owned(String::from_utf8_lossy(detail).into_owned());
+                Some(Verdict::Rejected { reason: self.reason().unwrap_or(Reason::Malformed), detail })
+            }
+        }
+    }
+
+    /// Returns the stream that the line belongs to; none for one that is not delivered.
+    pub(super) fn stream(self) -> Option<Stream> {
+        match self.0 {
+            [] | [DUPLICATE, ..] => None,
+            [UNVERIFIED, ..] => Some(Stream::Unverified),
+            [VERIFIED, ..] => Some(Stream::Verified),
+            _ => Some(Stream::Quarantine),
+        }
+    }
+
+    /// Returns the reason why the line is rejected.
+    pub(super) fn reason(self) -> Option<Reason> {
+        Reason::ALL.get(usize::from(self.0.first()?.checked_sub(FIRST_REASON)?)).copied()
+    }
+
+    /// Returns its size in bytes.
+    pub(super) fn size(self) -> usize {
+        self.0.len()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn verdicts(verdicts: &[Option<Verdict>]) -> Verdicts {
+        let mut packed = Verdicts::default();
+        verdicts.iter().for_each(|verdict| packed.push(verdict.as_ref()));
+        packed
+    }
+
+    fn rejected(reason: Reason, detail: &str) -> Option<Verdict> {
+        Some(Verdict::Rejected { reason, detail: Cow::Owned(detail.to_owned()) })
+    }
+
     #[test]
     fn verdicts_are_read_back() {
-        let rejected =
-            |reason, detail: &str| Some(Verdict::Rejected { reason, detail: Cow::Owned(detail.to_owned()) });
-        let mut verdicts = vec![
+        let mut each = vec![
             None,
             Some(Verdict::Unverified),
             Some(Verdict::Verified { key: 7 }),
             rejected(Reason::Malformed, ""),
         ];
-        verdicts.extend(Reason::ALL.map(|reason| rejected(reason, "über")));
-        assert_eq!(decode(&encode(&verdicts)), verdicts);
-        let long = encode(&[rejected(Reason::Unsigned, &"ü".repeat(400)), None]);
-        assert_eq!(decode(&long).len(), 2);
+        each.extend(Reason::ALL.map(|reason| rejected(reason, "über")));
+        let packed = verdicts(&each);
+        assert_eq!(packed.iter().collect::<Vec<_>>(), each);
+        for (stored, verdict) in packed.as_stored().zip(&each) {
+            assert_eq!(stored.stream(), verdict.as_ref().map(Verdict::stream));
+        }
+        assert_eq!(Verdicts::stored(packed.as_bytes()), packed);
+        let long = verdicts(&[rejected(Reason::Unsigned, &"ü".repeat(400)), None]);
+        assert_eq!(long.iter().count(), 2);
+    }
+
+    #[test]
+    fn duplicates_lose_their_verdict_and_the_others_keep_theirs() {
+        let mut each = vec![
+            Some(Verdict::Verified { key: 1 }),
+            rejected(Reason::Unsigned, "a"),
+            None,
+            Some(Verdict::Unverified),
+            rejected(Reason::LineTooLong, "b"),
+        ];
+        let packed = verdicts(&each);
+        assert_eq!(packed.without(&[false; 5]), packed);
+        let left = packed.without(&[true, true, false, false, false]);
+        (each[0], each[1]) = (None, None);
+        assert_eq!(left.iter().collect::<Vec<_>>(), each);
     }
 }

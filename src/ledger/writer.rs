@@ -21,13 +21,14 @@ use super::delivery::{self, Appended, Backlog, Deleted};
 use super::error::{CommitError, Failed};
 use super::evict::Eviction;
 use super::file_identity::FileIdentity;
+use super::lines::Counts;
 use super::outbox::{Body, Feed, StoredBatch};
 use super::queue::{Answer, Commit, Queue};
 use super::seen::{Seen, Window};
 use super::subscription::{Position, Skipped, Subscription};
+use super::verdicts::Verdicts;
 use crate::clock::Clock;
 use crate::database;
-use crate::wire::event::Verdict;
 
 pub(super) enum Message {
     /// Commits a batch.
@@ -244,31 +245,24 @@ impl Writer {
     }
 
     /// Writes the transaction itself. Nothing outside the database changes here, except that the
-    /// batches give up their entries.
+    /// batches give up the verdicts on their lines.
     fn write(&mut self, commits: &mut [Commit]) -> rusqlite::Result<Written> {
         let Parts { connection, subscriptions, gauges, .. } = &self.parts;
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let now = self.seen.check_clock(connection)?;
         let mut written = Written { backlog: gauges.backlog(), ..Written::default() };
-        for Commit { batch, .. } in commits.iter_mut() {
-            let is_new =
-                self.seen.insert_all(connection, &batch.source, &batch.entries, now, &gauges.progress)?;
-            let mut receipt = CommitReceipt::default();
-            let verdicts: Vec<Option<Verdict>> = std::mem::take(&mut batch.entries)
-                .into_iter()
-                .zip(is_new)
-                .map(|(entry, is_new)| {
-                    let entry = entry?;
-                    receipt.count(&entry, is_new);
-                    is_new.then_some(entry.verdict)
-                })
-                .collect();
-            let appended = delivery::append(connection, batch, &verdicts, subscriptions)?;
+        let batches: Vec<_> =
+            commits.iter().map(|Commit { batch, .. }| (&*batch.source, &batch.lines)).collect();
+        let duplicates = self.seen.insert_all(connection, &batches, now, &gauges.progress)?;
+        for (Commit { batch, .. }, duplicates) in commits.iter_mut().zip(duplicates) {
+            let (verdicts, counts) = batch.lines.take(&duplicates);
+            let appended = delivery::append(connection, batch, &verdicts, &counts, subscriptions)?;
             if let Some(appended) = &appended {
                 written.backlog += appended.weight;
                 self.eviction.appended();
             }
-            written.batches.push((receipt, verdicts, appended));
+            written.batches.push((counts, verdicts, appended));
+            gauges.progress.fetch_add(1, Ordering::Relaxed);
         }
         for (sink, (position, mark)) in &self.advances {
             written.deleted.add(delivery::advance(connection, sink, *position, mark)?);
@@ -300,7 +294,7 @@ impl Writer {
         let transaction = began.elapsed();
         let Parts { gauges, feed, .. } = &self.parts;
         let mut replies = Vec::with_capacity(commits.len());
-        for (Commit { batch, reply, sent }, (receipt, verdicts, appended)) in
+        for (Commit { batch, reply, sent }, (counts, verdicts, appended)) in
             commits.into_iter().zip(written.batches)
         {
             if let Some(Appended { position, weight, streams }) = appended {
@@ -315,6 +309,7 @@ impl Writer {
                 };
                 feed.publish(stored, streams);
             }
+            let receipt = CommitReceipt::new(counts);
             replies.push((reply, Committed { receipt, queued: began - sent, transaction }));
         }
         feed.remove(&written.deleted.batches);
@@ -387,9 +382,8 @@ struct Written {
     backlog: Backlog,
 }
 
-/// A batch's receipt, its verdicts (none for what is not delivered with it), and its row, if it
-/// needed one.
-type WrittenBatch = (CommitReceipt, Vec<Option<Verdict>>, Option<Appended>);
+/// The counts of a batch, its verdicts, and its row, if it needed one.
+type WrittenBatch = (Counts, Verdicts, Option<Appended>);
 
 /// Returns whether nothing is known about what is on the disk after this error.
 fn is_lost(error: &rusqlite::Error) -> bool {

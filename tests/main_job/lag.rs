@@ -153,7 +153,7 @@ fn a_large_backlog_delays_neither_the_start_nor_new_batches() {
     let bytes = || daemon.metric("auditgate_ledger_bytes");
     // The ledger keeps the fingerprints, a quarter of free pages but at least 16 MiB, and SQLite's
     // log, whose file never shrinks.
-    let fingerprints = posted * 120;
+    let fingerprints = posted * 48;
     let log = || std::fs::metadata(site.path("data/ledger.db-wal")).map_or(0, |log| log.len());
     let stays = || fingerprints / 3 * 4 + (16 << 20) + log();
     wait_until("the ledger shrinks again", || {

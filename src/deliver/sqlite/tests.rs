@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::deliver::worker::Worker;
 use crate::deliver::worker::tests::{FailureLog, open_ledger};
-use crate::ledger::{Batch, Entry};
+use crate::ledger::{Batch, Entry, Lines};
 use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::{Reason, Verdict};
 
@@ -456,7 +456,7 @@ fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, de
             body,
             packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::from(["k1".to_owned()]),
-            entries: lines.iter().enumerate().map(entry).collect(),
+            lines: Lines::new(lines.iter().enumerate().map(entry).collect()),
         };
         runtime.block_on(ledger.commit(batch)).unwrap();
     }
