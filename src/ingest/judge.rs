@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use super::{DedupKey, Policy, Source};
 use crate::ledger::{Entry, Identifier};
 use crate::trust::jwks::KeySet;
-use crate::trust::verify::{self, Claim, Fit};
+use crate::trust::verify::{self, Claim};
+use crate::wire::event::class::EventClass;
 use crate::wire::event::{Malformed, Reason, Verdict};
 use crate::wire::line::Line;
 use crate::wire::signature::{self, Reading, SignatureError, Signed};
@@ -33,12 +34,25 @@ pub(super) struct Judge<'a> {
     longest: usize,
 }
 
-/// A line before its signature was checked.
+/// A line before its signature was checked: what is needed of it, and not its fields, which take
+/// more memory than the line.
 enum Opened<'a> {
-    /// The verdict is known already.
-    Decided(Option<Line<'a>>, Verdict),
+    Rejected(Verdict),
+    Unverified(Parts<'a>),
     /// The next claim decides.
-    Claimed(Line<'a>),
+    Claimed(Parts<'a>),
+}
+
+/// What a line's identity and the counters are made of.
+struct Parts<'a> {
+    /// The signed bytes, or the line itself.
+    first: Reading<'a>,
+    /// The signed bytes where another message was signed.
+    second: Option<Reading<'a>>,
+    time: Option<i64>,
+    class: EventClass,
+    /// Organisation and trace ID, where the source dedups by these.
+    trace: Option<(String, String)>,
 }
 
 /// Results for the lines of a body.
@@ -144,40 +158,34 @@ impl<'a> Judge<'a> {
         let fits = verify::verify_in_steps(&claims, &self.keys, together, &mut random, &mut before);
         let mut fits = fits.into_iter();
         for (bytes, opened) in lines.iter().zip(opened) {
-            let (line, verdict, content) = match opened {
-                Opened::Decided(line, verdict) => {
-                    let content = line.as_ref().map(Line::content);
-                    (line, verdict, content)
-                }
-                Opened::Claimed(line) => {
-                    let fit = fits.next().flatten();
-                    let content = signed_bytes(&line, fit);
-                    let verdict = match fit {
-                        Some(fit) => Verdict::Verified { key: fit.key },
-                        None => {
-                            judgement.unknown += 1;
-                            rejected(Reason::BadSignature, "no trusted key made this signature")
-                        }
-                    };
-                    (Some(line), verdict, content)
-                }
+            let (verdict, parts) = match opened {
+                Opened::Rejected(verdict) => (verdict, None),
+                Opened::Unverified(parts) => (Verdict::Unverified, Some((parts.first, parts))),
+                Opened::Claimed(parts) => match fits.next().flatten() {
+                    Some(fit) => {
+                        let content = parts.second.filter(|_| fit.second).unwrap_or(parts.first);
+                        (Verdict::Verified { key: fit.key }, Some((content, parts)))
+                    }
+                    None => {
+                        judgement.unknown += 1;
+                        (rejected(Reason::BadSignature, "no trusted key made this signature"), None)
+                    }
+                },
             };
-            let (class, identity) = match (&verdict, line, content) {
-                (Verdict::Verified { .. } | Verdict::Unverified, Some(line), Some(content)) => {
-                    let time = line.time();
+            let source = &self.source.name;
+            let (class, identity) = match parts {
+                Some((content, Parts { time, class, trace, .. })) => {
                     judgement.times.extend(time);
                     let verified = matches!(verdict, Verdict::Verified { .. });
-                    let trace = (self.source.dedup_by == DedupKey::TraceId).then(|| line.trace()).flatten();
-                    let source = &self.source.name;
                     let identity = match trace {
                         Some((organisation, trace)) => self.identifier.trace(source, &organisation, &trace),
                         None => {
                             self.identifier.event(source, verified, (content.before, content.after), time)
                         }
                     };
-                    (Some(line.class()), identity)
+                    (Some(class), identity)
                 }
-                _ => (None, self.identifier.reject(&self.source.name, bytes)),
+                None => (None, self.identifier.reject(source, bytes)),
             };
             judgement.add(Entry { verdict, class, identity });
         }
@@ -185,34 +193,38 @@ impl<'a> Judge<'a> {
 
     /// Parses a line as far as that goes without a key.
     fn open<'l>(&self, bytes: &'l [u8], claims: &mut Vec<Claim<'l>>) -> Opened<'l> {
+        let reject = |reason, detail| Opened::Rejected(Verdict::Rejected { reason, detail });
         if bytes.len() > self.longest {
             let detail = format!("{} bytes, and `limits.line` is {}", bytes.len(), self.longest);
-            let reason = Reason::LineTooLong;
-            return Opened::Decided(None, Verdict::Rejected { reason, detail: detail.into() });
+            return reject(Reason::LineTooLong, detail.into());
         }
         match open(bytes) {
-            Judgeable::Malformed(Malformed(detail)) => Opened::Decided(
-                None,
-                Verdict::Rejected { reason: Reason::Malformed, detail: shortened(detail) },
-            ),
-            Judgeable::Unsigned(line) if self.source.policy == Policy::Require => {
-                Opened::Decided(Some(line), rejected(Reason::Unsigned, UNSIGNED))
+            Judgeable::Malformed(Malformed(detail)) => reject(Reason::Malformed, shortened(detail)),
+            Judgeable::Unsigned(_) if self.source.policy == Policy::Require => {
+                reject(Reason::Unsigned, UNSIGNED.into())
             }
-            Judgeable::Unsigned(line) => Opened::Decided(Some(line), Verdict::Unverified),
+            Judgeable::Unsigned(line) => Opened::Unverified(self.parts(&line)),
             Judgeable::BadlySigned(line, _) | Judgeable::Signed(line, _)
                 if self.source.policy == Policy::Off =>
             {
-                Opened::Decided(Some(line), Verdict::Unverified)
+                Opened::Unverified(self.parts(&line))
             }
-            Judgeable::BadlySigned(line, error) => {
-                let verdict =
-                    Verdict::Rejected { reason: Reason::BadSignature, detail: error.to_string().into() };
-                Opened::Decided(Some(line), verdict)
-            }
+            Judgeable::BadlySigned(_, error) => reject(Reason::BadSignature, error.to_string().into()),
             Judgeable::Signed(line, claim) => {
                 claims.push(claim);
-                Opened::Claimed(line)
+                Opened::Claimed(self.parts(&line))
             }
+        }
+    }
+
+    fn parts<'l>(&self, line: &Line<'l>) -> Parts<'l> {
+        let trace = (self.source.dedup_by == DedupKey::TraceId).then(|| line.trace()).flatten();
+        Parts {
+            first: line.content(),
+            second: line.signed().and_then(|signed| signed.second),
+            time: line.time(),
+            class: line.class(),
+            trace: trace.map(|(organisation, trace)| (organisation.into_owned(), trace.into_owned())),
         }
     }
 }
@@ -254,12 +266,6 @@ fn claim<'a>(signed: &Signed<'a>) -> Result<Claim<'a>, SignatureError> {
     let parts = |reading: Reading<'a>| (reading.before, reading.after);
     let signature = signature::decode(signed.value)?;
     Ok(Claim { signature, first: parts(signed.first), second: signed.second.map(parts) })
-}
-
-/// Returns the bytes that the matching signature was made over.
-fn signed_bytes<'a>(line: &Line<'a>, fit: Option<Fit>) -> Option<Reading<'a>> {
-    let signed = line.signed()?;
-    if fit?.second { signed.second } else { Some(signed.first) }
 }
 
 /// Returns a detail that takes no more memory than was reserved for: it may hold what the sender
