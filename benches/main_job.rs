@@ -1,14 +1,16 @@
 //! Cost of the whole main job, from the post over TLS to the durable 200 and the file, compared
-//! with bare batch verification of the same lines. The two run alternately, so that a noisy machine
+//! with bare batch verification of the same lines. Both run in each round, so that a noisy machine
 //! disturbs both.
 //!
-//! `cargo bench --bench main_job [-- ROUNDS]`. Prints server CPU per event and its share of bare
-//! verification. Figures are CPU time (`/proc/PID/stat`, all threads), not wall time.
+//! `cargo bench --bench main_job [-- ROUNDS]`. Prints server CPU an event, and how many times bare
+//! verification that is, for each way in which the daemon is run; then the latency of a lone batch.
+//! Figures are CPU time (`/proc/PID/stat`, all threads), not wall time, apart from latencies.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench stops at the first surprise")]
 
 mod bare;
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
@@ -16,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use auditgate::trust::verify::Claim;
+use auditgate::trust::verify::{Claim, verify_in_batches};
 use auditgate::wire::batch;
 use ed25519_dalek::{Signer as _, SigningKey};
 use rustls::pki_types::ServerName;
@@ -25,6 +27,40 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 const EVENTS_A_BATCH: usize = 500;
 const CONNECTIONS: usize = 4;
 const BATCHES: usize = 160;
+const LONE_EVENTS: usize = 100;
+const LONE_BATCHES: usize = 60;
+
+/// A way to run the daemon.
+struct Way {
+    name: &'static str,
+    signatures: &'static str,
+    format: &'static str,
+    /// It may use one core only.
+    is_pinned: bool,
+    /// Each batch has a line with a bad signature.
+    has_bad_lines: bool,
+    /// Everything has been received before.
+    is_replay: bool,
+}
+
+const PLAIN: Way = Way {
+    name: "raw file",
+    signatures: "require",
+    format: "raw",
+    is_pinned: false,
+    has_bad_lines: false,
+    is_replay: false,
+};
+
+const WAYS: [Way; 7] = [
+    PLAIN,
+    Way { name: "raw file, on one core", is_pinned: true, ..PLAIN },
+    Way { name: "JSON file", format: "json", ..PLAIN },
+    Way { name: "raw file, one bad line in each 500", has_bad_lines: true, ..PLAIN },
+    Way { name: "replay of known events", is_replay: true, ..PLAIN },
+    Way { name: "raw file, signatures = \"off\"", signatures: "off", ..PLAIN },
+    Way { name: "JSON file, signatures = \"off\"", signatures: "off", format: "json", ..PLAIN },
+];
 
 /// A signed line, as the producer writes it.
 struct Line {
@@ -37,38 +73,110 @@ fn main() {
     let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(3_u64);
     let key = SigningKey::from_bytes(&[7; 32]);
     println!(
-        "{EVENTS_A_BATCH} events a batch, {CONNECTIONS} connections, {BATCHES} batches, {rounds} rounds"
+        "{EVENTS_A_BATCH} events a batch, {CONNECTIONS} connections, {BATCHES} batches, {rounds} rounds; medians"
     );
-    let mut shares = Vec::new();
+    let (mut bares, mut wholes) = (Vec::new(), WAYS.map(|_| Vec::new()));
+    let mut lone = Vec::new();
     for round in 0..rounds {
         let lines: Vec<Line> = (0..BATCHES * EVENTS_A_BATCH)
             .map(|number| line(&key, round * 1_000_000 + number as u64))
             .collect();
         let bare = bare(&key, &lines);
-        let daemon = Daemon::start(&key);
-        let (whole, wall) = daemon.whole_path(&lines);
-        drop(daemon);
-        let share = bare / whole;
-        println!(
-            "round {round}: whole path {whole:6.2} µs CPU an event ({:.0} events/s), bare verification {bare:6.2} µs, share {share:.2}",
-            lines.len() as f64 / wall.as_secs_f64(),
-        );
-        shares.push(share);
+        for (way, wholes) in WAYS.iter().zip(&mut wholes) {
+            let daemon = Daemon::start(&key, way);
+            let bodies = bodies(&lines, EVENTS_A_BATCH, way.has_bad_lines);
+            let new = EVENTS_A_BATCH - usize::from(way.has_bad_lines);
+            let mut whole = daemon.whole_path(&bodies, [new, 0, EVENTS_A_BATCH - new]);
+            if way.is_replay {
+                whole = daemon.whole_path(&bodies, [0, EVENTS_A_BATCH, 0]);
+            }
+            wholes.push((whole.cpu, whole.cpu / bare, whole.rate, whole.lag.as_secs_f64() * 1e3));
+        }
+        bares.push(bare);
+        lone.push(lone_batches(&key, &lines));
     }
-    shares.sort_by(f64::total_cmp);
-    println!("median: bare verification is {:.2} of the whole path", shares[shares.len() / 2]);
+    println!("bare verification: {:.2} µs an event", median(bares));
+    for (way, wholes) in WAYS.iter().zip(wholes) {
+        let column = |of: fn(&(f64, f64, f64, f64)) -> f64| median(wholes.iter().map(of).collect());
+        println!(
+            "{:<36} {:5.2} µs an event, {:.2} of bare verification, {:6.0} events/s, the file is {:.0} ms behind",
+            way.name,
+            column(|whole| whole.0),
+            column(|whole| whole.1),
+            column(|whole| whole.2),
+            column(|whole| whole.3),
+        );
+    }
+    let column = |of: fn(&(f64, f64)) -> f64| median(lone.iter().map(of).collect());
+    println!(
+        "a lone batch of {LONE_EVENTS} events: answered after {:.2} ms (p50); one fdatasync and the bare verification \
+         take {:.2} ms",
+        column(|lone| lone.0),
+        column(|lone| lone.1)
+    );
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// CPU microseconds an event for batch verification and nothing else, on as many threads as there
 /// are cores.
 fn bare(key: &SigningKey, lines: &[Line]) -> f64 {
     let before = cpu("self");
-    bare::verify_all(key, lines, EVENTS_A_BATCH, |line| Claim {
-        signature: line.signature,
-        first: (&line.message, &[]),
-        second: None,
-    });
+    bare::verify_all(key, lines, EVENTS_A_BATCH, claim);
     (cpu("self") - before).as_secs_f64() * 1e6 / lines.len() as f64
+}
+
+fn claim(line: &Line) -> Claim<'_> {
+    Claim { signature: line.signature, first: (&line.message, &[]), second: None }
+}
+
+/// Median latency of a batch that is alone, and that of what it cannot do without: one fdatasync
+/// after a write, and the verification. In milliseconds.
+fn lone_batches(key: &SigningKey, lines: &[Line]) -> (f64, f64) {
+    let lines = &lines[..LONE_EVENTS * LONE_BATCHES];
+    let daemon = Daemon::start(key, &PLAIN);
+    let bodies = bodies(lines, LONE_EVENTS, false);
+    let mut latencies = Vec::new();
+    let mut connection = daemon.connect();
+    for body in &bodies {
+        let start = Instant::now();
+        post(&mut connection, body, [LONE_EVENTS, 0, 0]);
+        latencies.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let mut file = File::create(daemon.dir.path().join("synced")).unwrap();
+    let mut least = Vec::new();
+    for (batch, body) in lines.chunks(LONE_EVENTS).zip(&bodies) {
+        let start = Instant::now();
+        file.write_all(body).unwrap();
+        file.sync_data().unwrap();
+        let public = [key.verifying_key().to_bytes()];
+        let claims: Vec<_> = batch.iter().map(claim).collect();
+        let fits = verify_in_batches(&claims, &public, LONE_EVENTS, &mut rand::rng());
+        assert!(fits.iter().all(Option::is_some));
+        least.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    (median(latencies), median(least))
+}
+
+/// Compressed bodies of so many lines.
+fn bodies(lines: &[Line], together: usize, has_bad_lines: bool) -> Vec<Vec<u8>> {
+    let body = |batch: &[Line]| {
+        let mut text = Vec::new();
+        for (at, line) in batch.iter().enumerate() {
+            let start = text.len();
+            text.extend_from_slice(&line.bytes);
+            if has_bad_lines && at == together / 3 {
+                // In the message, before its signature.
+                text[start + 100] ^= 1;
+            }
+            text.push(b'\n');
+        }
+        batch::encode(&text).unwrap()
+    };
+    lines.chunks(together).map(body).collect()
 }
 
 fn line(key: &SigningKey, number: u64) -> Line {
@@ -96,7 +204,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(key: &SigningKey) -> Self {
+    fn start(key: &SigningKey, way: &Way) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -104,10 +212,18 @@ impl Daemon {
         std::fs::write(path.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
         let document = auditgate::trust::jwks::document(&[(None, key.verifying_key().to_bytes())]);
         std::fs::write(path.join("jwks.json"), document).unwrap();
-        std::fs::write(path.join("config.toml"), CONFIG).unwrap();
+        let config = CONFIG.replace("SIGNATURES", way.signatures).replace("FORMAT", way.format);
+        let stream = if way.signatures == "off" { "unverified" } else { "verified" };
+        let config = config.replace("STREAM", stream);
+        std::fs::write(path.join("config.toml"), config).unwrap();
         let unit = include_str!("../systemd/auditgate.service");
         let environment = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_auditgate"))
+        let program = env!("CARGO_BIN_EXE_auditgate");
+        let mut command = Command::new(if way.is_pinned { "taskset" } else { program });
+        if way.is_pinned {
+            command.args(["--cpu-list", "0", program]);
+        }
+        let mut child = command
             .envs(environment)
             .args(["serve", "--config"])
             .arg(path.join("config.toml"))
@@ -134,56 +250,76 @@ impl Daemon {
         Self { child, dir, port, tls: Arc::new(tls) }
     }
 
-    /// CPU microseconds an event of the server, from the first post until the last line is in the
-    /// file; and the wall time.
-    fn whole_path(&self, lines: &[Line]) -> (f64, Duration) {
-        let bodies: Vec<Vec<u8>> = lines
-            .chunks(EVENTS_A_BATCH)
-            .map(|batch| {
-                let text: Vec<u8> =
-                    batch.iter().flat_map(|line| line.bytes.iter().chain(b"\n")).copied().collect();
-                batch::encode(&text).unwrap()
-            })
-            .collect();
-        let size: usize = lines.iter().map(|line| line.bytes.len() + 1).sum();
+    /// Posts the bodies, and waits until the last line is in the file.
+    fn whole_path(&self, bodies: &[Vec<u8>], receipt: [usize; 3]) -> Whole {
         let process = self.child.id().to_string();
+        let events = bodies.len() * receipt.iter().sum::<usize>();
         let (before, start) = (cpu(&process), Instant::now());
         std::thread::scope(|scope| {
             for part in bodies.chunks(bodies.len().div_ceil(CONNECTIONS)) {
-                scope.spawn(move || self.post(part));
+                scope.spawn(move || {
+                    let mut connection = self.connect();
+                    part.iter().for_each(|body| post(&mut connection, body, receipt));
+                });
             }
         });
-        let file = self.dir.path().join("verified.log");
-        while file.metadata().unwrap().len() < size as u64 {
-            assert!(start.elapsed() < Duration::from_secs(120), "the file does not fill up");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let wall = start.elapsed();
-        ((cpu(&process) - before).as_secs_f64() * 1e6 / lines.len() as f64, wall)
-    }
-
-    fn post(&self, bodies: &[Vec<u8>]) {
-        let name = ServerName::try_from("localhost").unwrap();
-        let session = ClientConnection::new(Arc::clone(&self.tls), name).unwrap();
-        let mut stream = StreamOwned::new(session, TcpStream::connect(("127.0.0.1", self.port)).unwrap());
-        for body in bodies {
-            let head = format!(
-                "POST /us HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer bench\r\nContent-Type: text/plain\r\n\
-                 Content-Encoding: application/gzip\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            );
-            stream.write_all(head.as_bytes()).unwrap();
-            stream.write_all(body).unwrap();
-            stream.flush().unwrap();
-            let mut answer = Vec::new();
-            let wanted = format!("{{\"accepted\":{EVENTS_A_BATCH},\"duplicates\":0,\"quarantined\":0}}");
-            while !answer.ends_with(wanted.as_bytes()) {
-                let mut piece = [0; 1024];
-                let read = stream.read(&mut piece).unwrap();
-                assert!(read > 0, "no 200: {}", String::from_utf8_lossy(&answer));
-                answer.extend_from_slice(&piece[..read]);
+        let posted = Instant::now();
+        let mut missing = bodies.len() * receipt[0];
+        let mut file = File::open(self.dir.path().join("out.log")).unwrap();
+        let mut piece = vec![0; 1 << 20];
+        while missing > 0 {
+            assert!(posted.elapsed() < Duration::from_secs(120), "the file does not fill up");
+            match file.read(&mut piece).unwrap() {
+                0 => std::thread::sleep(Duration::from_millis(2)),
+                read => missing -= memchr::memchr_iter(b'\n', &piece[..read]).count(),
             }
         }
+        Whole {
+            cpu: (cpu(&process) - before).as_secs_f64() * 1e6 / events as f64,
+            rate: events as f64 / (posted - start).as_secs_f64(),
+            lag: posted.elapsed(),
+        }
+    }
+
+    fn connect(&self) -> Connection {
+        let name = ServerName::try_from("localhost").unwrap();
+        let session = ClientConnection::new(Arc::clone(&self.tls), name).unwrap();
+        let socket = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        socket.set_nodelay(true).unwrap();
+        StreamOwned::new(session, socket)
+    }
+}
+
+type Connection = StreamOwned<ClientConnection, TcpStream>;
+
+/// What the whole path took.
+struct Whole {
+    /// CPU microseconds of the server for an event.
+    cpu: f64,
+    /// Events a second, from the first post to the last answer.
+    rate: f64,
+    /// Time from the last answer until the last line is in the file.
+    lag: Duration,
+}
+
+/// Posts a body, of which so many lines are new, known and bad.
+fn post(connection: &mut Connection, body: &[u8], [accepted, duplicates, quarantined]: [usize; 3]) {
+    let head = format!(
+        "POST /us HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer bench\r\nContent-Type: text/plain\r\n\
+         Content-Encoding: application/gzip\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).unwrap();
+    connection.write_all(body).unwrap();
+    connection.flush().unwrap();
+    let wanted =
+        format!("{{\"accepted\":{accepted},\"duplicates\":{duplicates},\"quarantined\":{quarantined}}}");
+    let mut answer = Vec::new();
+    while !answer.ends_with(wanted.as_bytes()) {
+        let mut piece = [0; 1024];
+        let read = connection.read(&mut piece).unwrap();
+        assert!(read > 0, "no {wanted}: {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&piece[..read]);
     }
 }
 
@@ -214,10 +350,12 @@ address = "127.0.0.1:0"
 path = "/us"
 authorization = { value = "Bearer bench" }
 jwks = { file = "jwks.json" }
-[sinks.verified]
+signatures = "SIGNATURES"
+[sinks.all]
 type = "file"
-path = "verified.log"
-format = "raw"
+stream = "STREAM"
+path = "out.log"
+format = "FORMAT"
 [sinks.rejects]
 type = "file"
 stream = "quarantine"
