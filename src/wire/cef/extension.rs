@@ -27,7 +27,8 @@ pub(super) fn read<'a>(
     always_present: &[&str],
     fields: &mut Vec<Field<'a>>,
 ) -> Vec<Cow<'a, str>> {
-    let tokens: Vec<Token> = Tokens::of(text).collect();
+    let mut tokens = Vec::with_capacity(24);
+    tokens.extend(Tokens::of(text));
     let mut occurs_once = [None; MOST_PRESENT];
     let mut ends_free_text = |key: &str| {
         let Some(at) = always_present.iter().position(|present| *present == key) else { return false };
