@@ -40,16 +40,14 @@ fn main() {
         println!("{} of {size} bytes", names.join(", "));
         let file = |name: &str, format| {
             let path = dir.path().join(name);
-            let options: FileOptions =
-                toml::from_str(&format!("path = {path:?}\nformat = \"raw\"")).unwrap();
+            let options: FileOptions = toml::from_str(&format!("path = {path:?}\nformat = \"raw\"")).unwrap();
             let options = FileOptions { format, ..options };
             FileSink::new(options, (None, None), std::sync::Arc::new(|| 0))
         };
         let syslog = |structured: bool| {
-            let options: SyslogOptions = toml::from_str(&format!(
-                "address = \"tcp://127.0.0.1:9\"\nstructured_data = {structured}"
-            ))
-            .unwrap();
+            let options: SyslogOptions =
+                toml::from_str(&format!("address = \"tcp://127.0.0.1:9\"\nstructured_data = {structured}"))
+                    .unwrap();
             SyslogSink::new(options).unwrap()
         };
         let mut stages: [(&str, Box<dyn FnMut(&[Vec<u8>])>); 5] = [

@@ -64,7 +64,9 @@ fn wrapped<'a>(outer: &[Field<'a>]) -> Option<&'a str> {
     let mut inner = None;
     for member in outer {
         match (member.key.as_ref(), &member.value) {
-            ("event", Cow::Borrowed(value)) if inner.is_none() && value.starts_with('{') => inner = Some(*value),
+            ("event", Cow::Borrowed(value)) if inner.is_none() && value.starts_with('{') => {
+                inner = Some(*value)
+            }
             ("sig", _) => {}
             _ => return None,
         }

@@ -81,18 +81,15 @@ impl<'a> Line<'a> {
 
     /// Returns the event, in the one schema of every format.
     pub fn event(&self) -> Event {
-        let fields = self.fields.iter().map(|field| (schema::interned(&field.key), field.value().into_owned()));
+        let fields =
+            self.fields.iter().map(|field| (schema::interned(&field.key), field.read().into_owned()));
         let ambiguous = self.ambiguous.iter().map(|key| key.clone().into_owned());
         Event::from_parts(fields.collect(), ambiguous.collect())
     }
 
-    /// Returns the fields of [`Line::event`] without a copy of their text, in the order of their
-    /// names.
-    pub(super) fn values(&self) -> impl Iterator<Item = (&str, Value<Cow<'_, str>>)> {
-        in_order(&self.fields, 0).into_iter().map(|(_, at)| {
-            let field = &self.fields[at];
-            (field.key.as_ref(), schema::documented(&field.key, field.value()))
-        })
+    /// Returns the fields in the order of [`Event::fields`].
+    pub(super) fn fields(&self) -> impl Iterator<Item = &Field<'a>> {
+        in_order(&self.fields, 0).into_iter().map(|(_, at)| &self.fields[at])
     }
 
     /// Returns the keys of [`Event::ambiguous`].
@@ -138,8 +135,13 @@ impl<'a> Field<'a> {
         Field::new(self.key.into_owned(), self.value.into_owned(), self.notation)
     }
 
-    /// Returns the value, without a copy in the common case.
-    fn value(&self) -> Value<Cow<'_, str>> {
+    /// Returns the value that [`Line::event`] has, without a copy in the common case.
+    pub(super) fn value(&self) -> Value<Cow<'_, str>> {
+        schema::documented(&self.key, self.read())
+    }
+
+    /// Returns the value as it is spelled, whatever is documented.
+    fn read(&self) -> Value<Cow<'_, str>> {
         match self.notation {
             Notation::Plain => Value::Text(Cow::Borrowed(&self.value)),
             Notation::Header => Value::Text(unescape_header(&self.value)),
@@ -150,7 +152,7 @@ impl<'a> Field<'a> {
 
     /// Returns a scalar as text.
     fn text(&self) -> Option<Cow<'_, str>> {
-        match self.value() {
+        match self.read() {
             Value::Text(text) | Value::Number(text) => Some(text),
             Value::Boolean(value) => Some(Cow::Borrowed(truth(value))),
             Value::Null | Value::Json(_) => None,
@@ -198,7 +200,11 @@ pub(super) fn take_repeated<'a>(
 fn in_order(fields: &[Field<'_>], from: usize) -> Vec<(u64, usize)> {
     let beginning = |key: &str| {
         key.as_bytes().first_chunk().map_or_else(
-            || (0..8).fold(0, |number, at| number << 8 | key.as_bytes().get(at).map_or(0, |byte| u64::from(*byte))),
+            || {
+                (0..8).fold(0, |number, at| {
+                    number << 8 | key.as_bytes().get(at).map_or(0, |byte| u64::from(*byte))
+                })
+            },
             |eight| u64::from_be_bytes(*eight),
         )
     };

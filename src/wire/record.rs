@@ -4,6 +4,8 @@
 //! separators U+2028 and U+2029 and the bidirectional controls are escaped wherever they occur in a
 //! string.
 
+#[cfg(test)]
+mod reference;
 mod text;
 
 use std::borrow::Cow;
@@ -115,8 +117,8 @@ pub fn write_event(out: &mut Vec<u8>, event: &Event) {
 /// Appends what [`write_event`] does for the event of a line.
 fn write_line(out: &mut Vec<u8>, line: &Line<'_>) {
     out.push(b'{');
-    for (index, (name, value)) in line.values().enumerate() {
-        write_member(out, index, name, &value);
+    for (index, field) in line.fields().enumerate() {
+        write_member(out, index, &field.key, &field.value());
     }
     out.push(b'}');
 }

@@ -3,8 +3,8 @@
 
 use crate::escape::is_hazardous;
 
-/// Number of bytes that are escaped together.
-const PIECE: usize = 16;
+/// Number of bytes that are looked at together.
+const WORD: usize = 8;
 
 /// Appends a JSON string.
 pub(super) fn write_text(out: &mut Vec<u8>, text: &str) {
@@ -13,14 +13,14 @@ pub(super) fn write_text(out: &mut Vec<u8>, text: &str) {
     loop {
         let (plain, behind) = rest.split_at(plain_length(rest.as_bytes()));
         out.extend_from_slice(plain.as_bytes());
-        rest = match behind.as_bytes().first_chunk::<PIECE>() {
+        rest = match behind.as_bytes().first_chunk() {
             _ if behind.is_empty() => break,
-            Some(piece) if is_printable(piece) => {
-                write_with_backslashes(out, piece);
-                &behind[PIECE..]
+            Some(word) if is_printable(*word) => {
+                write_with_backslashes(out, *word);
+                &behind[WORD..]
             }
             _ => {
-                let (odd, behind) = behind.split_at(end_of_character(behind, PIECE));
+                let (odd, behind) = behind.split_at(end_of_character(behind, WORD));
                 write_odd(out, odd);
                 behind
             }
@@ -32,7 +32,7 @@ pub(super) fn write_text(out: &mut Vec<u8>, text: &str) {
 /// Appends JSON as it was received. Outside strings only white space can be hazardous, and becomes
 /// a space.
 pub(super) fn write_json(out: &mut Vec<u8>, json: &str) {
-    if is_printable(json.as_bytes()) {
+    if json.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         out.extend_from_slice(json.as_bytes());
         return;
     }
@@ -47,7 +47,7 @@ pub(super) fn write_json(out: &mut Vec<u8>, json: &str) {
 /// Returns a length up to which text needs no escape: all of it, or less than a word short of the
 /// first byte that does.
 fn plain_length(bytes: &[u8]) -> usize {
-    let (words, tail) = bytes.as_chunks::<WORD>();
+    let (words, tail) = bytes.as_chunks();
     if let Some(at) = words.iter().position(|word| !is_plain(*word)) {
         return at * WORD;
     }
@@ -58,42 +58,46 @@ fn plain_length(bytes: &[u8]) -> usize {
     if is_tail_plain { bytes.len() } else { bytes.len() - tail.len() }
 }
 
-/// Number of bytes that are looked at together.
-const WORD: usize = 8;
-
-/// Returns whether no byte needs an escape in a JSON string.
+/// Returns whether no byte needs an escape.
 fn is_plain(bytes: [u8; WORD]) -> bool {
-    let word = u64::from_ne_bytes(bytes);
-    let each = |byte| u64::from_ne_bytes([byte; WORD]);
-    // The highest bit of a byte of these is set if it, or one below it, is zero.
-    let zero = |word: u64| word.wrapping_sub(each(1)) & !word;
-    let is_control = word.wrapping_sub(each(b' ')) | word.wrapping_add(each(1)) | word;
-    let needs_backslash = zero(word ^ each(b'"')) | zero(word ^ each(b'\\'));
-    (is_control | needs_backslash) & each(0x80) == 0
+    // Without a branch: both are nearly always so.
+    is_printable(bytes) & (backslashes(bytes) == 0)
 }
 
-/// Returns whether bytes are ASCII without controls.
-fn is_printable(bytes: &[u8]) -> bool {
-    // Without a branch for each byte, so that many are compared at a time.
-    !bytes.iter().fold(false, |found, byte| found | !(0x20..0x7f).contains(byte))
+/// Returns whether all bytes are ASCII without controls.
+fn is_printable(bytes: [u8; WORD]) -> bool {
+    let word = u64::from_le_bytes(bytes);
+    // The subtraction borrows, and the addition carries, only where the answer is no anyway.
+    let odd = word.wrapping_sub(each(b' ')) | word.wrapping_add(each(1)) | word;
+    odd & each(0x80) == 0
+}
+
+/// Returns a word with a byte 1 for each `"` and each `\`, and 0 for other bytes. Only right if all
+/// bytes are ASCII.
+fn backslashes(bytes: [u8; WORD]) -> u64 {
+    let word = u64::from_le_bytes(bytes);
+    let other = |byte| (word ^ each(byte)).wrapping_add(each(0x7f));
+    (!(other(b'"') & other(b'\\')) & each(0x80)) >> 7
+}
+
+fn each(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; WORD])
 }
 
 /// Appends printable ASCII, a backslash before each `"` and each `\`.
-fn write_with_backslashes(out: &mut Vec<u8>, piece: &[u8; PIECE]) {
-    const MOST: usize = 2 * PIECE;
+fn write_with_backslashes(out: &mut Vec<u8>, bytes: [u8; WORD]) {
+    const MOST: usize = 2 * WORD;
+    // Each byte of the product is the sum of the bytes up to it: how far its character moves.
+    let moved = backslashes(bytes).wrapping_mul(each(1)).to_le_bytes();
     let start = out.len();
-    out.extend_from_slice(&[0; MOST]);
-    let mut length = 0;
-    if let Some(escaped) = out.last_chunk_mut::<MOST>() {
-        // Without a branch for each byte: the processor could not predict where the quotes are.
-        for byte in piece {
-            escaped[length % MOST] = b'\\';
-            length += usize::from(matches!(byte, b'"' | b'\\'));
-            escaped[length % MOST] = *byte;
-            length += 1;
+    out.extend_from_slice(&[b'\\'; MOST]);
+    if let Some(room) = out.last_chunk_mut::<MOST>() {
+        // Without a branch: the processor could not predict where the quotes are.
+        for at in 0..WORD {
+            room[(at + usize::from(moved[at])) % MOST] = bytes[at];
         }
     }
-    out.truncate(start + length);
+    out.truncate(start + WORD + usize::from(moved[WORD - 1]));
 }
 
 /// Appends any text of a JSON string.
