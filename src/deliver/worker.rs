@@ -50,6 +50,9 @@ const UNSYNCED_WAIT: Duration = Duration::from_millis(50);
 /// Minimum time between two calls of [`Sink::idle`].
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Number of received bytes that are handed to a sink together.
+const TOGETHER: usize = 256 << 10;
+
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
@@ -165,31 +168,47 @@ impl Delivery {
             return Ok(());
         }
         let (packing, inflated) = self.retry(|_| unpack(batch))?;
+        let (mut items, mut bytes) = (Vec::new(), 0);
         for (index, line) in packing.lines(&inflated).enumerate() {
             let Some((_, verdict)) = wanted.next_if(|(wanted, _)| *wanted == index) else {
                 continue;
             };
+            let (collected, chunk) = (self.worker.sink.collected(), self.worker.sink.chunk());
+            if bytes >= TOGETHER || collected + bytes >= chunk {
+                self.push_all(&items, progress);
+                items.clear();
+                bytes = 0;
+                if self.worker.sink.collected() >= chunk {
+                    self.settle(progress, false)?;
+                }
+            }
             let key_id = match verdict {
                 Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
                 _ => None,
             };
-            progress.pushed =
-                Position { batch: batch.position, line: u32::try_from(index + 1).unwrap_or(u32::MAX) };
-            self.worker.sink.push(&Item {
-                behind: progress.pushed,
+            items.push(Item {
+                behind: Position {
+                    batch: batch.position,
+                    line: u32::try_from(index + 1).unwrap_or(u32::MAX),
+                },
                 received_at: batch.received_at,
                 source: &batch.source,
                 verdict,
                 key_id,
                 raw: line,
             });
-            progress.pushed_lines += 1;
-            if self.worker.sink.collected() >= self.worker.sink.chunk() && wanted.peek().is_some() {
-                self.settle(progress, false)?;
-            }
+            bytes += line.len();
         }
+        self.push_all(&items, progress);
         progress.pushed = behind;
         Ok(())
+    }
+
+    /// Collects lines.
+    fn push_all(&mut self, items: &[Item<'_>], progress: &mut Progress) {
+        self.worker.sink.push_all(items);
+        progress.pushed = items.last().map_or(progress.pushed, |item| item.behind);
+        progress.pushed_lines += items.len() as u64;
     }
 
     /// Flushes, and records what is safe.
