@@ -25,6 +25,9 @@ use rustix::time::{ClockId, clock_gettime};
 const LINES: usize = 20_000;
 const EVENTS_A_BATCH: usize = 500;
 
+/// Does its work for one batch of lines.
+type Stage = Box<dyn FnMut(&[Vec<u8>])>;
+
 fn main() {
     let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(20);
     let dir = tempfile::tempdir().unwrap();
@@ -50,7 +53,7 @@ fn main() {
                     .unwrap();
             SyslogSink::new(options).unwrap()
         };
-        let mut stages: [(&str, Box<dyn FnMut(&[Vec<u8>])>); 5] = [
+        let mut stages: [(&str, Stage); 5] = [
             ("parse", Box::new(parse)),
             ("raw line", Box::new(collected(file("raw", Rendering::Raw)))),
             ("JSON record", Box::new(collected(file("json", Rendering::Json)))),

@@ -65,7 +65,7 @@ fn wrapped<'a>(outer: &[Field<'a>]) -> Option<&'a str> {
     for member in outer {
         match (member.key.as_ref(), &member.value) {
             ("event", Cow::Borrowed(value)) if inner.is_none() && value.starts_with('{') => {
-                inner = Some(*value)
+                inner = Some(*value);
             }
             ("sig", _) => {}
             _ => return None,

@@ -354,13 +354,13 @@ pub fn write_time_stamp(out: &mut Vec<u8>, milliseconds: i64) {
     let ((year, month, day), (hour, minute, second)) = (moment.to_calendar_date(), moment.to_hms());
     let mut stamp = *b"0000-00-00T00:00:00.000Z";
     for (digits, mut number) in [
-        (0..4, year.unsigned_abs()),
+        (0..4, u64::from(year.unsigned_abs())),
         (5..7, u8::from(month).into()),
         (8..10, day.into()),
         (11..13, hour.into()),
         (14..16, minute.into()),
         (17..19, second.into()),
-        (20..23, milliseconds.rem_euclid(1000).unsigned_abs() as u32),
+        (20..23, milliseconds.rem_euclid(1000).unsigned_abs()),
     ] {
         for digit in stamp[digits].iter_mut().rev() {
             *digit = b'0' + (number % 10) as u8;
