@@ -6,11 +6,11 @@ use std::thread;
 
 use super::sink::Item;
 
-/// Number of received bytes that are worth a thread: rendering them takes some ten times as long as
+/// Number of received bytes that are worth a thread: rendering them takes several times as long as
 /// starting it.
 const PART: usize = 64 << 10;
 
-/// Asking the system reads files.
+/// Number of cores for this process. Kept, because asking the system reads files.
 static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
 
 /// Consecutive rendered lines.

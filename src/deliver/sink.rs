@@ -2,9 +2,9 @@
 //!
 //! # Durability
 //!
-//! [`Sink::push_all`] only collects. [`Sink::flush`] writes everything collected so far and, at once or
-//! a little later, makes it safe against power loss; then it returns the position that is safe and
-//! a mark: an opaque note about where that is. The ledger keeps the mark together with the
+//! [`Sink::push_all`] only collects. [`Sink::flush`] writes everything collected so far and, at
+//! once or a little later, makes it safe against power loss; then it returns the position that is
+//! safe and a mark: an opaque note about where that is. The ledger keeps the mark together with the
 //! position, and forgets a batch only after the flush that made it safe.
 //!
 //! # Retry

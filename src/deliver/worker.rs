@@ -50,7 +50,8 @@ const UNSYNCED_WAIT: Duration = Duration::from_millis(50);
 /// Minimum time between two calls of [`Sink::idle`].
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Number of received bytes that are handed to a sink together.
+/// Number of received bytes after which lines are handed to a sink. What they become is held beyond
+/// [`Sink::chunk`].
 const TOGETHER: usize = 256 << 10;
 
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
