@@ -5,6 +5,7 @@
 //! no other.
 
 pub mod file;
+mod rendered;
 pub mod sink;
 pub mod sqlite;
 pub mod syslog;

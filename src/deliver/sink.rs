@@ -2,9 +2,9 @@
 //!
 //! # Durability
 //!
-//! [`Sink::push`] only collects. [`Sink::flush`] writes everything collected so far and, at once or
-//! a little later, makes it safe against power loss; then it returns the position that is safe and
-//! a mark: an opaque note about where that is. The ledger keeps the mark together with the
+//! [`Sink::push_all`] only collects. [`Sink::flush`] writes everything collected so far and, at
+//! once or a little later, makes it safe against power loss; then it returns the position that is
+//! safe and a mark: an opaque note about where that is. The ledger keeps the mark together with the
 //! position, and forgets a batch only after the flush that made it safe.
 //!
 //! # Retry
@@ -102,6 +102,11 @@ pub trait Sink: Send {
 
     /// Collects a line.
     fn push(&mut self, item: &Item<'_>);
+
+    /// Collects lines, in their order. Many at once may be rendered on several cores.
+    fn push_all(&mut self, items: &[Item<'_>]) {
+        items.iter().for_each(|item| self.push(item));
+    }
 
     /// Returns the number of collected bytes.
     fn collected(&self) -> usize;

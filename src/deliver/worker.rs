@@ -50,6 +50,10 @@ const UNSYNCED_WAIT: Duration = Duration::from_millis(50);
 /// Minimum time between two calls of [`Sink::idle`].
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Number of received bytes after which lines are handed to a sink. What they become is held beyond
+/// [`Sink::chunk`].
+const TOGETHER: usize = 256 << 10;
+
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
@@ -159,37 +163,54 @@ impl Delivery {
         let from = progress.pushed;
         let first_line = if batch.position == from.batch { from.line } else { 0 };
         let behind = Position { batch: batch.position + 1, line: 0 };
-        let mut wanted = batch.lines(streams, first_line).peekable();
+        let verdicts: Vec<_> = batch.lines(streams, first_line).collect();
+        let mut wanted = verdicts.iter().peekable();
         if wanted.peek().is_none() {
             progress.pushed = behind;
             return Ok(());
         }
         let (packing, inflated) = self.retry(|_| unpack(batch))?;
+        let (mut items, mut bytes) = (Vec::new(), 0);
         for (index, line) in packing.lines(&inflated).enumerate() {
             let Some((_, verdict)) = wanted.next_if(|(wanted, _)| *wanted == index) else {
                 continue;
             };
-            let key_id = match &verdict {
+            let (collected, chunk) = (self.worker.sink.collected(), self.worker.sink.chunk());
+            if bytes >= TOGETHER || collected + bytes >= chunk {
+                self.push_all(&items, progress);
+                items.clear();
+                bytes = 0;
+                if self.worker.sink.collected() >= chunk {
+                    self.settle(progress, false)?;
+                }
+            }
+            let key_id = match verdict {
                 Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
                 _ => None,
             };
-            progress.pushed =
-                Position { batch: batch.position, line: u32::try_from(index + 1).unwrap_or(u32::MAX) };
-            self.worker.sink.push(&Item {
-                behind: progress.pushed,
+            items.push(Item {
+                behind: Position {
+                    batch: batch.position,
+                    line: u32::try_from(index + 1).unwrap_or(u32::MAX),
+                },
                 received_at: batch.received_at,
                 source: &batch.source,
-                verdict: &verdict,
+                verdict,
                 key_id,
                 raw: line,
             });
-            progress.pushed_lines += 1;
-            if self.worker.sink.collected() >= self.worker.sink.chunk() && wanted.peek().is_some() {
-                self.settle(progress, false)?;
-            }
+            bytes += line.len();
         }
+        self.push_all(&items, progress);
         progress.pushed = behind;
         Ok(())
+    }
+
+    /// Collects lines.
+    fn push_all(&mut self, items: &[Item<'_>], progress: &mut Progress) {
+        self.worker.sink.push_all(items);
+        progress.pushed = items.last().map_or(progress.pushed, |item| item.behind);
+        progress.pushed_lines += items.len() as u64;
     }
 
     /// Flushes, and records what is safe.

@@ -44,6 +44,9 @@ pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
     );
     let pairs = text.get(extension_start..end).unwrap_or("");
     let ambiguous = extension::read(pairs, schema::always_present(header.name, header.severity), &mut fields);
+    if let Some(signed) = &signed {
+        fields.push(Field::new("sig", &text[text.len() - signed.value.len()..], Notation::Plain));
+    }
     Ok(Line { bytes: text.as_bytes(), format: Format::Cef, signed, fields, ambiguous })
 }
 
@@ -139,7 +142,9 @@ fn find_header(text: &str) -> Option<usize> {
     if text.starts_with("CEF:") {
         return Some(0);
     }
-    memchr::memmem::find(text.as_bytes(), b" CEF:").map(|at| at + 1)
+    memchr::memchr_iter(b':', text.as_bytes())
+        .find(|at| text.as_bytes()[..*at].ends_with(b" CEF"))
+        .map(|at| at - "CEF".len())
 }
 
 /// Returns the time stamp before the host name: an RFC 3339 one or syslog's `Apr 14 05:39:08`, kept

@@ -161,19 +161,19 @@ impl From<&'static str> for Malformed {
     }
 }
 
-/// Value of a field. Numbers keep every digit as it was written.
+/// Value of a field. Numbers keep every digit as it was written. `T` holds the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum Value<T = String> {
     /// A string.
-    Text(String),
+    Text(T),
     /// A number in JSON's notation (RFC 8259, section 6), never converted.
-    Number(String),
+    Number(T),
     /// `true` or `false`.
     Boolean(bool),
     /// JSON's `null`.
     Null,
     /// An array or object of an unknown field, as the received bytes.
-    Json(String),
+    Json(T),
 }
 
 impl Value {
@@ -181,10 +181,27 @@ impl Value {
     pub fn text(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) | Self::Number(text) | Self::Json(text) => Cow::Borrowed(text),
-            Self::Boolean(value) => Cow::Borrowed(if *value { "true" } else { "false" }),
+            Self::Boolean(value) => Cow::Borrowed(truth(*value)),
             Self::Null => Cow::Borrowed(""),
         }
     }
+}
+
+impl Value<Cow<'_, str>> {
+    pub(super) fn into_owned(self) -> Value {
+        match self {
+            Self::Text(text) => Value::Text(text.into_owned()),
+            Self::Number(text) => Value::Number(text.into_owned()),
+            Self::Boolean(value) => Value::Boolean(value),
+            Self::Null => Value::Null,
+            Self::Json(text) => Value::Json(text.into_owned()),
+        }
+    }
+}
+
+/// Returns a boolean's spelling.
+pub(super) fn truth(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
 }
 
 /// An event's fields under Konnect's flat names, sorted by name, each at most once.
@@ -260,7 +277,7 @@ impl Event {
 /// Konnect's documented fields. Source: Kong's audit-log reference, "Log formats".
 #[doc(hidden)]
 pub mod schema {
-    use super::{Cow, Value};
+    use super::{Cow, Value, truth};
 
     /// The CEF header's fields under their flat names, in header order.
     pub const HEADER: [&str; 8] = [
@@ -382,27 +399,45 @@ pub mod schema {
     /// Converts a value to its field's documented type: `rt`, `status` and `severity` are integers,
     /// `success`, `granted` and `kong_initiated` booleans, the other known fields text. A value
     /// that cannot be parsed that way stays as it is; unknown fields are never touched.
-    pub fn documented(name: &str, value: Value) -> Value {
-        match name {
-            "rt" | "status" | "severity" => match value {
-                Value::Text(text) if is_integer(&text) => Value::Number(text),
-                other => other,
+    pub fn documented<'a, T: AsRef<str> + From<&'a str>>(name: &str, value: Value<T>) -> Value<T> {
+        match value {
+            Value::Text(text) => match name {
+                "rt" | "status" | "severity" if is_integer(text.as_ref()) => Value::Number(text),
+                "success" | "granted" | "kong_initiated" if text.as_ref() == "true" => Value::Boolean(true),
+                "success" | "granted" | "kong_initiated" if text.as_ref() == "false" => Value::Boolean(false),
+                _ => Value::Text(text),
             },
-            "success" | "granted" | "kong_initiated" => match value {
-                Value::Text(text) if text == "true" => Value::Boolean(true),
-                Value::Text(text) if text == "false" => Value::Boolean(false),
-                other => other,
-            },
-            "act" | "action" | "actor_id" | "cef_version" | "event_class_id" | "event_product"
-            | "event_ts" | "event_vendor" | "event_version" | "name" | "org_id" | "portal_id"
-            | "principal_id" | "principal_name" | "query" | "request" | "sig" | "src" | "trace_id"
-            | "user_agent" => match value {
-                Value::Number(text) => Value::Text(text),
-                Value::Boolean(value) => Value::Text(value.to_string()),
-                other => other,
-            },
-            _ => value,
+            Value::Number(text) if is_text(name) => Value::Text(text),
+            Value::Boolean(value) if is_text(name) => Value::Text(truth(value).into()),
+            other => other,
         }
+    }
+
+    /// Returns whether a field is documented as text.
+    fn is_text(name: &str) -> bool {
+        matches!(
+            name,
+            "act"
+                | "action"
+                | "actor_id"
+                | "cef_version"
+                | "event_class_id"
+                | "event_product"
+                | "event_ts"
+                | "event_vendor"
+                | "event_version"
+                | "name"
+                | "org_id"
+                | "portal_id"
+                | "principal_id"
+                | "principal_name"
+                | "query"
+                | "request"
+                | "sig"
+                | "src"
+                | "trace_id"
+                | "user_agent"
+        )
     }
 
     /// Returns whether a text is an integer in JSON's notation, so that writing it as a number

@@ -17,7 +17,7 @@ use super::signature::{Reading, Signed, cut_member};
 pub(super) fn parse(text: &str) -> Result<Line<'_>, Malformed> {
     let outer = members(text)?;
     match wrapped(&outer) {
-        Some(inner) => parse_wrapped(text, &outer, inner.get()),
+        Some(inner) => parse_wrapped(text, &outer, inner),
         None => {
             let signed = signature(text, &outer)?;
             Ok(line(text, Format::Json, signed, outer))
@@ -60,19 +60,21 @@ const WRAPPER: &str = r#"{"event":"#;
 
 /// Returns CPS's inner object, when the only member besides a signature is `event` and holds an
 /// object.
-fn wrapped<'a>(outer: &[Member<'a>]) -> Option<&'a RawValue> {
+fn wrapped<'a>(outer: &[Field<'a>]) -> Option<&'a str> {
     let mut inner = None;
     for member in outer {
-        match member.key.as_ref() {
-            "event" if inner.is_none() && member.value.get().starts_with('{') => inner = Some(member.value),
-            "sig" => {}
+        match (member.key.as_ref(), &member.value) {
+            ("event", Cow::Borrowed(value)) if inner.is_none() && value.starts_with('{') => {
+                inner = Some(*value);
+            }
+            ("sig", _) => {}
             _ => return None,
         }
     }
     inner
 }
 
-fn parse_wrapped<'a>(text: &'a str, outer: &[Member<'a>], inner: &'a str) -> Result<Line<'a>, Malformed> {
+fn parse_wrapped<'a>(text: &'a str, outer: &[Field<'a>], inner: &'a str) -> Result<Line<'a>, Malformed> {
     let members = members(inner)?;
     // A wrapper in a wrapper: if the inner one were a reading of its own, any client that has seen
     // an event could have it accepted again by wrapping it once more.
@@ -98,9 +100,10 @@ fn parse_wrapped<'a>(text: &'a str, outer: &[Member<'a>], inner: &'a str) -> Res
 }
 
 const TWO_SIGNATURES: Malformed = Malformed(Cow::Borrowed("two members `sig`"));
+const NO_STRING: Malformed = Malformed(Cow::Borrowed("the member `sig` is not a string"));
 
 /// Finds the signature among an object's members.
-fn signature<'a>(text: &'a str, members: &[Member<'a>]) -> Result<Option<Signed<'a>>, Malformed> {
+fn signature<'a>(text: &'a str, members: &[Field<'a>]) -> Result<Option<Signed<'a>>, Malformed> {
     let mut found = None;
     for (index, member) in members.iter().enumerate().filter(|(_, member)| member.key == "sig") {
         let Cow::Borrowed(key) = member.key else {
@@ -109,9 +112,9 @@ fn signature<'a>(text: &'a str, members: &[Member<'a>]) -> Result<Option<Signed<
         if found.is_some() {
             return Err(TWO_SIGNATURES);
         }
-        let spelled = member.value.get();
+        let Cow::Borrowed(spelled) = member.value else { return Err(NO_STRING) };
         let Some(value) = spelled.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
-            return Err("the member `sig` is not a string".into());
+            return Err(NO_STRING);
         };
         let key = offset(text, key) - 1..offset(text, key) + key.len() + 1;
         let start = offset(text, spelled);
@@ -123,11 +126,12 @@ fn signature<'a>(text: &'a str, members: &[Member<'a>]) -> Result<Option<Signed<
     Ok(found)
 }
 
-fn line<'a>(text: &'a str, format: Format, signed: Option<Signed<'a>>, members: Vec<Member<'a>>) -> Line<'a> {
-    let mut fields: Vec<Field<'a>> = members
-        .into_iter()
-        .map(|member| Field::new(member.key, member.value.get(), Notation::Json))
-        .collect();
+fn line<'a>(
+    text: &'a str,
+    format: Format,
+    signed: Option<Signed<'a>>,
+    mut fields: Vec<Field<'a>>,
+) -> Line<'a> {
     let ambiguous = take_repeated(&mut fields, 0, 0);
     Line { bytes: text.as_bytes(), format, signed, fields, ambiguous }
 }
@@ -142,13 +146,8 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
-/// A member of an object, in the order of the line, repeated keys included.
-struct Member<'a> {
-    key: Cow<'a, str>,
-    value: &'a RawValue,
-}
-
-fn members(text: &str) -> Result<Vec<Member<'_>>, Malformed> {
+/// Returns the members of an object, in the order of the line, repeated keys included.
+fn members(text: &str) -> Result<Vec<Field<'_>>, Malformed> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let members = deserializer.deserialize_map(Members).map_err(|error| no_json(&error))?;
     deserializer.end().map_err(|error| no_json(&error))?;
@@ -165,7 +164,7 @@ fn no_json(error: &serde_json::Error) -> Malformed {
 struct Members;
 
 impl<'de> Visitor<'de> for Members {
-    type Value = Vec<Member<'de>>;
+    type Value = Vec<Field<'de>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -174,7 +173,7 @@ impl<'de> Visitor<'de> for Members {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut members = Vec::with_capacity(24);
         while let Some(key) = map.next_key_seed(Key)? {
-            members.push(Member { key, value: map.next_value()? });
+            members.push(Field::new(key, map.next_value::<&RawValue>()?.get(), Notation::Json));
         }
         Ok(members)
     }

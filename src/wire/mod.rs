@@ -31,14 +31,15 @@ impl<'a> Line<'a> {
     /// The reason why it is not an event. Nothing that [`Line::event`] parses later can fail.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         match std::str::from_utf8(bytes) {
-            Ok(text) => parse_text(text),
+            Ok(text) => Self::parse_text(text),
             Err(_) => parse_lossy(bytes),
         }
     }
-}
 
-fn parse_text(text: &str) -> Result<Line<'_>, Malformed> {
-    if begins_like_json(text) { json::parse(text) } else { cef::parse(text) }
+    /// Does what [`Line::parse`] does, for a line that is known to be UTF-8.
+    fn parse_text(text: &'a str) -> Result<Self, Malformed> {
+        if begins_like_json(text) { json::parse(text) } else { cef::parse(text) }
+    }
 }
 
 /// Takes a line apart that is not UTF-8. All structure is ASCII, so it is the same whatever
@@ -46,13 +47,13 @@ fn parse_text(text: &str) -> Result<Line<'_>, Malformed> {
 /// bytes from their positions in a text of the same length.
 fn parse_lossy(bytes: &[u8]) -> Result<Line<'_>, Malformed> {
     let text = String::from_utf8_lossy(bytes);
-    let read = parse_text(&text)?;
+    let read = Line::parse_text(&text)?;
     let mut aligned = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         aligned.push_str(chunk.valid());
         aligned.extend(chunk.invalid().iter().map(|_| '?'));
     }
-    let signed = parse_text(&aligned)?.signed.map(|signed| Signed {
+    let signed = Line::parse_text(&aligned)?.signed.map(|signed| Signed {
         value: same_place(signed.value, &aligned, bytes),
         first: signed.first.map(|part| same_place(part, &aligned, bytes)),
         second: signed.second.map(|reading| reading.map(|part| same_place(part, &aligned, bytes))),

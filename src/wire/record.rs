@@ -4,21 +4,23 @@
 //! separators U+2028 and U+2029 and the bidirectional controls are escaped wherever they occur in a
 //! string.
 
+#[cfg(test)]
+mod reference;
+mod text;
+
 use std::borrow::Cow;
-use std::{fmt, io};
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize as _};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use text::{write_json, write_text};
 use time::OffsetDateTime;
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
 
-use super::event::{Event, Reason, Value};
+use super::event::{Event, Reason, Value, truth};
 use super::line::Line;
-use crate::escape::is_hazardous;
 
 /// An accepted line, with what is known about its arrival.
 #[derive(Debug)]
@@ -50,12 +52,12 @@ pub struct Quarantined<'a> {
 
 /// Appends the record of an accepted line, with its `\n`.
 pub fn write_accepted(out: &mut Vec<u8>, record: &Accepted<'_>) {
-    out.extend_from_slice(b"{\"received_at\":\"");
-    out.extend_from_slice(time_stamp(record.received_at).as_bytes());
-    member_text(out, "\",\"source\":", record.source);
+    // The record holds the line twice.
+    out.reserve(3 * record.raw.len() + 256);
+    begin(out, record.received_at, record.source);
+    let text = std::str::from_utf8(record.raw).ok();
     // Only what parsed is accepted, so the record is complete.
-    if let Ok(line) = Line::parse(record.raw) {
-        let event = line.event();
+    if let Ok(line) = text.map_or_else(|| Line::parse(record.raw), Line::parse_text) {
         member_text(out, ",\"format\":", line.format().as_str());
         if let Some(key_id) = record.key_id {
             member_text(out, ",\"key_id\":", key_id);
@@ -63,31 +65,37 @@ pub fn write_accepted(out: &mut Vec<u8>, record: &Accepted<'_>) {
         let verified: &[u8] =
             if record.key_id.is_some() { b",\"verified\":true" } else { b",\"verified\":false" };
         out.extend_from_slice(verified);
-        if !event.ambiguous().is_empty() {
+        let ambiguous = line.ambiguous();
+        if !ambiguous.is_empty() {
             out.extend_from_slice(b",\"ambiguous\":");
-            write_keys(out, event.ambiguous());
+            write_keys(out, &ambiguous);
         }
         out.extend_from_slice(b",\"event\":");
-        write_event(out, &event);
+        write_line(out, &line);
     }
-    end_with_raw(out, record.raw);
+    end_with_raw(out, record.raw, text);
 }
 
 /// Appends the record of a quarantined line, with its `\n`.
 pub fn write_quarantined(out: &mut Vec<u8>, record: &Quarantined<'_>) {
-    out.extend_from_slice(b"{\"received_at\":\"");
-    out.extend_from_slice(time_stamp(record.received_at).as_bytes());
-    member_text(out, "\",\"source\":", record.source);
+    begin(out, record.received_at, record.source);
     member_text(out, ",\"reason\":", record.reason.as_str());
     member_text(out, ",\"detail\":", record.detail);
-    end_with_raw(out, record.raw);
+    end_with_raw(out, record.raw, std::str::from_utf8(record.raw).ok());
 }
 
-/// Appends the line itself, and the end of its record.
-fn end_with_raw(out: &mut Vec<u8>, raw: &[u8]) {
-    match std::str::from_utf8(raw) {
-        Ok(text) => member_text(out, ",\"raw\":", text),
-        Err(_) => member_text(out, ",\"raw_base64\":", &STANDARD.encode(raw)),
+/// Appends the members that every record begins with.
+fn begin(out: &mut Vec<u8>, received_at: i64, source: &str) {
+    out.extend_from_slice(b"{\"received_at\":\"");
+    write_time_stamp(out, received_at);
+    member_text(out, "\",\"source\":", source);
+}
+
+/// Appends the line itself, and the end of its record. `text` is the line, if it is UTF-8.
+fn end_with_raw(out: &mut Vec<u8>, raw: &[u8], text: Option<&str>) {
+    match text {
+        Some(text) => member_text(out, ",\"raw\":", text),
+        None => member_text(out, ",\"raw_base64\":", &STANDARD.encode(raw)),
     }
     out.extend_from_slice(b"}\n");
 }
@@ -101,26 +109,44 @@ const DEEPEST: usize = 100;
 pub fn write_event(out: &mut Vec<u8>, event: &Event) {
     out.push(b'{');
     for (index, (name, value)) in event.fields().enumerate() {
-        member_text(out, if index == 0 { "" } else { "," }, name);
-        out.push(b':');
-        match value {
-            Value::Text(text) => write_text(out, text),
-            Value::Number(digits) => out.extend_from_slice(digits.as_bytes()),
-            Value::Boolean(true) => out.extend_from_slice(b"true"),
-            Value::Boolean(false) => out.extend_from_slice(b"false"),
-            Value::Null => out.extend_from_slice(b"null"),
-            Value::Json(json) if is_deep(json) => write_text(out, json),
-            Value::Json(json) => write_json(out, json),
-        }
+        write_member(out, index, name, value);
     }
     out.push(b'}');
 }
 
+/// Appends what [`write_event`] does for the event of a line.
+fn write_line(out: &mut Vec<u8>, line: &Line<'_>) {
+    out.push(b'{');
+    for (index, field) in line.fields().enumerate() {
+        write_member(out, index, &field.key, &field.value());
+    }
+    out.push(b'}');
+}
+
+fn write_member(out: &mut Vec<u8>, index: usize, name: &str, value: &Value<impl AsRef<str>>) {
+    if index > 0 {
+        out.push(b',');
+    }
+    write_text(out, name);
+    out.push(b':');
+    match value {
+        Value::Text(text) => write_text(out, text.as_ref()),
+        Value::Number(digits) => out.extend_from_slice(digits.as_ref().as_bytes()),
+        Value::Boolean(value) => out.extend_from_slice(truth(*value).as_bytes()),
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Json(json) if is_deep(json.as_ref()) => write_text(out, json.as_ref()),
+        Value::Json(json) => write_json(out, json.as_ref()),
+    }
+}
+
 /// Appends keys as a JSON array of strings.
-pub fn write_keys(out: &mut Vec<u8>, keys: &[String]) {
+pub fn write_keys(out: &mut Vec<u8>, keys: &[impl AsRef<str>]) {
     out.push(b'[');
     for (index, key) in keys.iter().enumerate() {
-        member_text(out, if index == 0 { "" } else { "," }, key);
+        if index > 0 {
+            out.push(b',');
+        }
+        write_text(out, key.as_ref());
     }
     out.push(b']');
 }
@@ -174,11 +200,10 @@ pub struct Claims<'a> {
 impl Claims<'_> {
     /// Returns whether a raw line matches what the record says of its event.
     pub fn hold_for(&self, line: &Line<'_>) -> bool {
-        let event = line.event();
         let mut written = Vec::with_capacity(self.event.len());
-        write_event(&mut written, &event);
+        write_line(&mut written, line);
         self.format == line.format().as_str()
-            && self.ambiguous.iter().eq(event.ambiguous())
+            && self.ambiguous.iter().eq(line.ambiguous())
             && self.event.as_bytes() == written
     }
 }
@@ -315,36 +340,43 @@ fn passes_for_a_record(line: &[u8]) -> bool {
 
 /// Formats a time as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
 pub fn time_stamp(milliseconds: i64) -> String {
-    const SHAPE: &[BorrowedFormatItem<'_>] =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000)
-        .ok()
-        .and_then(|moment| moment.format(SHAPE).ok())
-        .unwrap_or_else(|| milliseconds.to_string())
+    let mut stamp = Vec::with_capacity(24);
+    write_time_stamp(&mut stamp, milliseconds);
+    String::from_utf8(stamp).unwrap_or_default()
+}
+
+/// Appends what [`time_stamp`] returns. A time that has no such form is its milliseconds.
+pub fn write_time_stamp(out: &mut Vec<u8>, milliseconds: i64) {
+    let Ok(moment) = OffsetDateTime::from_unix_timestamp(milliseconds.div_euclid(1000)) else {
+        out.extend_from_slice(milliseconds.to_string().as_bytes());
+        return;
+    };
+    let ((year, month, day), (hour, minute, second)) = (moment.to_calendar_date(), moment.to_hms());
+    let mut stamp = *b"0000-00-00T00:00:00.000Z";
+    for (digits, mut number) in [
+        (0..4, u64::from(year.unsigned_abs())),
+        (5..7, u8::from(month).into()),
+        (8..10, day.into()),
+        (11..13, hour.into()),
+        (14..16, minute.into()),
+        (17..19, second.into()),
+        (20..23, milliseconds.rem_euclid(1000).unsigned_abs()),
+    ] {
+        for digit in stamp[digits].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+    }
+    if year < 0 {
+        out.push(b'-');
+    }
+    out.extend_from_slice(&stamp);
 }
 
 /// Appends `lead` and a JSON string.
 fn member_text(out: &mut Vec<u8>, lead: &str, text: &str) {
     out.extend_from_slice(lead.as_bytes());
     write_text(out, text);
-}
-
-fn write_text(out: &mut Vec<u8>, text: &str) {
-    let mut serializer = serde_json::Serializer::with_formatter(out, Harmless);
-    // Writing a string into memory cannot fail.
-    let _ = text.serialize(&mut serializer);
-}
-
-/// Appends JSON as it was received. Outside strings only white space can be hazardous, and becomes
-/// a space.
-fn write_json(out: &mut Vec<u8>, json: &str) {
-    for (index, piece) in json.split(['\t', '\n', '\r']).enumerate() {
-        if index > 0 {
-            out.push(b' ');
-        }
-        // Writing into memory cannot fail.
-        let _ = write_harmless(out, piece);
-    }
 }
 
 /// Returns whether JSON is nested more than [`DEEPEST`] levels.
@@ -363,32 +395,10 @@ fn is_deep(json: &str) -> bool {
     })
 }
 
-/// serde_json's compact form, with more escapes.
-struct Harmless;
-
-impl serde_json::ser::Formatter for Harmless {
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, text: &str) -> io::Result<()> {
-        write_harmless(writer, text)
-    }
-}
-
-fn write_harmless<W: ?Sized + io::Write>(writer: &mut W, text: &str) -> io::Result<()> {
-    // Everything hazardous that JSON leaves alone is DEL or not ASCII.
-    if text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-        return writer.write_all(text.as_bytes());
-    }
-    let mut start = 0;
-    for (at, character) in text.char_indices().filter(|(_, character)| is_hazardous(*character)) {
-        writer.write_all(&text.as_bytes()[start..at])?;
-        write!(writer, "\\u{:04x}", u32::from(character))?;
-        start = at + character.len_utf8();
-    }
-    writer.write_all(&text.as_bytes()[start..])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::escape::is_hazardous;
 
     fn accepted(raw: &str) -> String {
         let mut out = Vec::new();

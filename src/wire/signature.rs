@@ -106,10 +106,11 @@ pub fn insert(format: Format, line: &mut Vec<u8>, signature: &[u8; 64]) {
 /// Cuts a CEF line: the signature is the last ` sig=` and extends to the line's end; the one space
 /// before it belongs to the cut.
 pub(super) fn cut_cef(line: &str) -> Option<Signed<'_>> {
-    const MARK: &str = " sig=";
-    let at = memchr::memmem::rfind(line.as_bytes(), MARK.as_bytes())?;
-    let value = &line.as_bytes()[at + MARK.len()..];
-    Some(Signed { value, first: Reading::whole(&line.as_bytes()[..at]), second: None })
+    let bytes = line.as_bytes();
+    memchr::memrchr_iter(b'=', bytes).find_map(|at| {
+        let before = bytes[..at].strip_suffix(b" sig")?;
+        Some(Signed { value: &bytes[at + 1..], first: Reading::whole(before), second: None })
+    })
 }
 
 /// Cuts the member `sig` out of a JSON text: with the comma before it, or, when it is the first

@@ -31,6 +31,7 @@ use recovery::{Open, Tail};
 use rotation::RotationTask;
 pub use rotation::{Compression, Period, Rotation, rotated_at};
 
+use super::rendered::Rendered;
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
 use crate::log_throttle::log_throttled;
@@ -48,9 +49,9 @@ pub struct FileSink {
     owner: OwnerIds,
     now: WallClock,
     open: Option<Open>,
-    collected: Vec<u8>,
-    /// The end of each collected line, and the position behind it.
-    ends: Vec<(usize, Position)>,
+    collected: Rendered,
+    /// The position behind each collected line.
+    behind: Vec<Position>,
     /// Everything before it is written.
     flushed: Position,
     /// There may be rotated files to compress or to remove.
@@ -77,8 +78,8 @@ impl FileSink {
             owner,
             now,
             open: None,
-            collected: Vec::new(),
-            ends: Vec::new(),
+            collected: Rendered::default(),
+            behind: Vec::new(),
             flushed: Position::default(),
             has_rotated: true,
             rotation_task: Arc::default(),
@@ -140,7 +141,8 @@ impl FileSink {
             Err(error) => return Err(error),
         };
         let rotation = &self.rotation;
-        let is_full = rotation.size.is_some_and(|size| open.written + self.collected.len() as u64 > size);
+        let is_full =
+            rotation.size.is_some_and(|size| open.written + self.collected.bytes().len() as u64 > size);
         let now = rotation.every.map(|every| every.of((self.now)()));
         let is_over = open.period.is_some() && open.period != now;
         // Another process may have truncated it.
@@ -173,7 +175,7 @@ impl FileSink {
 impl Sink for FileSink {
     fn resume(&mut self, last: &Resume) -> Result<Resume, SinkError> {
         self.collected.clear();
-        self.ends.clear();
+        self.behind.clear();
         self.open = None;
         let known = Mark::read(&last.mark);
         let open = known.map_or_else(|| self.at_path(), |known| self.at_mark(&known));
@@ -245,18 +247,27 @@ impl Sink for FileSink {
     }
 
     fn push(&mut self, item: &Item<'_>) {
+        self.push_all(&[*item]);
+    }
+
+    fn push_all(&mut self, items: &[Item<'_>]) {
         match self.options.format {
+            // Copying is not worth a thread.
             Rendering::Raw => {
-                self.collected.extend_from_slice(item.raw);
-                self.collected.push(b'\n');
+                for item in items {
+                    self.collected.add(|bytes| {
+                        bytes.extend_from_slice(item.raw);
+                        bytes.push(b'\n');
+                    });
+                }
             }
-            Rendering::Json => item.write_record(&mut self.collected),
+            Rendering::Json => self.collected.add_all(items, |bytes, item| item.write_record(bytes)),
         }
-        self.ends.push((self.collected.len(), item.behind));
+        self.behind.extend(items.iter().map(|item| item.behind));
     }
 
     fn collected(&self) -> usize {
-        self.collected.len()
+        self.collected.bytes().len()
     }
 
     fn chunk(&self) -> usize {
@@ -271,13 +282,13 @@ impl Sink for FileSink {
             return Err(writing(io::Error::other("the file is not open")));
         };
         if !self.collected.is_empty() {
-            open.append(&self.collected).map_err(&writing)?;
+            open.append(self.collected.bytes()).map_err(&writing)?;
             if let Some(every) = self.rotation.every {
                 open.period.get_or_insert_with(|| every.of((self.now)()));
             }
         }
         self.collected.clear();
-        self.ends.clear();
+        self.behind.clear();
         self.flushed = behind;
         let is_due = match (self.options.fsync, open.unsafe_since) {
             (_, None) => false,
@@ -298,7 +309,7 @@ impl FileSink {
     /// will, or where there are no lines yet to compare them with.
     fn look_behind(&mut self, open: &mut Open, reason: Option<SwitchReason>) -> io::Result<bool> {
         let is_renamed = reason == Some(SwitchReason::Renamed);
-        match open.tail(&self.collected, is_renamed)? {
+        match open.tail(self.collected.bytes(), is_renamed)? {
             Tail::None => {}
             Tail::Unknown => return Ok(false),
             Tail::Ours if is_renamed => open.cut_back()?,
@@ -309,12 +320,9 @@ impl FileSink {
             Tail::Foreign { ours } if ours > 0 => {
                 // Whole lines of ours are there already; written again, since they may not be on
                 // the disk.
-                open.rewrite(&self.collected[..ours])?;
-                let lines = self.ends.partition_point(|(end, _)| *end <= ours);
-                self.flushed = self.ends[..lines].last().map_or(self.flushed, |(_, behind)| *behind);
-                self.ends.drain(..lines);
-                self.ends.iter_mut().for_each(|(end, _)| *end -= ours);
-                self.collected.drain(..ours);
+                open.rewrite(&self.collected.bytes()[..ours])?;
+                let lines = self.collected.remove(ours);
+                self.flushed = self.behind.drain(..lines).next_back().unwrap_or(self.flushed);
             }
             Tail::Foreign { .. } => {}
         }

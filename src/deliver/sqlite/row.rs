@@ -232,9 +232,9 @@ mod tests {
         assert!(FIELDS.is_sorted_by_key(|(name, _)| name));
         for (name, kind) in FIELDS {
             assert!(matches!(schema::interned(name), Cow::Borrowed(_)), "{name}");
-            let documented = schema::documented(name, Value::Number("1".into()));
-            assert_eq!(matches!(kind, Kind::Text), documented == Value::Text("1".into()), "{name}");
-            let documented = schema::documented(name, Value::Text("true".into()));
+            let documented = schema::documented(name, Value::Number("1".to_owned()));
+            assert_eq!(matches!(kind, Kind::Text), documented == Value::Text("1".to_owned()), "{name}");
+            let documented = schema::documented(name, Value::Text("true".to_owned()));
             assert_eq!(matches!(kind, Kind::Boolean), documented == Value::Boolean(true), "{name}");
         }
     }

@@ -15,7 +15,7 @@
 //! rsyslog and syslog-ng hand it on as text, and the line would no longer be the one that was
 //! signed.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 
 use crate::deliver::sink::Item;
 use crate::escape::escape;
@@ -96,13 +96,15 @@ impl Formatter {
             Verdict::Rejected { .. } => None,
             Verdict::Verified { .. } | Verdict::Unverified => Line::parse(item.raw).ok(),
         };
-        out.extend_from_slice(self.header(item, line.as_ref()).as_bytes());
+        self.write_header(out, item, line.as_ref());
         let mut is_cut = false;
+        let data = out.len();
         if self.structured_data {
-            let data = structured_data(item, line.as_ref());
-            is_cut = out.len() + data.len() > limit;
-            out.extend_from_slice(if is_cut { b"-" } else { data.as_bytes() });
-        } else {
+            write_structured_data(out, item, line.as_ref());
+            is_cut = out.len() > limit;
+        }
+        if is_cut || !self.structured_data {
+            out.truncate(data);
             out.push(b'-');
         }
         out.push(b' ');
@@ -119,8 +121,8 @@ impl Formatter {
         is_cut
     }
 
-    /// Returns everything up to the space before STRUCTURED-DATA.
-    fn header(&self, item: &Item<'_>, line: Option<&Line<'_>>) -> String {
+    /// Appends everything up to the space before STRUCTURED-DATA.
+    fn write_header(&self, out: &mut Vec<u8>, item: &Item<'_>, line: Option<&Line<'_>>) {
         let stream = item.verdict.stream();
         let severity = match stream {
             Stream::Quarantine => Severity::Warning,
@@ -129,13 +131,18 @@ impl Formatter {
             }
         };
         let priority = self.facility.code() * 8 + severity as u8;
-        let time = line
-            .and_then(Line::time)
-            .into_iter()
-            .chain([item.received_at])
-            .find(|time| is_four_digit_year(*time))
-            .map_or_else(|| "-".to_owned(), record::time_stamp);
-        format!("<{priority}>1 {time} {} {} ", self.origin, stream.as_str())
+        let mut times = line.and_then(Line::time).into_iter().chain([item.received_at]);
+        // Writing into memory cannot fail.
+        let _ = write!(out, "<{priority}>1 ");
+        match times.find(|time| is_four_digit_year(*time)) {
+            Some(time) => record::write_time_stamp(out, time),
+            None => out.push(b'-'),
+        }
+        for part in [&self.origin, stream.as_str()] {
+            out.push(b' ');
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.push(b' ');
     }
 }
 
@@ -147,36 +154,39 @@ fn is_four_digit_year(milliseconds: i64) -> bool {
     (YEAR_0..YEAR_10000).contains(&milliseconds)
 }
 
-/// Returns one element (RFC 5424, section 6.3): only what we know ourselves, and the trace ID of an
+/// Appends one element (RFC 5424, section 6.3): only what we know ourselves, and the trace ID of an
 /// accepted line.
-fn structured_data(item: &Item<'_>, line: Option<&Line<'_>>) -> String {
-    let mut data = format!("[{ELEMENT}");
-    parameter(&mut data, "source", item.source);
+fn write_structured_data(out: &mut Vec<u8>, item: &Item<'_>, line: Option<&Line<'_>>) {
+    out.push(b'[');
+    out.extend_from_slice(ELEMENT.as_bytes());
+    write_parameter(out, "source", item.source);
     if let Some(key_id) = item.key_id {
-        parameter(&mut data, "key_id", key_id);
+        write_parameter(out, "key_id", key_id);
     }
     if let Some((_, trace)) = line.and_then(Line::trace) {
-        parameter(&mut data, "trace_id", &trace);
+        write_parameter(out, "trace_id", &trace);
     }
     if let Verdict::Rejected { reason, .. } = item.verdict {
-        parameter(&mut data, "reason", reason.as_str());
+        write_parameter(out, "reason", reason.as_str());
     }
-    data.push(']');
-    data
+    out.push(b']');
 }
 
 /// Appends a parameter. RFC 5424, section 6.3.3: `"`, `\` and `]` are escaped with a backslash.
 /// Controls become text first, so that no value can break a line.
-fn parameter(data: &mut String, name: &str, value: &str) {
-    // Writing into memory cannot fail.
-    let _ = write!(data, " {name}=\"");
-    for character in escape(value).chars() {
-        if matches!(character, '"' | '\\' | ']') {
-            data.push('\\');
-        }
-        data.push(character);
+fn write_parameter(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.push(b' ');
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"=\"");
+    let value = escape(value);
+    let mut written = 0;
+    for at in memchr::memchr3_iter(b'"', b'\\', b']', value.as_bytes()) {
+        out.extend_from_slice(&value.as_bytes()[written..at]);
+        out.push(b'\\');
+        written = at;
     }
-    data.push('"');
+    out.extend_from_slice(&value.as_bytes()[written..]);
+    out.push(b'"');
 }
 
 fn write_message(out: &mut Vec<u8>, item: &Item<'_>) {

@@ -26,12 +26,14 @@ mod transport;
 pub use format::{Severity, severity_of};
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::format::Formatter;
-use self::transport::{Messages, Transport};
+use self::transport::Transport;
+use super::rendered::Rendered;
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
 use crate::net::{
@@ -167,8 +169,8 @@ impl SyslogOptions {
 pub struct SyslogSink {
     formatter: Formatter,
     transport: Transport,
-    collected: Messages,
-    truncated: u64,
+    collected: Rendered,
+    truncated: AtomicU64,
 }
 
 impl SyslogSink {
@@ -191,7 +193,7 @@ impl SyslogSink {
         let framing = options.framing();
         let identity = options.cert.zip(options.key).map(|(cert, key)| Identity { cert, key });
         let transport = Transport::new(options.address, options.ca, identity, framing, TIMEOUT)?;
-        Ok(Self { formatter, transport, collected: Messages::default(), truncated: 0 })
+        Ok(Self { formatter, transport, collected: Rendered::default(), truncated: AtomicU64::new(0) })
     }
 
     /// Connects, with a handshake where the address asks for TLS, and sends nothing. Takes 10 s at
@@ -213,14 +215,20 @@ impl Sink for SyslogSink {
     }
 
     fn push(&mut self, item: &Item<'_>) {
-        let formatter = &self.formatter;
-        if self.collected.add(|bytes| formatter.write(bytes, item)) {
-            self.truncated += 1;
-        }
+        self.push_all(&[*item]);
+    }
+
+    fn push_all(&mut self, items: &[Item<'_>]) {
+        let Self { formatter, truncated, .. } = self;
+        self.collected.add_all(items, |bytes, item| {
+            if formatter.write(bytes, item) {
+                truncated.fetch_add(1, Ordering::Relaxed);
+            }
+        });
     }
 
     fn collected(&self) -> usize {
-        self.collected.bytes()
+        self.collected.bytes().len()
     }
 
     fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Resume>, SinkError> {
@@ -238,7 +246,7 @@ impl Sink for SyslogSink {
     }
 
     fn take_truncated(&mut self) -> u64 {
-        std::mem::take(&mut self.truncated)
+        std::mem::take(self.truncated.get_mut())
     }
 }
 

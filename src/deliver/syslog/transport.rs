@@ -21,6 +21,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::send_queue::unacknowledged;
+use crate::deliver::rendered::Rendered;
 use crate::ledger::Position;
 use crate::net::{Framing, HostPort, Identity, SyslogAddress, TlsError, client_tls_as, tls};
 
@@ -31,40 +32,6 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Approximate size of the pieces in which framed bytes are written.
 const PIECE: usize = 64 * 1024;
-
-/// Consecutive messages, kept until they are written.
-#[derive(Debug, Default)]
-pub(super) struct Messages {
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
-}
-
-impl Messages {
-    /// Adds what `write` appends as one message; returns what it returns.
-    pub(super) fn add<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        let result = write(&mut self.bytes);
-        self.ends.push(self.bytes.len());
-        result
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.bytes.clear();
-        self.ends.clear();
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
-    }
-}
 
 /// The connection to one server.
 pub(super) struct Transport {
@@ -124,7 +91,7 @@ impl Transport {
     /// # Errors
     /// The connection is dropped, and it is not known what the peer has of what was written over
     /// it.
-    pub(super) fn write(&mut self, messages: &Messages, behind: Position) -> io::Result<()> {
+    pub(super) fn write(&mut self, messages: &Rendered, behind: Position) -> io::Result<()> {
         let written = self.try_write(messages);
         self.unconfirmed.push_back((Instant::now(), behind));
         self.failed(written)
@@ -163,7 +130,7 @@ impl Transport {
         })
     }
 
-    fn try_write(&mut self, messages: &Messages) -> io::Result<()> {
+    fn try_write(&mut self, messages: &Rendered) -> io::Result<()> {
         // A peer that has closed in order gets nothing more over the same connection.
         if self.connection.as_mut().map(Connection::is_closed).transpose()? == Some(true) {
             self.try_confirm(true)?;

@@ -27,7 +27,7 @@ pub(super) fn read<'a>(
     always_present: &[&str],
     fields: &mut Vec<Field<'a>>,
 ) -> Vec<Cow<'a, str>> {
-    let tokens: Vec<Token> = Tokens::of(text).collect();
+    let tokens = tokens(text);
     let mut occurs_once = [None; MOST_PRESENT];
     let mut ends_free_text = |key: &str| {
         let Some(at) = always_present.iter().position(|present| *present == key) else { return false };
@@ -50,7 +50,7 @@ pub(super) fn read<'a>(
             && !ends_free_text(key)
             && let Some(field) = fields.last_mut()
         {
-            field.value = Cow::Borrowed(&text[*start..token.value.end]);
+            field.value = Cow::Borrowed(&text[*start..token.end]);
             if !std::mem::replace(holds_key, true) {
                 ambiguous.push(field.key.clone());
             }
@@ -62,9 +62,10 @@ pub(super) fn read<'a>(
             ambiguous.push(Cow::Borrowed(key));
             continue;
         }
-        fields.push(Field::new(key, &text[token.value.clone()], Notation::Extension));
+        let value = Cow::Borrowed(&text[token.value()]);
+        fields.push(Field { key: Cow::Borrowed(key), value, notation: Notation::Extension });
         if FREE_TEXT.contains(&key) {
-            free_text = Some((token.value.start, false));
+            free_text = Some((token.value().start, false));
             before_free_text.get_or_insert(fields.len());
         }
     }
@@ -75,58 +76,51 @@ pub(super) fn read<'a>(
 
 /// Returns whether a text begins with `key=`.
 pub(super) fn begins_with_key(text: &str) -> bool {
-    Tokens::of(text).next().is_some_and(|token| token.key.start == 0)
+    next_key(text, 0).is_some_and(|key| key.start == 0)
 }
 
-/// The `key=value` pairs of an extension. A key is at the start or behind a space and consists of
-/// letters, digits and `_ . , - [ ]`; its value extends to the space before the next key.
-struct Tokens<'a> {
-    text: &'a str,
-    /// The key whose value's end is not known yet.
-    pending: Option<(Range<usize>, usize)>,
-    from: usize,
-}
-
+/// A `key=value` pair of an extension, by its offsets.
 struct Token {
     key: Range<usize>,
-    value: Range<usize>,
+    /// End of the value, which begins behind the `=`.
+    end: usize,
 }
 
-impl<'a> Tokens<'a> {
-    fn of(text: &'a str) -> Self {
-        let mut tokens = Self { text, pending: None, from: 0 };
-        tokens.pending = tokens.next_key();
-        tokens
+impl Token {
+    fn value(&self) -> Range<usize> {
+        self.key.end + 1..self.end
     }
+}
 
-    /// Returns the next key at or behind `from`, with the start of its value.
-    fn next_key(&mut self) -> Option<(Range<usize>, usize)> {
-        let bytes = self.text.as_bytes();
-        while let Some(found) = memchr::memchr(b'=', &bytes[self.from..]) {
-            let equals = self.from + found;
-            let start = bytes[self.from..equals]
-                .iter()
-                .rposition(|byte| !is_key_byte(*byte))
-                .map_or(self.from, |at| self.from + at + 1);
-            let behind_space = start == 0 || bytes[start - 1] == b' ';
-            self.from = equals + 1;
-            if start < equals && behind_space {
-                return Some((start..equals, equals + 1));
-            }
+/// Returns the pairs of an extension. A key is at the start or behind a space and consists of
+/// letters, digits and `_ . , - [ ]`; its value extends to the space before the next key.
+fn tokens(text: &str) -> Vec<Token> {
+    let mut tokens: Vec<Token> = Vec::with_capacity(24);
+    let mut from = 0;
+    while let Some(key) = next_key(text, from) {
+        if let Some(last) = tokens.last_mut() {
+            last.end = from.max(key.start - 1);
         }
-        None
+        from = key.end + 1;
+        tokens.push(Token { key, end: text.len() });
     }
+    tokens
 }
 
-impl Iterator for Tokens<'_> {
-    type Item = Token;
-
-    fn next(&mut self) -> Option<Token> {
-        let (key, value) = self.pending.take()?;
-        self.pending = self.next_key();
-        let end = self.pending.as_ref().map_or(self.text.len(), |(next, _)| next.start - 1);
-        Some(Token { key, value: value..end.max(value) })
+/// Returns the first key at or behind `from`.
+fn next_key(text: &str, mut from: usize) -> Option<Range<usize>> {
+    let bytes = text.as_bytes();
+    while let Some(found) = memchr::memchr(b'=', &bytes[from..]) {
+        let equals = from + found;
+        let start =
+            bytes[from..equals].iter().rposition(|byte| !is_key_byte(*byte)).map_or(from, |at| from + at + 1);
+        let behind_space = start == 0 || bytes[start - 1] == b' ';
+        from = equals + 1;
+        if start < equals && behind_space {
+            return Some(start..equals);
+        }
     }
+    None
 }
 
 fn is_key_byte(byte: u8) -> bool {

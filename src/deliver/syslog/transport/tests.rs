@@ -15,15 +15,15 @@ fn plain(listener: &TcpListener) -> Transport {
     transport(&format!("tcp://{}", listener.local_addr().unwrap()), Duration::from_secs(10))
 }
 
-fn messages(texts: &[&str]) -> Messages {
-    let mut messages = Messages::default();
+fn messages(texts: &[&str]) -> Rendered {
+    let mut messages = Rendered::default();
     for text in texts {
         messages.add(|bytes| bytes.extend_from_slice(text.as_bytes()));
     }
     messages
 }
 
-fn deliver(transport: &mut Transport, messages: &Messages) -> io::Result<()> {
+fn deliver(transport: &mut Transport, messages: &Rendered) -> io::Result<()> {
     transport.write(messages, Position::default())?;
     assert_eq!(transport.confirm(BEHIND, true)?, Some(BEHIND));
     Ok(())
@@ -34,7 +34,7 @@ fn nothing_counts_as_delivered_to_a_server_that_does_not_read() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp://{}", listener.local_addr().unwrap());
     let mut transport = transport(&address, Duration::from_secs(1));
-    let mut messages = Messages::default();
+    let mut messages = Rendered::default();
     messages.add(|bytes| bytes.resize(64 << 20, b'x'));
     let error = transport.write(&messages, BEHIND).unwrap_err();
     assert_eq!(error.to_string(), "the server did not respond within 1s");
