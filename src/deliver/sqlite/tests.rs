@@ -118,7 +118,8 @@ fn a_commit_that_failed_but_persisted_is_not_repeated() {
     push(&mut sink, 0..4);
     let open = sink.open.as_mut().unwrap();
     // Only a part of the flush persisted, which is the hardest case.
-    assert!(insert(&mut open.connection, &LEDGER, sink.collected.iter().take(3), at(3)).unwrap());
+    let rows = sink.collected.iter().take(3);
+    assert!(insert(&mut open.connection, &mut sink.commons, &LEDGER, rows, at(3)).unwrap());
     sink.distrusted = true;
     sink.flush(at(4), false).unwrap();
     assert_eq!(fixture.stored(), numbered(4));
@@ -130,7 +131,7 @@ fn a_failed_write_is_rolled_back_and_repeated() {
     let fixture = Fixture::new();
     let (mut sink, _) = fixture.sink();
     let other = Connection::open(fixture.path()).unwrap();
-    let trigger = "CREATE TRIGGER spoil BEFORE INSERT ON events WHEN new.query = '3' \
+    let trigger = "CREATE TRIGGER spoil BEFORE INSERT ON event_rows WHEN new.query = '3' \
                    BEGIN SELECT raise(ABORT, 'spoilt'); END";
     other.execute_batch(trigger).unwrap();
     push(&mut sink, 0..5);
@@ -151,7 +152,8 @@ fn a_failed_write_is_rolled_back_and_repeated() {
 #[test]
 fn a_row_that_a_trigger_discards_does_not_count_as_delivered() {
     for (event, what) in [
-        ("INSERT ON events", "an insert did not add one row; remove the trigger"),
+        ("INSERT ON event_rows", "an insert did not add one row; remove the trigger"),
+        ("INSERT ON event_common", "an insert did not add one row; remove the trigger"),
         ("UPDATE ON delivered", "or a trigger of another program"),
     ] {
         let fixture = Fixture::new();
