@@ -29,17 +29,8 @@ const KNOWN: usize = 1 << 16;
 
 /// The fields that are columns of `event_rows`: what differs from event to event, and what an index
 /// needs. Sorted.
-const OWN: [&str; 9] = [
-    "event_ts",
-    "granted",
-    "principal_id",
-    "query",
-    "request",
-    "rt",
-    "sig",
-    "success",
-    "trace_id",
-];
+const OWN: [&str; 9] =
+    ["event_ts", "granted", "principal_id", "query", "request", "rt", "sig", "success", "trace_id"];
 
 /// The fields whose values the template leaves out, each with the character that stands for it
 /// there. The view has the same list.

@@ -47,7 +47,9 @@ impl Row {
             Verdict::Unverified => false,
         };
         match Line::parse(&self.raw) {
-            Ok(line) => commons.insert(connection, None, &self.values(&line.event(), line.format(), is_verified)),
+            Ok(line) => {
+                commons.insert(connection, None, &self.values(&line.event(), line.format(), is_verified))
+            }
             // Only what parsed is accepted; if this version parses less than the one that accepted
             // the line, it is kept all the same.
             Err(error) => self.quarantine(connection, Reason::Malformed, &error.0),
