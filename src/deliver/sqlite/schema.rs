@@ -121,6 +121,13 @@ const VERSION_2: &str = "
 /// The view has no join, so that a query which needs only columns of an index reads only the index:
 /// SQLite leaves out an unused join, but not below an aggregate.
 const VERSION_3: &str = "
+    DROP INDEX events_time;
+    DROP INDEX events_received_at;
+    DROP INDEX events_trace_id;
+    DROP INDEX events_principal_id;
+    DROP INDEX events_denied;
+    DROP INDEX events_failed;
+    ALTER TABLE events RENAME TO former_events;
     CREATE TABLE event_common (
         id INTEGER PRIMARY KEY,
         received_at INTEGER NOT NULL,
@@ -166,20 +173,6 @@ const VERSION_3: &str = "
         sig TEXT,
         raw ANY
     ) STRICT;
-    ANALYZE event_common;
-    DELETE FROM sqlite_stat1;
-    INSERT INTO sqlite_stat1 VALUES
-        ('event_common', 'event_common_received_at', '100000 10'),
-        ('event_rows', 'events_time', '50000000 3'),
-        ('event_rows', 'events_received_at', '50000000 100'),
-        ('event_rows', 'events_trace_id', '50000000 65536 3'),
-        ('event_rows', 'events_principal_id', '50000000 50000 3'),
-        ('event_rows', 'events_denied', '1000000 1'),
-        ('event_rows', 'events_failed', '1000000 1');
-";
-
-/// Made once the rows are there, which is faster and gives a smaller index.
-const VERSION_3_INDEXES: &str = "
     CREATE INDEX events_time ON event_rows (time);
     CREATE INDEX events_received_at ON event_rows (received_at);
     CREATE INDEX events_trace_id ON event_rows (block, trace_id);
@@ -230,13 +223,22 @@ const VERSION_3_INDEXES: &str = "
             char(5), coalesce(events.sig, '')),
             char(6), coalesce(events.trace_id, ''))) AS raw
     FROM event_rows AS events;
+    ANALYZE event_common;
+    DELETE FROM sqlite_stat1;
+    INSERT INTO sqlite_stat1 VALUES
+        ('event_common', 'event_common_received_at', '100000 10'),
+        ('event_rows', 'events_time', '50000000 3'),
+        ('event_rows', 'events_received_at', '50000000 100'),
+        ('event_rows', 'events_trace_id', '50000000 65536 3'),
+        ('event_rows', 'events_principal_id', '50000000 50000 3'),
+        ('event_rows', 'events_denied', '1000000 1'),
+        ('event_rows', 'events_failed', '1000000 1');
 ";
 
 /// Divides the rows of the former table `events`, as they are: nothing is parsed again. Takes 10 to
-/// 20 s for a million rows, and space for both until the old table is dropped.
+/// 20 s for a million rows, and space for both until the old table is dropped. The indexes are there
+/// before the rows, since to sort 50 million of them for an index takes gigabytes of memory.
 fn version_3(connection: &Connection) -> rusqlite::Result<()> {
-    // Its indexes go with it, and have the names of the new ones.
-    connection.execute_batch("ALTER TABLE events RENAME TO former_events")?;
     connection.execute_batch(VERSION_3)?;
     let fields = FIELDS.map(|(name, _)| name).join(", ");
     let select =
@@ -259,8 +261,7 @@ fn version_3(connection: &Connection) -> rusqlite::Result<()> {
     }
     drop(rows);
     drop(select);
-    connection.execute_batch("DROP TABLE former_events")?;
-    connection.execute_batch(VERSION_3_INDEXES)
+    connection.execute_batch("DROP TABLE former_events")
 }
 
 /// Time that a write waits for another program that writes.
