@@ -1,5 +1,5 @@
 //! How an event is stored: what it shares with other events once, in a row of `event_common`, and
-//! the rest in a row of `event_rows`. The view `events` joins the two.
+//! the rest in a row of `event_rows`. The view `events` puts the two together.
 //!
 //! Most of a line repeats from event to event: who, from where, with which program, what kind of
 //! event. The line itself is stored as a template, in which a control character stands for each
@@ -23,12 +23,12 @@ use super::row::FIELDS;
 /// Time for which a common row is used, in milliseconds.
 const USE: i64 = 86_400_000;
 
-/// Maximum number of common rows that are known at a time, some 80 bytes each. Beyond it all are
+/// Maximum number of common rows that are known at a time, some 100 bytes each. Beyond it all are
 /// forgotten, and those that are needed again are written again.
-const KNOWN: usize = 1 << 16;
+const KNOWN: usize = 1 << 15;
 
 /// The fields that are columns of `event_rows`: what differs from event to event, and what an index
-/// needs. Sorted.
+/// needs.
 const OWN: [&str; 9] =
     ["event_ts", "granted", "principal_id", "query", "request", "rt", "sig", "success", "trace_id"];
 
@@ -44,7 +44,7 @@ const SHORTEST: usize = 6;
 /// The columns that do not follow from a field, in the order of [`Values::given`].
 pub(super) const GIVEN: [&str; 5] = ["source", "verified", "key_id", "format", "extra"];
 
-/// The columns of an event.
+/// All columns of an event.
 pub(super) struct Values<'a> {
     pub(super) received_at: i64,
     /// In the order of [`GIVEN`].
@@ -175,7 +175,7 @@ fn insert(table: &str, columns: &[&str]) -> String {
 /// since it is not text or has a character that would stand for a value.
 fn template(values: &Values<'_>) -> Option<String> {
     let ToSqlOutput::Borrowed(ValueRef::Text(raw)) = values.raw else { return None };
-    if raw.iter().any(|byte| (1..=LEFT_OUT.len() as u8).contains(byte)) {
+    if raw.iter().any(|byte| (LEFT_OUT[0].1..=LEFT_OUT[LEFT_OUT.len() - 1].1).contains(byte)) {
         return None;
     }
     // Start and end of each value in the line, and its character.

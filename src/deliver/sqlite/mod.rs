@@ -12,6 +12,7 @@ mod common;
 mod retention;
 mod row;
 mod schema;
+mod steps;
 pub mod stored;
 
 use std::io;
