@@ -155,7 +155,7 @@ fn a_database_that_cannot_be_used_delays_no_other_sink() {
 
     let locked = Connection::open(site.path("search.db")).unwrap();
     locked
-        .execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; DELETE FROM events WHERE 0")
+        .execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; DELETE FROM event_rows WHERE 0")
         .unwrap();
     let start = Instant::now();
     let daemon = Daemon::start(&site);

@@ -41,20 +41,46 @@ fn a_database_is_checked_while_the_daemon_writes_it() {
 
     let (own, other) = (site.producer.public(), sign::Producer::new(2).public());
     site.write("jwks.json", sign::jwks(&[("key-1", &own), ("key-2", &other)]));
+    // What several events share is changed for one of them.
+    let alone = |id: i64, change: &str| {
+        format!(
+            "CREATE TEMP TABLE shared AS SELECT * FROM event_common \
+               WHERE id = (SELECT common_id FROM event_rows WHERE id = {id}); \
+             UPDATE shared SET id = 1000, {change}; INSERT INTO event_common SELECT * FROM shared; \
+             UPDATE event_rows SET common_id = 1000 WHERE id = {id}"
+        )
+    };
     for (change, id, reason) in [
         (
-            "UPDATE events SET principal_id = 'x' WHERE id = 7",
+            "UPDATE event_rows SET principal_id = 'x' WHERE id = 7".to_owned(),
             7,
             "the column `principal_id` says something else",
         ),
-        ("UPDATE events SET extra = NULL WHERE id = 201", 201, "the column `extra` says something else"),
-        ("UPDATE events SET key_id = 'key-2' WHERE id = 9", 9, "names another key"),
-        ("UPDATE events SET raw = replace(raw, 'KongInc', 'KongInk') WHERE id = 11", 11, "no given key"),
-        ("UPDATE events SET rt = rt + 1 WHERE id = 13", 13, "the column `rt` says something else"),
+        (alone(8, "principal_name = 'x'"), 8, "the column `principal_name` says something else"),
+        (alone(201, "extra = NULL"), 201, "the column `extra` says something else"),
+        (alone(9, "key_id = 'key-2'"), 9, "names another key"),
+        (alone(11, "template = replace(template, 'KongInc', 'KongInk')"), 11, "no given key"),
+        // The line is put together from these, so that a change of one is a change of the line.
+        ("UPDATE event_rows SET rt = rt + 1 WHERE id = 11".to_owned(), 11, "no given key"),
+        ("UPDATE event_rows SET event_ts = '2023-05-19T00:03:38Z' WHERE id = 11".to_owned(), 11, "no given key"),
+        (
+            "UPDATE event_rows SET raw = (SELECT replace(raw, 'KongInc', 'KongInk') FROM events WHERE id = 11) \
+             WHERE id = 11"
+                .to_owned(),
+            11,
+            "no given key",
+        ),
+        // The line is stored whole, as that of an event for which putting it together would fail.
+        (
+            "UPDATE event_rows SET raw = (SELECT raw FROM events WHERE id = 13), rt = rt + 1 WHERE id = 13".to_owned(),
+            13,
+            "the column `rt` says something else",
+        ),
     ] {
         std::fs::copy(site.path("events.db"), site.path("changed.db")).unwrap();
         let connection = Connection::open(site.path("changed.db")).unwrap();
-        assert_eq!(connection.execute(change, []).unwrap(), 1);
+        connection.execute_batch(&change).unwrap();
+        assert_eq!(connection.changes(), 1);
         connection.close().unwrap();
         let (code, report) = report(&site, &["changed.db"]);
         assert_eq!(code, Some(1), "{change}");
@@ -84,7 +110,7 @@ fn a_database_with_a_hole_is_damaged() {
     connection.pragma_update(None, "application_id", 0).unwrap();
     connection.pragma_update(None, "journal_mode", "delete").unwrap();
     let root: usize = connection
-        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'events'", [], |row| row.get(0))
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'event_rows'", [], |row| row.get(0))
         .unwrap();
     connection.close().unwrap();
     assert_all_good(&verify(&site, &["log"]), 400);
@@ -138,34 +164,35 @@ fn a_database_that_was_tampered_with_is_a_finding() {
     for (changes, verdict, reason) in [
         (&EMPTIED[..], whole_file, "events_denied"),
         (
-            &["DROP INDEX events_denied; CREATE INDEX events_denied ON events (time) WHERE granted = 7"],
+            &["DROP INDEX events_denied; CREATE INDEX events_denied ON event_rows (time) WHERE granted = 7"],
             whole_file,
             "the index `events_denied` was changed",
         ),
         (&["DROP INDEX events_trace_id"], whole_file, "the index `events_trace_id` is missing"),
         (
             &["PRAGMA writable_schema = ON;
-               UPDATE sqlite_schema SET sql = replace(sql, 'coalesce(rt, received_at)', '0') WHERE name = 'events'",
+               UPDATE sqlite_schema SET sql = replace(sql, 'coalesce(rt, received_at)', '0') WHERE name = 'event_rows'",
               "REINDEX"],
             whole_file,
-            "the table `events` was changed",
+            "the table `event_rows` was changed",
         ),
         (
-            &["ALTER TABLE events RENAME TO hidden; CREATE VIEW events AS SELECT * FROM hidden WHERE id < 5"],
+            &["PRAGMA writable_schema = ON;
+               UPDATE sqlite_schema SET sql = sql || ' WHERE events.id < 5' WHERE name = 'events'"],
             whole_file,
-            "was changed",
+            "the view `events` was changed",
         ),
-        (&["ALTER TABLE events ADD COLUMN more TEXT"], whole_file, "the table `events` was changed"),
+        (&["ALTER TABLE event_rows ADD COLUMN more TEXT"], whole_file, "the table `event_rows` was changed"),
         (
-            &["CREATE TRIGGER t BEFORE INSERT ON events BEGIN SELECT RAISE(IGNORE); END"],
+            &["CREATE TRIGGER t BEFORE INSERT ON event_rows BEGIN SELECT RAISE(IGNORE); END"],
             whole_file,
             "the trigger `t` was added",
         ),
         // A name that SQLite reserves hides nothing.
         (
             &["PRAGMA writable_schema = ON;
-               INSERT INTO sqlite_schema VALUES ('trigger', 'sqlite_stat_t', 'events', 0,
-                   'CREATE TRIGGER sqlite_stat_t BEFORE INSERT ON events BEGIN SELECT RAISE(IGNORE); END')"],
+               INSERT INTO sqlite_schema VALUES ('trigger', 'sqlite_stat_t', 'event_rows', 0,
+                   'CREATE TRIGGER sqlite_stat_t BEFORE INSERT ON event_rows BEGIN SELECT RAISE(IGNORE); END')"],
             whole_file,
             "the trigger `sqlite_stat_t` was added",
         ),
@@ -175,12 +202,17 @@ fn a_database_that_was_tampered_with_is_a_finding() {
             whole_file,
             "the index `events_trace_id` is missing",
         ),
-        (&["PRAGMA user_version = 1"], whole_file, "the table `events` was changed"),
+        (&["PRAGMA user_version = 1"], whole_file, "the index `events_denied` was changed"),
+        (&["PRAGMA user_version = 2"], whole_file, "the index `events_denied` was changed"),
         (&["PRAGMA user_version = 0"], whole_file, "schema version 0"),
         (&["PRAGMA user_version = -1"], whole_file, "schema version -1"),
         (&["PRAGMA user_version = 9"], whole_file, "schema version 9"),
         // LIKE does not match a blob.
-        (&["UPDATE events SET raw = CAST(raw AS BLOB) WHERE id = 7"], row, "the column `raw`"),
+        (
+            &["UPDATE event_rows SET raw = (SELECT CAST(raw AS BLOB) FROM events WHERE id = 7) WHERE id = 7"],
+            row,
+            "the column `raw`",
+        ),
     ] {
         let (code, report) = changed(changes);
         assert_eq!(code, Some(1), "{changes:?}: {report}");

@@ -8,9 +8,11 @@
 //! Other processes may read while we write, at any time (WAL); a reader that never ends only keeps
 //! the log from being emptied. A second writer makes a flush wait, then fail and be retried.
 
+mod common;
 mod retention;
 mod row;
 mod schema;
+mod steps;
 pub mod stored;
 
 use std::io;
@@ -20,6 +22,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
+use self::common::Commons;
 use self::retention::Retention;
 use self::row::Row;
 use self::schema::{Open, failed};
@@ -47,6 +50,7 @@ pub struct SqliteSink {
     ledger: [u8; 16],
     retention: Option<Retention>,
     open: Option<Open>,
+    commons: Commons,
     /// A write failed: the state of the connection can no longer be trusted.
     distrusted: bool,
     /// Everything before it is in the database, as far as we know.
@@ -86,6 +90,7 @@ impl SqliteSink {
             ledger,
             retention: retain.map(|retain| Retention::new(retain, clock)),
             open: None,
+            commons: Commons::default(),
             distrusted: false,
             reached: Position::default(),
             collected: Vec::new(),
@@ -101,6 +106,8 @@ impl SqliteSink {
         let mut fresh = schema::open(&self.path)?;
         self.reached = self.catch_up(&mut fresh.connection).map_err(failed("read", &self.path))?;
         self.open = Some(fresh);
+        // What a transaction wrote that then failed is gone.
+        self.commons.forget();
         self.distrusted = false;
         Ok(())
     }
@@ -159,7 +166,7 @@ impl SqliteSink {
             return Err(self.error("write to", "it is not open"));
         };
         let missing = self.collected.iter().filter(|row| row.behind > self.reached);
-        match insert(&mut open.connection, &self.ledger, missing, behind) {
+        match insert(&mut open.connection, &mut self.commons, &self.ledger, missing, behind) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 let why = "another auditgate took it over (give each its own), or a trigger of another program keeps \
@@ -176,8 +183,26 @@ impl SqliteSink {
 
     /// Deletes expired rows and shrinks the file, a little at a time. A failure is retried later.
     fn run_housekeeping(&mut self, steps: usize) {
-        let Some((open, retention)) = self.open.as_ref().zip(self.retention.as_mut()) else { return };
-        let expired = |error| {
+        let Some(open) = &self.open else { return };
+        let connection = &open.connection;
+        let mut work = || -> rusqlite::Result<()> {
+            let cutoff = match &mut self.retention {
+                Some(retention) => Some(retention.cutoff(connection, &self.path)?),
+                None => None,
+            };
+            for _ in 0..steps {
+                let deleted = match cutoff {
+                    Some(cutoff) => delete_some(connection, &mut self.commons, cutoff)?,
+                    None => 0,
+                };
+                // There is free space without `retain` too, after a migration.
+                if deleted + database::shrink(connection, SHRINK_PAGES)? == 0 {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = work() {
             let path = self.path.display();
             log_throttled!(
                 warn,
@@ -186,27 +211,7 @@ impl SqliteSink {
                 %path,
                 "cannot delete expired events from {path}: {error}; retrying"
             );
-        };
-        let cutoff = match retention.cutoff(&open.connection, &self.path) {
-            Ok(cutoff) => cutoff,
-            Err(error) => {
-                expired(error);
-                self.distrusted = true;
-                return;
-            }
-        };
-        for _ in 0..steps {
-            match delete_some(&open.connection, cutoff)
-                .and_then(|deleted| Ok(deleted + database::shrink(&open.connection, SHRINK_PAGES)?))
-            {
-                Ok(0) => return,
-                Ok(_) => {}
-                Err(error) => {
-                    expired(error);
-                    self.distrusted = true;
-                    return;
-                }
-            }
+            self.distrusted = true;
         }
     }
 
@@ -262,6 +267,7 @@ impl Sink for SqliteSink {
 /// another ledger's position now.
 fn insert<'a>(
     connection: &mut Connection,
+    commons: &mut Commons,
     ledger: &[u8; 16],
     rows: impl Iterator<Item = &'a Row>,
     behind: Position,
@@ -275,7 +281,7 @@ fn insert<'a>(
     }
     for row in rows {
         // A trigger could suppress it, and the row would count as delivered.
-        match row.insert(&transaction)? {
+        match row.insert(&transaction, commons)? {
             1 => {}
             changed => return Err(rusqlite::Error::StatementChangedRows(changed)),
         }
@@ -285,11 +291,16 @@ fn insert<'a>(
 }
 
 /// Deletes the oldest rows that arrived before `cutoff`; returns their number.
-fn delete_some(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> {
-    const DELETE_EVENTS: &str = "DELETE FROM events WHERE id IN \
-         (SELECT id FROM events WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)";
+fn delete_some(connection: &Connection, commons: &mut Commons, cutoff: i64) -> rusqlite::Result<usize> {
+    const DELETE_EVENTS: &str = "DELETE FROM event_rows WHERE id IN \
+         (SELECT id FROM event_rows WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)";
     let deleted = connection.prepare_cached(DELETE_EVENTS)?.execute(params![cutoff, STEP])?;
-    Ok(deleted + delete_some_quarantined(connection, cutoff)?)
+    let shared = common::delete_some(connection, cutoff, STEP)?;
+    if shared > 0 {
+        // Events that waited longer than `retain` would refer to them.
+        commons.forget();
+    }
+    Ok(deleted + shared + delete_some_quarantined(connection, cutoff)?)
 }
 
 fn delete_some_quarantined(connection: &Connection, cutoff: i64) -> rusqlite::Result<usize> {

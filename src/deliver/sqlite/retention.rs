@@ -108,14 +108,14 @@ fn confirmed_until(connection: &Connection, wall: i64, grace: i64) -> rusqlite::
 
 fn newest_until(connection: &Connection, time: i64) -> rusqlite::Result<Option<i64>> {
     let sql = "SELECT max(newest) FROM (\
-               SELECT max(received_at) AS newest FROM events WHERE received_at <= ?1 UNION ALL \
+               SELECT max(received_at) AS newest FROM event_rows WHERE received_at <= ?1 UNION ALL \
                SELECT max(received_at) FROM quarantine WHERE received_at <= ?1)";
     connection.prepare_cached(sql)?.query_row(params![time], |row| row.get(0))
 }
 
 fn oldest(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     let sql = "SELECT min(oldest) FROM (\
-               SELECT min(received_at) AS oldest FROM events UNION ALL \
+               SELECT min(received_at) AS oldest FROM event_rows UNION ALL \
                SELECT min(received_at) FROM quarantine)";
     connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
 }

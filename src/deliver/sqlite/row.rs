@@ -1,14 +1,13 @@
 //! One line and its row: which field has which column, and what goes to `extra`.
 
-use std::fmt::Write as _;
-use std::sync::LazyLock;
-
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, params, params_from_iter};
+use rusqlite::{Connection, params};
+
+use super::common::{Commons, Values};
 
 use crate::deliver::sink::Item;
 use crate::ledger::Position;
-use crate::wire::event::{Event, Reason, Value, Verdict};
+use crate::wire::event::{Event, Format, Reason, Value, Verdict};
 use crate::wire::line::Line;
 use crate::wire::record;
 
@@ -41,34 +40,37 @@ impl Row {
     }
 
     /// Inserts it into its table; returns the number of changed rows, which must be one.
-    pub(super) fn insert(&self, connection: &Connection) -> rusqlite::Result<usize> {
+    pub(super) fn insert(&self, connection: &Connection, commons: &mut Commons) -> rusqlite::Result<usize> {
         let is_verified = match &self.verdict {
             Verdict::Rejected { reason, detail } => return self.quarantine(connection, *reason, detail),
             Verdict::Verified { .. } => true,
             Verdict::Unverified => false,
         };
         match Line::parse(&self.raw) {
-            Ok(line) => self.accept(connection, &line, is_verified),
+            Ok(line) => {
+                commons.insert(connection, None, &self.values(&line.event(), line.format(), is_verified))
+            }
             // Only what parsed is accepted; if this version parses less than the one that accepted
             // the line, it is kept all the same.
             Err(error) => self.quarantine(connection, Reason::Malformed, &error.0),
         }
     }
 
-    fn accept(&self, connection: &Connection, line: &Line<'_>, is_verified: bool) -> rusqlite::Result<usize> {
-        let event = line.event();
-        let (columns, extra) = columns(&event);
-        let common: [ToSqlOutput<'_>; COMMON.len()] = [
-            self.received_at.into(),
-            text(&self.source),
-            is_verified.into(),
-            self.key_id.as_deref().map_or(ToSqlOutput::Borrowed(ValueRef::Null), text),
-            text(line.format().as_str()),
-            extra.as_deref().map_or(ToSqlOutput::Borrowed(ValueRef::Null), text),
-            raw(&self.raw),
-        ];
-        let mut insert = connection.prepare_cached(&INSERT)?;
-        insert.execute(params_from_iter(common.into_iter().chain(columns)))
+    fn values<'a>(&'a self, event: &'a Event, format: Format, is_verified: bool) -> Values<'a> {
+        let (fields, extra) = columns(event);
+        let null = || ToSqlOutput::Borrowed(ValueRef::Null);
+        Values {
+            received_at: self.received_at,
+            given: [
+                text(&self.source),
+                is_verified.into(),
+                self.key_id.as_deref().map_or_else(null, text),
+                text(format.as_str()),
+                extra.map_or_else(null, Into::into),
+            ],
+            fields,
+            raw: raw(&self.raw),
+        }
     }
 
     fn quarantine(&self, connection: &Connection, reason: Reason, detail: &str) -> rusqlite::Result<usize> {
@@ -146,20 +148,6 @@ pub(super) const FIELDS: [(&str, Kind); 26] = [
     ("trace_id", Kind::Text),
     ("user_agent", Kind::Text),
 ];
-
-/// The columns that every event fills.
-const COMMON: [&str; 7] = ["received_at", "source", "verified", "key_id", "format", "extra", "raw"];
-
-static INSERT: LazyLock<String> = LazyLock::new(|| {
-    let fields = FIELDS.iter().map(|(name, _)| *name);
-    let columns: Vec<&str> = COMMON.into_iter().chain(fields).collect();
-    let mut parameters = "?1".to_owned();
-    for number in 2..=columns.len() {
-        // Writing into a string cannot fail.
-        let _ = write!(parameters, ", ?{number}");
-    }
-    format!("INSERT INTO events ({}) VALUES ({parameters})", columns.join(", "))
-});
 
 /// Returns text for a column. A NUL character would hide what follows from `LIKE`, from most
 /// functions and from the shell, so its six characters in JSON stand for it.

@@ -1,103 +1,21 @@
-//! The tables, the pragmas, the versions between which we migrate, and which files are not ours.
-//!
-//! `events` holds accepted lines, verified or not as `verified` says; rejected lines are in
-//! `quarantine`, a table of its own, so that no query for events can ever be answered with a forged
-//! line.
+//! Opening a database: its pragmas, its version, and which files are not ours. The tables are in
+//! [`super::steps`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::super::sink::SinkError;
+use super::steps::{STEPS, Step};
 use crate::database;
 
 /// "aude": marks the file as ours (`PRAGMA application_id`), and not as the ledger.
 pub(super) const APPLICATION_ID: i32 = 0x6175_6465;
-
-/// Each step brings the tables from the version of its index to the next (`PRAGMA user_version`). A
-/// step that was released is never changed.
-const STEPS: [&str; 2] = [VERSION_1, VERSION_2];
-
-/// Times are in milliseconds since the Unix epoch. `time` is the event's own, or that of its
-/// arrival where its `rt` cannot be read, so that no query by time misses an event. `extra` holds
-/// what has no column as `{"ambiguous":[…],"event":{…}}`; it is NULL when there is nothing. `raw`
-/// of a quarantined line is TEXT, or BLOB where it is not UTF-8. `raw` is the last column, since it
-/// is long and rarely read.
-const VERSION_1: &str = "
-    CREATE TABLE events (
-        id INTEGER PRIMARY KEY,
-        time INTEGER NOT NULL AS (coalesce(rt, received_at)) VIRTUAL,
-        received_at INTEGER NOT NULL,
-        source TEXT NOT NULL,
-        verified INTEGER NOT NULL,
-        key_id TEXT,
-        format TEXT NOT NULL,
-        event_ts TEXT,
-        rt INTEGER,
-        cef_version TEXT,
-        event_vendor TEXT,
-        event_product TEXT,
-        event_version TEXT,
-        event_class_id TEXT,
-        name TEXT,
-        severity INTEGER,
-        org_id TEXT,
-        portal_id TEXT,
-        trace_id TEXT,
-        principal_id TEXT,
-        principal_name TEXT,
-        actor_id TEXT,
-        kong_initiated INTEGER,
-        src TEXT,
-        success INTEGER,
-        action TEXT,
-        granted INTEGER,
-        act TEXT,
-        status INTEGER,
-        request TEXT,
-        query TEXT,
-        user_agent TEXT,
-        sig TEXT,
-        extra TEXT,
-        raw TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX events_time ON events (time);
-    CREATE INDEX events_received_at ON events (received_at);
-    CREATE INDEX events_trace_id ON events (trace_id);
-    CREATE INDEX events_principal_id ON events (principal_id, time);
-    CREATE INDEX events_denied ON events (time) WHERE granted = 0;
-    CREATE INDEX events_failed ON events (time) WHERE success = 0;
-    CREATE TABLE quarantine (
-        id INTEGER PRIMARY KEY,
-        received_at INTEGER NOT NULL,
-        source TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        detail TEXT NOT NULL,
-        raw ANY NOT NULL
-    ) STRICT;
-    CREATE INDEX quarantine_received_at ON quarantine (received_at);
-    CREATE TABLE delivered (
-        id INTEGER PRIMARY KEY CHECK (id = 0),
-        ledger BLOB NOT NULL,
-        batch INTEGER NOT NULL,
-        line INTEGER NOT NULL
-    ) STRICT;
-";
-
-/// Lets `raw` of an event be a BLOB, where no text can hold the line (not UTF-8, or with a NUL
-/// character). No content changes, so the definition is written in place
-/// (<https://www.sqlite.org/lang_altertable.html>, section 7): copying a large table would keep the
-/// sink from starting for minutes.
-const VERSION_2: &str = "
-    PRAGMA writable_schema = ON;
-    UPDATE sqlite_schema SET sql = replace(sql, 'raw TEXT NOT NULL', 'raw ANY NOT NULL') WHERE name = 'events';
-    PRAGMA writable_schema = RESET;
-";
 
 /// Time that a write waits for another program that writes.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -132,7 +50,7 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
         let why = format!("its journal mode stays `{mode}` instead of `wal`; put it on a local disk");
         return Err(SinkError::new(what("use", path), io::Error::other(why)));
     }
-    migrate(&mut connection, version, &STEPS).map_err(failed("make tables in", path))?;
+    migrate_file(&mut connection, version, path).map_err(failed("make tables in", path))?;
     let metadata = path.metadata().map_err(|cause| SinkError::new(what("inspect", path), cause))?;
     Ok(Open { connection, device: metadata.dev(), inode: metadata.ino() })
 }
@@ -297,14 +215,33 @@ fn objects(connection: &Connection) -> rusqlite::Result<BTreeMap<Object, Definit
     objects.collect()
 }
 
+/// Brings a database to this version, and logs it when there are events that this takes time for.
+fn migrate_file(connection: &mut Connection, version: usize, path: &Path) -> rusqlite::Result<()> {
+    if version == 0 || version >= LATEST {
+        return migrate(connection, version, &STEPS);
+    }
+    let (start, path) = (Instant::now(), path.display());
+    let rows: i64 = connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0))?;
+    tracing::info!(
+        code = "database-migrating",
+        %path,
+        rows,
+        "migrating {path} with {rows} events to schema version {LATEST}; events for it wait in the ledger meanwhile"
+    );
+    migrate(connection, version, &STEPS)?;
+    let seconds = start.elapsed().as_secs();
+    tracing::info!(code = "database-migrated", %path, seconds, "migrated {path} in {seconds} s");
+    Ok(())
+}
+
 /// Takes the steps from a version on, all of them or none.
-fn migrate(connection: &mut Connection, version: usize, steps: &[&str]) -> rusqlite::Result<()> {
+fn migrate(connection: &mut Connection, version: usize, steps: &[Step]) -> rusqlite::Result<()> {
     if version >= steps.len() {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for step in &steps[version..] {
-        transaction.execute_batch(step)?;
+        step(&transaction)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", steps.len() as u64)?;
@@ -321,23 +258,37 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_migrated_from_version_1_to_the_next() {
+    fn a_step_is_taken_wholly_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.db");
         let mut open = open(&path).unwrap();
-        assert_eq!(version(&open.connection), 2);
+        assert_eq!(version(&open.connection), 3);
         let insert = "INSERT INTO quarantine VALUES (1, 2, 'us', 'malformed', 'x', 'raw')";
         open.connection.execute(insert, []).unwrap();
-        let steps = [VERSION_1, VERSION_2, "ALTER TABLE quarantine ADD COLUMN note TEXT"];
-        migrate(&mut open.connection, 2, &steps).unwrap();
-        assert_eq!(version(&open.connection), 3);
+        let add: Step = |connection| connection.execute_batch("ALTER TABLE quarantine ADD COLUMN note TEXT");
+        let steps = [&STEPS[..], &[add]].concat();
+        migrate(&mut open.connection, 3, &steps).unwrap();
+        assert_eq!(version(&open.connection), 4);
         let read = "SELECT raw FROM quarantine WHERE note IS NULL";
         assert_eq!(open.connection.query_row(read, [], |row| row.get::<_, String>(0)).unwrap(), "raw");
 
         // A step that fails leaves everything as it was.
-        let steps = [steps[0], steps[1], steps[2], "CREATE TABLE new (x) STRICT"];
-        assert!(migrate(&mut open.connection, 3, &steps).is_err());
-        assert_eq!(version(&open.connection), 3);
+        let fail: Step = |connection| connection.execute_batch("CREATE TABLE new (x) STRICT");
+        let steps = [&steps[..], &[fail]].concat();
+        assert!(migrate(&mut open.connection, 4, &steps).is_err());
+        assert_eq!(version(&open.connection), 4);
+    }
+
+    /// Returns all rows of `events`, each as one text.
+    fn rows(connection: &Connection) -> Vec<String> {
+        let mut select = connection.prepare("SELECT * FROM events ORDER BY id").unwrap();
+        let count = select.column_count();
+        let names: Vec<String> = select.column_names().map(str::to_owned).collect();
+        let text = |row: &rusqlite::Row<'_>| {
+            let value = |at: usize| row.get::<_, rusqlite::types::Value>(at).unwrap();
+            (0..count).map(|at| format!("{}={:?};", names[at], value(at))).collect::<String>()
+        };
+        select.query_map([], |row| Ok(text(row))).unwrap().collect::<Result<_, _>>().unwrap()
     }
 
     #[test]
@@ -355,35 +306,66 @@ mod tests {
         assert!(old.execute_batch(&insert("x'ff'")).is_err());
         assert_eq!(difference(&old), Ok(None));
         // It can be checked before it is migrated.
-        let mut stored = Database::open(&path).unwrap();
-        assert_eq!(stored.next(9, usize::MAX).unwrap().len(), 1);
-        assert_eq!(stored.damage(), Ok(None));
-        drop((stored, old));
+        let read = || {
+            let mut stored = Database::open(&path).unwrap();
+            assert_eq!(stored.next(9, usize::MAX).unwrap().len(), 1);
+            assert_eq!(stored.damage(), Ok(None));
+        };
+        read();
+        migrate(&mut old, 1, &STEPS[..2]).unwrap();
+        read();
+        // Also rows that no sink writes: what was changed must not look right afterwards.
+        for more in [
+            "x'ff'",
+            "'rt=1767323045678 request=/v2/teams'",
+            "'both rt=1767323045678 request=/v2/teams request=/v2/teams'",
+            "'a' || char(4) || 'rt=1767323045678'",
+            "'rt=1767323045678 request=/v2/teams'",
+        ] {
+            old.execute_batch(&insert(more)).unwrap();
+        }
+        old.execute_batch(
+            "UPDATE events SET rt = 1767323045678, request = '/v2/teams', sig = '3045678 request', query = '' WHERE id > 2;
+             UPDATE events SET user_agent = 'x', key_id = 'k', extra = '{}', status = 9223372036854775807 WHERE id = 6;
+             UPDATE events SET id = -5, received_at = 9223372036854775807 WHERE id = 4;
+             UPDATE events SET id = 9223372036854775807, received_at = -1, trace_id = 'x' WHERE id = 5;
+             INSERT INTO quarantine VALUES (1, 2, 'us', 'malformed', 'x', 'raw')",
+        )
+        .unwrap();
+        let before = rows(&old);
+        assert_eq!(before.len(), 6);
+        drop(old);
         let open = open(&path).unwrap();
-        open.connection.execute_batch(&insert("x'ff'")).unwrap();
-        let types = "SELECT group_concat(typeof(raw)) FROM events";
-        let types: String = open.connection.query_row(types, [], |row| row.get(0)).unwrap();
-        assert_eq!(types, "text,blob");
+        assert_eq!(rows(&open.connection), before);
         assert_eq!(difference(&open.connection), Ok(None));
         let checked: String =
             open.connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();
         assert_eq!(checked, "ok");
+        let names = "SELECT group_concat(name) FROM sqlite_schema WHERE name LIKE 'former%'";
+        assert_eq!(open.connection.query_row(names, [], |row| row.get::<_, Option<String>>(0)), Ok(None));
     }
 
     #[test]
     fn a_changed_schema_is_refused() {
         for (change, what) in [
             (
-                "CREATE TRIGGER t BEFORE INSERT ON events BEGIN SELECT RAISE(IGNORE); END",
+                "CREATE TRIGGER t BEFORE INSERT ON event_rows BEGIN SELECT RAISE(IGNORE); END",
                 "the trigger `t` was added",
             ),
             (
-                "DROP INDEX events_denied; CREATE INDEX events_denied ON events (time) WHERE granted = 2",
+                "DROP INDEX events_denied; CREATE INDEX events_denied ON event_rows (time) WHERE granted = 2",
                 "the index `events_denied` was changed",
             ),
             ("DROP INDEX events_failed", "the index `events_failed` is missing"),
-            ("ALTER TABLE events ADD COLUMN more TEXT", "the table `events` was changed"),
-            ("ALTER TABLE events RENAME TO e; CREATE VIEW events AS SELECT * FROM e", "was changed"),
+            ("ALTER TABLE event_rows ADD COLUMN more TEXT", "the table `event_rows` was changed"),
+            (
+                "DROP VIEW events; CREATE VIEW events AS SELECT * FROM event_rows",
+                "the view `events` was changed",
+            ),
+            (
+                "DROP VIEW events; CREATE TABLE events AS SELECT * FROM event_rows",
+                "the view `events` is missing",
+            ),
             ("CREATE TABLE notes (x)", "the table `notes` was added"),
         ] {
             let dir = tempfile::tempdir().unwrap();
@@ -420,9 +402,9 @@ mod tests {
         refused("other", "it belongs to another program; give");
         drop(open(&dir.path().join("newer")).unwrap());
         let newer = Connection::open(dir.path().join("newer")).unwrap();
-        newer.pragma_update(None, "user_version", 3).unwrap();
+        newer.pragma_update(None, "user_version", 4).unwrap();
         newer.close().unwrap();
-        refused("newer", "it has schema version 3, and this auditgate knows 2; use");
+        refused("newer", "it has schema version 4, and this auditgate knows 3; use");
     }
 
     #[test]

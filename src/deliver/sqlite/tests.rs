@@ -11,6 +11,7 @@ use crate::ledger::{Batch, Entry, Lines};
 use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::{Reason, Verdict};
 
+mod layout;
 mod retention;
 
 const LEDGER: [u8; 16] = [7; 16];
@@ -118,7 +119,8 @@ fn a_commit_that_failed_but_persisted_is_not_repeated() {
     push(&mut sink, 0..4);
     let open = sink.open.as_mut().unwrap();
     // Only a part of the flush persisted, which is the hardest case.
-    assert!(insert(&mut open.connection, &LEDGER, sink.collected.iter().take(3), at(3)).unwrap());
+    let rows = sink.collected.iter().take(3);
+    assert!(insert(&mut open.connection, &mut sink.commons, &LEDGER, rows, at(3)).unwrap());
     sink.distrusted = true;
     sink.flush(at(4), false).unwrap();
     assert_eq!(fixture.stored(), numbered(4));
@@ -130,7 +132,7 @@ fn a_failed_write_is_rolled_back_and_repeated() {
     let fixture = Fixture::new();
     let (mut sink, _) = fixture.sink();
     let other = Connection::open(fixture.path()).unwrap();
-    let trigger = "CREATE TRIGGER spoil BEFORE INSERT ON events WHEN new.query = '3' \
+    let trigger = "CREATE TRIGGER spoil BEFORE INSERT ON event_rows WHEN new.query = '3' \
                    BEGIN SELECT raise(ABORT, 'spoilt'); END";
     other.execute_batch(trigger).unwrap();
     push(&mut sink, 0..5);
@@ -151,7 +153,8 @@ fn a_failed_write_is_rolled_back_and_repeated() {
 #[test]
 fn a_row_that_a_trigger_discards_does_not_count_as_delivered() {
     for (event, what) in [
-        ("INSERT ON events", "an insert did not add one row; remove the trigger"),
+        ("INSERT ON event_rows", "an insert did not add one row; remove the trigger"),
+        ("INSERT ON event_common", "an insert did not add one row; remove the trigger"),
         ("UPDATE ON delivered", "or a trigger of another program"),
     ] {
         let fixture = Fixture::new();
@@ -418,7 +421,9 @@ fn deletion_uses_its_index() {
     let fixture = Fixture::new();
     let (sink, _) = fixture.sink();
     let connection = &sink.open.as_ref().unwrap().connection;
-    for table in ["events", "quarantine"] {
+    for (table, index) in
+        [("event_rows", "events"), ("event_common", "event_common"), ("quarantine", "quarantine")]
+    {
         let sql = format!(
             "EXPLAIN QUERY PLAN SELECT id FROM {table} WHERE received_at < 5 ORDER BY received_at LIMIT 500"
         );
@@ -426,7 +431,7 @@ fn deletion_uses_its_index() {
         let plan: Vec<String> =
             statement.query_map([], |row| row.get(3)).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(plan.len(), 1, "{plan:#?}");
-        assert!(plan[0].contains(&format!("COVERING INDEX {table}_received_at")), "{plan:#?}");
+        assert!(plan[0].contains(&format!("COVERING INDEX {index}_received_at")), "{plan:#?}");
     }
 }
 

@@ -286,11 +286,11 @@ impl CaseRun<'_> {
         self.days * 86_400_000
     }
 
-    /// Posts a megabyte in a few events.
+    /// Posts a megabyte in a few events, of which the database can share none.
     fn post_megabyte(&mut self) {
         let first = self.next_day();
-        let padding = "x".repeat(200 << 10);
         let event = |number| {
+            let padding = format!("{number:08}").repeat(25 << 10);
             let line = cef(number, &format!("rt={}", 1_684_454_619_000 + number));
             self.site.producer.sign_cef(&format!("{line}{padding}"))
         };

@@ -6,10 +6,13 @@ const RAW: &str = r#"{"rt":5,"status":200,"x":"y"}"#;
 fn database(dir: &Path, ids: &[i64]) -> std::path::PathBuf {
     let path = dir.join("a b?mode=rwc#%41.db");
     let open = schema::open(&path).unwrap();
+    let insert = "INSERT INTO event_common (id, received_at, source, verified, key_id, format, status, extra, template) \
+                  VALUES (1, 7, 'us', 1, 'k', 'json', 200, '{\"event\":{\"x\":\"y\"}}', ?1)";
+    // As if `rt` were long enough to be left out.
+    open.connection.execute(insert, params![RAW.replace('5', "\u{4}")]).unwrap();
     for id in ids {
-        let insert = "INSERT INTO events (id, received_at, source, verified, key_id, format, rt, status, extra, raw) \
-                      VALUES (?1, 7, 'us', 1, 'k', 'json', 5, 200, '{\"event\":{\"x\":\"y\"}}', ?2)";
-        open.connection.execute(insert, params![id, RAW]).unwrap();
+        let insert = "INSERT INTO event_rows (id, common_id, received_at, rt) VALUES (?1, 1, 7, 5)";
+        open.connection.execute(insert, params![id]).unwrap();
     }
     path
 }
@@ -40,7 +43,7 @@ fn rows_inserted_later_are_not_read_and_the_writer_is_not_blocked() {
     let mut reader = Database::open(&path).unwrap();
     assert_eq!(reader.next(1, usize::MAX).unwrap().len(), 1);
     let writer = Connection::open(&path).unwrap();
-    let insert = "INSERT INTO events (id, received_at, source, verified, format, raw) VALUES (3, 7, 'us', 1, 'json', '{}')";
+    let insert = "INSERT INTO event_rows (id, common_id, received_at, raw) VALUES (3, 1, 7, '{}')";
     writer.execute(insert, []).unwrap();
     // The reader does not prevent the log from being truncated.
     let busy: i64 = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
@@ -57,22 +60,34 @@ fn every_column_must_follow_from_the_raw_line() {
     let difference = || Database::open(&path).unwrap().next(1, 1).unwrap()[0].difference(&line);
     assert_eq!(difference(), None);
     let writer = Connection::open(&path).unwrap();
-    for (column, wrong) in [
-        ("raw", "CAST(raw AS BLOB)"),
-        ("verified", "2"),
-        ("format", "'cef'"),
-        ("extra", "NULL"),
-        ("status", "201"),
-        ("rt", "NULL"),
-        ("act", "''"),
+    for (table, column, wrong) in [
+        ("event_rows", "raw", "(SELECT CAST(raw AS BLOB) FROM events)"),
+        ("event_common", "verified", "2"),
+        ("event_common", "format", "'cef'"),
+        ("event_common", "extra", "NULL"),
+        ("event_common", "status", "201"),
+        ("event_common", "act", "''"),
+        ("event_rows", "granted", "0"),
+        ("event_rows", "event_ts", "''"),
     ] {
-        writer.execute_batch("CREATE TEMP TABLE kept AS SELECT * FROM events").unwrap();
-        writer.execute_batch(&format!("UPDATE events SET {column} = {wrong}")).unwrap();
+        writer.execute_batch(&format!("CREATE TEMP TABLE kept AS SELECT * FROM {table}")).unwrap();
+        writer.execute_batch(&format!("UPDATE {table} SET {column} = {wrong}")).unwrap();
         assert_eq!(difference(), Some(column));
-        let restore = format!("UPDATE events SET {column} = (SELECT {column} FROM kept); DROP TABLE kept");
+        let restore = format!("UPDATE {table} SET {column} = (SELECT {column} FROM kept); DROP TABLE kept");
         writer.execute_batch(&restore).unwrap();
         assert_eq!(difference(), None);
     }
+    // The line is stored whole, and a column says something else.
+    writer.execute("UPDATE event_rows SET raw = ?1, rt = NULL", [RAW]).unwrap();
+    assert_eq!(difference(), Some("rt"));
+    // The line is put together from the column, which changes what was signed.
+    writer.execute("UPDATE event_rows SET raw = NULL, rt = 6", []).unwrap();
+    let row = Database::open(&path).unwrap().next(1, 1).unwrap().remove(0);
+    assert_eq!(row.raw, RAW.replace('5', "6").as_bytes());
+    assert_eq!(row.difference(&line), Some("rt"));
+    // What it shares is gone, and so is the line.
+    writer.execute("DELETE FROM event_common", []).unwrap();
+    assert!(Database::open(&path).unwrap().next(1, 1).unwrap()[0].raw.is_empty());
 }
 
 /// Reads all rows, and returns their number and the damage: an error of reading or a finding at the
@@ -99,10 +114,12 @@ fn a_lost_page_is_always_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("e.db");
     let open = schema::open(&path).unwrap();
-    let insert = "WITH RECURSIVE n (id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < 300) \
-                  INSERT INTO events (id, received_at, source, verified, format, raw) \
-                  SELECT id, id, 'us', 0, 'json', printf('%0600d', id) FROM n";
-    open.connection.execute(insert, []).unwrap();
+    let insert = "INSERT INTO event_common (id, received_at, source, verified, format, template) \
+                  VALUES (1, 1, 'us', 0, 'json', char(3)); \
+                  WITH RECURSIVE n (id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < 300) \
+                  INSERT INTO event_rows (id, common_id, received_at, request) \
+                  SELECT id, 1, id, printf('%0600d', id) FROM n";
+    open.connection.execute_batch(insert).unwrap();
     drop(open);
     let whole = std::fs::read(&path).unwrap();
     assert_eq!(read_all(&path), (300, None));
