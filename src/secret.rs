@@ -359,7 +359,7 @@ mod tests {
             Origin { file: Some("/nonexistent/token".into()), ..Origin::default() }.read(&unset).unwrap_err();
         assert!(missing.is_absence());
         assert!(missing.to_string().starts_with("cannot read the secret file `/nonexistent/token`: "));
-        assert!(missing.to_string().contains("; create `/nonexistent/token` and"));
+        assert!(missing.to_string().contains("`/nonexistent/token`"));
         let variable = || Origin { env: Some("TOKEN".to_owned()), ..Origin::default() };
         assert!(variable().read(&unset).unwrap_err().is_absence());
         assert!(!SecretError::Empty.is_absence());
