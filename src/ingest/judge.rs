@@ -38,13 +38,13 @@ pub(super) struct Judge<'a> {
 /// more memory than the line.
 enum Opened<'a> {
     Rejected(Verdict),
-    Unverified(Parts<'a>),
+    Unverified(EventParts<'a>),
     /// The next claim decides.
-    Claimed(Parts<'a>),
+    Claimed(EventParts<'a>),
 }
 
 /// What a line's identity and the counters are made of.
-struct Parts<'a> {
+struct EventParts<'a> {
     /// The signed bytes, or the line itself.
     first: Reading<'a>,
     /// The signed bytes where another message was signed.
@@ -174,7 +174,7 @@ impl<'a> Judge<'a> {
             };
             let source = &self.source.name;
             let (class, identity) = match parts {
-                Some((content, Parts { time, class, trace, .. })) => {
+                Some((content, EventParts { time, class, trace, .. })) => {
                     judgement.times.extend(time);
                     let verified = matches!(verdict, Verdict::Verified { .. });
                     let identity = match trace {
@@ -217,9 +217,9 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn parts<'l>(&self, line: &Line<'l>) -> Parts<'l> {
+    fn parts<'l>(&self, line: &Line<'l>) -> EventParts<'l> {
         let trace = (self.source.dedup_by == DedupKey::TraceId).then(|| line.trace()).flatten();
-        Parts {
+        EventParts {
             first: line.content(),
             second: line.signed().and_then(|signed| signed.second),
             time: line.time(),
