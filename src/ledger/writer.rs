@@ -307,6 +307,7 @@ impl Writer {
                     body: Body::Decoded { packing: batch.packing, bytes: batch.decoded },
                     bytes: weight.bytes,
                 };
+                // Before the answer: when every request is answered, the feed may be closed.
                 feed.publish(stored, streams);
             }
             let receipt = CommitReceipt::new(counts);
