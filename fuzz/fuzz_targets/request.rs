@@ -65,8 +65,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
     let routes: HashMap<String, Route> = routes
         .into_iter()
         .map(|(name, path, policy, dedup_by, allow)| {
-            let source =
-                Arc::new(Source { name: name.into(), policy, dedup_by, keys: Some(Arc::clone(&ring)) });
+            let source = Arc::new(Source::new(name.into(), policy, dedup_by, Some(Arc::clone(&ring))));
             let authorises = Box::new(|presented: &[u8]| presented == b"Bearer abc");
             let allow = allow.parse().into_iter().collect();
             (path.to_owned(), Route { source, authorises, allow })

@@ -72,7 +72,7 @@ pub struct Source {
     /// The trusted keys; none only where no signature is checked.
     pub keys: Option<Arc<KeyRing>>,
     /// The last body had a signature that no known key made, so the next one may have one too.
-    pub expects_bad: AtomicBool,
+    expects_bad: AtomicBool,
 }
 
 /// One received body.
@@ -296,6 +296,11 @@ impl Ingest {
 }
 
 impl Source {
+    /// Creates a source that has received nothing yet.
+    pub fn new(name: Arc<str>, policy: Policy, dedup_by: DedupKey, keys: Option<Arc<KeyRing>>) -> Self {
+        Self { name, policy, dedup_by, keys, expects_bad: AtomicBool::new(false) }
+    }
+
     /// Returns the keys that judge its lines; none where no signature is checked.
     fn keys_in_force(&self) -> Result<Option<Arc<KeySet>>, Rejection> {
         match (self.policy, &self.keys) {

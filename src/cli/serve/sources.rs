@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -75,13 +74,8 @@ impl Sources {
                     (Some(ring), None)
                 }
             };
-            let source = Arc::new(Source {
-                name: name.as_str().into(),
-                policy: configured.signatures,
-                dedup_by: configured.dedup.by,
-                keys,
-                expects_bad: AtomicBool::new(false),
-            });
+            let (name, dedup_by) = (name.as_str().into(), configured.dedup.by);
+            let source = Arc::new(Source::new(name, configured.signatures, dedup_by, keys));
             all.push(Live { configured: configured.clone(), source, refresh_task });
         }
         // All at once: several key servers that do not answer cause no longer delay than one.

@@ -17,7 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ed25519_dalek::SigningKey;
 use rand::SeedableRng as _;
@@ -122,13 +122,7 @@ impl Tally {
         let body = generated.lines.join(&b'\n');
         let reference = ReferenceVerifier::new((0..KEYS - 1).map(secret));
 
-        let source = Source {
-            name: "us".into(),
-            policy: Policy::Require,
-            dedup_by: DedupKey::Event,
-            keys: None,
-            expects_bad: AtomicBool::new(false),
-        };
+        let source = Source::new("us".into(), Policy::Require, DedupKey::Event, None);
         let keys = trusted_keys();
         let identifier = Identifier::new([7; 32]);
         let judge = Judge::new(&source, Some(&keys), &identifier, usize::MAX);
