@@ -131,13 +131,17 @@ fn attempts(claims: &[Claim<'_>], keys: &[[u8; 32]], random: &mut impl CryptoRng
 
 /// Marks the good items: all together if that holds, else group by group.
 fn judge(items: &[Item], good: &mut [bool], random: &mut impl CryptoRng) {
+    /// Number of items that are not worth a search.
+    const FEW: usize = 8;
     if holds(items, random) {
         good.fill(true);
     } else if items.len() > GROUP {
         for (items, good) in items.chunks(GROUP).zip(good.chunks_mut(GROUP)) {
             judge(items, good, random);
         }
-    } else if mostly_bad(items, random) {
+    } else if items.len() == 1 {
+        // This one is bad.
+    } else if items.len() <= FEW || mostly_bad(items, random) {
         for (item, good) in items.iter().zip(good) {
             *good = holds(std::slice::from_ref(item), random);
         }

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::super::exit::Failure;
 use super::display;
-use super::load::{Latencies, Pace};
+use super::load::{Latencies, RateLimiter};
 use crate::escape::escape;
 use crate::net::{Endpoint, HeaderValue};
 use crate::send::{BatchLimits, Delivered, Options, Report, Retry, Retrying, SendError, Sender, Summary};
@@ -112,7 +112,7 @@ impl<'a> Console<'a> {
 /// Takes what the reading thread reads.
 pub(in crate::cli) struct Feed {
     queue: mpsc::Sender<Fed>,
-    pace: Option<RefCell<Pace>>,
+    limiter: Option<RefCell<RateLimiter>>,
 }
 
 /// Message of the reading thread.
@@ -154,8 +154,8 @@ impl Feed {
         let origin = || origin.clone();
         match treated {
             Ok(lines) => lines.into_iter().try_for_each(|line| {
-                if let Some(pace) = &self.pace {
-                    let wait = pace.borrow_mut().wait(Instant::now());
+                if let Some(limiter) = &self.limiter {
+                    let wait = limiter.borrow_mut().wait(Instant::now());
                     std::thread::sleep(wait);
                 }
                 self.send(Fed::Line { line, origin: origin() })
@@ -206,7 +206,7 @@ pub(in crate::cli) fn deliver(
     is_load: bool,
     read: impl FnOnce(&Feed) -> Result<(), Hangup> + Send + 'static,
 ) -> Result<(), Failure> {
-    let pace = delivery.rate.map(|rate| RefCell::new(Pace::new(rate)));
+    let limiter = delivery.rate.map(|rate| RefCell::new(RateLimiter::new(rate)));
     let (settled, news) = mpsc::unbounded_channel();
     let retrying = settled.clone();
     // The receiver of the news is gone only when the run has failed already.
@@ -241,7 +241,7 @@ pub(in crate::cli) fn deliver(
         std::thread::Builder::new()
             .name("input".to_owned())
             // Whichever side ended the run has reported why.
-            .spawn(move || _ = read(&Feed { queue: feed, pace }))
+            .spawn(move || _ = read(&Feed { queue: feed, limiter }))
             .map_err(|error| Failure::io(format!("cannot start a thread for the input: {error}")))?;
         let run = Run {
             console,
@@ -252,9 +252,8 @@ pub(in crate::cli) fn deliver(
             bad_lines: 0,
             unreadable: None,
             delivered: 0,
-            latencies: Latencies::default(),
             began: Instant::now(),
-            is_load,
+            latencies: is_load.then(Latencies::default),
         };
         run.go(sender, fed, news).await
     })
@@ -340,10 +339,9 @@ struct Run<'a> {
     unreadable: Option<String>,
     /// Number of events that were delivered so far.
     delivered: u64,
-    latencies: Latencies,
     began: Instant,
-    /// The events are generated, to see what the receiver makes of them.
-    is_load: bool,
+    /// The latencies so far, where they are reported at the end.
+    latencies: Option<Latencies>,
 }
 
 impl Run<'_> {
@@ -396,8 +394,10 @@ impl Run<'_> {
         while let Ok(news) = news.try_recv() {
             self.tell(news)?;
         }
-        let load = self.latencies.report(self.delivered, self.began.elapsed());
-        if let Some(load) = load.filter(|_| self.is_load) {
+        let latencies = self.latencies.take();
+        if let Some(load) =
+            latencies.and_then(|latencies| latencies.report(self.delivered, self.began.elapsed()))
+        {
             self.print(&load);
         }
         self.print(&shown_summary(&summary));
@@ -424,7 +424,9 @@ impl Run<'_> {
                 let events = u64::try_from(events).unwrap_or(u64::MAX);
                 if is_delivered {
                     self.delivered += events;
-                    self.latencies.add(latency);
+                    if let Some(latencies) = &mut self.latencies {
+                        latencies.add(latency);
+                    }
                 }
                 if let Some(reason) = refused {
                     self.console.waiting.finish_and_clear();

@@ -3,14 +3,15 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Keeps a rate, without bursts to catch up: after a pause it goes on at the rate.
-pub(super) struct Pace {
+/// Keeps a rate. What is late by less than [`SLACK`] is caught up; after a longer pause there is no
+/// burst.
+pub(super) struct RateLimiter {
     interval: Duration,
     next: Option<Instant>,
 }
 
-impl Pace {
-    /// Creates the pace of so many lines a second.
+impl RateLimiter {
+    /// Creates the limiter for a number of lines a second.
     pub(super) fn new(rate: f64) -> Self {
         Self { interval: Duration::from_secs_f64(1.0 / rate), next: None }
     }
@@ -73,16 +74,16 @@ mod tests {
 
     #[test]
     fn lines_are_due_at_the_rate() {
-        let mut pace = Pace::new(4.0);
+        let mut limiter = RateLimiter::new(4.0);
         let start = Instant::now();
-        let waits: Vec<_> = (0..4).map(|_| pace.wait(start).as_millis()).collect();
+        let waits: Vec<_> = (0..4).map(|_| limiter.wait(start).as_millis()).collect();
         assert_eq!(waits, [0, 250, 500, 750]);
         // 300 ms late: caught up. After a pause of seconds: no burst.
-        assert_eq!(pace.wait(start + Duration::from_millis(1300)), Duration::ZERO);
-        assert_eq!(pace.wait(start + Duration::from_millis(1300)), Duration::ZERO);
+        assert_eq!(limiter.wait(start + Duration::from_millis(1300)), Duration::ZERO);
+        assert_eq!(limiter.wait(start + Duration::from_millis(1300)), Duration::ZERO);
         let late = start + Duration::from_secs(60);
-        assert_eq!(pace.wait(late), Duration::ZERO);
-        assert_eq!(pace.wait(late), Duration::from_millis(250));
+        assert_eq!(limiter.wait(late), Duration::ZERO);
+        assert_eq!(limiter.wait(late), Duration::from_millis(250));
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     verdict(&answer.report)
 }
 
-/// Prints reports for as long as `out` can be written: a daemon that cannot be reached may be about
+/// Prints reports until `out` cannot be written: a daemon that cannot be reached may be about
 /// to start again.
 fn watch(endpoint: &Endpoint, is_json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let is_screen = !is_json && io::stdout().is_terminal();
