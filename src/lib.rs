@@ -26,7 +26,8 @@
 //!    it to the sink; what is safe in a sink is recorded in the ledger, and what every sink has is
 //!    deleted from it.
 //!
-//! The other modules: [`send`] is the producer's side, on the same [`wire`]; [`verify`] checks
+//! The other modules: [`send`] is the producer's side, on the same [`wire`], and [`spool`] keeps its
+//! lines on disk until the receiver has them; [`verify`] checks
 //! saved lines again, offline; [`config`] reads the operator's file into the parts' options;
 //! [`net`] is the outgoing HTTPS client; [`observe`] has metrics, readiness and the log;
 //! [`database`] has the settings of SQLite; [`clock`] the machine's clocks; [`secret`] masks and
@@ -37,7 +38,8 @@
 //! # Directions
 //!
 //! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` |
-//! `wire`); `cli` → `send` → (`wire` | `net`); `cli` → `verify` → (`ingest` | `deliver` | `wire` |
+//! `wire`); `cli` → `send` → (`wire` | `net`); `cli` → `spool` → (`ledger` | `deliver` | `send`);
+//! `cli` → `verify` → (`ingest` | `deliver` | `wire` |
 //! `trust`), to judge and to read as they do. Nothing points up. `receive` and `deliver` meet only
 //! in the ledger; only `ingest` knows the order of the recipe.
 
@@ -90,6 +92,9 @@ pub mod receive;
 pub mod secret;
 #[cfg(feature = "send")]
 pub mod send;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod spool;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod trust;
