@@ -2,8 +2,9 @@
 //! with bare batch verification of the same lines. Both run in each round, so that a noisy machine
 //! disturbs both.
 //!
-//! `cargo bench --bench main_job [-- ROUNDS]`. Prints server CPU an event, and how many times bare
-//! verification that is, for each way in which the daemon is run; then the latency of a lone batch.
+//! `cargo bench --bench main_job [-- ROUNDS [CONNECTIONS [BATCHES]]]`, by default 3, 4 and 160.
+//! Prints server CPU an event, and how many times bare verification that is, for each way in which
+//! the daemon is run; then the latency of a lone batch, and of batches at half the peak load.
 //! Figures are CPU time (`/proc/PID/stat`, all threads), not wall time, apart from latencies.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench stops at the first surprise")]
@@ -25,8 +26,6 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 const EVENTS_A_BATCH: usize = 500;
-const CONNECTIONS: usize = 4;
-const BATCHES: usize = 160;
 const LONE_EVENTS: usize = 100;
 const LONE_BATCHES: usize = 60;
 
@@ -35,8 +34,8 @@ struct Way {
     name: &'static str,
     signatures: &'static str,
     format: &'static str,
-    /// It may use one core only.
-    is_pinned: bool,
+    /// Number of cores that it may use; every core for none.
+    cores: Option<usize>,
     /// Each batch has a line with a bad signature.
     has_bad_lines: bool,
     /// Everything has been received before.
@@ -47,19 +46,27 @@ const PLAIN: Way = Way {
     name: "raw file",
     signatures: "require",
     format: "raw",
-    is_pinned: false,
+    cores: None,
     has_bad_lines: false,
     is_replay: false,
 };
 
-const WAYS: [Way; 7] = [
+const WAYS: [Way; 9] = [
     PLAIN,
-    Way { name: "raw file, on one core", is_pinned: true, ..PLAIN },
+    Way { name: "raw file, on one core", cores: Some(1), ..PLAIN },
+    Way { name: "raw file, on 8 cores", cores: Some(8), ..PLAIN },
     Way { name: "JSON file", format: "json", ..PLAIN },
     Way { name: "raw file, one bad line in each 500", has_bad_lines: true, ..PLAIN },
     Way { name: "replay of known events", is_replay: true, ..PLAIN },
     Way { name: "raw file, signatures = \"off\"", signatures: "off", ..PLAIN },
     Way { name: "JSON file, signatures = \"off\"", signatures: "off", format: "json", ..PLAIN },
+    Way {
+        name: "JSON file, \"off\", on 8 cores",
+        signatures: "off",
+        format: "json",
+        cores: Some(8),
+        ..PLAIN
+    },
 ];
 
 /// A signed line, as the producer writes it.
@@ -70,33 +77,38 @@ struct Line {
 }
 
 fn main() {
-    let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(3_u64);
+    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let number = |at: usize, default| numbers.get(at).copied().unwrap_or(default);
+    let (rounds, connections, batches) = (number(0, 3), number(1, 4), number(2, 160));
     let key = SigningKey::from_bytes(&[7; 32]);
     println!(
-        "{EVENTS_A_BATCH} events a batch, {CONNECTIONS} connections, {BATCHES} batches, {rounds} rounds; medians"
+        "{EVENTS_A_BATCH} events a batch, {connections} connections, {batches} batches, {rounds} rounds; medians"
     );
-    let (mut bares, mut wholes) = (Vec::new(), WAYS.map(|_| Vec::new()));
-    let mut lone = Vec::new();
+    let all_cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let ways: Vec<Way> =
+        WAYS.into_iter().filter(|way| way.cores.is_none_or(|cores| cores < all_cores)).collect();
+    let mut wholes: Vec<_> = ways.iter().map(|_| Vec::new()).collect();
+    let (mut bares, mut lone, mut half) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
-        let lines: Vec<Line> = (0..BATCHES * EVENTS_A_BATCH)
-            .map(|number| line(&key, round * 1_000_000 + number as u64))
-            .collect();
+        let lines = lines(&key, round, batches * EVENTS_A_BATCH);
         let bare = bare(&key, &lines);
-        for (way, wholes) in WAYS.iter().zip(&mut wholes) {
+        for (way, wholes) in ways.iter().zip(&mut wholes) {
             let daemon = Daemon::start(&key, way);
             let bodies = bodies(&lines, EVENTS_A_BATCH, way.has_bad_lines);
             let new = EVENTS_A_BATCH - usize::from(way.has_bad_lines);
-            let mut whole = daemon.whole_path(&bodies, [new, 0, EVENTS_A_BATCH - new]);
+            let mut whole = daemon.whole_path(&bodies, connections, [new, 0, EVENTS_A_BATCH - new]);
             if way.is_replay {
-                whole = daemon.whole_path(&bodies, [0, EVENTS_A_BATCH, 0]);
+                whole = daemon.whole_path(&bodies, connections, [0, EVENTS_A_BATCH, 0]);
             }
             wholes.push((whole.cpu, whole.cpu / bare, whole.rate, whole.lag.as_secs_f64() * 1e3));
         }
         bares.push(bare);
         lone.push(lone_batches(&key, &lines));
+        let peak = wholes[0].last().map_or(0.0, |whole: &(f64, f64, f64, f64)| whole.2);
+        half.push(half_load(&key, &bodies(&lines, EVENTS_A_BATCH, false), connections, peak / 2.0));
     }
     println!("bare verification: {:.2} µs an event", median(bares));
-    for (way, wholes) in WAYS.iter().zip(wholes) {
+    for (way, wholes) in ways.iter().zip(wholes) {
         let column = |of: fn(&(f64, f64, f64, f64)) -> f64| median(wholes.iter().map(of).collect());
         println!(
             "{:<36} {:5.2} µs an event, {:.2} of bare verification, {:6.0} events/s, the file is {:.0} ms behind",
@@ -114,6 +126,17 @@ fn main() {
         column(|lone| lone.0),
         column(|lone| lone.1)
     );
+    let column = |of: fn(&(f64, f64)) -> f64| median(half.iter().map(of).collect());
+    println!(
+        "at half the peak load: answered after {:.2} ms (p50), {:.2} ms (p99)",
+        column(|half| half.0),
+        column(|half| half.1)
+    );
+}
+
+/// Signed lines of one round.
+fn lines(key: &SigningKey, round: usize, count: usize) -> Vec<Line> {
+    (0..count).map(|number| line(key, (round * 10_000_000 + number) as u64)).collect()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -161,7 +184,36 @@ fn lone_batches(key: &SigningKey, lines: &[Line]) -> (f64, f64) {
     (median(latencies), median(least))
 }
 
-/// Compressed bodies of so many lines.
+/// Latencies, p50 and p99 in milliseconds, of batches that arrive at that rate of events a second,
+/// whether or not the ones before have been answered.
+fn half_load(key: &SigningKey, bodies: &[Vec<u8>], connections: usize, rate: f64) -> (f64, f64) {
+    let daemon = Daemon::start(key, &PLAIN);
+    let interval = Duration::from_secs_f64(EVENTS_A_BATCH as f64 / rate);
+    let start = Instant::now() + Duration::from_millis(100);
+    let mut latencies: Vec<f64> = std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..connections)
+            .map(|first| {
+                let daemon = &daemon;
+                scope.spawn(move || {
+                    let mut connection = daemon.connect();
+                    let mine = bodies.iter().enumerate().skip(first).step_by(connections);
+                    let latency = |(at, body): (usize, &Vec<u8>)| {
+                        let due = start + interval.mul_f64(at as f64);
+                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                        post(&mut connection, body, [EVENTS_A_BATCH, 0, 0]);
+                        due.elapsed().as_secs_f64() * 1e3
+                    };
+                    mine.map(latency).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect()
+    });
+    latencies.sort_by(f64::total_cmp);
+    (latencies[latencies.len() / 2], latencies[latencies.len() * 99 / 100])
+}
+
+/// Compressed bodies of that many lines each.
 fn bodies(lines: &[Line], together: usize, has_bad_lines: bool) -> Vec<Vec<u8>> {
     let body = |batch: &[Line]| {
         let mut text = Vec::new();
@@ -219,9 +271,9 @@ impl Daemon {
         let unit = include_str!("../systemd/auditgate.service");
         let environment = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
         let program = env!("CARGO_BIN_EXE_auditgate");
-        let mut command = Command::new(if way.is_pinned { "taskset" } else { program });
-        if way.is_pinned {
-            command.args(["--cpu-list", "0", program]);
+        let mut command = Command::new(if way.cores.is_some() { "taskset" } else { program });
+        if let Some(cores) = way.cores {
+            command.args(["--cpu-list", &format!("0-{}", cores - 1), program]);
         }
         let mut child = command
             .envs(environment)
@@ -251,12 +303,12 @@ impl Daemon {
     }
 
     /// Posts the bodies, and waits until the last line is in the file.
-    fn whole_path(&self, bodies: &[Vec<u8>], receipt: [usize; 3]) -> Whole {
+    fn whole_path(&self, bodies: &[Vec<u8>], connections: usize, receipt: [usize; 3]) -> Whole {
         let process = self.child.id().to_string();
         let events = bodies.len() * receipt.iter().sum::<usize>();
         let (before, start) = (cpu(&process), Instant::now());
         std::thread::scope(|scope| {
-            for part in bodies.chunks(bodies.len().div_ceil(CONNECTIONS)) {
+            for part in bodies.chunks(bodies.len().div_ceil(connections)) {
                 scope.spawn(move || {
                     let mut connection = self.connect();
                     part.iter().for_each(|body| post(&mut connection, body, receipt));
