@@ -9,7 +9,7 @@ use rand::RngExt as _;
 
 use super::sink::{Item, Sink, SinkError};
 use crate::ledger::{Body, Ledger, Next, Outbox, Position, Resume, StoredBatch, Streams, Subscription};
-use crate::wire::batch::Packing;
+use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::Verdict;
 
 /// Observer of a worker. Called on the worker's thread.
@@ -50,9 +50,9 @@ const UNSYNCED_WAIT: Duration = Duration::from_millis(50);
 /// Minimum time between two calls of [`Sink::idle`].
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Number of received bytes after which lines are handed to a sink. What they become is held beyond
-/// [`Sink::chunk`].
-const TOGETHER: usize = 256 << 10;
+/// Number of received bytes that are handed to a sink at once, where that many wait: enough for
+/// many cores to render. What they become is held beyond [`Sink::chunk`].
+const TOGETHER: usize = 1 << 20;
 
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
@@ -84,6 +84,8 @@ struct Progress {
     flushed: Position,
     /// Everything before it was pushed.
     pushed: Position,
+    /// The first batch that was not taken from the ledger.
+    taken: i64,
     /// What was flushed since `safe`: positions, and the number of lines before each.
     flushed_lines: Vec<(Position, u64)>,
     /// Number of lines that were pushed since `flushed`.
@@ -94,7 +96,14 @@ impl Progress {
     /// Creates the progress of a worker that starts: everything before `start` is safe, and nothing
     /// behind it was pushed yet.
     fn at(start: Position) -> Self {
-        Self { safe: start, flushed: start, pushed: start, flushed_lines: Vec::new(), pushed_lines: 0 }
+        Self {
+            safe: start,
+            flushed: start,
+            pushed: start,
+            taken: start.batch,
+            flushed_lines: Vec::new(),
+            pushed_lines: 0,
+        }
     }
 }
 
@@ -106,6 +115,35 @@ enum Interrupted {
     Restart,
 }
 
+/// A batch that was taken from the ledger.
+struct Held {
+    batch: Arc<StoredBatch>,
+    /// The lines that the sink gets: index and verdict.
+    verdicts: Vec<(usize, Verdict)>,
+    packing: Packing,
+    /// Its inflated body.
+    body: Arc<Vec<u8>>,
+}
+
+impl Held {
+    /// Returns the lines that the sink gets.
+    fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        let Self { batch, verdicts, packing, body } = self;
+        let mut wanted = verdicts.iter().peekable();
+        packing.lines(body).enumerate().filter_map(move |(index, raw)| {
+            let (_, verdict) = wanted.next_if(|(wanted, _)| *wanted == index)?;
+            let key_id = match verdict {
+                Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
+                _ => None,
+            };
+            let behind =
+                Position { batch: batch.position, line: u32::try_from(index + 1).unwrap_or(u32::MAX) };
+            let StoredBatch { received_at, source, .. } = &**batch;
+            Some(Item { behind, received_at: *received_at, source, verdict, key_id, raw })
+        })
+    }
+}
+
 impl Delivery {
     fn of(worker: Worker) -> Self {
         Self { worker, is_begun: false, wait: None }
@@ -115,25 +153,32 @@ impl Delivery {
         let (mut outbox, start) = self.open_with_retries()?;
         let mut progress = Progress::at(start);
         let mut last_idle = Instant::now();
+        let mut held = Vec::new();
         loop {
             let timeout = match &progress {
-                progress if progress.pushed != progress.flushed => Duration::ZERO,
+                progress if !held.is_empty() || progress.pushed != progress.flushed => Duration::ZERO,
                 progress if progress.flushed != progress.safe => UNSYNCED_WAIT,
                 _ => IDLE_WAIT,
             };
-            let next = self
-                .retry(|_| outbox.next(progress.pushed.batch, timeout).map_err(|cause| unreadable(&cause)))?;
-            let (mut ended, mut is_full) = (false, false);
+            let next =
+                self.retry(|_| outbox.next(progress.taken, timeout).map_err(|cause| unreadable(&cause)))?;
+            let (mut may_follow, mut ended, mut is_full) = (false, false, false);
             match next {
                 Next::Batch(batch, streams) => {
-                    self.push(&batch, streams, &mut progress)?;
-                    if self.worker.sink.collected() < self.worker.sink.chunk() {
+                    self.hold(batch, streams, &mut progress, &mut held)?;
+                    if held.iter().map(|held: &Held| held.body.len()).sum::<usize>() < TOGETHER {
                         continue;
                     }
+                    may_follow = true;
                 }
                 Next::Full => is_full = true,
                 Next::Nothing => {}
                 Next::Closed => ended = true,
+            }
+            self.push(&held, &mut progress)?;
+            held.clear();
+            if may_follow && self.worker.sink.collected() < self.worker.sink.chunk() {
+                continue;
             }
             let is_idle = progress.pushed == progress.safe;
             if is_idle {
@@ -153,28 +198,34 @@ impl Delivery {
         }
     }
 
-    /// Collects the lines of some streams of a batch. A long batch is flushed in between.
-    fn push(
+    /// Takes the lines of some streams of a batch, to be pushed with those of others.
+    fn hold(
         &mut self,
-        batch: &StoredBatch,
+        batch: Arc<StoredBatch>,
         streams: Streams,
         progress: &mut Progress,
+        held: &mut Vec<Held>,
     ) -> Result<(), Interrupted> {
         let from = progress.pushed;
         let first_line = if batch.position == from.batch { from.line } else { 0 };
-        let behind = Position { batch: batch.position + 1, line: 0 };
+        progress.taken = batch.position + 1;
         let verdicts: Vec<_> = batch.lines(streams, first_line).collect();
-        let mut wanted = verdicts.iter().peekable();
-        if wanted.peek().is_none() {
-            progress.pushed = behind;
+        let (packing, body) = if verdicts.is_empty() {
+            (Packing::Lines(Coding::Identity), Arc::default())
+        } else {
+            self.retry(|_| unpack(&batch))?
+        };
+        held.push(Held { batch, verdicts, packing, body });
+        Ok(())
+    }
+
+    /// Collects the lines of batches. Many lines are flushed in between.
+    fn push(&mut self, held: &[Held], progress: &mut Progress) -> Result<(), Interrupted> {
+        if held.is_empty() {
             return Ok(());
         }
-        let (packing, inflated) = self.retry(|_| unpack(batch))?;
         let (mut items, mut bytes) = (Vec::new(), 0);
-        for (index, line) in packing.lines(&inflated).enumerate() {
-            let Some((_, verdict)) = wanted.next_if(|(wanted, _)| *wanted == index) else {
-                continue;
-            };
+        for item in held.iter().flat_map(Held::items) {
             let (collected, chunk) = (self.worker.sink.collected(), self.worker.sink.chunk());
             if bytes >= TOGETHER || collected + bytes >= chunk {
                 self.push_all(&items, progress);
@@ -184,25 +235,11 @@ impl Delivery {
                     self.settle(progress, false)?;
                 }
             }
-            let key_id = match verdict {
-                Verdict::Verified { key } => batch.key_ids.get(*key).map(String::as_str),
-                _ => None,
-            };
-            items.push(Item {
-                behind: Position {
-                    batch: batch.position,
-                    line: u32::try_from(index + 1).unwrap_or(u32::MAX),
-                },
-                received_at: batch.received_at,
-                source: &batch.source,
-                verdict,
-                key_id,
-                raw: line,
-            });
-            bytes += line.len();
+            bytes += item.raw.len();
+            items.push(item);
         }
         self.push_all(&items, progress);
-        progress.pushed = behind;
+        progress.pushed = Position { batch: progress.taken, line: 0 };
         Ok(())
     }
 
@@ -381,7 +418,6 @@ pub(super) mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::ledger::{Backlog, Batch, Entry, LedgerOptions, Lines, Running, Window};
-    use crate::wire::batch::Coding;
     use crate::wire::event::{Stream, Verdict};
 
     /// A sink that has another position than the ledger recorded.

@@ -92,8 +92,9 @@ struct FeedState {
     closed: bool,
 }
 
-/// Maximum number of bytes that [`Feed`] keeps.
-const FEED_BYTES: usize = 2 << 20;
+/// Maximum number of bytes that [`Feed`] keeps. What a sink does not find here is read from the
+/// table and inflated again, on the thread of the sink.
+const FEED_BYTES: usize = 8 << 20;
 
 impl Feed {
     pub(super) fn new(newest: i64) -> Self {
