@@ -124,6 +124,22 @@ pub(crate) mod count {
     }
 }
 
+/// The permission bits of a file: an octal text that lets the owner write.
+pub(crate) mod octal {
+    use super::*;
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(written: D) -> Result<u32, D::Error> {
+        parsed(written, |text| {
+            let mode = u32::from_str_radix(text, 8).ok().filter(|mode| (0o200..=0o777).contains(mode));
+            mode.ok_or_else(|| format!("`{text}` is not a file mode; write an octal text such as \"0640\""))
+        })
+    }
+
+    pub(crate) fn serialize<S: Serializer>(mode: &u32, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(&format_args!("{mode:04o}"))
+    }
+}
+
 /// Reads a text by its parser, whose error says what is wrong and, behind `; `, what to write
 /// instead.
 pub(crate) fn parsed<'de, D: Deserializer<'de>, T, E: std::fmt::Display>(

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::document::Document;
 use super::problem::suggest;
-use super::{AdminAddress, Config, Limits, Secrets, Sink, SinkKind, Source, Tls, outputs};
+use super::{Admin, AdminAddress, Config, Limits, Secrets, Sink, SinkKind, Source, Tls, outputs};
 use crate::deliver::file::Rendering;
 use crate::ingest::{DedupKey, Policy};
 use crate::memory_budget;
@@ -19,19 +19,8 @@ pub(super) fn secrets(
     environment: Environment<'_>,
     secrets: Secrets,
 ) {
-    // `keys` lead to the secret, with its place in an array if it is in one.
-    let mut read = |table: &[&str], keys: &[&str], secret: &mut Secret| match secret.read(environment) {
-        Err(error) if error.is_absence() && secrets == Secrets::SkipMissing => {}
-        Err(error) => document.check(table, keys, error),
-        // RFC 6750, section 2.1: no white space in a token, so this has its scheme before it.
-        Ok(()) if keys.ends_with(&["token"]) && secret.expose().contains(&b' ') => {
-            let owner = table.join(".");
-            let problem = format!(
-                "the token of [{owner}] contains a space; write the token alone, without the word Bearer"
-            );
-            document.check(table, keys, problem);
-        }
-        Ok(()) => {}
+    let mut read = |table: &[&str], keys: &[&str], read: &mut Secret| {
+        secret(table, keys, read, document, environment, secrets);
     };
     if let Some(token) = &mut config.admin.token {
         read(&["admin"], &["token"], token);
@@ -44,6 +33,30 @@ pub(super) fn secrets(
         if let Some(token) = source.jwks.as_mut().and_then(|jwks| jwks.token.as_mut()) {
             read(&["sources", name, "jwks"], &["token"], token);
         }
+    }
+}
+
+/// Reads one secret. `keys` lead to it, with its place in an array if it is in one.
+pub(super) fn secret(
+    table: &[&str],
+    keys: &[&str],
+    secret: &mut Secret,
+    document: &mut Document<'_>,
+    environment: Environment<'_>,
+    secrets: Secrets,
+) {
+    match secret.read(environment) {
+        Err(error) if error.is_absence() && secrets == Secrets::SkipMissing => {}
+        Err(error) => document.check(table, keys, error),
+        // RFC 6750, section 2.1: no white space in a token, so this has its scheme before it.
+        Ok(()) if keys.ends_with(&["token"]) && secret.expose().contains(&b' ') => {
+            let owner = table.join(".");
+            let problem = format!(
+                "the token of [{owner}] contains a space; write the token alone, without the word Bearer"
+            );
+            document.check(table, keys, problem);
+        }
+        Ok(()) => {}
     }
 }
 
@@ -102,6 +115,11 @@ fn listen_and_admin(config: &Config, document: &mut Document<'_>) {
         }
         _ => {}
     }
+    self::admin(admin, document);
+}
+
+/// Checks the admin endpoint.
+pub(super) fn admin(admin: &Admin, document: &mut Document<'_>) {
     if let AdminAddress::Tcp(address) = &admin.address
         && admin.token.is_none()
         && !is_loopback(address)
@@ -144,7 +162,7 @@ fn limits(limits: &Limits, document: &mut Document<'_>) {
 
 fn source_alone(name: &str, source: &Source, document: &mut Document<'_>) {
     let table = ["sources", name];
-    is_name(name, "source", &table, document);
+    is_name(name, "a source", &table, document);
     match &source.jwks {
         Some(jwks) => {
             jwks.check(&mut |keys, problem| document.check(&["sources", name, "jwks"], keys, problem));
@@ -184,7 +202,7 @@ fn every_stream_is_taken(name: &str, source: &Source, config: &Config, document:
 
 fn sink_alone(name: &str, sink: &Sink, config: &Config, document: &mut Document<'_>) {
     let table = ["sinks", name];
-    is_name(name, "sink", &table, document);
+    is_name(name, "a sink", &table, document);
     for (index, stream) in sink.streams.iter().enumerate() {
         if sink.streams[..index].contains(stream) {
             let problem = format!("`stream` names `{}` twice; name it once", stream.as_str());
@@ -221,11 +239,12 @@ fn sink_alone(name: &str, sink: &Sink, config: &Config, document: &mut Document<
     }
 }
 
-fn is_name(name: &str, what: &str, table: &[&str], document: &mut Document<'_>) {
+/// Checks the name of a table.
+pub(super) fn is_name(name: &str, what: &str, table: &[&str], document: &mut Document<'_>) {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     if !(1..=64).contains(&name.len()) || !name.bytes().all(legal) || name == "." || name == ".." {
         let hint = "use 1 to 64 of the letters A to Z and a to z, digits, `_`, `.` and `-`";
-        document.check(table, &[], format!("`{name}` is not a name for a {what}; {hint}"));
+        document.check(table, &[], format!("`{name}` is not a name for {what}; {hint}"));
     }
 }
 

@@ -20,8 +20,9 @@ use super::problem::{Problem, likely, line_of, suggest};
 /// A value with its span.
 type Node<'t> = Spanned<DeValue<'t>>;
 
-/// Keys that every sink has; its type adds others.
-const SINK_KEYS: [&str; 4] = ["type", "stream", "sources", "when_full"];
+/// Keys that every table of a kind has; its type adds others.
+const TYPED: [(&str, &[&str]); 2] =
+    [("sinks", &["type", "stream", "sources", "when_full"]), ("inputs", &["type"])];
 
 /// The file, with absolute paths, and the problems that were found in it.
 pub(super) struct Document<'t> {
@@ -118,7 +119,7 @@ impl<'t> Document<'t> {
     pub(super) fn decode<T: Deserialize<'t>>(&mut self) -> Option<T> {
         let mut tree = self.tree.clone();
         loop {
-            let error = match T::deserialize(ValueDeserializer::from(fold_sinks(tree.0.clone()))) {
+            let error = match T::deserialize(ValueDeserializer::from(fold_types(tree.0.clone()))) {
                 Ok(decoded) => return Some(decoded),
                 Err(error) => error,
             };
@@ -204,7 +205,8 @@ impl<'t> Document<'t> {
 
 /// Returns whether these keys lead to the path of a file. In a source, `path` is another.
 fn is_path(keys: &[&str]) -> bool {
-    matches!(keys, ["data_dir"] | ["sinks", _, "path"] | [.., "cert" | "key" | "ca" | "client_ca" | "file"])
+    let is_output = matches!(keys, ["data_dir"] | ["sinks" | "inputs", _, "path"] | ["signing", "jwks"]);
+    is_output || matches!(keys, [.., "cert" | "key" | "ca" | "client_ca" | "file"])
 }
 
 fn absolute(text: &mut DeString<'_>, base: &Path, keys: &[&str]) -> Result<(), &'static str> {
@@ -213,7 +215,8 @@ fn absolute(text: &mut DeString<'_>, base: &Path, keys: &[&str]) -> Result<(), &
     }
     // Drops `.` and doubled slashes; `..` stays, for it may follow a symbolic link.
     let path: PathBuf = base.join(&**text).components().collect();
-    if keys.ends_with(&["path"]) && (text.ends_with('/') || path.file_name().is_none()) {
+    let is_file = keys.ends_with(&["path"]) && keys[0] != "inputs";
+    if is_file && (text.ends_with('/') || path.file_name().is_none()) {
         return Err("a directory, not a file; add a file name");
     }
     let path = path.to_str().ok_or("this file's directory is not UTF-8; write an absolute path")?;
@@ -240,6 +243,14 @@ fn required(keys: &[String]) -> (&'static str, Option<DeValue<'static>>) {
         ["sinks", _, "path"] => ("\"/var/log/auditgate/NAME.log\"", text("/")),
         ["sinks", _, "format"] => ("\"raw\" or \"json\"", text("raw")),
         ["sinks", _, "address"] => ("\"tls://siem.example.com:6514\"", text("unix:///dev/log")),
+        ["receiver"] => {
+            ("{ url = … } above the first table, or [receiver]", table([("url", text("https://localhost/"))]))
+        }
+        ["receiver", "url"] => ("\"https://audit.example.com:8443/PATH\"", text("https://localhost/")),
+        ["signing", "keys"] => ("[{ file = \"signing-key.pem\" }]", DeValue::Array(DeArray::new())),
+        // So is an input.
+        ["inputs", _, "type"] => return ("\"file\", \"unix-datagram\" or \"unix-stream\"", None),
+        ["inputs", _, "path"] => ("\"/var/log/NAME/audit.log\"", text("/")),
         _ => return ("…", None),
     };
     (hint, Some(placeholder))
@@ -255,25 +266,27 @@ fn nowhere<T>(value: T) -> Spanned<T> {
 }
 
 /// Makes what a sink's `type` adds the content of that key, as serde has enums: `type = { file = {
-/// path = "…" } }`. serde's own `tag` would forget where each value stands.
-fn fold_sinks(mut root: Node<'_>) -> Node<'_> {
-    let sinks = table_at(root.get_mut(), &["sinks".to_owned()]);
-    for (_, sink) in sinks.into_iter().flat_map(DeTable::iter_mut) {
-        let span = sink.span();
-        let DeValue::Table(keys) = sink.get_mut() else { continue };
-        let mut common = DeTable::new();
-        for key in SINK_KEYS {
-            common.extend(keys.remove_entry(key));
-        }
-        let options = Spanned::new(span, DeValue::Table(std::mem::replace(keys, common)));
-        if let Some(kind) = keys.get_mut("type") {
-            *kind.get_mut() = match kind.get_ref() {
-                DeValue::String(name) => {
-                    DeValue::Table([(Spanned::new(kind.span(), name.clone()), options)].into_iter().collect())
-                }
-                // Only a text will do, not even what it is made into here.
-                _ => DeValue::Boolean(false),
-            };
+/// path = "…" } }`; so for an input. serde's own `tag` would forget where each value stands.
+fn fold_types(mut root: Node<'_>) -> Node<'_> {
+    for (tables, common_keys) in TYPED {
+        let tables = table_at(root.get_mut(), &[tables.to_owned()]);
+        for (_, table) in tables.into_iter().flat_map(DeTable::iter_mut) {
+            let span = table.span();
+            let DeValue::Table(keys) = table.get_mut() else { continue };
+            let mut common = DeTable::new();
+            for key in common_keys {
+                common.extend(keys.remove_entry(*key));
+            }
+            let options = Spanned::new(span, DeValue::Table(std::mem::replace(keys, common)));
+            if let Some(kind) = keys.get_mut("type") {
+                *kind.get_mut() = match kind.get_ref() {
+                    DeValue::String(name) => DeValue::Table(
+                        [(Spanned::new(kind.span(), name.clone()), options)].into_iter().collect(),
+                    ),
+                    // Only a text will do, not even what it is made into here.
+                    _ => DeValue::Boolean(false),
+                };
+            }
         }
     }
     root
@@ -329,7 +342,8 @@ fn remove(value: &mut DeValue<'_>, span: &Range<usize>) -> bool {
 
 /// Keys for people: `address` in [listen].
 fn shown(keys: &[String]) -> String {
-    let depth = if keys.first().is_some_and(|key| key == "sources" || key == "sinks") { 2 } else { 1 };
+    let is_named = keys.first().is_some_and(|key| matches!(&**key, "sources" | "sinks" | "inputs"));
+    let depth = if is_named { 2 } else { 1 };
     let (table, rest) = keys.split_at(depth.min(keys.len()));
     // Not the elements of arrays.
     let rest: Vec<&str> =
@@ -353,8 +367,8 @@ fn describe(message: &str, keys: &[String]) -> (String, Option<String>) {
     let location = shown(keys);
     let split = |kind: &str| message.strip_prefix(kind)?.rsplit_once("`, expected ");
     if let Some((unknown, known)) = split("unknown field `") {
-        let common = if keys.len() == 3 && keys[0] == "sinks" { &SINK_KEYS[..] } else { &[] };
-        let known = [common, &words(known)].concat();
+        let common = TYPED.iter().find(|(tables, _)| keys.len() == 3 && keys[0] == *tables);
+        let known = [common.map_or(&[][..], |(_, keys)| keys), &words(known)].concat();
         let problem = format!("unknown key {location}; {}", suggest(unknown, "keys", &known));
         return (problem, likely(unknown, &known).map(str::to_owned));
     }

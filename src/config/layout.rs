@@ -1,42 +1,59 @@
 //! The configuration as text: what serde writes, laid out as in `config.example.toml`.
 
 use std::error::Error;
+use std::path::Path;
 
+use serde::Serialize;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
+use super::sender::SenderConfig;
 use crate::escape::is_hazardous;
 
 impl Config {
-    /// The configuration as TOML, with secrets masked: a section for each table, and what is below
-    /// it on one line. Safe on a terminal, for which every text has to be a basic string: serde's
-    /// own layout has others too.
+    /// Returns the configuration as TOML, with secrets masked.
     ///
     /// # Errors
     /// A bug of ours.
     pub fn to_toml(&self) -> Result<String, Box<dyn Error>> {
-        let written = toml::to_string(self)?;
-        let tree = DeTable::parse(&written)?.into_inner();
-        let mut out = format!("# The effective configuration of {}\n", quoted(&self.file.to_string_lossy()));
-        for (key, value) in in_order(&tree) {
-            match value {
-                DeValue::Table(named) if key == "sources" || key == "sinks" => {
-                    for (name, value) in in_order(named) {
-                        out += &format!("\n[{key}.{}]\n{}", quoted(name), lines(value));
-                    }
-                }
-                DeValue::Table(_) => out += &format!("\n[{key}]\n{}", lines(value)),
-                _ => out += &format!("{key} = {}\n", inline(value)),
-            }
-        }
-        Ok(out)
+        to_toml(&self.file, self)
     }
+}
+
+impl SenderConfig {
+    /// Returns the configuration as TOML, with secrets masked.
+    ///
+    /// # Errors
+    /// A bug of ours.
+    pub fn to_toml(&self) -> Result<String, Box<dyn Error>> {
+        to_toml(&self.file, self)
+    }
+}
+
+/// Writes a section for each table, and what is below it on one line. Safe on a terminal, for which
+/// every text has to be a basic string: serde's own layout has others too.
+fn to_toml(file: &Path, config: &impl Serialize) -> Result<String, Box<dyn Error>> {
+    let written = toml::to_string(config)?;
+    let tree = DeTable::parse(&written)?.into_inner();
+    let mut out = format!("# The effective configuration of {}\n", quoted(&file.to_string_lossy()));
+    for (key, value) in in_order(&tree) {
+        match value {
+            DeValue::Table(named) if matches!(key, "sources" | "sinks" | "inputs") => {
+                for (name, value) in in_order(named) {
+                    out += &format!("\n[{key}.{}]\n{}", quoted(name), lines(value));
+                }
+            }
+            DeValue::Table(_) => out += &format!("\n[{key}]\n{}", lines(value)),
+            _ => out += &format!("{key} = {}\n", inline(value)),
+        }
+    }
+    Ok(out)
 }
 
 fn lines(table: &DeValue<'_>) -> String {
     let keys = table.as_table().into_iter().flat_map(in_order);
     keys.map(|(key, value)| match value {
-        // The reverse of `document::fold_sinks`.
+        // The reverse of `document::fold_types`.
         DeValue::Table(kind) if key == "type" => in_order(kind)
             .iter()
             .map(|(kind, keys)| format!("type = {}\n{}", quoted(kind), lines(keys)))

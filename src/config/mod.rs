@@ -35,6 +35,7 @@ mod document;
 mod layout;
 mod outputs;
 mod problem;
+pub mod sender;
 
 pub use problem::{ConfigError, Problem};
 
@@ -300,6 +301,14 @@ pub enum Secrets {
 /// # Errors
 /// The file cannot be read, or anything in it is wrong: all that can be found at once is reported.
 pub fn load(file: &Path, environment: Environment<'_>, secrets: Secrets) -> Result<Config, ConfigError> {
+    load_text(file, |text, absolute| read(text, absolute, environment, secrets))
+}
+
+/// Gives the text of a file and its absolute path to `read`.
+fn load_text<T>(
+    file: &Path,
+    read: impl FnOnce(&str, PathBuf) -> Result<T, Vec<Problem>>,
+) -> Result<T, ConfigError> {
     let fail = |problems| ConfigError::new(file, problems);
     let fail_whole = |line, message: String| fail(vec![Problem { line, message }]);
     let bytes = std::fs::read(file).map(Zeroizing::new).map_err(|error| {
@@ -314,7 +323,7 @@ pub fn load(file: &Path, environment: Environment<'_>, secrets: Secrets) -> Resu
         let hint = "name the file by its absolute path";
         fail_whole(None, format!("cannot find the current directory: {error}; {hint}"))
     })?;
-    read(text, absolute, environment, secrets).map_err(fail)
+    read(text, absolute).map_err(fail)
 }
 
 /// Reads the text of the file with the absolute path `file`.

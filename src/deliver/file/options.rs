@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Rotation;
-use crate::quantity::{parsed, time};
+use crate::quantity::{octal, parsed, time};
 
 /// Options of a file sink: its path, and the form of what is written.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -86,22 +86,6 @@ impl FileOptions {
 
 fn mode() -> u32 {
     0o640
-}
-
-/// An octal text that lets the owner write.
-mod octal {
-    use super::*;
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(written: D) -> Result<u32, D::Error> {
-        parsed(written, |text| {
-            let mode = u32::from_str_radix(text, 8).ok().filter(|mode| (0o200..=0o777).contains(mode));
-            mode.ok_or_else(|| format!("`{text}` is not a file mode; write an octal text such as \"0640\""))
-        })
-    }
-
-    pub(super) fn serialize<S: Serializer>(mode: &u32, out: S) -> Result<S::Ok, S::Error> {
-        out.collect_str(&format_args!("{mode:04o}"))
-    }
 }
 
 fn owner<'de, D: Deserializer<'de>>(written: D) -> Result<Option<String>, D::Error> {
