@@ -176,6 +176,7 @@ impl Bench {
             decoded: body,
             key_ids: Arc::from(["k".to_owned()]),
             lines: Lines::new(entries),
+            checkpoint: None,
         }
     }
 

@@ -565,6 +565,7 @@ pub(super) mod tests {
                 packing: Packing::Lines(Coding::Identity),
                 key_ids: Arc::from(["k1".to_owned()]),
                 lines: Lines::new(vec![Some(entry)]),
+                checkpoint: None,
             };
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(self.ledger.commit(batch)).unwrap();

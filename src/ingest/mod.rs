@@ -442,6 +442,7 @@ impl Work {
             decoded: Arc::clone(&body.bytes),
             key_ids,
             lines: Lines::new(entries),
+            checkpoint: None,
         };
         let record = |packing, reason, detail: String| {
             let verdict = Verdict::Rejected { reason, detail: detail.into() };

@@ -38,6 +38,17 @@ pub struct Batch {
     pub key_ids: Arc<[String]>,
     /// Its lines.
     pub lines: Lines,
+    /// State of the input that its lines came from, to be kept with them.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// State of an input behind the lines of a batch: where it continues after a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Name of the input.
+    pub input: Arc<str>,
+    /// The state, which only the input can read.
+    pub state: Vec<u8>,
 }
 
 /// Proof that every line of a batch is durably committed. Only the writer creates one, after the

@@ -9,7 +9,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::batch::Batch;
+use super::batch::{Batch, Checkpoint};
 use super::lines::Counts;
 use super::subscription::{Pending, Position, Resume, Streams, Subscription};
 use super::verdicts::Verdicts;
@@ -115,6 +115,19 @@ pub(super) fn append(
     }
     let weight = Backlog { bytes, quarantine_bytes };
     Ok(Some(Appended { position, weight, streams: lines.map(|lines| lines > 0) }))
+}
+
+/// Keeps the state of an input, in the transaction of the batch that it belongs to.
+pub(super) fn keep_checkpoint(connection: &Connection, checkpoint: &Checkpoint) -> rusqlite::Result<()> {
+    let mut keep = connection.prepare_cached("INSERT OR REPLACE INTO meta VALUES ('input ' || ?1, ?2)")?;
+    keep.execute(params![checkpoint.input, checkpoint.state])?;
+    Ok(())
+}
+
+/// Returns the state of an input that was kept last.
+pub(super) fn checkpoint(connection: &Connection, input: &str) -> rusqlite::Result<Option<Vec<u8>>> {
+    let mut find = connection.prepare("SELECT value FROM meta WHERE name = 'input ' || ?1")?;
+    find.query_row([input], |row| row.get(0)).optional()
 }
 
 /// Records a sink's position.

@@ -224,6 +224,14 @@ impl Ledger {
         delivery::resume(&schema::open_reader(&self.shared.database)?, sink)
     }
 
+    /// Returns the state of an input that was committed last.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn checkpoint(&self, input: &str) -> rusqlite::Result<Option<Vec<u8>>> {
+        delivery::checkpoint(&schema::open_reader(&self.shared.database)?, input)
+    }
+
     /// Returns the position of the newest batch that was committed before the ledger was opened; 0
     /// before the first.
     pub fn newest_at_start(&self) -> i64 {

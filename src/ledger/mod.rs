@@ -30,7 +30,7 @@ mod subscription;
 mod verdicts;
 mod writer;
 
-pub use batch::{Batch, CommitReceipt, Committed, Entry};
+pub use batch::{Batch, Checkpoint, CommitReceipt, Committed, Entry};
 pub use delivery::Backlog;
 pub use error::{CommitError, Failed, OpenError};
 pub use handle::{Ledger, LedgerOptions, Running};

@@ -83,6 +83,7 @@ mod tests {
             packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::new([]),
             lines: Lines::new(vec![None; lines]),
+            checkpoint: None,
         };
         Commit { batch, reply: oneshot::channel().0, sent: Instant::now() }
     }

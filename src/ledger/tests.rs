@@ -89,11 +89,16 @@ impl Fixture {
             packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::from(["k".to_owned()]),
             lines: Lines::new(entries.into_iter().map(Some).collect()),
+            checkpoint: None,
         }
     }
 
     fn commit(&self, source: &str, entries: Vec<Entry>) -> CommitReceipt {
-        self.ledger().send_commit(Self::batch(source, entries)).blocking_recv().unwrap().unwrap().receipt
+        self.commit_batch(Self::batch(source, entries))
+    }
+
+    fn commit_batch(&self, batch: Batch) -> CommitReceipt {
+        self.ledger().send_commit(batch).blocking_recv().unwrap().unwrap().receipt
     }
 
     fn commit_line(&self, line: &str, time: Option<i64>) -> u64 {

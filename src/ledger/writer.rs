@@ -261,6 +261,9 @@ impl Writer {
                 written.backlog += appended.weight;
                 self.eviction.appended();
             }
+            if let Some(checkpoint) = &batch.checkpoint {
+                delivery::keep_checkpoint(connection, checkpoint)?;
+            }
             written.batches.push((counts, verdicts, appended));
             gauges.progress.fetch_add(1, Ordering::Relaxed);
         }

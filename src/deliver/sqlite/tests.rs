@@ -462,6 +462,7 @@ fn commit(fixture: &Fixture, data_dir: &str, batches: std::ops::Range<usize>, de
             packing: Packing::Lines(Coding::Identity),
             key_ids: Arc::from(["k1".to_owned()]),
             lines: Lines::new(lines.iter().enumerate().map(entry).collect()),
+            checkpoint: None,
         };
         runtime.block_on(ledger.commit(batch)).unwrap();
     }

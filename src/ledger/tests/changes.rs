@@ -133,3 +133,21 @@ fn each_sink_gets_the_right_events_when_sinks_change() {
         assert_eq!(change(&before, &after), expected, "{name}");
     }
 }
+
+#[test]
+fn the_state_of_an_input_is_committed_with_its_lines_or_alone() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.ledger().checkpoint("app").unwrap(), None);
+    let checkpoint = |state: &[u8]| Some(Checkpoint { input: "app".into(), state: state.to_vec() });
+    let first =
+        Batch { checkpoint: checkpoint(b"1"), ..Fixture::batch("us", vec![fixture.entry("us", "a", None)]) };
+    fixture.commit_batch(first);
+    fixture.reopen();
+    assert_eq!(fixture.ledger().checkpoint("app").unwrap().unwrap(), b"1");
+    let without_lines = Batch { checkpoint: checkpoint(b"2"), ..Fixture::batch("us", Vec::new()) };
+    fixture.commit_batch(without_lines);
+    fixture.reopen();
+    assert_eq!(fixture.ledger().checkpoint("app").unwrap().unwrap(), b"2");
+    assert_eq!(fixture.ledger().checkpoint("other").unwrap(), None);
+    assert_eq!(fixture.ledger().pending("all").unwrap().events, 1);
+}
