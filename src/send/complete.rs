@@ -1,4 +1,4 @@
-//! The defaults of Konnect's CEF header.
+//! What an event needs and does not have.
 
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -8,9 +8,9 @@ use crate::wire::event::{Event, Value};
 
 /// Fills in what a CEF header needs and the event does not have: `cef_version` 0, `event_vendor`
 /// KongInc, `event_product` Konnect, `event_version` 1.0, `severity` 0 for an authentication and 1
-/// for the rest, and `event_ts` from `rt`, or from `now` (both milliseconds since the Unix epoch)
-/// where `rt` is not a time. There is no default for `name`, without which it is unknown what
-/// happened.
+/// for the rest; and what every event needs: `rt` from `now` (milliseconds since the Unix epoch),
+/// `event_ts` from `rt`, or from `now` where `rt` is not a time, and a random `trace_id` of 128
+/// bits. There is no default for `name`, without which it is unknown what happened.
 pub fn complete(event: &mut Event, now: i64) {
     let kind = Type::of(&event.text("name").unwrap_or_default());
     let severity = if kind == Type::Authentication { "0" } else { "1" };
@@ -24,6 +24,18 @@ pub fn complete(event: &mut Event, now: i64) {
         if event.field(name).is_none() {
             event.set(name, Value::Text(value.to_owned()));
         }
+    }
+    fill_in(event, now);
+}
+
+/// Fills in `rt`, `event_ts` and `trace_id`, as [`complete`] does. An event without a trace ID that
+/// is filled in twice is two events.
+pub(crate) fn fill_in(event: &mut Event, now: i64) {
+    if event.field("rt").is_none() {
+        event.set("rt", Value::Number(now.to_string()));
+    }
+    if event.field("trace_id").is_none() && !event.ambiguous().iter().any(|key| key == "trace_id") {
+        event.set("trace_id", Value::Text(format!("{:032x}", rand::random::<u128>())));
     }
     if event.field("event_ts").is_none() {
         let stamp = event.text("rt").and_then(|rt| time_stamp(rt.parse().ok()?)).or_else(|| time_stamp(now));
@@ -76,5 +88,21 @@ mod tests {
         let mut nameless = Event::new();
         complete(&mut nameless, 0);
         assert_eq!(nameless.field("name"), None);
+        assert_eq!(nameless.field("rt"), Some(&Value::Number("0".to_owned())));
+    }
+
+    #[test]
+    fn a_missing_trace_id_is_filled_in_with_a_new_one_each_time() {
+        let trace_id = || {
+            let mut event = Event::new();
+            fill_in(&mut event, 0);
+            event.text("trace_id").unwrap().into_owned()
+        };
+        assert_eq!(trace_id().len(), 32);
+        assert_ne!(trace_id(), trace_id());
+        let mut event = Event::new();
+        event.set("trace_id", Value::Text("7".to_owned()));
+        fill_in(&mut event, 0);
+        assert_eq!(event.text("trace_id").unwrap(), "7");
     }
 }

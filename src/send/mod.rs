@@ -64,6 +64,8 @@ pub use complete::complete;
 pub use post::{Delivered, Receipt, RetryObserver, Retrying, Undelivered};
 pub use retry::Retry;
 pub use sign::{KeyError, SignError, SigningKey, line};
+#[doc(hidden)]
+pub use sign::{prepare, sign_line};
 
 pub use crate::wire::cef::WriteError;
 

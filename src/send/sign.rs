@@ -8,7 +8,8 @@ use ed25519_dalek::Signer as _;
 use ed25519_dalek::pkcs8::DecodePrivateKey;
 use zeroize::Zeroizing;
 
-use crate::wire::event::{Event, Format, Value};
+use super::complete::{complete, fill_in};
+use crate::wire::event::{Event, Format, Malformed, Value};
 use crate::wire::line::Line;
 use crate::wire::{cef, json, signature};
 
@@ -60,6 +61,42 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
         return Err(SignError::Unrepresentable(format));
     }
     Ok(line)
+}
+
+/// Writes an input line (CEF, JSON, CPS or a JSON object of fields) as the line to send, up to its
+/// signature: in `format`, or as it came, with what is missing filled in ([`complete`], without the
+/// header for JSON), and without the signature that it had.
+///
+/// # Errors
+/// What is wrong with it, for people.
+#[doc(hidden)]
+pub fn prepare(text: &[u8], format: Option<Format>, now: i64) -> Result<(Format, Event), String> {
+    let parsed = Line::parse(text).map_err(|malformed| malformed.to_string())?;
+    let mut event = parsed.event();
+    let format = format.unwrap_or(parsed.format());
+    // A CEF line shows whether it has a class; the other formats may lack the whole header.
+    if format == Format::Cef {
+        complete(&mut event, now);
+    } else {
+        fill_in(&mut event, now);
+    }
+    Ok((format, event))
+}
+
+/// Signs a line that [`line`] has written without a key; one that carries a signature stays as it
+/// is.
+///
+/// # Errors
+/// When it is not a line of an event.
+#[doc(hidden)]
+pub fn sign_line(line: &mut Vec<u8>, key: &SigningKey) -> Result<(), Malformed> {
+    let parsed = Line::parse(line)?;
+    let (format, is_signed) = (parsed.format(), parsed.signed().is_some());
+    if !is_signed {
+        let signature = key.0.sign(line).to_bytes();
+        signature::insert(format, line, &signature);
+    }
+    Ok(())
 }
 
 /// Reason why there is no signing key. Each can be fixed by the operator; none repeats anything of
@@ -169,6 +206,26 @@ mod tests {
             wanted.remove("sig");
             assert_eq!(said, wanted);
         }
+    }
+
+    #[test]
+    fn a_prepared_line_is_signed_later_as_if_at_once() {
+        for format in Format::ALL {
+            let (format, event) = prepare(&line(format, &event(), None).unwrap(), None, 0).unwrap();
+            let mut later = line(format, &event, None).unwrap();
+            sign_line(&mut later, &key()).unwrap();
+            assert_eq!(later, line(format, &event, Some(&key())).unwrap());
+            let signed = later.clone();
+            sign_line(&mut later, &SigningKey::from_seed(&[8; 32])).unwrap();
+            assert_eq!(later, signed);
+        }
+        let (format, event) = prepare(br#"{"user":"x","n":12345678901234567890}"#, None, 1).unwrap();
+        assert_eq!(format, Format::Json);
+        assert_eq!(event.text("rt").unwrap(), "1");
+        assert_eq!(event.text("event_ts").unwrap(), "1970-01-01T00:00:00Z");
+        assert_eq!(event.text("n").unwrap(), "12345678901234567890");
+        assert!(event.field("trace_id").is_some() && event.field("cef_version").is_none());
+        assert!(prepare(b"no event", None, 1).is_err());
     }
 
     #[test]

@@ -13,11 +13,10 @@ use super::super::exit::Failure;
 use super::super::time_arg::now;
 use super::delivery::{Feed, Hangup, Origin};
 use super::{Args, display};
-use crate::send::{SigningKey, complete, line, sample};
+use crate::send::{SigningKey, line, prepare, sample};
 use crate::verify::read::unpacked;
 use crate::wire::batch::{Coding, Packing};
 use crate::wire::event::{Format, Reason};
-use crate::wire::line::Line;
 use crate::wire::record;
 
 /// Way in which an input line becomes a line to send.
@@ -153,14 +152,7 @@ impl Treatment {
                 _ => Err("it is not a quarantine record; for other lines use --input-format raw".to_owned()),
             },
             Self::Events { format, key } => {
-                let parsed = Line::parse(text).map_err(|malformed| malformed.to_string())?;
-                let mut event = parsed.event();
-                let format = format.unwrap_or(parsed.format());
-                // A CEF line shows whether it has a class; the other formats may lack the whole
-                // header.
-                if format == Format::Cef {
-                    complete(&mut event, now());
-                }
+                let (format, event) = prepare(text, *format, now())?;
                 let line = line(format, &event, key.as_deref());
                 line.map(|line| vec![line]).map_err(|error| error.to_string())
             }
