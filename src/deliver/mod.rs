@@ -10,3 +10,4 @@ pub mod sink;
 pub mod sqlite;
 pub mod syslog;
 pub mod worker;
+pub mod workers;

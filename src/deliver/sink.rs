@@ -22,6 +22,8 @@
 //! ledger's and may be ahead; one that does not returns the ledger's, and compares what it is given
 //! with what it has.
 
+use std::time::Duration;
+
 use crate::ledger::{Position, Resume};
 use crate::wire::event::Verdict;
 use crate::wire::record::{self, Accepted, Quarantined};
@@ -70,12 +72,14 @@ pub struct SinkError {
     /// Nothing that was written since the last safe position can be trusted: it must all be pushed
     /// again.
     pub must_resume: bool,
+    /// Time that the destination asks to wait for before the next attempt.
+    pub retry_after: Option<Duration>,
 }
 
 impl SinkError {
     /// Creates an error after which the same operation can be retried.
     pub fn new(what: String, cause: std::io::Error) -> Self {
-        Self { what, cause, must_resume: false }
+        Self { what, cause, must_resume: false, retry_after: None }
     }
 }
 

@@ -331,13 +331,14 @@ impl Delivery {
         }
     }
 
-    /// Waits after a failure: twice as long each time, jittered, at most half a minute. Then the
-    /// same can be retried, unless the sink has to be resumed.
+    /// Waits after a failure: as the destination asked, or twice as long each time, jittered, at most
+    /// half a minute. Then the same can be retried, unless the sink has to be resumed.
     fn back_off(&mut self, error: &SinkError) -> Result<(), Interrupted> {
         self.worker.watcher.failed(&self.worker.subscription.sink, error);
         let wait = self.wait.unwrap_or(MIN_RETRY_DELAY);
         self.wait = Some((wait * 2).min(MAX_RETRY_DELAY));
-        let mut rest = wait.mul_f64(rand::rng().random_range(0.5..1.0));
+        let jittered = wait.mul_f64(rand::rng().random_range(0.5..1.0));
+        let mut rest = error.retry_after.unwrap_or(jittered);
         // In small pieces, so that the end of the process is noticed.
         while !rest.is_zero() {
             if self.worker.stop.load(Ordering::Relaxed) {

@@ -60,41 +60,41 @@ impl BatchLimits {
 
 /// The batch that is being filled.
 #[derive(Debug, Default)]
-pub(super) struct Collector {
+pub(crate) struct Collector {
     body: Vec<u8>,
     events: usize,
 }
 
 /// A batch that is ready to be sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     /// The lines, each with its terminator.
-    pub(super) body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// Number of lines.
-    pub(super) events: usize,
+    pub(crate) events: usize,
 }
 
 impl Collector {
     /// Returns whether the batch would keep its limit with this line too. An empty batch takes
     /// every admitted line.
-    pub(super) fn fits(&self, line: &[u8], limits: &BatchLimits) -> bool {
+    pub(crate) fn fits(&self, line: &[u8], limits: &BatchLimits) -> bool {
         self.events == 0 || self.body.len() + line.len() + terminator(line).len() <= limits.bytes
     }
 
     /// Adds an admitted line that fits.
-    pub(super) fn push(&mut self, line: &[u8]) {
+    pub(crate) fn push(&mut self, line: &[u8]) {
         self.body.extend_from_slice(line);
         self.body.extend_from_slice(terminator(line));
         self.events += 1;
     }
 
     /// Returns whether the batch is to be sent without waiting for more.
-    pub(super) fn is_full(&self, limits: &BatchLimits) -> bool {
+    pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
         self.events >= limits.events || self.body.len() >= limits.bytes
     }
 
     /// Returns the batch, and leaves an empty one in its place; none when no line is in it.
-    pub(super) fn take(&mut self) -> Option<Batch> {
+    pub(crate) fn take(&mut self) -> Option<Batch> {
         let Self { body, events } = std::mem::take(self);
         (events > 0).then_some(Batch { body, events })
     }

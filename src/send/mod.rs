@@ -42,6 +42,8 @@
 mod batch;
 mod complete;
 mod post;
+#[cfg(feature = "daemon")]
+mod rate;
 #[cfg(test)]
 pub(crate) mod receiver;
 mod retry;
@@ -71,8 +73,12 @@ pub use crate::wire::cef::WriteError;
 
 use crate::net::{Client, Endpoint, HeaderValue, TlsError};
 use crate::wire::event::{Event, Format};
-use batch::{Batch, Collector};
-use post::Poster;
+pub(crate) use batch::{Batch, Collector};
+pub(crate) use post::Poster;
+#[cfg(feature = "daemon")]
+pub(crate) use rate::RateLimiter;
+#[cfg(feature = "daemon")]
+pub(crate) use retry::LONGEST_RETRY_AFTER;
 
 /// Number of lines that are queued between [`Sender::send`] and the batch. Enough to keep the batch
 /// filling while the producer pauses; few enough that even the longest lines stay within some
@@ -394,7 +400,7 @@ impl Dispatch {
 
 impl Receipt {
     /// Adds receipts. The numbers come from a foreign host, so they may be anything.
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.accepted = self.accepted.saturating_add(other.accepted);
         self.duplicates = self.duplicates.saturating_add(other.duplicates);
         self.quarantined = self.quarantined.saturating_add(other.quarantined);

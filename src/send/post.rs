@@ -62,6 +62,14 @@ pub enum Undelivered {
 }
 
 impl Undelivered {
+    /// Returns the status of the response; none without one.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            Self::NoAnswer(_) | Self::Encode(_) => None,
+        }
+    }
+
     /// Returns whether every other batch would be refused for the same reason, until the receiver
     /// or the options of this sender change: the certificate is not trusted, or the response was
     /// 401, 403, 404 or 405.
@@ -95,7 +103,7 @@ pub type RetryObserver = Arc<dyn Fn(&Retrying<'_>) + Send + Sync>;
 
 /// Destination and settings of posts.
 #[derive(Clone)]
-pub(super) struct Poster {
+pub(crate) struct Poster {
     client: Client,
     endpoint: Endpoint,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -106,7 +114,7 @@ pub(super) struct Poster {
 
 impl Poster {
     /// Creates a poster. `authorization` is sent verbatim; `observer` is told of every retry.
-    pub(super) fn new(
+    pub(crate) fn new(
         client: Client,
         endpoint: Endpoint,
         authorization: Option<HeaderValue>,
@@ -150,7 +158,8 @@ impl Poster {
         (attempts, lines.into(), result)
     }
 
-    async fn attempt(&self, body: Bytes) -> Attempt {
+    /// Posts a compressed batch once.
+    pub(crate) async fn attempt(&self, body: Bytes) -> Attempt {
         let answer =
             self.client.post(&self.endpoint, &self.headers, body, MAX_ANSWER_BYTES, self.timeout).await;
         match answer {
@@ -162,9 +171,10 @@ impl Poster {
 
 /// Result of one post, and the pause that the receiver asked for.
 #[derive(Debug)]
-struct Attempt {
-    result: Result<Delivered, Undelivered>,
-    retry_after: Option<Duration>,
+pub(crate) struct Attempt {
+    pub(crate) result: Result<Delivered, Undelivered>,
+    /// Unbounded, as the receiver sent it.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Attempt {

@@ -15,7 +15,7 @@ pub struct Retry {
 }
 
 /// Maximum pause that a receiver can ask for; beyond it, it is asked again all the same.
-pub(super) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
+pub(crate) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 impl Default for Retry {
     fn default() -> Self {

@@ -18,10 +18,12 @@ use zeroize::Zeroizing;
 
 use super::super::exit::Failure;
 use super::display;
-use super::load::{Latencies, RateLimiter};
+use super::load::Latencies;
 use crate::escape::escape;
 use crate::net::{Endpoint, HeaderValue};
-use crate::send::{BatchLimits, Delivered, Options, Report, Retry, Retrying, SendError, Sender, Summary};
+use crate::send::{
+    BatchLimits, Delivered, Options, RateLimiter, Report, Retry, Retrying, SendError, Sender, Summary,
+};
 
 /// Environment variable with the `Authorization` value, used when no argument gives one.
 pub(super) const AUTHORIZATION_VARIABLE: &str = "AUDITGATE_AUTHORIZATION";
@@ -155,7 +157,7 @@ impl Feed {
         match treated {
             Ok(lines) => lines.into_iter().try_for_each(|line| {
                 if let Some(limiter) = &self.limiter {
-                    let wait = limiter.borrow_mut().wait(Instant::now());
+                    let wait = limiter.borrow_mut().wait(1, Instant::now());
                     std::thread::sleep(wait);
                 }
                 self.send(Fed::Line { line, origin: origin() })

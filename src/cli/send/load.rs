@@ -1,31 +1,7 @@
 //! Load: how fast lines are handed to the sender, and how fast they were answered.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-
-/// Keeps a rate. What is late by less than [`SLACK`] is caught up; after a longer pause there is no
-/// burst.
-pub(super) struct RateLimiter {
-    interval: Duration,
-    next: Option<Instant>,
-}
-
-impl RateLimiter {
-    /// Creates the limiter for a number of lines a second.
-    pub(super) fn new(rate: f64) -> Self {
-        Self { interval: Duration::from_secs_f64(1.0 / rate), next: None }
-    }
-
-    /// Returns how long the next line must wait at `now`, and counts it.
-    pub(super) fn wait(&mut self, now: Instant) -> Duration {
-        let due = self.next.filter(|due| *due + SLACK > now).unwrap_or(now);
-        self.next = Some(due + self.interval);
-        due.saturating_duration_since(now)
-    }
-}
-
-/// Time by which lines may be late and still be caught up: a sleep ends a little late each time.
-const SLACK: Duration = Duration::from_secs(1);
+use std::time::Duration;
 
 /// Time from the post of a batch to its answer, for the newest batches.
 #[derive(Default)]
@@ -71,20 +47,6 @@ fn milliseconds(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_due_at_the_rate() {
-        let mut limiter = RateLimiter::new(4.0);
-        let start = Instant::now();
-        let waits: Vec<_> = (0..4).map(|_| limiter.wait(start).as_millis()).collect();
-        assert_eq!(waits, [0, 250, 500, 750]);
-        // 300 ms late: caught up. After a pause of seconds: no burst.
-        assert_eq!(limiter.wait(start + Duration::from_millis(1300)), Duration::ZERO);
-        assert_eq!(limiter.wait(start + Duration::from_millis(1300)), Duration::ZERO);
-        let late = start + Duration::from_secs(60);
-        assert_eq!(limiter.wait(late), Duration::ZERO);
-        assert_eq!(limiter.wait(late), Duration::from_millis(250));
-    }
 
     #[test]
     fn percentiles_are_times_that_occurred() {

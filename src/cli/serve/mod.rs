@@ -20,9 +20,7 @@ mod status;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
@@ -42,7 +40,7 @@ use crate::cli::config_file::ConfigFile;
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::{self, Config, Secrets, Tls};
-use crate::deliver::worker::Worker;
+use crate::deliver::workers::Workers;
 use crate::ingest::{Ingest, Limits, Source};
 use crate::ledger::{Backlog, Failed, Ledger, LedgerOptions, OpenError, Running, Window};
 use crate::memory_budget::MemoryBudget;
@@ -82,9 +80,6 @@ const BODY_GRACE: Duration = Duration::from_secs(5);
 
 /// Time for the sinks to take what is committed, after the requests have finished.
 const SINK_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time for a sink to stop, after that.
-const SINK_STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs the daemon. Returns after an orderly shutdown.
 ///
@@ -233,7 +228,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
             "some requests did not finish in the time for stopping; their senders will retry them"
         );
     }
-    tokio::task::spawn_blocking(move || end(&ledger, workers, running))
+    tokio::task::spawn_blocking(move || workers.finish(&ledger, running, Some(SINK_DRAIN_TIMEOUT)))
         .await
         .map_err(|error| Failure::bug(format!("the drain ended early: {error}")))?;
     skips.report_rest();
@@ -272,42 +267,6 @@ fn check(config: &Config) -> Result<(), Failure> {
         tracing::warn!(code = "check-failed", "{finding}");
     }
     Ok(())
-}
-
-/// Threads of the sinks, with the sinks' names.
-struct Workers {
-    threads: Vec<(String, JoinHandle<()>)>,
-    stop: Arc<AtomicBool>,
-}
-
-/// Gives the sinks a limited time to catch up, and closes the ledger, also when a sink hangs: what
-/// is not recorded as delivered waits for the next start.
-fn end(ledger: &Ledger, workers: Workers, running: Running) {
-    ledger.close_feed();
-    let Workers { mut threads, stop } = workers;
-    let mut wait = |time: Duration| {
-        let deadline = Instant::now() + time;
-        loop {
-            threads.retain(|(_, thread)| !thread.is_finished());
-            if threads.is_empty() || Instant::now() >= deadline {
-                return threads.iter().map(|(sink, _)| sink.clone()).collect::<Vec<_>>();
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
-    wait(SINK_DRAIN_TIMEOUT);
-    stop.store(true, Ordering::Relaxed);
-    for sink in wait(SINK_STOP_TIMEOUT) {
-        tracing::error!(
-            code = "sink-abandoned",
-            sink,
-            "sink \"{sink}\" did not stop within {seconds} s and is abandoned; its events wait in the ledger \
-             for the next start",
-            seconds = SINK_STOP_TIMEOUT.as_secs()
-        );
-    }
-    ledger.close();
-    let _ = running.thread.join();
 }
 
 /// Returns the check of the admin endpoint's token. Without a configured token every client is
@@ -410,23 +369,14 @@ fn open_ledger(config: &Config) -> Result<(Ledger, Running), Failure> {
 }
 
 fn start_workers(config: &Config, ledger: &Ledger, status: &Arc<SinkStatus>) -> Result<Workers, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut threads = Vec::with_capacity(config.sinks.len());
+    let mut workers = Workers::default();
     for (name, sink) in &config.sinks {
-        let worker = Worker {
-            subscription: sink.subscription(name),
-            sink: sinks::make(name, sink, ledger)?,
-            ledger: ledger.clone(),
-            watcher: Box::new(Arc::clone(status)),
-            stop: Arc::clone(&stop),
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("sink {name}"))
-            .spawn(move || worker.run())
+        let made = sinks::make(name, sink, ledger)?;
+        workers
+            .start(sink.subscription(name), made, ledger, Box::new(Arc::clone(status)))
             .map_err(|error| Failure::io(format!("cannot start a thread: {error}")))?;
-        threads.push((name.clone(), thread));
     }
-    Ok(Workers { threads, stop })
+    Ok(workers)
 }
 
 fn limits(config: &Config) -> Limits {

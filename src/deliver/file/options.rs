@@ -58,6 +58,12 @@ pub enum Syncing {
 }
 
 impl FileOptions {
+    /// Returns the defaults for a file.
+    pub fn new(path: PathBuf, format: Rendering) -> Self {
+        let (rotate, fsync_interval, owner) = (None, None, None);
+        Self { path, format, rotate, fsync: Syncing::default(), fsync_interval, mode: mode(), owner }
+    }
+
     /// Fills in the defaults that depend on other options. `is_quarantine`: the sink takes no other
     /// stream, so that no verified event can be among what the default rotation removes.
     pub fn fill_in(&mut self, is_quarantine: bool) {
