@@ -1,5 +1,8 @@
 //! The contract of an input, and what it reads.
 
+mod content;
+pub mod follow;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -39,6 +42,23 @@ pub struct Chunk {
     /// State from which the input continues when the lines are safe, for [`Input::resume`]; none
     /// for an input that cannot be read again.
     pub checkpoint: Option<Vec<u8>>,
+}
+
+/// Limits of what is read at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkLimits {
+    /// Maximum length of a line in bytes; of a longer one only so much is kept.
+    pub line: usize,
+    /// Maximum number of lines in a chunk.
+    pub lines: usize,
+    /// Number of bytes from which on a chunk takes no further line.
+    pub bytes: usize,
+}
+
+impl Default for ChunkLimits {
+    fn default() -> Self {
+        Self { line: 256 << 10, lines: 2000, bytes: 1 << 20 }
+    }
 }
 
 /// A source of lines, read by a thread of its own.

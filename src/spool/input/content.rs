@@ -1,0 +1,178 @@
+//! The content of a file, by which it is known again, and its lines.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::verify::read::{Kind, unpacked};
+
+/// Number of bytes of which a digest is made.
+const SAMPLE: u64 = 1024;
+
+/// A place in a content: how much of it has been read, and digests of its first bytes and of the
+/// last ones that were read. They tell whether another file continues the same content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct Place {
+    /// Number of bytes that have been read.
+    pub(super) offset: u64,
+    /// Number of lines in them.
+    pub(super) line: u64,
+    /// Digest of the first bytes.
+    head: String,
+    /// Digest of the last bytes before the offset.
+    tail: String,
+}
+
+/// An open file, inflated where its first bytes say so.
+pub(super) struct Content {
+    file: File,
+    /// A compressed file is read from its beginning on: the stream, and how far it was read.
+    packed: Option<(Box<dyn BufRead + Send>, u64)>,
+}
+
+impl Content {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let mut content = Self { file, packed: None };
+        if content.is_compressed()? {
+            content.rewind(path)?;
+        }
+        Ok(content)
+    }
+
+    fn is_compressed(&self) -> io::Result<bool> {
+        let mut start = [0; 4];
+        let read = self.file.read_at(&mut start, 0)?;
+        Ok(matches!(unpacked(io::Cursor::new(start[..read].to_vec())), Ok((Kind::Gzip | Kind::Zstd, _))))
+    }
+
+    fn rewind(&mut self, path: &Path) -> io::Result<()> {
+        let (_, stream) = unpacked(BufReader::new(File::open(path)?))?;
+        self.packed = Some((Box::new(BufReader::with_capacity(64 << 10, stream)), 0));
+        Ok(())
+    }
+
+    /// Returns the file, for its metadata.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns whether it is compressed: it does not grow then.
+    pub(super) fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// Reads at an offset until `buffer` is full or the content ends. Offsets of a compressed file
+    /// must not go back.
+    pub(super) fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        if let Some((stream, position)) = &mut self.packed {
+            let skip = offset.checked_sub(*position).ok_or(io::ErrorKind::InvalidInput)?;
+            *position += io::copy(&mut stream.by_ref().take(skip), &mut io::sink())?;
+            while filled < buffer.len() && *position >= offset {
+                match stream.read(&mut buffer[filled..])? {
+                    0 => break,
+                    read => filled += read,
+                }
+            }
+            *position += filled as u64;
+            return Ok(filled);
+        }
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Opens the file of a path if it begins with what was read up to a place.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn continuing(path: &Path, place: &Place) -> io::Result<Option<(Self, Vec<u8>)>> {
+        let mut content = Self::open(path)?;
+        if content.digest(0, place.offset.min(SAMPLE))?.as_deref() != Some(&*place.head) {
+            return Ok(None);
+        }
+        if content.is_packed() {
+            content.rewind(path)?;
+        }
+        let recent = content.before(place.offset)?;
+        let continues = recent.as_ref().is_some_and(|recent| digest(recent) == place.tail);
+        Ok(recent.filter(|_| continues).map(|recent| (content, recent)))
+    }
+
+    /// Returns the last bytes before an offset, of which a place has the digest; none when it ends
+    /// before.
+    pub(super) fn before(&mut self, offset: u64) -> io::Result<Option<Vec<u8>>> {
+        let length = offset.min(SAMPLE);
+        self.bytes(offset - length, length)
+    }
+
+    /// Returns whether one of two uncompressed files begins with the other.
+    pub(super) fn is_copy(path: &Path, other: &Path) -> io::Result<bool> {
+        let (mut one, mut other) = (Self::open(path)?, Self::open(other)?);
+        let length = one.file.metadata()?.len().min(other.file.metadata()?.len());
+        if one.is_packed() || other.is_packed() || length == 0 {
+            return Ok(false);
+        }
+        for (from, length) in [(0, length.min(SAMPLE)), (length - length.min(SAMPLE), length.min(SAMPLE))] {
+            if one.digest(from, length)? != other.digest(from, length)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn bytes(&mut self, from: u64, length: u64) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        let is_whole = self.read_at(&mut bytes, from)? == bytes.len();
+        Ok(is_whole.then_some(bytes))
+    }
+
+    fn digest(&mut self, from: u64, length: u64) -> io::Result<Option<String>> {
+        Ok(self.bytes(from, length)?.map(|bytes| digest(&bytes)))
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex()[..32].to_owned()
+}
+
+impl Place {
+    /// Returns the place behind the first bytes of a file, whose lines are not counted.
+    pub(super) fn at(content: &mut Content, offset: u64) -> io::Result<Self> {
+        let gone = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let head = content.digest(0, offset.min(SAMPLE))?.ok_or_else(gone)?;
+        let tail = content.before(offset)?.map(|recent| digest(&recent)).ok_or_else(gone)?;
+        Ok(Self { offset, line: 0, head, tail })
+    }
+
+    /// Returns whether an uncompressed file still has the bytes before this place.
+    pub(super) fn is_in(&self, content: &mut Content) -> io::Result<bool> {
+        let recent = content.before(self.offset)?;
+        Ok(self.offset == 0 || recent.is_some_and(|recent| digest(&recent) == self.tail))
+    }
+
+    /// Moves behind further bytes, which hold that many lines. `recent` are the last bytes before
+    /// it, and become those before the new place.
+    pub(super) fn advance(&mut self, bytes: &[u8], lines: u64, recent: &mut Vec<u8>) {
+        let sample = usize::try_from(SAMPLE).unwrap_or(usize::MAX);
+        recent.extend_from_slice(&bytes[bytes.len().saturating_sub(sample)..]);
+        if self.offset < SAMPLE {
+            let missing = sample - usize::try_from(self.offset).unwrap_or(sample);
+            let kept = recent.len() - bytes.len().min(sample);
+            let first = [&recent[..kept], &bytes[..bytes.len().min(missing)]].concat();
+            self.head = digest(&first);
+        }
+        recent.drain(..recent.len().saturating_sub(sample));
+        self.tail = digest(recent);
+        self.offset += bytes.len() as u64;
+        self.line += lines;
+    }
+}
