@@ -35,7 +35,7 @@ pub(super) struct Content {
 
 impl Content {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = open(path)?;
         let mut content = Self { file, packed: None };
         if content.is_compressed()? {
             content.rewind(path)?;
@@ -50,7 +50,7 @@ impl Content {
     }
 
     fn rewind(&mut self, path: &Path) -> io::Result<()> {
-        let (_, stream) = unpacked(BufReader::new(File::open(path)?))?;
+        let (_, stream) = unpacked(BufReader::new(open(path)?))?;
         self.packed = Some((Box::new(BufReader::with_capacity(64 << 10, stream)), 0));
         Ok(())
     }
@@ -138,6 +138,11 @@ impl Content {
     fn digest(&mut self, from: u64, length: u64) -> io::Result<Option<String>> {
         Ok(self.bytes(from, length)?.map(|bytes| digest(&bytes)))
     }
+}
+
+/// Opens a file, whose path is in the error.
+fn open(path: &Path) -> io::Result<File> {
+    File::open(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 fn digest(bytes: &[u8]) -> String {

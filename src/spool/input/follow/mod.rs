@@ -76,6 +76,8 @@ struct Known {
     place: Place,
     /// The place is within a line that is too long.
     is_skipping: bool,
+    /// It was rotated, and then read to its end.
+    is_done: bool,
 }
 
 /// A file that is being read.
@@ -118,16 +120,14 @@ impl Follow {
             }
         }
         // Then by the content.
-        for (at, track) in self.tracks.iter_mut().enumerate() {
-            if claimed[at] || track.known.place.offset == 0 {
+        for (at, (track, claimed)) in self.tracks.iter_mut().zip(&mut claimed).enumerate() {
+            if *claimed {
                 continue;
             }
             for (file, owner) in files.iter().zip(&mut owners).filter(|(_, owner)| owner.is_none()) {
                 // What cannot be read now may be readable later.
-                if let Some((content, recent)) = Content::continuing(&file.path, &track.known.place)? {
-                    (track.content, track.recent) = (Some(content), recent);
-                    track.known.id = file.id;
-                    claimed[at] = true;
+                if track.continues_in(file)? {
+                    *claimed = true;
                     *owner = Some(at);
                     break;
                 }
@@ -144,7 +144,10 @@ impl Follow {
         }
         if self.state.since.is_none() {
             let rotated = files.iter().filter(|file| !file.is_active).map(|file| file.modified);
-            self.state.since = Some(rotated.max().unwrap_or(0));
+            // File systems round times, so what is written from now on can seem to be a little older.
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let now = i64::try_from(now.saturating_sub(Duration::from_secs(1)).as_nanos()).unwrap_or(0);
+            self.state.since = Some(rotated.max().map_or(now, |rotated| rotated.max(now)));
         }
         Ok(())
     }
@@ -182,15 +185,14 @@ impl Follow {
             let mut others = self.tracks.iter().filter_map(|track| track.found.as_ref());
             // One that is made just now, before the original is truncated.
             let is_copy = others.any(|other| file.length <= other.length && is_copy(file, other));
-            let is_foreign = self.options.path.file_name() != file.path.file_name() && self.is_of_many();
-            if is_copy || is_foreign {
+            if is_copy || self.is_of_many() {
                 self.ignored.retain(|(id, _)| *id != file.id);
                 self.ignored.push(known);
                 return Ok(());
             }
         }
-        let known =
-            Known { path: file.path.clone(), id: file.id, place: Place::default(), is_skipping: false };
+        let (path, place) = (file.path.clone(), Place::default());
+        let known = Known { path, id: file.id, place, is_skipping: false, is_done: false };
         let mut track = Track::new(known);
         track.found = Some(file.clone());
         if is_first_look && self.options.from_end {
@@ -211,19 +213,22 @@ impl Follow {
     fn read_into(&mut self, chunk: &mut Chunk) -> io::Result<()> {
         let mut order: Vec<usize> = (0..self.tracks.len()).collect();
         order.sort_by_key(|at| self.tracks[*at].rank());
-        let mut room = self.options.limits;
+        let (mut room, mut failed) = (self.options.limits, Ok(()));
         for at in order {
             let track = &mut self.tracks[at];
             while room.lines > 0 && room.bytes > 0 {
-                if !track.read_into(chunk, &mut room, &self.options)? {
-                    break;
+                match track.read_into(chunk, &mut room, &self.options) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    // The other files are read all the same.
+                    Err(error) => {
+                        failed = Err(error);
+                        break;
+                    }
                 }
             }
-            if room.lines == 0 || room.bytes == 0 {
-                break;
-            }
         }
-        Ok(())
+        if chunk.lines.is_empty() { failed } else { Ok(()) }
     }
 
     fn checkpoint(&mut self) -> io::Result<Vec<u8>> {
@@ -295,10 +300,31 @@ impl Track {
         }
     }
 
+    /// Returns whether a file with another inode has the content of this one, and goes on with it
+    /// then.
+    fn continues_in(&mut self, file: &Found) -> io::Result<bool> {
+        let place = &self.known.place;
+        let continuing = match &mut self.content {
+            _ if place.offset > 0 => Content::continuing(&file.path, place)?,
+            // Nothing was read of it, but it is open.
+            Some(content) => {
+                let length = content.file().metadata()?.len();
+                let is_same =
+                    length > 0 && Content::continuing(&file.path, &Place::at(content, length)?)?.is_some();
+                if is_same { Some((Content::open(&file.path)?, Vec::new())) } else { None }
+            }
+            None => None,
+        };
+        let Some((content, recent)) = continuing else { return Ok(false) };
+        (self.content, self.recent, self.known.id) = (Some(content), recent, file.id);
+        Ok(true)
+    }
+
     /// Records how the file was found.
     fn found(&mut self, file: &Found) {
         let version = self.found.as_ref().map(Found::version);
         self.is_read &= version == Some(file.version());
+        self.known.is_done = self.is_read && !file.is_active;
         if self.known.path != file.path {
             self.known.path.clone_from(&file.path);
         }
@@ -321,24 +347,22 @@ impl Track {
         is_intact && matches!(content.read_at(&mut [0], self.known.place.offset), Ok(1))
     }
 
-    /// Reports bytes that were there and cannot be read any more.
+    /// Reports bytes that may have been there and cannot be read any more.
     fn report_loss(&self) {
-        // What is open was read to its end, unless it was truncated.
-        let is_truncated = match &self.content {
-            None => !self.is_read,
-            Some(content) => {
-                content.file().metadata().is_ok_and(|metadata| metadata.len() < self.known.place.offset)
-                    && !self.is_read
-            }
+        let Known { path, place: Place { offset, .. }, is_done, .. } = &self.known;
+        let is_lost = match &self.content {
+            // What is open was read to its end, unless it was truncated.
+            Some(content) => content.file().metadata().is_ok_and(|metadata| metadata.len() < *offset),
+            None => !is_done && *offset > 0,
         };
-        if is_truncated {
+        if is_lost {
+            let path = escape(&path.display().to_string()).into_owned();
             tracing::warn!(
                 code = "input-lost",
-                path = %self.known.path.display(),
-                offset = self.known.place.offset,
-                "{path} is gone or was truncated, and no other file continues it: what stood behind byte {offset} is lost",
-                path = escape(&self.known.path.display().to_string()),
-                offset = self.known.place.offset
+                path,
+                offset,
+                "{path} is gone or was truncated, and no other file continues it: what stood behind byte {offset} and \
+                 was not read yet is lost"
             );
         }
     }
@@ -346,9 +370,8 @@ impl Track {
     /// Begins behind what is there.
     fn skip_to(&mut self, file: &Found) -> io::Result<()> {
         let mut content = Content::open(&file.path)?;
-        let head = content.read_at(&mut [0], 0)?;
         let last = content.before(file.length)?.unwrap_or_default();
-        self.known.is_skipping = head > 0 && last.last() != Some(&b'\n');
+        self.known.is_skipping = last.last().is_some_and(|last| *last != b'\n');
         self.known.place = Place::at(&mut content, file.length)?;
         (self.content, self.recent) = (Some(content), last);
         Ok(())
