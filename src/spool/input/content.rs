@@ -160,8 +160,9 @@ impl Place {
 
     /// Returns whether an uncompressed file still has the bytes before this place.
     pub(super) fn is_in(&self, content: &mut Content) -> io::Result<bool> {
-        let recent = content.before(self.offset)?;
-        Ok(self.offset == 0 || recent.is_some_and(|recent| digest(&recent) == self.tail))
+        let head = content.digest(0, self.offset.min(SAMPLE))?;
+        let tail = content.before(self.offset)?.map(|recent| digest(&recent));
+        Ok(self.offset == 0 || (head.as_ref(), tail.as_ref()) == (Some(&self.head), Some(&self.tail)))
     }
 
     /// Moves behind further bytes, which hold that many lines. `recent` are the last bytes before

@@ -2,6 +2,8 @@
 
 mod content;
 pub mod follow;
+mod lines;
+pub mod stream;
 
 use std::fmt;
 use std::io;

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use self::files::{FileId, Found, find};
 use super::content::{Content, Place};
-use super::{Chunk, ChunkLimits, Input, InputLine, Origin};
+use super::lines::{Position, split};
+use super::{Chunk, ChunkLimits, Input};
 use crate::escape::escape;
 
 /// Time between two looks at the files.
@@ -108,6 +109,8 @@ impl Follow {
     /// Finds the files, and which of them are known.
     fn look(&mut self) -> io::Result<()> {
         let files = find(&self.options.path)?;
+        // Nothing is known of what was neither read nor opened, and its inode may be another file's.
+        self.tracks.retain(|track| track.known.place.offset > 0 || track.content.is_some());
         let mut owners: Vec<Option<usize>> = vec![None; files.len()];
         let mut claimed = vec![false; self.tracks.len()];
         // By the hint first, which is right nearly always.
@@ -284,7 +287,6 @@ impl Track {
         }
         if self.content.is_none() {
             match Content::continuing(&file.path, &self.known.place) {
-                _ if self.known.place.offset == 0 => self.content = Content::open(&file.path).ok(),
                 Ok(Some((content, recent))) => {
                     (self.content, self.recent) = (Some(content), recent);
                     return true;
@@ -407,7 +409,10 @@ impl Track {
         let is_end = read < block.len();
         block.truncate(read);
         let is_over = is_end && self.is_over(options);
-        let (used, lines) = self.split(&block, is_over, chunk, room, options.limits.line);
+        let file = self.known.path.display().to_string();
+        let position = Position { file: file.into(), line: self.known.place.line };
+        let (used, lines) =
+            split(&block, is_over, &position, &mut self.known.is_skipping, chunk, room, options.limits.line);
         if used == 0 {
             self.is_read = is_end;
             return Ok(false);
@@ -438,48 +443,6 @@ impl Track {
                 modified.elapsed().is_ok_and(|quiet| quiet >= options.quiet)
             }
         }
-    }
-
-    /// Splits a block into lines. Returns the numbers of bytes and of lines that were used.
-    fn split(
-        &mut self,
-        block: &[u8],
-        is_over: bool,
-        chunk: &mut Chunk,
-        room: &mut ChunkLimits,
-        longest: usize,
-    ) -> (usize, u64) {
-        let file: std::sync::Arc<str> = self.known.path.display().to_string().into();
-        let (mut used, mut lines) = (0, 0);
-        while used < block.len() && room.lines > 0 && room.bytes > 0 {
-            let rest = &block[used..];
-            let end = memchr::memchr(b'\n', rest);
-            let is_too_long = end.unwrap_or(rest.len()) > longest + 1;
-            let (line, behind) = match end {
-                Some(at) => (&rest[..at], at + 1),
-                None if is_over || is_too_long || self.known.is_skipping => (rest, rest.len()),
-                None => break,
-            };
-            let was_skipping = self.known.is_skipping;
-            self.known.is_skipping = end.is_none() && !is_over;
-            used += behind;
-            lines += u64::from(end.is_some() || is_over);
-            if was_skipping {
-                continue;
-            }
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
-            let is_truncated = line.len() > longest;
-            let bytes = line[..line.len().min(longest)].to_vec();
-            room.lines -= 1;
-            room.bytes = room.bytes.saturating_sub(bytes.len() + 1);
-            let number = self.known.place.line + lines + u64::from(self.known.is_skipping);
-            chunk.lines.push(InputLine {
-                origin: Origin { file: std::sync::Arc::clone(&file), line: number },
-                bytes,
-                is_truncated,
-            });
-        }
-        (used, lines)
     }
 }
 

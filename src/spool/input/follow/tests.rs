@@ -4,6 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
+use super::super::InputLine;
 use super::*;
 
 /// An input on a directory, and what it has handed out.
