@@ -1,15 +1,17 @@
 //! `auditgate send`: events from files, from standard input or generated, to a receiver.
 //!
-//! A thread reads, formats and signs ([`input`]); the runtime batches, posts and reports
+//! Without a spool, a thread reads, formats and signs ([`input`]); the runtime batches, posts and reports
 //! ([`delivery`]), so that a batch is sent when its linger time is over even while standard input is
 //! silent.
 
 pub(in crate::cli) mod delivery;
 pub(in crate::cli) mod input;
 mod load;
+mod spool;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use self::delivery::{Console, Delivery, deliver};
@@ -54,6 +56,27 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<Format>,
 
+    /// Run as the service of this configuration file, until SIGTERM
+    #[arg(long, short, value_name = "FILE", exclusive = true)]
+    pub config: Option<PathBuf>,
+
+    /// Keep what is to be sent in this directory until the receiver has it, through any outage and
+    /// `kill -9`; a file is read once, and the next run continues where this one ended
+    #[arg(long, value_name = "DIR", conflicts_with = "generate")]
+    pub spool: Option<PathBuf>,
+
+    /// Size of the spool; while it is full, no input is read
+    #[arg(long, value_name = "SIZE", value_parser = delivery::size, default_value = "4GiB", requires = "spool")]
+    pub spool_size: NonZeroUsize,
+
+    /// Follow the files as they grow and are rotated; needs --spool
+    #[arg(long, requires = "spool")]
+    pub follow: bool,
+
+    /// Lines are signed already, and sent untouched; needs --spool
+    #[arg(long, requires = "spool", conflicts_with_all = ["key", "unsigned", "format"])]
+    pub relay: bool,
+
     /// What the files hold
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = InputFormat::Events)]
     pub input_format: InputFormat,
@@ -78,6 +101,12 @@ pub enum InputFormat {
 /// other (2), a file that cannot be read (74), an unusable key, certificate authority or
 /// authorization (78).
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    if let Some(config) = &args.config {
+        return super::serve::sender::run(config);
+    }
+    if let Some(directory) = &args.spool {
+        return spool::run(args, directory, &|name| std::env::var_os(name), out);
+    }
     let mut complaints = io::stderr();
     let console = Console::new(out, &mut complaints);
     send(args, &|name| std::env::var_os(name), Box::new(io::stdin()), console)

@@ -158,6 +158,9 @@ pub enum InputKind {
     UnixDatagram(SocketInput),
     /// A stream socket.
     UnixStream(SocketInput),
+    /// Standard input, of a sender on a command line only.
+    #[serde(skip)]
+    Stdin,
 }
 
 /// Files that are followed.
@@ -334,6 +337,7 @@ impl InputKind {
     /// Returns its file, pattern, directory or socket.
     pub fn path(&self) -> &Path {
         match self {
+            Self::Stdin => Path::new("-"),
             Self::File(FileInput { path, .. }) => path,
             Self::UnixDatagram(SocketInput { path, .. }) | Self::UnixStream(SocketInput { path, .. }) => path,
         }
@@ -342,6 +346,7 @@ impl InputKind {
     /// Returns the word in the configuration.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Stdin => "stdin",
             Self::File(_) => "file",
             Self::UnixDatagram(_) => "unix-datagram",
             Self::UnixStream(_) => "unix-stream",

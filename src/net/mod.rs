@@ -14,6 +14,9 @@ mod proxy;
 #[cfg(feature = "daemon")]
 mod syslog;
 pub(crate) mod tls;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod unix_socket;
 
 pub use client::ClientError;
 #[cfg(feature = "daemon")]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
 };
@@ -81,28 +81,40 @@ pub struct Pages {
     pub authorise: Authorise,
 }
 
-/// Serves the endpoint until `shutdown` holds `true` or its sender is dropped, then finishes the
+/// Response to a request, whose first argument says whether it came over the network.
+pub type Answer = Arc<dyn Fn(bool, &Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync>;
+
+/// Serves the endpoint as [`serve_answers`] does.
+pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>) {
+    serve_answers(socket, answer_from(pages), shutdown).await;
+}
+
+fn answer_from(pages: Pages) -> Answer {
+    Arc::new(move |is_network, request| answer(request, &pages, is_network))
+}
+
+/// Serves small documents over plain HTTP until `shutdown` holds `true` or its sender is dropped, then finishes the
 /// responses in progress (2 s at most) and returns. Errors of single connections and of accepting
 /// do not end it.
 ///
 /// It owns the socket, but not a Unix socket's file. To answer `/readyz` with 503 during the drain,
 /// shut it down last.
-pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>) {
+pub async fn serve_answers(socket: Socket, answer: Answer, shutdown: watch::Receiver<bool>) {
     match &socket {
         Socket::Tcp(socket) => {
             let accept = || async move { Ok(socket.accept().await?.0) };
-            serve_accepted(accept, pages, true, shutdown).await;
+            serve_accepted(accept, answer, true, shutdown).await;
         }
         Socket::Unix(socket) => {
             let accept = || async move { Ok(socket.accept().await?.0) };
-            serve_accepted(accept, pages, false, shutdown).await;
+            serve_accepted(accept, answer, false, shutdown).await;
         }
     }
 }
 
 async fn serve_accepted<A, F, S>(
     mut accept: A,
-    pages: Pages,
+    answer: Answer,
     is_network: bool,
     shutdown: watch::Receiver<bool>,
 ) where
@@ -110,7 +122,6 @@ async fn serve_accepted<A, F, S>(
     F: Future<Output = io::Result<S>>,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let pages = Arc::new(pages);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     let mut stopping = shutdown.clone();
     let mut stopped = pin!(until_stopped(&mut stopping));
@@ -128,7 +139,7 @@ async fn serve_accepted<A, F, S>(
         match accepted {
             Ok(stream) => {
                 failing = false;
-                let connection = serve_connection(stream, Arc::clone(&pages), is_network, shutdown.clone());
+                let connection = serve_connection(stream, Arc::clone(&answer), is_network, shutdown.clone());
                 tokio::spawn(async move {
                     connection.await;
                     drop(permit);
@@ -168,18 +179,14 @@ async fn until_stopped(shutdown: &mut watch::Receiver<bool>) {
 }
 
 /// Serves one connection, from its first request to its end.
-async fn serve_connection<S>(
-    stream: S,
-    pages: Arc<Pages>,
-    is_network: bool,
-    mut shutdown: watch::Receiver<bool>,
-) where
+async fn serve_connection<S>(stream: S, answer: Answer, is_network: bool, mut shutdown: watch::Receiver<bool>)
+where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(|request| {
-        let pages = Arc::clone(&pages);
+        let answer = Arc::clone(&answer);
         // Reading the metrics opens files.
-        tokio::task::spawn_blocking(move || answer(&request, &pages, is_network))
+        tokio::task::spawn_blocking(move || answer(is_network, &request))
     });
     let mut connection = pin!(
         http1::Builder::new()

@@ -23,6 +23,7 @@ use prometheus::{Encoder, Histogram, IntCounter, IntGauge, Registry, TextEncoder
 
 use self::families::{Declarations, RequestSeries, SinkFamilies, SinkSeries, SourceFamilies, SourceSeries};
 use crate::receive::close_reason::CloseReason;
+use crate::wire::event::Reason;
 use crate::wire::event::class::EventClass;
 
 /// Format of [`Metrics::render`].
@@ -108,6 +109,18 @@ impl LineOutcome {
             Self::Unsigned => "unsigned",
             Self::LineTooLong => "line_too_long",
             Self::UndecodableBody => "undecodable_body",
+        }
+    }
+}
+
+impl From<Reason> for LineOutcome {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Malformed => Self::Malformed,
+            Reason::BadSignature => Self::BadSignature,
+            Reason::Unsigned => Self::Unsigned,
+            Reason::LineTooLong => Self::LineTooLong,
+            Reason::UndecodableBody => Self::UndecodableBody,
         }
     }
 }

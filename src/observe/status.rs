@@ -41,6 +41,38 @@ pub struct StatusReport {
     pub quarantine: Vec<QuarantineReport>,
     /// The last hour.
     pub history: HistoryReport,
+    /// Of a sender: its deliveries, in the words of Konnect's API; none of a receiver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<WebhookReport>,
+}
+
+/// Deliveries of a sender.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct WebhookReport {
+    /// Always true: a sender that runs delivers.
+    pub webhook_enabled: bool,
+    /// `active`, or `inactive` after a failure until a batch is taken.
+    pub webhook_status: String,
+    /// Time of the last post (RFC 3339); none before the first.
+    pub last_attempt_at: Option<String>,
+    /// Status of the last response; none where there was none.
+    pub last_response_code: Option<u16>,
+    /// Error of the last post; none when it succeeded.
+    pub last_response_message: Option<String>,
+    /// No repetition changes the error: someone has to act.
+    pub is_paused: bool,
+    /// Number of events that the receiver has taken.
+    pub delivered: u64,
+    /// Number of them that it accepted, as its receipts say.
+    pub accepted: u64,
+    /// Number of them that it had before.
+    pub duplicates: u64,
+    /// Number of them that it has put into its quarantine.
+    pub quarantined: u64,
+    /// Number of lines that it refused and that were set aside.
+    pub refused: u64,
+    /// Number of inputs that wait for room in the spool.
+    pub held_inputs: u64,
 }
 
 /// The configuration in force.

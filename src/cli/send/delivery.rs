@@ -36,8 +36,8 @@ const READ_AHEAD: usize = 64;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Delivery {
     /// Where to post: https, or http on loopback
-    #[arg(long, value_name = "URL")]
-    pub to: String,
+    #[arg(long, value_name = "URL", required = true)]
+    pub to: Option<String>,
 
     /// A file with the value of the Authorization header, such as `Bearer abc`
     #[arg(long, value_name = "FILE", conflicts_with = "authorization")]
@@ -268,12 +268,13 @@ impl Delivery {
     /// 2 when it is not a URL that lines can be sent to.
     pub(in crate::cli) fn endpoint(&self) -> Result<Endpoint, Failure> {
         // Not by clap, which would repeat a password in the URL.
-        Endpoint::parse(&self.to).map_err(|error| Failure::usage(format!("--to: {error}")))
+        Endpoint::parse(self.to.as_deref().unwrap_or_default())
+            .map_err(|error| Failure::usage(format!("--to: {error}")))
     }
 }
 
 /// Returns the value from the argument, the file or the variable, in this order.
-fn authorization(
+pub(super) fn authorization(
     delivery: &Delivery,
     environment: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Option<String>, Failure> {
@@ -577,7 +578,7 @@ fn shown_summary(summary: &Summary) -> String {
     text
 }
 
-fn count(number: impl TryInto<u64>, noun: &str) -> String {
+pub(super) fn count(number: impl TryInto<u64>, noun: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);
     let plural = match (number, noun) {
         (1, _) => Cow::Borrowed(noun),

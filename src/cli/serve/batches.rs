@@ -36,14 +36,7 @@ impl RequestWatcher {
         self.metrics.events(source, LineOutcome::Accepted, receipt.accepted());
         self.metrics.events(source, LineOutcome::Duplicate, receipt.duplicates());
         for (reason, lines) in receipt.rejected() {
-            let outcome = match reason {
-                Reason::Malformed => LineOutcome::Malformed,
-                Reason::BadSignature => LineOutcome::BadSignature,
-                Reason::Unsigned => LineOutcome::Unsigned,
-                Reason::LineTooLong => LineOutcome::LineTooLong,
-                Reason::UndecodableBody => LineOutcome::UndecodableBody,
-            };
-            self.metrics.events(source, outcome, lines);
+            self.metrics.events(source, reason.into(), lines);
             warn_quarantined(source, reason, lines, receipt);
         }
     }

@@ -10,10 +10,11 @@
 mod announce;
 mod batches;
 mod reload;
+pub(in crate::cli) mod sender;
 mod sink_status;
 mod sinks;
 mod skipped;
-mod sockets;
+pub(in crate::cli) mod sockets;
 mod sources;
 mod status;
 
@@ -154,7 +155,8 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
         certificates: certificates.clone(),
         in_force: watched.clone(),
     };
-    let status = DaemonStatus::new(&config, format!("{scheme}://{address}"), parts);
+    let status =
+        DaemonStatus::new(&config.file, format!("{scheme}://{address}"), status::sinks(&config), parts);
     let reported = Arc::clone(&status);
     let pages = admin::Pages {
         metrics: Arc::clone(&metrics),

@@ -9,15 +9,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+use rustix::net::{SocketType, sockopt};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::cli::exit::Failure;
 use crate::config::AdminAddress;
+use crate::net::unix_socket::{self, SocketFile};
 use crate::observe::admin;
 
 /// Name of the senders' socket, `FileDescriptorName=` in its unit (systemd.socket(5)).
@@ -28,12 +28,9 @@ const ADMIN: &str = "admin";
 /// Mode of the admin endpoint's socket file: the daemon's user and group may connect.
 const ADMIN_MODE: u32 = 0o660;
 
-/// Number of connections that wait to be accepted, on a Unix socket of our own.
-const QUEUE: i32 = 128;
-
 /// Sockets that were passed to this process; none without socket activation.
 #[derive(Default)]
-pub(super) struct Inherited {
+pub(in crate::cli) struct Inherited {
     listen: Option<std::net::TcpListener>,
     admin: Option<AdminSocket>,
 }
@@ -47,24 +44,6 @@ enum AdminSocket {
 pub(super) struct Admin {
     pub(super) socket: admin::Socket,
     pub(super) file: Option<SocketFile>,
-}
-
-/// A socket's file, which is removed when this is dropped.
-pub(super) struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            let path = self.0.display();
-            tracing::warn!(
-                code = "socket-not-removed",
-                %path,
-                "cannot remove the socket file {path}: {error}; the next start replaces it"
-            );
-        }
-    }
 }
 
 impl Inherited {
@@ -139,7 +118,7 @@ impl Inherited {
         let (socket, file) = match (self.admin.take(), wanted) {
             (None, AdminAddress::Tcp(address)) => (admin::Socket::Tcp(bind_tcp(*address, KEY)?), None),
             (None, AdminAddress::Unix(path)) => {
-                let (socket, file) = bind_unix(path).await?;
+                let (socket, file) = bind_unix(path)?;
                 (admin::Socket::Unix(socket), Some(file))
             }
             (Some(AdminSocket::Tcp(socket)), AdminAddress::Tcp(address)) => {
@@ -262,46 +241,12 @@ fn bind_tcp(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Creates a socket file. A file without a listening process, as after `kill -9`, is replaced;
-/// anything else that is there is left alone.
-async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
-    let failure = |what: &str| {
-        Failure::io(format!("cannot listen on unix://{} (admin.address): {what}", path.display()))
+fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
+    let failure = |error: io::Error| {
+        Failure::io(format!("cannot listen on unix://{} (admin.address): {error}", path.display()))
     };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failure(&error.to_string())),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(failure(
-                "a file that is not a socket exists there; remove it or choose another path",
-            ));
-        }
-        Ok(_) => match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)
-                    .map_err(|error| failure(&format!("the old socket stays: {error}")))?;
-            }
-            // A queue that is full (EAGAIN) has a listening process, too.
-            Ok(_) => return Err(failure("another process listens there; stop it or choose another path")),
-            Err(error) => return Err(failure(&format!("another process may listen there: {error}"))),
-        },
-    }
-    let make = || {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-        let file = SocketFile(path.to_owned());
-        // No client can connect before listen(2), so the umask never applies.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(ADMIN_MODE))?;
-        rustix::net::listen(&socket, QUEUE)?;
-        Ok((UnixListener::from_std(socket.into())?, file))
-    };
-    make().map_err(|error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            failure("its directory is missing; make it, or let the unit have RuntimeDirectory=")
-        }
-        _ => failure(&error.to_string()),
-    })
+    let (socket, file) = unix_socket::bind(path, SocketType::STREAM, ADMIN_MODE).map_err(failure)?;
+    Ok((UnixListener::from_std(socket.into()).map_err(failure)?, file))
 }
 
 #[cfg(test)]
@@ -330,32 +275,5 @@ mod tests {
         ] {
             assert_eq!(fits(address(wanted), address(is)), expected, "{wanted} {is}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_stale_socket_file_is_replaced_and_any_other_file_is_kept() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("admin.sock");
-        let message = async || bind_unix(&path).await.err().unwrap().message;
-
-        std::fs::write(&path, "mine").unwrap();
-        assert!(message().await.contains("is not a socket"));
-        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
-        std::fs::remove_file(&path).unwrap();
-
-        // Closed without removing its file, as by a killed process.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let (socket, file) = bind_unix(&path).await.unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, ADMIN_MODE);
-        UnixStream::connect(&path).await.unwrap();
-
-        assert!(message().await.contains("another process listens there"));
-        UnixStream::connect(&path).await.unwrap();
-        drop(socket);
-        drop(file);
-        assert!(!path.exists());
-
-        let nowhere = directory.path().join("missing/admin.sock");
-        assert!(bind_unix(&nowhere).await.err().unwrap().message.contains("its directory is missing"));
     }
 }

@@ -2,6 +2,7 @@
 //! counters.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -57,24 +58,18 @@ struct LastReload {
 impl DaemonStatus {
     /// Creates the status of a daemon that starts now, and takes the first sample: rates count from
     /// here.
-    pub(super) fn new(config: &Config, listener: String, parts: Parts) -> Arc<Self> {
+    pub(super) fn new(file: &Path, listener: String, sinks: Vec<SinkReport>, parts: Parts) -> Arc<Self> {
         let clock = Clock::system();
         let started_at = (clock.wall)() / 1000;
-        let sink = |(name, sink): (&String, &crate::config::Sink)| SinkReport {
-            name: name.clone(),
-            kind: sink.kind.name().to_owned(),
-            target: target(&sink.kind),
-            ..SinkReport::default()
-        };
         let at_start = StatusReport {
             version: VERSION.to_owned(),
             started_at,
             configuration: ConfigurationReport {
-                file: config.file.display().to_string(),
+                file: file.display().to_string(),
                 ..ConfigurationReport::default()
             },
             listener,
-            sinks: config.sinks.iter().map(sink).collect(),
+            sinks,
             ..StatusReport::default()
         };
         let status = Arc::new(Self {
@@ -278,6 +273,17 @@ fn source_report(
 /// Returns a time that is 0 while it is not known.
 fn known(time: i64) -> Option<i64> {
     (time != 0).then_some(time)
+}
+
+/// Returns what never changes of the sinks.
+pub(super) fn sinks(config: &Config) -> Vec<SinkReport> {
+    let sink = |(name, sink): (&String, &crate::config::Sink)| SinkReport {
+        name: name.clone(),
+        kind: sink.kind.name().to_owned(),
+        target: target(&sink.kind),
+        ..SinkReport::default()
+    };
+    config.sinks.iter().map(sink).collect()
 }
 
 /// Returns where a sink writes to.

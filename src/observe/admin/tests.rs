@@ -322,7 +322,7 @@ async fn failures_to_accept_are_survived() {
                     }
                 }
             };
-            serve_accepted(accept, pages, true, stopped).await;
+            serve_accepted(accept, answer_from(pages), true, stopped).await;
         }
     });
     let mut stream = TcpStream::connect(address).await.unwrap();

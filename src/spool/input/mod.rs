@@ -3,6 +3,7 @@
 mod content;
 pub mod follow;
 mod lines;
+pub mod socket;
 pub mod stream;
 
 use std::fmt;
