@@ -35,6 +35,7 @@ mod reload;
 mod restart;
 mod service;
 mod sinks;
+mod spool;
 mod status;
 mod statuses;
 mod streams;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,36 +28,41 @@ pub(super) struct Place {
 
 /// An open file, inflated where its first bytes say so.
 pub(super) struct Content {
-    file: File,
+    file: Arc<File>,
     /// A compressed file is read from its beginning on: the stream, and how far it was read.
     packed: Option<(Box<dyn BufRead + Send>, u64)>,
 }
 
+/// Reads a file from its beginning, whoever else reads it.
+struct FromStart {
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
 impl Content {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = open(path)?;
-        let mut content = Self { file, packed: None };
-        if content.is_compressed()? {
-            content.rewind(path)?;
-        }
-        Ok(content)
+    /// Reads a file by its descriptor, so that it does not matter what its name leads to meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn of(file: &Arc<File>) -> io::Result<Self> {
+        let from_start = FromStart { file: Arc::clone(file), offset: 0 };
+        let (kind, stream) = unpacked(BufReader::new(from_start))?;
+        let is_packed = matches!(kind, Kind::Gzip | Kind::Zstd);
+        let stream: Box<dyn BufRead + Send> = Box::new(BufReader::with_capacity(64 << 10, stream));
+        Ok(Self { file: Arc::clone(file), packed: is_packed.then_some((stream, 0)) })
     }
 
-    fn is_compressed(&self) -> io::Result<bool> {
-        let mut start = [0; 4];
-        let read = self.file.read_at(&mut start, 0)?;
-        Ok(matches!(unpacked(io::Cursor::new(start[..read].to_vec())), Ok((Kind::Gzip | Kind::Zstd, _))))
-    }
-
-    fn rewind(&mut self, path: &Path) -> io::Result<()> {
-        let (_, stream) = unpacked(BufReader::new(open(path)?))?;
-        self.packed = Some((Box::new(BufReader::with_capacity(64 << 10, stream)), 0));
-        Ok(())
-    }
-
-    /// Returns the file, for its metadata.
-    pub(super) fn file(&self) -> &File {
-        &self.file
+    /// Returns the present length of the file.
+    pub(super) fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Returns whether it is compressed: it does not grow then.
@@ -90,17 +95,18 @@ impl Content {
         Ok(filled)
     }
 
-    /// Opens the file of a path if it begins with what was read up to a place.
+    /// Returns the content of a file, and the last bytes before a place, if it begins with what was
+    /// read up to there.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(super) fn continuing(path: &Path, place: &Place) -> io::Result<Option<(Self, Vec<u8>)>> {
-        let mut content = Self::open(path)?;
+    pub(super) fn continuing(file: &Arc<File>, place: &Place) -> io::Result<Option<(Self, Vec<u8>)>> {
+        let mut content = Self::of(file)?;
         if content.digest(0, place.offset.min(SAMPLE))?.as_deref() != Some(&*place.head) {
             return Ok(None);
         }
         if content.is_packed() {
-            content.rewind(path)?;
+            content = Self::of(file)?;
         }
         let recent = content.before(place.offset)?;
         let continues = recent.as_ref().is_some_and(|recent| digest(recent) == place.tail);
@@ -114,14 +120,19 @@ impl Content {
         self.bytes(offset - length, length)
     }
 
-    /// Returns whether one of two uncompressed files begins with the other.
-    pub(super) fn is_copy(path: &Path, other: &Path) -> io::Result<bool> {
-        let (mut one, mut other) = (Self::open(path)?, Self::open(other)?);
-        let length = one.file.metadata()?.len().min(other.file.metadata()?.len());
-        if one.is_packed() || other.is_packed() || length == 0 {
+    /// Returns whether a file is the beginning of another one, or all of it. Both are uncompressed
+    /// then.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub(super) fn is_copy(file: &Arc<File>, other: &Arc<File>) -> io::Result<bool> {
+        let (mut one, mut other) = (Self::of(file)?, Self::of(other)?);
+        let length = one.length()?;
+        if one.is_packed() || other.is_packed() || length > other.length()? {
             return Ok(false);
         }
-        for (from, length) in [(0, length.min(SAMPLE)), (length - length.min(SAMPLE), length.min(SAMPLE))] {
+        for from in [0, length.saturating_sub(SAMPLE)] {
+            let length = length.min(SAMPLE);
             if one.digest(from, length)? != other.digest(from, length)? {
                 return Ok(false);
             }
@@ -138,11 +149,6 @@ impl Content {
     fn digest(&mut self, from: u64, length: u64) -> io::Result<Option<String>> {
         Ok(self.bytes(from, length)?.map(|bytes| digest(&bytes)))
     }
-}
-
-/// Opens a file, whose path is in the error.
-fn open(path: &Path) -> io::Result<File> {
-    File::open(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 fn digest(bytes: &[u8]) -> String {

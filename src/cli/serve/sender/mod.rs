@@ -148,6 +148,11 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     let mut admin = None;
     if mode == Mode::Service {
         let Admin { socket, file } = inherited.admin(&config.admin.address).await?;
+        if let admin::Socket::Tcp(socket) = &socket
+            && let Ok(address) = socket.local_addr()
+        {
+            tracing::info!(code = "admin-listening", "admin endpoint on http://{address}");
+        }
         let pages = pages(&config, &metrics, &health, &status, spool.status());
         admin = Some((tokio::spawn(admin::serve(socket, pages, ends.clone())), file));
     }

@@ -1,16 +1,19 @@
 //! The files of an input: the ones that are written, and what they were renamed to.
 
-use std::fs::Metadata;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Device and inode of a file: a hint only, since the number of a removed file is given again.
 pub(super) type FileId = (u64, u64);
 
-/// A file that was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A file that was found. All that is known of it is of the open file, whatever its name leads to
+/// meanwhile.
+#[derive(Clone, Debug)]
 pub(super) struct Found {
+    pub(super) file: Arc<File>,
     pub(super) path: PathBuf,
     pub(super) id: FileId,
     pub(super) length: u64,
@@ -21,9 +24,17 @@ pub(super) struct Found {
 }
 
 impl Found {
-    fn new(path: PathBuf, metadata: &Metadata, is_active: bool) -> Self {
+    /// Opens a file; none when it is not a regular one.
+    fn open(path: PathBuf, is_active: bool) -> io::Result<Option<Self>> {
+        // A pipe would not open until someone writes to it.
+        if !std::fs::metadata(&path)?.is_file() {
+            return Ok(None);
+        }
+        let file = File::open(&path)?;
+        let metadata = file.metadata()?;
         let modified = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
-        Self { path, id: (metadata.dev(), metadata.ino()), length: metadata.len(), modified, is_active }
+        let (id, length) = ((metadata.dev(), metadata.ino()), metadata.len());
+        Ok(Some(Self { file: Arc::new(file), path, id, length, modified, is_active }))
     }
 
     /// Returns what must change when the content does.
@@ -33,11 +44,12 @@ impl Found {
 }
 
 /// Finds the regular files of a path, which is a file, a directory, or a pattern with `*` and `?`
-/// in its last part: rotated ones first, each group in the order of the last change.
+/// in its last part: rotated ones first, each group in the order of the last change. Also returns
+/// why one of them cannot be opened.
 ///
 /// # Errors
-/// When the directory cannot be read. A file that cannot be looked at is left out.
-pub(super) fn find(path: &Path) -> io::Result<Vec<Found>> {
+/// When the directory cannot be read.
+pub(super) fn find(path: &Path) -> io::Result<(Vec<Found>, io::Result<()>)> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_pattern = name.contains(['*', '?']);
     let is_directory = !is_pattern && path.is_dir();
@@ -45,10 +57,10 @@ pub(super) fn find(path: &Path) -> io::Result<Vec<Found>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         // As a file that does not exist yet.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Ok(()))),
         Err(error) => return Err(error),
     };
-    let mut found = Vec::new();
+    let (mut found, mut failed) = (Vec::new(), Ok(()));
     for entry in entries {
         let entry = entry?;
         let Ok(entry_name) = entry.file_name().into_string() else { continue };
@@ -65,12 +77,17 @@ pub(super) fn find(path: &Path) -> io::Result<Vec<Found>> {
         } else {
             is_rotated(name, &entry_name)
         };
+        if !is_active && !is_rotated {
+            continue;
+        }
         // Through symbolic links, as the writer does.
-        if (is_active || is_rotated)
-            && let Ok(metadata) = std::fs::metadata(entry.path())
-            && metadata.is_file()
-        {
-            found.push(Found::new(entry.path(), &metadata, is_active));
+        match Found::open(entry.path(), is_active) {
+            Ok(opened) => found.extend(opened),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let what = format!("{}: {error}", entry.path().display());
+                failed = Err(io::Error::new(error.kind(), what));
+            }
         }
     }
     found.sort_by(|one, other| {
@@ -78,7 +95,7 @@ pub(super) fn find(path: &Path) -> io::Result<Vec<Found>> {
         // `app.log.2` is older than `app.log.1`.
         rank(one).cmp(&rank(other)).then_with(|| other.path.cmp(&one.path))
     });
-    Ok(found)
+    Ok((found, failed))
 }
 
 fn is_compressed(name: &str) -> bool {

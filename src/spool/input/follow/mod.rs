@@ -26,6 +26,9 @@ use crate::escape::escape;
 /// Time between two looks at the files.
 const INTERVAL: Duration = Duration::from_millis(200);
 
+/// Maximum number of times that the files are looked at again, since they change all the time.
+const MAX_LOOKS: u32 = 10;
+
 /// Settings of an input.
 #[derive(Clone, Debug)]
 pub struct FollowOptions {
@@ -106,43 +109,74 @@ impl Follow {
         Self { options, state, tracks, ignored, is_at_end: false }
     }
 
-    /// Finds the files, and which of them are known.
-    fn look(&mut self) -> io::Result<()> {
-        let files = find(&self.options.path)?;
+    /// Finds the files, and which of them are known. Returns why one cannot be read.
+    ///
+    /// Files are renamed, and copied and truncated, while they are looked at. So what contradicts
+    /// what is known is looked at again.
+    fn look(&mut self) -> io::Result<io::Result<()>> {
+        for attempt in 0.. {
+            let (files, failed) = find(&self.options.path)?;
+            if self.match_files(&files, attempt > 0)? {
+                return Ok(failed);
+            }
+            if attempt == MAX_LOOKS {
+                break;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Finds out which files are known, and begins with the others. Returns false when something
+    /// changed meanwhile; a file that is not found is believed to be gone at the second look only.
+    fn match_files(&mut self, files: &[Found], is_second: bool) -> io::Result<bool> {
         // Nothing is known of what was neither read nor opened, and its inode may be another file's.
         self.tracks.retain(|track| track.known.place.offset > 0 || track.content.is_some());
         let mut owners: Vec<Option<usize>> = vec![None; files.len()];
         let mut claimed = vec![false; self.tracks.len()];
         // By the hint first, which is right nearly always.
-        for (file, owner) in files.iter().zip(&mut owners) {
-            let hinted =
-                self.tracks.iter_mut().position(|track| track.known.id == file.id && track.stays(file));
-            if let Some(at) = hinted.filter(|at| !claimed[*at]) {
-                claimed[at] = true;
-                *owner = Some(at);
+        for (at, (file, owner)) in files.iter().zip(&mut owners).enumerate() {
+            if files[..at].iter().any(|other| other.id == file.id) {
+                return Ok(false);
             }
-        }
-        // Then by the content.
-        for (at, (track, claimed)) in self.tracks.iter_mut().zip(&mut claimed).enumerate() {
-            if *claimed {
-                continue;
-            }
-            for (file, owner) in files.iter().zip(&mut owners).filter(|(_, owner)| owner.is_none()) {
-                // What cannot be read now may be readable later.
-                if track.continues_in(file)? {
-                    *claimed = true;
+            for (at, track) in self.tracks.iter_mut().enumerate() {
+                if track.known.id == file.id && !claimed[at] && track.stays(file)? {
+                    claimed[at] = true;
                     *owner = Some(at);
                     break;
                 }
             }
         }
-        self.drop_gone(&claimed, &mut owners);
+        // Then by the content.
+        for (at, (track, claimed)) in self.tracks.iter_mut().zip(&mut claimed).enumerate() {
+            for (file, owner) in files.iter().zip(&mut owners).filter(|(_, owner)| owner.is_none()) {
+                if !*claimed && track.continues_in(file)? {
+                    *claimed = true;
+                    *owner = Some(at);
+                }
+            }
+        }
+        if claimed.contains(&false) && !is_second {
+            return Ok(false);
+        }
+        let unknown: Vec<&Found> =
+            files.iter().zip(&owners).filter(|(_, owner)| owner.is_none()).map(|(file, _)| file).collect();
         for (file, owner) in files.iter().zip(&owners) {
             if let Some(at) = owner {
                 self.tracks[*at].found(file);
             }
         }
-        for (file, _) in files.iter().zip(&owners).filter(|(_, owner)| owner.is_none()) {
+        let mut new = Vec::new();
+        for file in &unknown {
+            if file.is_active || self.is_unread(file, &unknown) {
+                new.push(*file);
+            }
+        }
+        // A file that was truncated since it was looked at may have been copied before.
+        if new.iter().any(|file| !file.is_active) && !self.tracks.iter_mut().all(Track::is_intact) {
+            return Ok(false);
+        }
+        self.drop_gone(&claimed);
+        for file in new {
             self.add(file)?;
         }
         if self.state.since.is_none() {
@@ -152,53 +186,51 @@ impl Follow {
             let now = i64::try_from(now.saturating_sub(Duration::from_secs(1)).as_nanos()).unwrap_or(0);
             self.state.since = Some(rotated.max().map_or(now, |rotated| rotated.max(now)));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Drops the files that are no longer found, unless they are open and have more to read.
-    fn drop_gone(&mut self, claimed: &[bool], owners: &mut [Option<usize>]) {
-        let mut moved = vec![None; self.tracks.len()];
-        let mut kept = Vec::new();
-        for (at, mut track) in std::mem::take(&mut self.tracks).into_iter().enumerate() {
-            if !claimed[at] {
-                track.found = None;
-                if !track.has_rest() {
-                    track.report_loss();
-                    continue;
-                }
+    fn drop_gone(&mut self, claimed: &[bool]) {
+        let mut claimed = claimed.iter();
+        self.tracks.retain_mut(|track| {
+            if claimed.next() == Some(&true) {
+                return true;
             }
-            moved[at] = Some(kept.len());
-            kept.push(track);
-        }
-        self.tracks = kept;
-        owners.iter_mut().for_each(|owner| *owner = owner.and_then(|at| moved[at]));
+            track.found = None;
+            let has_rest = track.has_rest();
+            if !has_rest {
+                track.report_loss();
+            }
+            has_rest
+        });
     }
 
-    /// Begins with a file that is not known.
-    fn add(&mut self, file: &Found) -> io::Result<()> {
-        let is_first_look = self.state.since.is_none();
-        if !file.is_active {
-            let known = (file.id, file.version());
-            if is_first_look
-                || self.state.since.is_some_and(|since| file.modified <= since)
-                || self.ignored.contains(&known)
-            {
-                return Ok(());
-            }
-            let mut others = self.tracks.iter().filter_map(|track| track.found.as_ref());
-            // One that is made just now, before the original is truncated.
-            let is_copy = others.any(|other| file.length <= other.length && is_copy(file, other));
-            if is_copy || self.is_of_many() {
-                self.ignored.retain(|(id, _)| *id != file.id);
-                self.ignored.push(known);
-                return Ok(());
-            }
+    /// Returns whether a rotated file that is not known has lines that were never read.
+    fn is_unread(&mut self, file: &Found, unknown: &[&Found]) -> bool {
+        let version = (file.id, file.version());
+        let is_old = self.state.since.is_none_or(|since| file.modified <= since);
+        if is_old || self.is_of_many() || self.ignored.contains(&version) || file.length == 0 {
+            return false;
         }
+        // A copy that is made just now, before the original is truncated. One that cannot be read is
+        // looked at again.
+        let is_copy =
+            |other: &Found| other.id != file.id && Content::is_copy(&file.file, &other.file).unwrap_or(true);
+        let known = self.tracks.iter().find(|track| track.found.as_ref().is_some_and(is_copy));
+        if known.is_some_and(|track| track.known.place.offset >= file.length) {
+            self.ignored.retain(|(id, _)| *id != file.id);
+            self.ignored.push(version);
+        }
+        known.is_none() && !unknown.iter().any(|other| other.is_active && is_copy(other))
+    }
+
+    /// Begins with a file.
+    fn add(&mut self, file: &Found) -> io::Result<()> {
         let (path, place) = (file.path.clone(), Place::default());
         let known = Known { path, id: file.id, place, is_skipping: false, is_done: false };
         let mut track = Track::new(known);
         track.found = Some(file.clone());
-        if is_first_look && self.options.from_end {
+        if self.state.since.is_none() && self.options.from_end {
             track.skip_to(file)?;
         }
         self.tracks.push(track);
@@ -253,9 +285,12 @@ impl Input for Follow {
         let deadline = Instant::now() + timeout;
         loop {
             let before = self.checkpoint()?;
-            self.look()?;
+            let looked = self.look()?;
             let mut chunk = Chunk::default();
             self.read_into(&mut chunk)?;
+            if chunk.lines.is_empty() {
+                looked?;
+            }
             let after = self.checkpoint()?;
             if after != before {
                 chunk.checkpoint = Some(after);
@@ -280,22 +315,21 @@ impl Input for Follow {
 
 impl Track {
     /// Returns whether a file, which has the inode of this one, still has what was read of it.
-    fn stays(&mut self, file: &Found) -> bool {
-        let is_unchanged = self.found.as_ref().is_some_and(|found| found.version() == file.version());
-        if is_unchanged {
-            return true;
+    fn stays(&mut self, file: &Found) -> io::Result<bool> {
+        if self.found.as_ref().is_some_and(|found| found.version() == file.version()) {
+            return Ok(true);
         }
         if self.content.is_none() {
-            match Content::continuing(&file.path, &self.known.place) {
-                Ok(Some((content, recent))) => {
-                    (self.content, self.recent) = (Some(content), recent);
-                    return true;
-                }
-                // One that cannot be read now stays what it was.
-                Ok(None) => return false,
-                Err(_) => return true,
-            }
+            let Some((content, recent)) = Content::continuing(&file.file, &self.known.place)? else {
+                return Ok(false);
+            };
+            (self.content, self.recent) = (Some(content), recent);
         }
+        Ok(self.is_intact())
+    }
+
+    /// Returns whether what was read is still in the open file.
+    fn is_intact(&mut self) -> bool {
         match &mut self.content {
             Some(content) if !content.is_packed() => self.known.place.is_in(content).unwrap_or(true),
             _ => true,
@@ -307,13 +341,13 @@ impl Track {
     fn continues_in(&mut self, file: &Found) -> io::Result<bool> {
         let place = &self.known.place;
         let continuing = match &mut self.content {
-            _ if place.offset > 0 => Content::continuing(&file.path, place)?,
+            _ if place.offset > 0 => Content::continuing(&file.file, place)?,
             // Nothing was read of it, but it is open.
             Some(content) => {
-                let length = content.file().metadata()?.len();
+                let length = content.length()?;
                 let is_same =
-                    length > 0 && Content::continuing(&file.path, &Place::at(content, length)?)?.is_some();
-                if is_same { Some((Content::open(&file.path)?, Vec::new())) } else { None }
+                    length > 0 && Content::continuing(&file.file, &Place::at(content, length)?)?.is_some();
+                if is_same { Some((Content::of(&file.file)?, Vec::new())) } else { None }
             }
             None => None,
         };
@@ -354,7 +388,7 @@ impl Track {
         let Known { path, place: Place { offset, .. }, is_done, .. } = &self.known;
         let is_lost = match &self.content {
             // What is open was read to its end, unless it was truncated.
-            Some(content) => content.file().metadata().is_ok_and(|metadata| metadata.len() < *offset),
+            Some(content) => content.length().is_ok_and(|length| length < *offset),
             None => !is_done && *offset > 0,
         };
         if is_lost {
@@ -371,7 +405,7 @@ impl Track {
 
     /// Begins behind what is there.
     fn skip_to(&mut self, file: &Found) -> io::Result<()> {
-        let mut content = Content::open(&file.path)?;
+        let mut content = Content::of(&file.file)?;
         let last = content.before(file.length)?.unwrap_or_default();
         self.known.is_skipping = last.last().is_some_and(|last| *last != b'\n');
         self.known.place = Place::at(&mut content, file.length)?;
@@ -392,15 +426,12 @@ impl Track {
             return Ok(false);
         }
         if self.content.is_none() {
-            // Also the last bytes before the place, when it is not at the beginning.
-            let (content, recent) = if self.known.place.offset == 0 {
-                (Content::open(&self.known.path)?, Vec::new())
-            } else {
-                match Content::continuing(&self.known.path, &self.known.place)? {
-                    Some(opened) => opened,
-                    None => return Ok(false),
-                }
+            let Some(found) = &self.found else { return Ok(false) };
+            let opened = match self.known.place.offset {
+                0 => Some((Content::of(&found.file)?, Vec::new())),
+                _ => Content::continuing(&found.file, &self.known.place)?,
             };
+            let Some((content, recent)) = opened else { return Ok(false) };
             (self.content, self.recent) = (Some(content), recent);
         }
         let Some(content) = &mut self.content else { return Ok(false) };
@@ -444,12 +475,6 @@ impl Track {
             }
         }
     }
-}
-
-/// Returns whether a file has the same bytes as another, as far as it goes. One that cannot be read
-/// is looked at again.
-fn is_copy(file: &Found, other: &Found) -> bool {
-    file.id != other.id && Content::is_copy(&file.path, &other.path).unwrap_or(true)
 }
 
 #[cfg(test)]

@@ -387,3 +387,45 @@ proptest! {
         prop_assert_eq!(shown(&read), shown(&written));
     }
 }
+
+#[test]
+fn files_that_change_while_they_are_looked_at_are_read_once() {
+    let mut it = Fixture::new("app.log");
+    it.read();
+    let (dir, is_done) = (it.dir.path().to_owned(), std::sync::atomic::AtomicBool::new(false));
+    let (written, mut read) = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            let (mut written, path) = (0, dir.join("app.log"));
+            for rotation in 0..400 {
+                for _ in 0..7 {
+                    let mut file = fs::File::options().append(true).create(true).open(&path).unwrap();
+                    writeln!(file, "line {written:06}").unwrap();
+                    written += 1;
+                }
+                let rotated = dir.join(format!("app.log-{rotation:05}"));
+                match rotation % 3 {
+                    0 => fs::rename(&path, &rotated).unwrap(),
+                    1 => {
+                        fs::copy(&path, &rotated).unwrap();
+                        fs::File::create(&path).unwrap();
+                    }
+                    _ => {}
+                }
+            }
+            is_done.store(true, std::sync::atomic::Ordering::SeqCst);
+            written
+        });
+        let mut read = Vec::new();
+        while !is_done.load(std::sync::atomic::Ordering::SeqCst) {
+            it.read_some();
+            read.append(&mut it.lines);
+        }
+        read.extend(it.read());
+        (writing.join().unwrap(), read)
+    });
+    read.sort_unstable();
+    let expected: Vec<String> = (0..written).map(|number| format!("line {number:06}")).collect();
+    let missing: Vec<_> = expected.iter().filter(|line| read.binary_search(line).is_err()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert!(read == expected, "{} lines of {written}", read.len());
+}
