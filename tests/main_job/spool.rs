@@ -108,7 +108,14 @@ fn kills() -> u32 {
 fn kills_of_both_sides_and_rotations_lose_nothing_and_repeat_nothing() {
     let port = ReservedPort::new();
     let site = site(&port, "");
-    let (written, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (written, done) = (AtomicU64::new(1), AtomicBool::new(false));
+    {
+        // What was rotated before the first start is not read.
+        append(&site.path("app.log"), &event(0));
+        let _receiver = Daemon::start(&site);
+        let _sender = service(&site);
+        wait_until("it has begun", || if arrived(&site) == [0] { Ok(()) } else { Err(String::new()) });
+    }
     std::thread::scope(|scope| {
         let _done = SetOnDrop(&done);
         scope.spawn(|| write_and_rotate(&site, &written, &done));
