@@ -50,8 +50,8 @@ pub(super) fn batch(
                     name,
                     code = "input-line-rejected",
                     input = &**name,
-                    "a line cannot be sent and is set aside: {}",
-                    escape(detail)
+                    "a line cannot be sent and is set aside: {problem}",
+                    problem = escape(detail)
                 );
                 // With its place: two bad lines that look the same are both kept.
                 identifier.reject(name, &[detail.as_bytes(), b"\n", &bytes].concat())

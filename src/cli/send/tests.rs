@@ -159,7 +159,7 @@ fn an_invalid_line_is_reported_and_the_others_are_sent() {
     for (said, what) in said.iter().zip([
         "events, line 3: cannot be sent: neither a JSON object nor a CEF header",
         "events, line 4: cannot be sent: the keys a are ambiguous",
-        "events, line 5: cannot be sent: its 1009 bytes do not fit into a batch of at most 1000",
+        "events, line 5: cannot be sent: its 1108 bytes do not fit into a batch of at most 1000",
         "events, line 6: cannot be sent: it is longer than 71536 bytes",
     ]) {
         assert!(said.contains(what), "{said}");

@@ -1,9 +1,10 @@
 //! What the daemon logs about itself at the start.
 
 use crate::cli::version;
-use crate::config::{Config, Sink, SinkKind, Source};
+use crate::config::{AdminAddress, Config, Sink, SinkKind, Source};
 use crate::ingest::Policy;
 use crate::ledger::Ledger;
+use crate::observe::admin;
 
 /// Logs the program, the configuration and the sources.
 pub(super) fn starting(config: &Config) {
@@ -49,5 +50,16 @@ fn destination(sink: &Sink) -> String {
         SinkKind::File(options) => format!("{kind} {}", options.path.display()),
         SinkKind::Sqlite(options) => format!("{kind} {}", options.path.display()),
         SinkKind::Syslog(options) => format!("{kind} {}", options.address),
+    }
+}
+
+/// Logs where the admin endpoint is.
+pub(super) fn admin(socket: &admin::Socket, wanted: &AdminAddress) {
+    let address = match socket {
+        admin::Socket::Unix(_) => Ok(wanted.to_string()),
+        admin::Socket::Tcp(socket) => socket.local_addr().map(|address| format!("http://{address}")),
+    };
+    if let Ok(address) = address {
+        tracing::info!(code = "admin-listening", "admin endpoint on {address}");
     }
 }

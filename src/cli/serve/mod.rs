@@ -100,12 +100,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             runtime.shutdown_timeout(Duration::from_secs(1));
             result
         });
-    result.map_err(|Failure { exit, message }| {
-        for line in message.lines() {
-            tracing::error!(code = "daemon-failed", "{line}");
-        }
-        Failure::reported(exit)
-    })
+    result.map_err(logged)
+}
+
+/// Logs why the daemon ends, after which nothing more is to be printed.
+fn logged(Failure { exit, message }: Failure) -> Failure {
+    for line in message.lines() {
+        tracing::error!(code = "daemon-failed", "{line}");
+    }
+    Failure::reported(exit)
 }
 
 async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -> Result<(), Failure> {
@@ -126,13 +129,7 @@ async fn serve(config: Config, mut inherited: Inherited, log: logging::Handle) -
     let sources = Sources::load(&config, &metrics, stopped.clone()).await.map_err(Failure::config)?;
     let socket = inherited.listen(config.listen.address).await?;
     let Admin { socket: admin_socket, file: _admin_file } = inherited.admin(&config.admin.address).await?;
-    let admin_address = match &admin_socket {
-        admin::Socket::Unix(_) => Ok(config.admin.address.to_string()),
-        admin::Socket::Tcp(socket) => socket.local_addr().map(|address| format!("http://{address}")),
-    };
-    if let Ok(address) = admin_address {
-        tracing::info!(code = "admin-listening", "admin endpoint on {address}");
-    }
+    announce::admin(&admin_socket, &config.admin.address);
 
     config.warnings().for_each(|warning| tracing::warn!(code = "sink-config-risky", "{warning}"));
     let sink_status = Arc::new(SinkStatus::new(Arc::clone(&metrics), Arc::clone(&health)));

@@ -26,7 +26,9 @@ use self::keys::{SigningKeys, publish};
 use super::sink_status::SinkStatus;
 use super::sockets::{Admin, Inherited};
 use super::status::{DaemonStatus, Parts};
-use super::{InForce, SINK_DRAIN_TIMEOUT, Signals, admin_authorisation, ledger_failed, seconds};
+use super::{
+    InForce, SINK_DRAIN_TIMEOUT, Signals, admin_authorisation, announce, ledger_failed, logged, seconds,
+};
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::Secrets;
@@ -89,13 +91,7 @@ pub(in crate::cli) struct Finished {
 pub(in crate::cli) fn run(file: &Path) -> Result<(), Failure> {
     let inherited = Inherited::from_environment()?;
     let config = load(file)?;
-    let result = run_as(config, inherited, Mode::Service);
-    result.map(drop).map_err(|Failure { exit, message }| {
-        for line in message.lines() {
-            tracing::error!(code = "daemon-failed", "{line}");
-        }
-        Failure::reported(exit)
-    })
+    run_as(config, inherited, Mode::Service).map(drop).map_err(logged)
 }
 
 /// Runs a sender.
@@ -129,7 +125,7 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     let (end, ends) = watch::channel(false);
 
     let (version, url) = (crate::cli::version::VERSION, &config.receiver.url);
-    tracing::info!(code = "starting", "auditgate {version} sends to {url}");
+    tracing::info!(code = "sender-starting", "auditgate {version} sends to {url}");
     let key = CurrentKey::default();
     let key_set = Arc::new(RwLock::new(String::new()));
     let mut keys = take_up_keys(&config, &key, &key_set)?;
@@ -148,11 +144,7 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     let mut admin = None;
     if mode == Mode::Service {
         let Admin { socket, file } = inherited.admin(&config.admin.address).await?;
-        if let admin::Socket::Tcp(socket) = &socket
-            && let Ok(address) = socket.local_addr()
-        {
-            tracing::info!(code = "admin-listening", "admin endpoint on http://{address}");
-        }
+        announce::admin(&socket, &config.admin.address);
         let pages = pages(&config, &metrics, &health, &status, spool.status());
         admin = Some((tokio::spawn(admin::serve(socket, pages, ends.clone())), file));
     }
@@ -170,7 +162,7 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     systemd::ready(&health.summary());
     let ledger = spool.ledger();
     tokio::spawn(systemd::watchdog(async move || ledger.answers().await));
-    tracing::info!(code = "sending", inputs = inputs.len(), "the inputs are read");
+    tracing::info!(code = "sender-started", inputs = inputs.len(), "the inputs are read");
 
     let (ledger, state) = (spool.ledger(), spool.status());
     let mut ticks = tokio::time::interval(TICK);
@@ -188,10 +180,10 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
                 match load(&config.file).and_then(|new| take_up_keys(&new, &key, &key_set)) {
                     Ok(new) => {
                         keys = new;
-                        tracing::info!(code = "config-reloaded", "the signing keys were read again");
+                        tracing::info!(code = "sender-reloaded", "the signing keys were read again");
                     }
                     Err(error) => tracing::error!(
-                        code = "config-not-reloaded",
+                        code = "sender-reload-failed",
                         "not reloaded, the former signing keys stay in force: {error}"
                     ),
                 }
@@ -217,7 +209,7 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
         }
     }
 
-    tracing::info!(code = "stopping", "stopping: no input is read any more; posts get a short time");
+    tracing::info!(code = "sender-stopping", "stopping: no input is read any more; posts get a short time");
     systemd::stopping();
     health.draining();
     let waiting = tokio::task::spawn_blocking(move || spool.close(ended)).await;
@@ -226,7 +218,7 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     if let Some((admin, _file)) = admin {
         let _ = admin.await;
     }
-    tracing::info!(code = "stopped", waiting, "stopped; {waiting} events wait for the next start");
+    tracing::info!(code = "sender-stopped", waiting, "stopped; {waiting} events wait for the next start");
     let mut finished = Finished { deliveries: state.read(), waiting, ..Finished::default() };
     for input in &inputs {
         let [taken, known, rejected @ ..] = metrics.source_values(input).lines;
