@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use ::time::OffsetDateTime;
 use ::time::format_description::well_known::Rfc3339;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::check::{self, is_name};
 use super::document::Document;
 use super::{Admin, AdminAddress, ConfigError, LONGEST_SOCKET_PATH, Log, Problem, Secrets, socket_address};
-use crate::net::Endpoint;
+use crate::net::{ClientOptions, Endpoint, Identity, Pin};
 use crate::quantity::{by_text, count, parsed, size, time};
 use crate::secret::{Environment, Secret};
 use crate::wire::event::Format;
@@ -83,7 +81,7 @@ pub struct Receiver {
     /// SHA-256 of the public keys that the server's certificate may have, as `sha256//BASE64`; any
     /// by default. The certificate must be trusted as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pin: Vec<String>,
+    pub pin: Vec<Pin>,
     /// URL of the HTTP proxy to use instead of those of the environment.
     pub proxy: Option<String>,
     /// Maximum number of events in one batch. Default 500.
@@ -303,13 +301,6 @@ fn receiver(receiver: &Receiver, document: &mut Document<'_>) {
         let problem = "`cert` and `key` belong together; add the other one, or remove both";
         document.check(&["receiver"], &["cert", "key"], problem);
     }
-    for (index, pin) in receiver.pin.iter().enumerate() {
-        if !is_pin(pin) {
-            let problem =
-                "not the SHA-256 of a public key; write it as \"sha256//BASE64\", 44 characters of base64";
-            document.check(&["receiver"], &[&format!("pin.{index}"), "pin"], problem);
-        }
-    }
 }
 
 fn keys(signing: &Signing, document: &mut Document<'_>) {
@@ -330,6 +321,14 @@ fn keys(signing: &Signing, document: &mut Document<'_>) {
         let problem = "every signing key has a `from`, so that none signs before the first of them; remove the `from` of \
                        the oldest";
         document.check(&["signing"], &["keys"], problem);
+    }
+}
+
+impl Receiver {
+    /// Returns what its connections trust and offer.
+    pub fn client_options(&self) -> ClientOptions {
+        let identity = self.cert.clone().zip(self.key.clone()).map(|(cert, key)| Identity { cert, key });
+        ClientOptions { ca: self.ca.clone(), identity, pins: self.pin.clone(), proxy: self.proxy.clone() }
     }
 }
 
@@ -354,12 +353,6 @@ impl InputKind {
     }
 }
 
-/// Returns whether a text is the SHA-256 of a public key, as curl writes it.
-fn is_pin(text: &str) -> bool {
-    let digest = text.strip_prefix("sha256//").and_then(|digest| STANDARD.decode(digest).ok());
-    digest.is_some_and(|digest| digest.len() == 32)
-}
-
 by_text!(SigningStart, |text: &str| {
     let wrong = |_| format!("`{text}` is not a time; write one such as \"2026-12-01T00:00:00Z\"");
     OffsetDateTime::parse(text, &Rfc3339).map(Self).map_err(wrong)
@@ -370,6 +363,8 @@ impl fmt::Display for SigningStart {
         f.write_str(&self.0.format(&Rfc3339).map_err(|_| fmt::Error)?)
     }
 }
+
+by_text!(Pin, |text: &str| text.parse().map_err(|error| format!("{error}")));
 
 by_text!(Format, |text: &str| text.parse().map_err(|error| format!("{error}")));
 

@@ -15,7 +15,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::proxy::Connector;
-use super::{Endpoint, TlsError, client_tls, tls};
+use super::{ClientOptions, Endpoint, TlsError, tls};
 
 #[cfg(feature = "daemon")]
 mod plain;
@@ -166,8 +166,24 @@ impl Client {
     /// # Errors
     /// See [`TlsError`]; never for `http` because of missing authorities.
     pub fn for_endpoint(endpoint: &Endpoint, ca: Option<&Path>) -> Result<Client, TlsError> {
-        let tls = if endpoint.is_https() { client_tls(ca)? } else { tls::trusting_no_authority()? };
-        Ok(Client::new(tls, CONNECT_TIMEOUT))
+        Client::with_options(
+            endpoint,
+            &ClientOptions { ca: ca.map(Path::to_owned), ..ClientOptions::default() },
+        )
+    }
+
+    /// Creates a client for `endpoint` as [`Client::for_endpoint`] does, with every option.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn with_options(endpoint: &Endpoint, options: &ClientOptions) -> Result<Client, TlsError> {
+        let is_https = endpoint.is_https();
+        let tls = if is_https { tls::client_tls_with(options)? } else { tls::trusting_no_authority()? };
+        let proxies = match &options.proxy {
+            Some(proxy) => Matcher::builder().all(proxy.clone()).build(),
+            None => Matcher::from_env(),
+        };
+        Ok(Client::with_proxies(tls, CONNECT_TIMEOUT, proxies))
     }
 
     /// Fetches `endpoint`. At most `limit_bytes` of body are accepted, and the whole exchange,

@@ -25,7 +25,7 @@ pub(super) struct Connector {
 
 /// The proxy cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("through the proxy {proxy}, which HTTPS_PROXY or ALL_PROXY names: {cause}")]
+#[error("through the proxy {proxy}, of the options, HTTPS_PROXY or ALL_PROXY: {cause}")]
 struct ProxyError {
     proxy: String,
     cause: Box<dyn Error + Send + Sync>,

@@ -1,12 +1,22 @@
 //! TLS client configuration: the trusted authorities of outgoing connections.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
+use std::{fmt, io};
 
-use rustls::client::WantsClientCert;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{CertificateError, ClientConfig, ConfigBuilder, InconsistentKeys, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, InconsistentKeys, OtherError,
+    RootCertStore, SignatureScheme,
+};
+use sha2::{Digest as _, Sha256};
 
 /// Reason why there is no TLS client configuration. Each can be fixed by the operator of this
 /// machine.
@@ -90,20 +100,125 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
+/// What an outgoing connection trusts, and what it offers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// PEM file with the only authorities to trust; without it, the system's.
+    pub ca: Option<PathBuf>,
+    /// Client certificate for a server that asks for one.
+    pub identity: Option<Identity>,
+    /// Keys of which the server's certificate must have one, besides being trusted; any when empty.
+    pub pins: Vec<Pin>,
+    /// URL of the HTTP proxy to use instead of those of the environment.
+    pub proxy: Option<String>,
+}
+
+/// SHA-256 of a public key (the DER of its `SubjectPublicKeyInfo`, RFC 7469, section 2.4), written
+/// as curl's `--pinnedpubkey` does: `sha256//BASE64`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Pin([u8; 32]);
+
+/// A text that is not a [`Pin`].
+#[derive(Debug, thiserror::Error)]
+#[error("not the SHA-256 of a public key; write it as sha256//BASE64, 44 characters of base64")]
+pub struct InvalidPin;
+
+impl FromStr for Pin {
+    type Err = InvalidPin;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPin> {
+        let digest = text.strip_prefix("sha256//").and_then(|digest| STANDARD.decode(digest).ok());
+        digest.and_then(|digest| digest.try_into().ok()).map(Self).ok_or(InvalidPin)
+    }
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256//{}", STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Verifies a server as usual, and then its key.
+#[derive(Debug)]
+struct PinnedVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    pins: Vec<Pin>,
+}
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified =
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let key = ParsedCertificate::try_from(end_entity)?.subject_public_key_info();
+        let pin = Pin(Sha256::digest(&key).into());
+        if self.pins.contains(&pin) {
+            return Ok(verified);
+        }
+        let cause = io::Error::other(format!("its public key {pin} is not one of the pinned ones"));
+        Err(CertificateError::Other(OtherError(Arc::new(cause))).into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Creates a configuration like [`client_tls_as`], for a server whose key is pinned.
+///
+/// # Errors
+/// See [`TlsError`].
+pub(super) fn client_tls_with(options: &ClientOptions) -> Result<ClientConfig, TlsError> {
+    let mut config = client_tls_as(options.ca.as_deref(), options.identity.as_ref())?;
+    if !options.pins.is_empty() {
+        let roots = roots(options.ca.as_deref())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|error| TlsError::Setup(error.to_string()))?;
+        let verifier = PinnedVerifier { inner, pins: options.pins.clone() };
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+    }
+    Ok(config)
+}
+
 /// Creates a configuration like [`client_tls`], which also offers a client certificate to a server
 /// that asks for one.
 ///
 /// # Errors
 /// See [`TlsError`].
 pub fn client_tls_as(ca: Option<&Path>, identity: Option<&Identity>) -> Result<ClientConfig, TlsError> {
-    let roots = match ca {
-        Some(path) => roots_from_file(path)?,
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            system_roots(found.certs, found.errors.first().map(ToString::to_string))?
-        }
-    };
-    let trusting = trusting(roots)?;
+    let trusting = trusting(roots(ca)?)?;
     let Some(Identity { cert, key }) = identity else {
         return Ok(trusting.with_no_client_auth());
     };
@@ -133,6 +248,17 @@ fn trusting(roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsCli
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(|error| TlsError::Setup(error.to_string()))?
         .with_root_certificates(roots))
+}
+
+/// Returns the authorities to trust.
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    match ca {
+        Some(path) => roots_from_file(path),
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            system_roots(found.certs, found.errors.first().map(ToString::to_string))
+        }
+    }
 }
 
 fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -226,8 +352,6 @@ fn because(cause: &Option<String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[test]

@@ -5,19 +5,15 @@
 //! use std::path::Path;
 //!
 //! use auditgate::net::Endpoint;
-//! use auditgate::send::{Options, Sender, SigningKey, complete};
+//! use auditgate::send::{Sender, SigningKey, complete};
 //! use auditgate::wire::event::{Event, Value};
 //!
 //! # async fn produce() -> Result<(), Box<dyn std::error::Error>> {
 //! let endpoint: Endpoint = "https://audit.example.com:8443/konnect/us".parse()?;
-//! let mut options = Options::new(endpoint);
-//! options.authorization = Some("Bearer abc".to_owned());
-//! options.signing_key = Some(SigningKey::read(Path::new("keys/signing-key.pem"))?);
-//! options.observer = Some(Box::new(|report| match &report.result {
-//!     Ok(delivered) => println!("batch {}: {:?}", report.number, delivered.receipt),
-//!     Err(error) => println!("batch {}: {error}", report.number),
-//! }));
-//! let sender = Sender::new(options)?;
+//! let sender = Sender::builder(endpoint)
+//!     .authorization("Bearer abc")
+//!     .signing_key(SigningKey::read(Path::new("keys/signing-key.pem"))?)
+//!     .build()?;
 //!
 //! let mut event = Event::new();
 //! event.set("name", Value::Text("Ingress".to_owned()));
@@ -26,7 +22,9 @@
 //! event.set("user_agent", Value::Text("example/1.0".to_owned()));
 //! event.set("src", Value::Text("192.0.2.7".to_owned()));
 //! complete(&mut event, 1_767_323_045_678);
-//! sender.send(&event).await?;
+//! // When this returns, the receiver has the event.
+//! let delivered = sender.send(&event).await?;
+//! println!("{:?}", delivered.receipt);
 //!
 //! let summary = sender.close().await?;
 //! assert_eq!(summary.events, summary.delivered);
@@ -34,13 +32,21 @@
 //! # }
 //! ```
 //!
-//! One background task owns the batch that is being filled and every post; [`Sender::send`] hands
-//! it lines through a bounded queue and waits while the queue is full, so that a slow receiver
-//! slows the producer instead of filling its memory. A batch that cannot be delivered is reported
-//! and does not stop the next.
+//! One background task owns the batch that is being filled and every post. [`Sender::enqueue`] hands
+//! it a line through a bounded queue and waits while the queue is full, so that a slow receiver
+//! slows the producer instead of filling its memory; it returns a [`Delivery`], which resolves when
+//! the receiver has the event. [`Sender::send`] does both. Many that wait at the same time share
+//! batches. A batch that cannot be delivered does not stop the next.
+//!
+//! [`blocking::Sender`] is for programs without a runtime, and [`AuditLayer`](layer::AuditLayer)
+//! (feature `layer`) for events of [`tracing`](https://docs.rs/tracing).
 
 mod batch;
+pub mod blocking;
+mod builder;
 mod complete;
+#[cfg(feature = "layer")]
+pub mod layer;
 mod post;
 #[cfg(feature = "daemon")]
 mod rate;
@@ -52,16 +58,17 @@ pub mod sample;
 mod sign;
 
 use std::future::pending;
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use batch::{BatchLimits, LineError};
+pub use builder::Builder;
 pub use complete::complete;
 pub use post::{Delivered, Receipt, RetryObserver, Retrying, Undelivered};
 pub use retry::Retry;
@@ -71,7 +78,7 @@ pub use sign::{prepare, sign_line};
 
 pub use crate::wire::cef::WriteError;
 
-use crate::net::{Client, Endpoint, HeaderValue, TlsError};
+use crate::net::{Endpoint, TlsError};
 use crate::wire::event::{Event, Format};
 pub(crate) use batch::{Batch, Collector};
 pub(crate) use post::Poster;
@@ -89,54 +96,6 @@ const QUEUED_LINES: usize = 128;
 /// task that fills the batches, so it must not block.
 pub type Observer = Box<dyn FnMut(&Report) + Send>;
 
-/// Destination and settings of a sender. [`Options::new`] fills in the defaults.
-#[non_exhaustive]
-pub struct Options {
-    /// The URL to which batches are posted.
-    pub endpoint: Endpoint,
-    /// The value of the `Authorization` header (RFC 9110, section 11.6.2), scheme included. None by
-    /// default.
-    pub authorization: Option<String>,
-    /// The PEM file of the certificate authorities to trust; by default those of the system.
-    pub ca: Option<PathBuf>,
-    /// Format in which [`Sender::send`] writes an event. CEF by default.
-    pub format: Format,
-    /// Limits of a batch.
-    pub batch: BatchLimits,
-    /// Whether and when a batch is posted again.
-    pub retry: Retry,
-    /// Number of batches in flight at the same time. The order of batches is kept with 1 only,
-    /// which is the default; within a batch it always is.
-    pub connections: NonZeroUsize,
-    /// Timeout of one post, from name resolution to the response's end. 30 s by default.
-    pub timeout: Duration,
-    /// The key that [`Sender::send`] signs with. Without one, the default, events are not signed.
-    pub signing_key: Option<SigningKey>,
-    /// Receives the report of each batch.
-    pub observer: Option<Observer>,
-    /// Is told before each pause that a batch will be posted again, and why.
-    pub retry_observer: Option<RetryObserver>,
-}
-
-impl Options {
-    /// Returns the defaults, for that endpoint.
-    pub fn new(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            authorization: None,
-            ca: None,
-            format: Format::Cef,
-            batch: BatchLimits::default(),
-            retry: Retry::default(),
-            connections: NonZeroUsize::MIN,
-            timeout: Duration::from_secs(30),
-            signing_key: None,
-            observer: None,
-            retry_observer: None,
-        }
-    }
-}
-
 /// Result of one batch.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -152,7 +111,7 @@ pub struct Report {
     /// Its lines, each with its terminator, before compression.
     pub lines: Vec<u8>,
     /// The response, or why the batch was given up.
-    pub result: Result<Delivered, Undelivered>,
+    pub result: Result<Delivered, Arc<Undelivered>>,
 }
 
 /// A batch that could not be delivered. Its lines are in the [`Report`] that the observer received.
@@ -166,7 +125,7 @@ pub struct Failed {
     /// Number of posts.
     pub attempts: u32,
     /// Error of the last post.
-    pub error: Undelivered,
+    pub error: Arc<Undelivered>,
 }
 
 /// Totals of a sender.
@@ -191,7 +150,7 @@ pub struct Summary {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// [`Options::authorization`] cannot be the value of a header (RFC 9110, section 5.5).
+    /// [`Builder::authorization`] cannot be the value of a header (RFC 9110, section 5.5).
     #[error(
         "the authorization holds a line break or another control character, which no HTTP header can carry"
     )]
@@ -199,66 +158,92 @@ pub enum SendError {
     /// There is no TLS configuration to call out with.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// [`Sender::new`] was called outside a tokio runtime.
+    /// [`Builder::build`] was called outside a tokio runtime.
     #[error("a sender needs a tokio runtime with time and I/O enabled")]
     NoRuntime,
+    /// The system gives no thread for a [`blocking::Sender`].
+    #[error("cannot start a thread for the sender: {0}")]
+    Thread(std::io::Error),
     /// The event cannot be written as a line. Nothing was queued.
     #[error(transparent)]
     Sign(#[from] SignError),
     /// The line cannot be sent. Nothing was queued.
     #[error("the line cannot be sent: {0}")]
     Line(#[from] LineError),
+    /// The batch with the event was given up, for that reason.
+    #[error(transparent)]
+    Undelivered(Arc<Undelivered>),
     /// The background task has ended, because the runtime shut down or the observer panicked. What
     /// was not reported may or may not have been delivered.
     #[error("the sender has stopped: its runtime was shut down or its observer panicked")]
     Stopped,
 }
 
-/// Sends events to one endpoint.
+/// Sends events to one endpoint. Many tasks can share it by reference.
 ///
 /// Dropping it lets the background task send what is queued for as long as the runtime lives, but
 /// the result is lost; [`close`](Sender::close) it instead.
 pub struct Sender {
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: mpsc::Sender<Queued>,
     task: JoinHandle<Summary>,
     format: Format,
     signing_key: Option<SigningKey>,
     limits: BatchLimits,
 }
 
+/// A line in the queue, and where its result is wanted.
+struct Queued {
+    line: Vec<u8>,
+    waiter: oneshot::Sender<Settled>,
+}
+
+/// Result of the batch of a line.
+type Settled = Result<Delivered, Arc<Undelivered>>;
+
+/// A queued event: resolves when the receiver has it, or when its batch is given up. Dropping it
+/// changes nothing about the delivery.
+///
+/// # Errors
+/// [`SendError::Undelivered`] and [`SendError::Stopped`].
+#[derive(Debug)]
+#[must_use = "only its result says whether the receiver has the event"]
+pub struct Delivery(oneshot::Receiver<Settled>);
+
+impl Future for Delivery {
+    type Output = Result<Delivered, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|settled| match settled {
+            Ok(settled) => settled.map_err(SendError::Undelivered),
+            Err(_) => Err(SendError::Stopped),
+        })
+    }
+}
+
 impl Sender {
-    /// Starts the background task on the current tokio runtime. Reads the certificate authorities,
-    /// and so blocks on the file system for a moment; connects only when the first batch is ready.
-    ///
-    /// # Errors
-    /// [`SendError::Tls`], [`SendError::Authorization`] and [`SendError::NoRuntime`].
-    pub fn new(options: Options) -> Result<Self, SendError> {
-        let runtime = Handle::try_current().map_err(|_| SendError::NoRuntime)?;
-        let client = Client::for_endpoint(&options.endpoint, options.ca.as_deref())?;
-        let authorization = options.authorization.map(HeaderValue::try_from).transpose();
-        let authorization = authorization.map_err(|_| SendError::Authorization)?;
-        let Options { endpoint, timeout, retry, retry_observer, .. } = options;
-        let poster = Poster::new(client, endpoint, authorization, timeout, retry, retry_observer);
-        let (lines, queue) = mpsc::channel(QUEUED_LINES);
-        let dispatch = Dispatch {
-            poster,
-            connections: options.connections.get(),
-            under_way: JoinSet::new(),
-            observer: options.observer,
-            summary: Summary::default(),
-        };
-        let task = runtime.spawn(run(queue, options.batch, dispatch));
-        let Options { format, signing_key, batch: limits, .. } = options;
-        Ok(Self { lines, task, format, signing_key, limits })
+    /// Returns the settings of a sender to a URL, with their defaults.
+    pub fn builder(endpoint: Endpoint) -> Builder {
+        Builder::new(endpoint)
     }
 
-    /// Formats, signs and queues an event; waits while the queue is full. A `sig` that the event
-    /// has is replaced. A future that is dropped before it is ready has queued nothing.
+    /// Formats, signs and queues an event, and waits until the receiver has it: until its batch got
+    /// a 2xx, retries and [`BatchLimits::linger`] included. A `sig` that the event has is replaced.
+    /// A future that is dropped after the event was queued does not take it back.
+    ///
+    /// # Errors
+    /// [`SendError::Sign`], [`SendError::Line`], [`SendError::Undelivered`] and
+    /// [`SendError::Stopped`].
+    pub async fn send(&self, event: &Event) -> Result<Delivered, SendError> {
+        self.enqueue(event).await?.await
+    }
+
+    /// Formats, signs and queues an event; waits while the queue is full. A future that is dropped
+    /// before it is ready has queued nothing.
     ///
     /// # Errors
     /// [`SendError::Sign`], [`SendError::Line`] and [`SendError::Stopped`].
-    pub async fn send(&self, event: &Event) -> Result<(), SendError> {
-        self.send_line(line(self.format, event, self.signing_key.as_ref())?).await
+    pub async fn enqueue(&self, event: &Event) -> Result<Delivery, SendError> {
+        self.enqueue_line(line(self.format, event, self.signing_key.as_ref())?).await
     }
 
     /// Queues a line, without its terminator, as it is; waits while the queue is full. A future
@@ -266,9 +251,11 @@ impl Sender {
     ///
     /// # Errors
     /// [`SendError::Line`] and [`SendError::Stopped`].
-    pub async fn send_line(&self, line: Vec<u8>) -> Result<(), SendError> {
+    pub async fn enqueue_line(&self, line: Vec<u8>) -> Result<Delivery, SendError> {
         self.limits.admit(&line)?;
-        self.lines.send(line).await.map_err(|_| SendError::Stopped)
+        let (waiter, settled) = oneshot::channel();
+        self.lines.send(Queued { line, waiter }).await.map_err(|_| SendError::Stopped)?;
+        Ok(Delivery(settled))
     }
 
     /// Sends what is left and waits until every batch is delivered or given up, retries included.
@@ -285,13 +272,15 @@ impl Sender {
 struct Dispatch {
     poster: Poster,
     connections: usize,
-    under_way: JoinSet<Report>,
+    under_way: JoinSet<(Report, Vec<oneshot::Sender<Settled>>)>,
+    /// Where the results of the lines in the batch that is being filled are wanted.
+    waiters: Vec<oneshot::Sender<Settled>>,
     observer: Option<Observer>,
     summary: Summary,
 }
 
 /// Runs the background task: fills batches until the last [`Sender`] is dropped.
-async fn run(mut queue: mpsc::Receiver<Vec<u8>>, limits: BatchLimits, mut dispatch: Dispatch) -> Summary {
+async fn run(mut queue: mpsc::Receiver<Queued>, limits: BatchLimits, mut dispatch: Dispatch) -> Summary {
     let mut collector = Collector::default();
     let mut deadline = None;
     loop {
@@ -313,12 +302,13 @@ async fn run(mut queue: mpsc::Receiver<Vec<u8>>, limits: BatchLimits, mut dispat
             () = linger => Some(None),
         };
         match next {
-            Some(Some(line)) => {
+            Some(Some(Queued { line, waiter })) => {
                 if !collector.fits(&line, &limits) {
                     dispatch.start(collector.take()).await;
                     deadline = None;
                 }
                 collector.push(&line);
+                dispatch.waiters.push(waiter);
                 if collector.is_full(&limits) {
                     dispatch.start(collector.take()).await;
                     deadline = None;
@@ -352,10 +342,12 @@ impl Dispatch {
         self.finish(self.connections - 1).await;
         self.summary.batches += 1;
         let (number, events, poster) = (self.summary.batches, batch.events, self.poster.clone());
+        let waiters = std::mem::take(&mut self.waiters);
         self.under_way.spawn(async move {
             let began = Instant::now();
             let (attempts, lines, result) = poster.deliver(number, batch).await;
-            Report { number, events, attempts, latency: began.elapsed(), lines, result }
+            let (latency, result) = (began.elapsed(), result.map_err(Arc::new));
+            (Report { number, events, attempts, latency, lines, result }, waiters)
         });
     }
 
@@ -368,9 +360,9 @@ impl Dispatch {
         }
     }
 
-    fn settle(&mut self, settled: Result<Report, tokio::task::JoinError>) {
-        let report = match settled {
-            Ok(report) => report,
+    fn settle(&mut self, settled: Result<(Report, Vec<oneshot::Sender<Settled>>), tokio::task::JoinError>) {
+        let (report, waiters) = match settled {
+            Ok(settled) => settled,
             // Nothing cancels a delivery but the end of the runtime, which also ends this task; a
             // panic is a bug and must not pass for a batch that never was.
             Err(error) => match error.try_into_panic() {
@@ -382,6 +374,10 @@ impl Dispatch {
             observer(&report);
         }
         let Report { number, events, attempts, result, .. } = report;
+        for waiter in waiters {
+            // Whoever dropped the delivery does not want to know.
+            let _ = waiter.send(result.clone());
+        }
         let summary = &mut self.summary;
         let count = u64::try_from(events).unwrap_or(u64::MAX);
         summary.events += count;
@@ -409,19 +405,18 @@ impl Receipt {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
     use std::sync::{Arc, Mutex};
 
     use super::receiver::{Answer, Receiver};
     use super::*;
 
-    const FOREVER: Duration = Duration::MAX;
+    const LIMITS: BatchLimits = BatchLimits { events: 500, bytes: 1 << 20, linger: Duration::MAX };
 
-    fn options(receiver: &Receiver) -> Options {
-        Options {
-            batch: BatchLimits { linger: FOREVER, ..BatchLimits::default() },
-            retry: Retry { minimum: Duration::ZERO, ..Retry::default() },
-            ..Options::new(receiver.endpoint())
-        }
+    fn builder(receiver: &Receiver) -> Builder {
+        Sender::builder(receiver.endpoint())
+            .batch(LIMITS)
+            .retry(Retry { minimum: Duration::ZERO, ..Retry::default() })
     }
 
     fn sizes(receiver: &Receiver) -> Vec<usize> {
@@ -435,16 +430,15 @@ mod tests {
         let events: Vec<Event> = sample::Samples::new(rand::rng(), || 1_767_323_045_678).take(8).collect();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
-        let mut options = options(&receiver);
-        options.batch.events = 4;
-        options.format = Format::Json;
-        options.signing_key = Some(key.clone());
-        options.observer = Some(Box::new(move |report| {
+        let mut builder = builder(&receiver);
+        builder =
+            builder.batch(BatchLimits { events: 4, ..LIMITS }).format(Format::Json).signing_key(key.clone());
+        builder = builder.observer(Box::new(move |report| {
             sink.lock().unwrap().push((report.number, report.events, report.attempts, report.lines.len()));
         }));
-        let sender = Sender::new(options).unwrap();
+        let sender = builder.build().unwrap();
         for event in &events {
-            sender.send(event).await.unwrap();
+            let _ = sender.enqueue(event).await.unwrap();
         }
         let summary = sender.close().await.unwrap();
         let arrived: Vec<String> = receiver.requests().iter().flat_map(receiver::Request::lines).collect();
@@ -462,13 +456,13 @@ mod tests {
     #[tokio::test]
     async fn no_body_is_longer_than_its_limit() {
         let receiver = Receiver::start([Answer::receipt(0, 0, 0)]);
-        let mut options = options(&receiver);
-        options.batch.bytes = 10;
-        let sender = Sender::new(options).unwrap();
+        let mut builder = builder(&receiver);
+        builder = builder.batch(BatchLimits { bytes: 10, ..LIMITS });
+        let sender = builder.build().unwrap();
         for line in ["aaaa", "bbbb", "cccccc", "dd", "eeeeeeeee", "f"] {
-            sender.send_line(line.into()).await.unwrap();
+            let _ = sender.enqueue_line(line.into()).await.unwrap();
         }
-        let error = sender.send_line(b"gggggggggg".to_vec()).await.unwrap_err();
+        let error = sender.enqueue_line(b"gggggggggg".to_vec()).await.unwrap_err();
         assert!(matches!(error, SendError::Line(LineError::TooLong { bytes: 11, limit: 10 })), "{error}");
         sender.close().await.unwrap();
         assert_eq!(sizes(&receiver), [2, 2, 1, 1]);
@@ -478,12 +472,12 @@ mod tests {
     async fn a_lingering_event_is_sent_without_another_one() {
         let receiver = Receiver::start([Answer::receipt(1, 0, 0)]);
         let (settled, mut reports) = mpsc::unbounded_channel();
-        let mut options = options(&receiver);
-        options.batch.linger = Duration::ZERO;
-        options.observer = Some(Box::new(move |report| settled.send(report.events).unwrap()));
-        let sender = Sender::new(options).unwrap();
+        let mut builder = builder(&receiver);
+        builder = builder.batch(BatchLimits { linger: Duration::ZERO, ..LIMITS });
+        builder = builder.observer(Box::new(move |report| settled.send(report.events).unwrap()));
+        let sender = builder.build().unwrap();
         for _ in 0..2 {
-            sender.send_line(b"x".to_vec()).await.unwrap();
+            let _ = sender.enqueue_line(b"x".to_vec()).await.unwrap();
             assert_eq!(reports.recv().await, Some(1));
         }
         assert_eq!(sender.close().await.unwrap().batches, 2);
@@ -492,11 +486,11 @@ mod tests {
     #[tokio::test]
     async fn a_lost_batch_is_listed_and_does_not_stop_the_others() {
         let receiver = Receiver::start([Answer::new(400, "", "no"), Answer::new(200, "", "thanks")]);
-        let mut options = options(&receiver);
-        options.batch.events = 2;
-        let sender = Sender::new(options).unwrap();
+        let mut builder = builder(&receiver);
+        builder = builder.batch(BatchLimits { events: 2, ..LIMITS });
+        let sender = builder.build().unwrap();
         for line in ["a", "b", "c"] {
-            sender.send_line(line.into()).await.unwrap();
+            let _ = sender.enqueue_line(line.into()).await.unwrap();
         }
         let summary = sender.close().await.unwrap();
         assert_eq!((summary.batches, summary.events, summary.delivered), (2, 3, 1));
@@ -509,12 +503,12 @@ mod tests {
     #[tokio::test]
     async fn several_connections_deliver_everything() {
         let receiver = Receiver::start([Answer::new(500, "", ""), Answer::receipt(1, 0, 0)]);
-        let mut options = options(&receiver);
-        options.batch.events = 1;
-        options.connections = NonZeroUsize::new(4).unwrap();
-        let sender = Sender::new(options).unwrap();
+        let mut builder = builder(&receiver);
+        builder =
+            builder.batch(BatchLimits { events: 1, ..LIMITS }).connections(NonZeroUsize::new(4).unwrap());
+        let sender = builder.build().unwrap();
         for number in 0..20 {
-            sender.send_line(number.to_string().into()).await.unwrap();
+            let _ = sender.enqueue_line(number.to_string().into()).await.unwrap();
         }
         let summary = sender.close().await.unwrap();
         assert_eq!((summary.delivered, summary.receipts.accepted), (20, 20));
@@ -524,16 +518,16 @@ mod tests {
     #[tokio::test]
     async fn a_panic_of_the_observer_is_an_error() {
         let receiver = Receiver::start([Answer::receipt(1, 0, 0)]);
-        let mut options = options(&receiver);
-        options.observer = Some(Box::new(|_| panic!("observer")));
-        let sender = Sender::new(options).unwrap();
-        sender.send_line(b"x".to_vec()).await.unwrap();
+        let mut builder = builder(&receiver);
+        builder = builder.observer(Box::new(|_| panic!("observer")));
+        let sender = builder.build().unwrap();
+        let _ = sender.enqueue_line(b"x".to_vec()).await.unwrap();
         assert!(matches!(sender.close().await, Err(SendError::Stopped)));
     }
 
     #[test]
     fn a_sender_needs_a_runtime() {
         let receiver = Receiver::start([]);
-        assert!(matches!(Sender::new(options(&receiver)), Err(SendError::NoRuntime)));
+        assert!(matches!(builder(&receiver).build(), Err(SendError::NoRuntime)));
     }
 }

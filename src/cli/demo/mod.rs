@@ -23,7 +23,7 @@ use crate::deliver::sqlite::stored;
 use crate::escape::escape;
 use crate::net::Endpoint;
 use crate::send::sample::Samples;
-use crate::send::{self, BatchLimits, Options, Report, Sender, SigningKey, Summary};
+use crate::send::{self, BatchLimits, Report, Sender, SigningKey, Summary};
 use crate::wire::event::{Event, Format};
 use daemon::Daemon;
 use files::{configuration, failed, free_port, write_private};
@@ -243,22 +243,23 @@ impl Site {
 
     fn send(&self, lines: Vec<Vec<u8>>, page: &mut Page<'_>) -> Result<Summary, Failure> {
         let endpoint: Endpoint = self.url().parse().map_err(Failure::bug)?;
-        let mut options = Options::new(endpoint);
-        options.authorization = Some(self.token.clone());
-        options.ca = Some(self.dir.join("ca.pem"));
-        options.batch = BatchLimits { events: BATCH, ..BatchLimits::default() };
         let (reports, settled) = mpsc::channel();
-        options.observer = Some(Box::new(move |report| {
-            let _ = reports.send(in_words(report));
-        }));
+        let builder = Sender::builder(endpoint)
+            .authorization(self.token.clone())
+            .ca(self.dir.join("ca.pem"))
+            .batch(BatchLimits { events: BATCH, ..BatchLimits::default() })
+            .observer(Box::new(move |report| {
+                let _ = reports.send(in_words(report));
+            }));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Failure::io(format!("cannot start the sender: {error}")))?;
         let summary = runtime.block_on(async {
-            let sender = Sender::new(options).map_err(Failure::io)?;
+            let sender = builder.build().map_err(Failure::io)?;
             for line in lines {
-                sender.send_line(line).await.map_err(Failure::io)?;
+                // The report of its batch says what became of it.
+                drop(sender.enqueue_line(line).await.map_err(Failure::io)?);
             }
             sender.close().await.map_err(Failure::io)
         })?;

@@ -20,10 +20,8 @@ use super::super::exit::Failure;
 use super::display;
 use super::load::Latencies;
 use crate::escape::escape;
-use crate::net::{Endpoint, HeaderValue};
-use crate::send::{
-    BatchLimits, Delivered, Options, RateLimiter, Report, Retry, Retrying, SendError, Sender, Summary,
-};
+use crate::net::{ClientOptions, Endpoint, HeaderValue, Identity, Pin};
+use crate::send::{BatchLimits, Delivered, RateLimiter, Report, Retry, Retrying, SendError, Sender, Summary};
 
 /// Environment variable with the `Authorization` value, used when no argument gives one.
 pub(super) const AUTHORIZATION_VARIABLE: &str = "AUDITGATE_AUTHORIZATION";
@@ -51,6 +49,23 @@ pub struct Delivery {
     /// A PEM file with the certificate authorities to trust instead of the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+
+    /// A PEM file with the client certificate for a server that asks for one
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+
+    /// A PEM file with the private key of the client certificate
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
+
+    /// The SHA-256 of a public key that the server's certificate may have, as sha256//BASE64; can be
+    /// given several times
+    #[arg(long = "pin", value_name = "DIGEST")]
+    pub pins: Vec<Pin>,
+
+    /// The URL of the HTTP proxy to use instead of the one in HTTPS_PROXY or ALL_PROXY
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<String>,
 
     /// Maximum number of events in one batch
     #[arg(long, value_name = "N", default_value = "500")]
@@ -212,28 +227,28 @@ pub(in crate::cli) fn deliver(
     let (settled, news) = mpsc::unbounded_channel();
     let retrying = settled.clone();
     // The receiver of the news is gone only when the run has failed already.
-    let options = Options {
-        authorization: authorization(delivery, environment)?,
-        ca: delivery.ca.clone(),
-        batch: BatchLimits {
+    let mut builder = Sender::builder(delivery.endpoint()?)
+        .connection(delivery.client_options())
+        .batch(BatchLimits {
             events: delivery.batch_events.get(),
             bytes: delivery.batch_bytes.get(),
             linger: delivery.linger,
-        },
-        retry: Retry { retries: delivery.retries, ..Retry::default() },
-        connections: delivery.connections,
-        timeout: delivery.timeout,
-        observer: Some(Box::new(move |report| _ = settled.send(News::settled(report)))),
-        retry_observer: Some(Arc::new(move |retry: &Retrying<'_>| _ = retrying.send(News::retrying(retry)))),
-        ..Options::new(delivery.endpoint()?)
-    };
+        })
+        .retry(Retry { retries: delivery.retries, ..Retry::default() })
+        .connections(delivery.connections)
+        .timeout(delivery.timeout)
+        .observer(Box::new(move |report| _ = settled.send(News::settled(report))))
+        .retry_observer(Arc::new(move |retry: &Retrying<'_>| _ = retrying.send(News::retrying(retry))));
+    if let Some(value) = authorization(delivery, environment)? {
+        builder = builder.authorization(value);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io(format!("cannot start the runtime: {error}")))?;
     // Dropping the runtime ends every post: nothing is sent after this function has returned.
     runtime.block_on(async move {
-        let sender = Sender::new(options).map_err(|error| match error {
+        let sender = builder.build().map_err(|error| match error {
             SendError::Tls(error) => Failure::config(error),
             error => Failure::bug(error),
         })?;
@@ -262,6 +277,13 @@ pub(in crate::cli) fn deliver(
 }
 
 impl Delivery {
+    /// Returns what its connections trust and offer.
+    pub(super) fn client_options(&self) -> ClientOptions {
+        let identity =
+            self.client_cert.clone().zip(self.client_key.clone()).map(|(cert, key)| Identity { cert, key });
+        ClientOptions { ca: self.ca.clone(), identity, pins: self.pins.clone(), proxy: self.proxy.clone() }
+    }
+
     /// Returns the receiver.
     ///
     /// # Errors
@@ -360,7 +382,7 @@ impl Run<'_> {
                 next = fed.recv() => match next {
                     Some(Fed::Line { line, origin }) => {
                         // The queue may be full while a batch waits.
-                        let sending = sender.send_line(line);
+                        let sending = sender.enqueue_line(line);
                         tokio::pin!(sending);
                         let sent = loop {
                             tokio::select! {
@@ -370,7 +392,8 @@ impl Run<'_> {
                             }
                         };
                         match sent {
-                            Ok(()) => {}
+                            // The report of its batch says what became of it.
+                            Ok(_) => {}
                             Err(SendError::Line(problem)) => self.complain(&origin, &problem.to_string()),
                             Err(error) => return Err(Failure::bug(error)),
                         }

@@ -69,7 +69,11 @@ fn what_contradicts_itself_is_refused() {
             "10: unknown key `stat` in [inputs.app]; did you mean `start`",
         ),
         ("[signing]", "cert = \"c.pem\"\n[signing]", "5: `cert` and `key` belong together"),
-        ("[signing]", "pin = [\"sha256//abc\"]\n[signing]", "5: not the SHA-256 of a public key"),
+        (
+            "[signing]",
+            "pin = [\"sha256//abc\"]\n[signing]",
+            "5: `pin` in [receiver]: not the SHA-256 of a public key",
+        ),
         ("[signing]", "rate = 0\n[signing]", "5: `rate` in [receiver]: 0 is out of range"),
         ("url = \"https://audit.example.com:8443/konnect/us\"\n", "", "2: missing key `url` in [receiver]"),
         ("https://audit", "http://audit", "3: `url` in [receiver]"),

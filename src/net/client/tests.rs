@@ -175,7 +175,7 @@ async fn proxy_to(server: std::net::SocketAddr, answer: &'static str) -> (String
 async fn https_goes_through_the_proxy_of_the_environment() {
     let authority = Authority::new();
     let server = Server::start_tls(Answer::ok("hello"), acceptor(&authority, "keys.example")).await;
-    let tls = || client_tls(Some(&authority.ca())).unwrap();
+    let tls = || crate::net::client_tls(Some(&authority.ca())).unwrap();
     let client = |proxies| Client::with_proxies(tls(), TIMEOUT, proxies);
     let endpoint = Endpoint::parse("https://keys.example/jwks").unwrap();
     let address = server.endpoint().authority().parse().unwrap();

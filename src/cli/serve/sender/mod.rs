@@ -302,7 +302,7 @@ fn open(
         inputs: config.inputs.keys().cloned().collect(),
         rejects,
         endpoint: receiver.url.clone(),
-        client: Client::for_endpoint(&receiver.url, receiver.ca.as_deref()).map_err(Failure::config)?,
+        client: Client::with_options(&receiver.url, &receiver.client_options()).map_err(Failure::config)?,
         authorization: authorization.transpose()?,
         timeout: receiver.timeout,
         limits: BatchLimits { events: receiver.batch_events, bytes: receiver.batch_bytes, linger: LINGER },
