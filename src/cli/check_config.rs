@@ -8,10 +8,12 @@ use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread
 use super::checks::{self, Severity};
 use super::config_file::ConfigFile;
 use super::exit::Failure;
+use crate::config::sender::SenderConfig;
 use crate::config::{Config, Secrets};
 use crate::escape::escape;
 
-/// Says what is wrong with a configuration, or prints the effective one.
+/// Says what is wrong with a configuration, of the daemon or of a sender, or prints the effective
+/// one.
 ///
 /// Every problem comes with its line and a hint, and the exit code is then 78. Otherwise the
 /// configuration is printed as TOML with all defaults filled in, all paths absolute and secrets
@@ -52,6 +54,16 @@ pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
     args.as_user.as_deref().map_or(Ok(()), become_user)?;
     let secrets = if args.skip_secrets { Secrets::SkipMissing } else { Secrets::Require };
     let named = args.file.clone().map_or_else(|| args.config.clone(), |config| ConfigFile { config });
+    if SenderConfig::is_in(&named.config) {
+        if args.deep {
+            return Err(Failure::usage(
+                "--deep is for the daemon's configuration: leave it out for a sender's",
+            ));
+        }
+        let environment = |name: &str| std::env::var_os(name);
+        let config = SenderConfig::load(&named.config, &environment, secrets).map_err(Failure::config)?;
+        return if args.quiet { Ok(()) } else { print(&config.to_toml().map_err(Failure::bug)?, out) };
+    }
     let config = named.load(secrets)?;
     for warning in config.warnings() {
         // What cannot be said does not make the configuration wrong.
@@ -63,7 +75,10 @@ pub fn run(args: &Args, out: &mut dyn io::Write) -> Result<(), Failure> {
     if args.quiet {
         return Ok(());
     }
-    let text = config.to_toml().map_err(Failure::bug)?;
+    print(&config.to_toml().map_err(Failure::bug)?, out)
+}
+
+fn print(text: &str, out: &mut dyn io::Write) -> Result<(), Failure> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(|error| Failure::io(format!("cannot write the configuration to standard output: {error}")))

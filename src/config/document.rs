@@ -172,6 +172,11 @@ impl<'t> Document<'t> {
         self.problems.push(Problem { line, message: problem.to_string() });
     }
 
+    /// Returns whether the file has a value for these keys.
+    pub(super) fn is_written(&self, keys: &[&str]) -> bool {
+        self.locations.iter().any(|location| location.keys == keys)
+    }
+
     /// Lets no check report what depends on these keys.
     pub(super) fn distrust(&mut self, keys: &[&str]) {
         self.wrong.push(keys.iter().map(|key| (*key).to_owned()).collect());

@@ -230,6 +230,9 @@ pub(super) fn read(
     let mut document = Document::parse(text, file.parent().unwrap_or(Path::new("/")))?;
     let config = document.decode::<SenderConfig>().map(|config| {
         let mut config = SenderConfig { file, ..config };
+        if !document.is_written(&["admin", "address"]) {
+            config.admin.address = admin().address;
+        }
         if let Some(token) = &mut config.admin.token {
             check::secret(&["admin"], &["token"], token, &mut document, environment, secrets);
         }

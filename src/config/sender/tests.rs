@@ -38,6 +38,8 @@ fn defaults_are_filled_in_and_paths_start_from_the_files_directory() {
     );
     assert_eq!((config.spool_size, config.receiver.connections), (4 << 30, 1));
     assert_eq!(config.admin.address.to_string(), "127.0.0.1:9465");
+    let with_token = read_text(&GOOD.replace("[signing]", "[admin]\ntoken = { value = \"x\" }\n[signing]"));
+    assert_eq!(with_token.unwrap().admin.address.to_string(), "127.0.0.1:9465");
     let directory = read_text(&GOOD.replace("app.log", "/var/log/app/")).unwrap();
     assert_eq!(directory.inputs["app"].kind.path(), Path::new("/var/log/app"));
 }

@@ -6,6 +6,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::super::authority::{Authority, server_config};
 use super::super::loopback::{Answer, Server};
+use super::super::tls::{ClientOptions, Pin};
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -147,6 +148,25 @@ async fn a_certificate_for_another_name_is_another_error_than_a_failed_connectio
     let https = Endpoint::parse(&format!("https://{}/", plain.endpoint().authority())).unwrap();
     let error = client.get(&https, &[], 10, TIMEOUT).await.unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_pinned_key_must_be_that_of_the_server() {
+    let authority = Authority::new();
+    let server = Server::start_tls(Answer::ok("hello"), acceptor(&authority, "127.0.0.1")).await;
+    let fetch = async |pins: Vec<Pin>| {
+        let options = ClientOptions { ca: Some(authority.ca()), pins, ..ClientOptions::default() };
+        let client = Client::with_options(&server.endpoint(), &options).unwrap();
+        client.get(&server.endpoint(), &[], 10, TIMEOUT).await
+    };
+    let other: Pin = "sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".parse().unwrap();
+    let message = fetch(vec![other]).await.unwrap_err().to_string();
+    assert!(message.contains("is not trusted: its public key sha256//"), "{message}");
+    let shown = message.split_once("key ").unwrap().1.split(' ').next().unwrap();
+    assert_eq!(fetch(vec![other, shown.parse().unwrap()]).await.unwrap().status, 200);
+    for wrong in ["", "sha256//", "sha256//abc=", "md5//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="] {
+        assert!(wrong.parse::<Pin>().is_err(), "{wrong}");
+    }
 }
 
 /// Starts a proxy that connects every tunnel to one server. Returns its URL and the head of its
