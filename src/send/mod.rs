@@ -41,6 +41,8 @@
 
 mod batch;
 mod complete;
+#[cfg(test)]
+mod exchanges;
 mod post;
 #[cfg(test)]
 pub(crate) mod receiver;
