@@ -1,7 +1,6 @@
 //! An HTTP client: one request, one bounded response.
 
 use std::error::Error;
-use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,14 +36,15 @@ pub struct Client {
     inner: legacy::Client<HttpsConnector<Connector>, Full<Bytes>>,
 }
 
-/// A whole response, whatever its status.
+/// A response, whatever its status.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// The status code, 200 to 599; a redirect is just its 3xx.
+    /// The status code: 101, or 200 to 999; a redirect is just its 3xx.
     pub status: u16,
     /// The response's headers.
     pub headers: HeaderMap,
-    /// The body, no longer than the limit given with the request.
+    /// The body, no longer than the limit given with the request; of a post maybe a part of it, see
+    /// [`Client::post`].
     pub body: Bytes,
 }
 
@@ -198,14 +198,26 @@ impl Client {
         limit_bytes: usize,
         timeout: Duration,
     ) -> Result<Fetched, ClientError> {
-        self.exchange(Method::GET, endpoint, headers, Bytes::new(), limit_bytes, timeout).await
+        let host = endpoint.authority();
+        let response = self.request(Method::GET, endpoint, headers, Bytes::new());
+        let whole = async {
+            let response = response.await.map_err(|error| failure(host, error))?;
+            read(host, response, limit_bytes).await
+        };
+        match tokio::time::timeout(timeout, whole).await {
+            Ok(result) => result,
+            Err(_) => Err(ClientError::Timeout { host: host.to_owned(), limit: timeout }),
+        }
     }
 
-    /// Posts `body` to `endpoint`. At most `answer_limit_bytes` of the response's body are
-    /// accepted, and the whole exchange may take `timeout`.
+    /// Posts `body` to `endpoint`. The whole exchange may take `timeout`.
+    ///
+    /// The status and the headers are the receiver's decision about what was posted, so they are
+    /// returned even if the response's body is not complete: its part within `answer_limit_bytes`
+    /// that arrived in time.
     ///
     /// # Errors
-    /// See [`ClientError`]; a status is never an error.
+    /// See [`ClientError`]; a status is never an error, and [`ClientError::TooLarge`] does not occur.
     pub async fn post(
         &self,
         endpoint: &Endpoint,
@@ -214,35 +226,44 @@ impl Client {
         answer_limit_bytes: usize,
         timeout: Duration,
     ) -> Result<Fetched, ClientError> {
-        self.exchange(Method::POST, endpoint, headers, body, answer_limit_bytes, timeout).await
+        let host = endpoint.authority();
+        let response = self.request(Method::POST, endpoint, headers, body);
+        let (mut head, mut answer) = (None, Vec::new());
+        let whole = async {
+            let (received, mut body) = response.await?.into_parts();
+            head = Some(received);
+            while answer.len() < answer_limit_bytes
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                if let Some(data) = frame.data_ref() {
+                    answer.extend_from_slice(&data[..data.len().min(answer_limit_bytes - answer.len())]);
+                }
+            }
+            Ok(())
+        };
+        let ended = tokio::time::timeout(timeout, whole).await;
+        match (head, ended) {
+            (Some(head), _) => {
+                Ok(Fetched { status: head.status.as_u16(), headers: head.headers, body: answer.into() })
+            }
+            (None, Ok(Err(error))) => Err(failure(host, error)),
+            (None, _) => Err(ClientError::Timeout { host: host.to_owned(), limit: timeout }),
+        }
     }
 
-    fn exchange(
+    fn request(
         &self,
         method: Method,
         endpoint: &Endpoint,
         headers: &[(HeaderName, HeaderValue)],
         body: Bytes,
-        limit_bytes: usize,
-        timeout: Duration,
-    ) -> impl Future<Output = Result<Fetched, ClientError>> + Send + 'static {
-        let host = endpoint.authority().to_owned();
+    ) -> legacy::ResponseFuture {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = endpoint.uri().clone();
         request.headers_mut().extend(headers.iter().cloned());
         request.headers_mut().entry(header::USER_AGENT).or_insert(USER_AGENT);
-        let response = self.inner.request(request);
-        async move {
-            let whole = async {
-                let response = response.await.map_err(|error| failure(&host, error))?;
-                read(&host, response, limit_bytes).await
-            };
-            match tokio::time::timeout(timeout, whole).await {
-                Ok(result) => result,
-                Err(_) => Err(ClientError::Timeout { host, limit: timeout }),
-            }
-        }
+        self.inner.request(request)
     }
 }
 

@@ -45,6 +45,8 @@ mod batch;
 pub mod blocking;
 mod builder;
 mod complete;
+#[cfg(test)]
+mod exchanges;
 #[cfg(feature = "layer")]
 pub mod layer;
 mod post;

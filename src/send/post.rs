@@ -35,7 +35,8 @@ pub struct Receipt {
 pub struct Delivered {
     /// The response's status, a 2xx.
     pub status: u16,
-    /// None when the response's body is not a receipt, as from a receiver of another make.
+    /// None when the response's body is not a receipt, as from a receiver of another make, or was
+    /// interrupted.
     pub receipt: Option<Receipt>,
 }
 
@@ -164,7 +165,7 @@ impl Poster {
             self.client.post(&self.endpoint, &self.headers, body, MAX_ANSWER_BYTES, self.timeout).await;
         match answer {
             Ok(answer) => read(self.endpoint.authority(), &answer, SystemTime::now()),
-            Err(error) => Attempt::without_answer(error),
+            Err(error) => Attempt { result: Err(Undelivered::NoAnswer(error)), retry_after: None },
         }
     }
 }
@@ -178,20 +179,6 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    fn without_answer(error: ClientError) -> Self {
-        let result = match error {
-            // The status decides about the batch, however long the rest of the response is.
-            ClientError::TooLarge { status: status @ 200..=299, .. } => {
-                Ok(Delivered { status, receipt: None })
-            }
-            ClientError::TooLarge { host, status, .. } => {
-                Err(Undelivered::Refused { host, status, detail: String::new() })
-            }
-            error => Err(Undelivered::NoAnswer(error)),
-        };
-        Self { result, retry_after: None }
-    }
-
     fn outcome(&self) -> Outcome {
         match &self.result {
             Ok(delivered) => Outcome::Status(delivered.status),
@@ -228,7 +215,7 @@ where
     }
 }
 
-/// Reads a whole response.
+/// Reads a response. Its status decides, even where its body is not complete.
 fn read(host: &str, answer: &Fetched, now: SystemTime) -> Attempt {
     let Fetched { status, headers, body } = answer;
     let retry_after = headers
@@ -427,7 +414,8 @@ mod tests {
         let start = Instant::now();
         let attempt = async || {
             let cause = "unknown issuer".to_owned();
-            Attempt::without_answer(ClientError::Certificate { host: "h".to_owned(), cause })
+            let error = ClientError::Certificate { host: "h".to_owned(), cause };
+            Attempt { result: Err(Undelivered::NoAnswer(error)), retry_after: None }
         };
         let (attempts, result) = persist(&Retry::default(), attempt, |_, _, _| {}).await;
         assert_eq!((attempts, start.elapsed()), (1, Duration::ZERO));

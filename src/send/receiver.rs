@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::net::Endpoint;
@@ -14,6 +15,25 @@ pub(crate) enum Answer {
     Whole(String),
     /// The connection is closed without a response.
     HangUp,
+    /// The connection is closed when that much of the request was read.
+    HangUpIn(Part),
+    /// These bytes, then the connection is closed.
+    Closing(Vec<u8>),
+    /// These bytes, then nothing until the peer closes the connection.
+    Stalling(Vec<u8>),
+    /// These bytes before the request's body is read, then the rest of the request is ignored.
+    Early(Vec<u8>),
+}
+
+/// Part of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Nothing.
+    Nothing,
+    /// A part of the head.
+    Head,
+    /// The head and a part of the body.
+    Body,
 }
 
 impl Answer {
@@ -58,6 +78,8 @@ pub(crate) struct Receiver {
 struct State {
     script: Vec<Answer>,
     requests: Mutex<Vec<Request>>,
+    /// Number of requests, whole or not.
+    begun: AtomicUsize,
 }
 
 impl Receiver {
@@ -65,7 +87,8 @@ impl Receiver {
     pub(crate) fn start(script: impl Into<Vec<Answer>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/konnect", listener.local_addr().unwrap());
-        let state = Arc::new(State { script: script.into(), requests: Mutex::default() });
+        let state =
+            Arc::new(State { script: script.into(), requests: Mutex::default(), begun: AtomicUsize::new(0) });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -85,28 +108,62 @@ impl Receiver {
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.state.requests.lock().unwrap().clone()
     }
+
+    /// Returns how many requests were answered or cut off so far.
+    pub(crate) fn begun(&self) -> usize {
+        self.state.begun.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    /// Takes the next answer of the script.
+    fn next(&self) -> Option<Answer> {
+        let number = self.begun.fetch_add(1, Ordering::SeqCst);
+        self.script.get(number).or(self.script.last()).cloned()
+    }
+
+    /// Returns whether the next answer is to close the connection in that part; takes it if so.
+    fn cuts_off(&self, part: Part) -> bool {
+        let next = self.script.get(self.begun.load(Ordering::SeqCst)).or(self.script.last());
+        let is_cut = matches!(next, Some(Answer::HangUpIn(wanted)) if *wanted == part);
+        is_cut && self.next().is_some()
+    }
 }
 
 fn converse(stream: TcpStream, state: &State) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
+    if state.cuts_off(Part::Nothing) {
+        return Ok(());
+    }
     loop {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             if stream.read_line(&mut head)? == 0 {
                 return Ok(());
             }
+            if state.cuts_off(Part::Head) {
+                return Ok(());
+            }
         }
+        let answer = state.next();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-        let mut body = vec![0; length.unwrap_or(0)];
+        let length = length.unwrap_or(0);
+        match &answer {
+            Some(Answer::HangUpIn(_)) => return stream.read_exact(&mut vec![0; length / 2]),
+            Some(Answer::Early(bytes)) => stream.get_mut().write_all(bytes)?,
+            _ => {}
+        }
+        let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
-        let answer = {
-            let mut requests = state.requests.lock().unwrap();
-            requests.push(Request { head, body });
-            state.script.get(requests.len() - 1).or(state.script.last()).cloned()
-        };
+        state.requests.lock().unwrap().push(Request { head, body });
         match answer {
             Some(Answer::Whole(text)) => stream.get_mut().write_all(text.as_bytes())?,
-            Some(Answer::HangUp) | None => return Ok(()),
+            Some(Answer::Closing(bytes)) => return stream.get_mut().write_all(&bytes),
+            Some(Answer::Stalling(bytes)) => {
+                stream.get_mut().write_all(&bytes)?;
+                return stream.read_to_end(&mut Vec::new()).map(drop);
+            }
+            Some(Answer::HangUp | Answer::HangUpIn(_) | Answer::Early(_)) | None => return Ok(()),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Events that an independent implementation signed, sent by an independent client.
+//! Events that an independent implementation signed, sent by an independent client; and what
+//! `auditgate send` posts, verified and parsed by another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -10,7 +11,7 @@ use crate::harness::daemon::{Daemon, Receipt};
 use crate::harness::machine::{self, Need};
 use crate::harness::records::quarantine;
 use crate::harness::site::{PATH, Site, TOKEN};
-use crate::harness::{body, programs, sign};
+use crate::harness::{assert_contains, body, programs, sign};
 
 const PYTHON: Need = (
     "python3 is not installed, or without its module cryptography",
@@ -111,6 +112,23 @@ fn with_byte(line: &[u8], at: usize, byte: u8) -> Vec<u8> {
     let mut line = line.to_vec();
     line[at] = byte;
     line
+}
+
+#[test]
+fn what_the_sender_posts_is_verified_and_parsed_by_python() {
+    if !machine::are_there(&[PYTHON]) {
+        return;
+    }
+    let site = Site::new();
+    programs::run(programs::auditgate().arg("keygen").arg("--dir").arg(site.path("keys")));
+    let checked = programs::run(
+        Command::new("python3")
+            .arg(programs::beside("verify.py"))
+            .arg(programs::auditgate().get_program())
+            .arg(site.path("keys")),
+    );
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert_contains(&said, &["cef: 350 events and 300 samples", "json: ", "cps: "]);
 }
 
 #[test]

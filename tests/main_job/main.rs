@@ -21,6 +21,7 @@ mod crash;
 mod dedup;
 mod faults;
 mod full_disk;
+mod go_client;
 mod independent;
 mod injection;
 mod keys;
