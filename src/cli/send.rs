@@ -23,8 +23,8 @@ use crate::wire::event::Format;
 
 /// Sends events to a receiver, signed, batched and compressed as Kong Konnect does it.
 ///
-/// A batch that gets no answer, a 429 or a 500 is sent again after 1 s, 2 s and so on, or when the
-/// receiver says. One line is printed for each batch, and a summary at the end. A refusal that every
+/// Missing fields (rt, event_ts, trace_id) are filled in. A batch that gets no answer, a 429 or a 500
+/// is sent again after 1 s, 2 s and so on, or when the receiver says. One line is printed for each batch, and a summary at the end. A refusal that every
 /// other batch would meet too (401, 403, 404, 405, a certificate that is not trusted) ends the run.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {

@@ -38,8 +38,8 @@
 //! the receiver has the event. [`Sender::send`] does both. Many that wait at the same time share
 //! batches. A batch that cannot be delivered does not stop the next.
 //!
-//! [`blocking::Sender`] is for programs without a runtime, and [`AuditLayer`](layer::AuditLayer)
-//! (feature `layer`) for events of [`tracing`](https://docs.rs/tracing).
+//! [`blocking::Sender`] is for programs without a runtime, and `layer::AuditLayer` (feature `layer`)
+//! for events of [`tracing`](https://docs.rs/tracing).
 
 mod batch;
 pub mod blocking;
