@@ -36,6 +36,6 @@ pub use syslog::{
     is_app_name,
 };
 pub use tls::TlsError;
-pub use tls::{ClientOptions, Identity, InvalidPin, Pin};
 #[doc(hidden)]
-pub use tls::{client_tls, client_tls_as};
+pub use tls::{ClientOptions, client_tls, client_tls_as};
+pub use tls::{Identity, InvalidPin, Pin};
