@@ -27,8 +27,10 @@ use crate::send::{BatchLimits, Delivered, RateLimiter, Report, Retry, Retrying, 
 pub(super) const AUTHORIZATION_VARIABLE: &str = "AUDITGATE_AUTHORIZATION";
 /// Maximum length of an `Authorization` value. A longer file is something else.
 const MAX_AUTHORIZATION_BYTES: u64 = 64 * 1024;
-/// Number of lines that are queued between the reading thread and the sender.
-const READ_AHEAD: usize = 64;
+/// Number of lines that the reading thread hands over together at most, and of such groups that are
+/// queued.
+const TOGETHER: usize = 64;
+const READ_AHEAD: usize = 2;
 
 /// Where lines are sent, and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -128,7 +130,10 @@ impl<'a> Console<'a> {
 
 /// Takes what the reading thread reads.
 pub(in crate::cli) struct Feed {
-    queue: mpsc::Sender<Fed>,
+    queue: mpsc::Sender<Vec<Fed>>,
+    /// What was read and is handed over together: waking the other thread for each line would cost
+    /// more than signing it.
+    read: RefCell<Vec<Fed>>,
     limiter: Option<RefCell<RateLimiter>>,
 }
 
@@ -173,6 +178,9 @@ impl Feed {
             Ok(lines) => lines.into_iter().try_for_each(|line| {
                 if let Some(limiter) = &self.limiter {
                     let wait = limiter.borrow_mut().wait(1, Instant::now());
+                    if !wait.is_zero() {
+                        self.flush()?;
+                    }
                     std::thread::sleep(wait);
                 }
                 self.send(Fed::Line { line, origin: origin() })
@@ -190,7 +198,17 @@ impl Feed {
     }
 
     fn send(&self, fed: Fed) -> Result<(), Hangup> {
-        self.queue.blocking_send(fed).map_err(|_| Hangup)
+        self.read.borrow_mut().push(fed);
+        if self.read.borrow().len() < TOGETHER { Ok(()) } else { self.flush() }
+    }
+
+    /// Hands over what was read, before the reading thread waits for more.
+    ///
+    /// # Errors
+    /// When the run has ended.
+    pub(in crate::cli) fn flush(&self) -> Result<(), Hangup> {
+        let read = self.read.take();
+        if read.is_empty() { Ok(()) } else { self.queue.blocking_send(read).map_err(|_| Hangup) }
     }
 }
 
@@ -258,7 +276,10 @@ pub(in crate::cli) fn deliver(
         std::thread::Builder::new()
             .name("input".to_owned())
             // Whichever side ended the run has reported why.
-            .spawn(move || _ = read(&Feed { queue: feed, limiter }))
+            .spawn(move || {
+                let feed = Feed { queue: feed, read: RefCell::default(), limiter };
+                _ = read(&feed).and_then(|()| feed.flush());
+            })
             .map_err(|error| Failure::io(format!("cannot start a thread for the input: {error}")))?;
         let run = Run {
             console,
@@ -373,38 +394,25 @@ impl Run<'_> {
     async fn go(
         mut self,
         sender: Sender,
-        mut fed: mpsc::Receiver<Fed>,
+        mut fed: mpsc::Receiver<Vec<Fed>>,
         mut news: mpsc::UnboundedReceiver<News>,
     ) -> Result<(), Failure> {
         loop {
-            tokio::select! {
-                Some(news) = news.recv() => self.tell(news)?,
-                next = fed.recv() => match next {
-                    Some(Fed::Line { line, origin }) => {
-                        // The queue may be full while a batch waits.
-                        let sending = sender.enqueue_line(line);
-                        tokio::pin!(sending);
-                        let sent = loop {
-                            tokio::select! {
-                                biased;
-                                Some(news) = news.recv() => self.tell(news)?,
-                                sent = &mut sending => break sent,
-                            }
-                        };
-                        match sent {
-                            // The report of its batch says what became of it.
-                            Ok(_) => {}
-                            Err(SendError::Line(problem)) => self.complain(&origin, &problem.to_string()),
-                            Err(error) => return Err(Failure::bug(error)),
-                        }
-                    }
-                    Some(Fed::Bad { origin, problem }) => self.complain(&origin, &problem),
-                    Some(Fed::Unreadable(problem)) => {
-                        self.unreadable = Some(problem);
-                        break;
-                    }
-                    None => break,
-                },
+            let group = tokio::select! {
+                Some(news) = news.recv() => {
+                    self.tell(news)?;
+                    continue;
+                }
+                next = fed.recv() => next,
+            };
+            let Some(group) = group else { break };
+            for fed in group {
+                match fed {
+                    Fed::Line { line, origin } => self.hand_on(&sender, line, &origin, &mut news).await?,
+                    Fed::Bad { origin, problem } => self.complain(&origin, &problem),
+                    // Nothing follows.
+                    Fed::Unreadable(problem) => self.unreadable = Some(problem),
+                }
             }
         }
         // Without this, the reports that arrive while closing would be printed all at once.
@@ -428,6 +436,34 @@ impl Run<'_> {
         }
         self.print(&shown_summary(&summary));
         self.end(&summary)
+    }
+
+    /// Hands a line to the sender, whose queue may be full while a batch waits.
+    async fn hand_on(
+        &mut self,
+        sender: &Sender,
+        line: Vec<u8>,
+        origin: &Origin,
+        news: &mut mpsc::UnboundedReceiver<News>,
+    ) -> Result<(), Failure> {
+        let sending = sender.enqueue_line(line);
+        tokio::pin!(sending);
+        let sent = loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => break sent,
+                Some(news) = news.recv() => self.tell(news)?,
+            }
+        };
+        match sent {
+            // The report of its batch says what became of it.
+            Ok(_) => Ok(()),
+            Err(SendError::Line(problem)) => {
+                self.complain(origin, &problem.to_string());
+                Ok(())
+            }
+            Err(error) => Err(Failure::bug(error)),
+        }
     }
 
     /// Prints news.

@@ -125,6 +125,10 @@ fn read_file(
     let name: Arc<str> = Arc::from(name);
     for number in 1.. {
         let origin = Origin { file: Arc::clone(&name), line: number };
+        if lines.reader.buffer().is_empty() {
+            // The next line may be a long time in coming.
+            feed.flush()?;
+        }
         let treated = match lines.next() {
             Ok(None) => break,
             Ok(Some(Ok(text))) if crate::wire::batch::lines(text).next().is_none() => continue,
