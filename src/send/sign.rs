@@ -1,5 +1,6 @@
 //! Writes an event as a line in its format, and signs it.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use ed25519_dalek::pkcs8::DecodePrivateKey;
 use zeroize::Zeroizing;
 
 use super::complete::{complete, fill_in};
-use crate::wire::event::{Event, Format, Malformed, Value};
+use crate::wire::event::{Event, Format, Malformed};
 use crate::wire::line::Line;
 use crate::wire::{cef, json, signature};
 
@@ -43,8 +44,10 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
     if !event.ambiguous().is_empty() {
         return Err(SignError::Ambiguous(event.ambiguous().to_vec()));
     }
-    let mut event = event.clone();
-    event.remove("sig");
+    let mut event = Cow::Borrowed(event);
+    if event.field("sig").is_some() {
+        event.to_mut().remove("sig");
+    }
     let mut line = match format {
         Format::Cef => cef::write(&event)?,
         Format::Json => json::write(&event),
@@ -53,14 +56,12 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
     if let Some(key) = key {
         let signature = key.0.sign(&line).to_bytes();
         signature::insert(format, &mut line, &signature);
-        event.set("sig", Value::Text(signature::encode(&signature)));
     }
     // Values are the caller's: a number that is not a JSON number would break the line.
-    let read = Line::parse(&line).ok().filter(|read| read.format() == format && read.event() == event);
-    if read.is_none() || line.contains(&b'\n') {
-        return Err(SignError::Unrepresentable(format));
-    }
-    Ok(line)
+    let is_readable = Line::parse(&line).is_ok_and(|read| {
+        read.format() == format && read.signed().is_some() == key.is_some() && read.is_of(&event)
+    });
+    if is_readable && !line.contains(&b'\n') { Ok(line) } else { Err(SignError::Unrepresentable(format)) }
 }
 
 /// Writes an input line (CEF, JSON, CPS or a JSON object of fields) as the line to send, up to its

@@ -177,6 +177,17 @@ pub enum Value<T = String> {
 }
 
 impl Value {
+    /// Returns the same value without a copy.
+    pub(super) fn as_ref(&self) -> Value<Cow<'_, str>> {
+        match self {
+            Self::Text(text) => Value::Text(Cow::Borrowed(text)),
+            Self::Number(text) => Value::Number(Cow::Borrowed(text)),
+            Self::Boolean(value) => Value::Boolean(*value),
+            Self::Null => Value::Null,
+            Self::Json(text) => Value::Json(Cow::Borrowed(text)),
+        }
+    }
+
     /// Returns the value as text, the way a CEF line or a log message shows it.
     pub fn text(&self) -> Cow<'_, str> {
         match self {

@@ -87,6 +87,15 @@ impl<'a> Line<'a> {
         Event::from_parts(fields.collect(), ambiguous.collect())
     }
 
+    /// Returns whether an event has the same fields, apart from `sig`; never when a key of the line
+    /// is ambiguous.
+    pub(crate) fn is_of(&self, event: &Event) -> bool {
+        let own = self.fields().filter(|field| field.key != "sig").map(|field| (&*field.key, field.value()));
+        let others = event.fields().filter(|(name, _)| *name != "sig");
+        let others = others.map(|(name, value)| (name, value.as_ref()));
+        self.ambiguous.is_empty() && own.eq(others)
+    }
+
     /// Returns the fields in the order of [`Event::fields`].
     pub(super) fn fields(&self) -> impl Iterator<Item = &Field<'a>> {
         in_order(&self.fields, 0).into_iter().map(|(_, at)| &self.fields[at])
