@@ -90,6 +90,9 @@ async fn a_batch_is_posted_again_until_there_is_a_status_and_then_as_the_status_
     const RECEIPT: &str = r#"{"accepted":1,"duplicates":0,"quarantined":0}"#;
     let closing = |text: &str| Closing(text.as_bytes().to_vec());
     let stalling = |text: &str| Stalling(text.as_bytes().to_vec());
+    let whole = format!("HTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n{RECEIPT}");
+    let interim =
+        "HTTP/1.1 102 Processing\r\n\r\n".repeat(50) + "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
     let long = "x".repeat(70_000);
     let table = [
         // Broken off by the receiver.
@@ -115,12 +118,7 @@ async fn a_batch_is_posted_again_until_there_is_a_status_and_then_as_the_status_
         ("429, in the body", closing("HTTP/1.1 429 No\r\ncontent-length: 9\r\n\r\nha"), 2, Delivered(true)),
         ("500, in the body", closing("HTTP/1.1 500 No\r\ncontent-length: 9\r\n\r\nha"), 2, Delivered(true)),
         ("401, in the body", closing("HTTP/1.1 401 No\r\ncontent-length: 9\r\n\r\nha"), 1, Refused(401)),
-        (
-            "200, after the body",
-            closing(&format!("HTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n{RECEIPT}")),
-            1,
-            Delivered(true),
-        ),
+        ("200, after the body", closing(&whole), 1, Delivered(true)),
         (
             "200 with a body to the end",
             closing(&format!("HTTP/1.1 200 OK\r\n\r\n{RECEIPT}")),
@@ -168,21 +166,11 @@ async fn a_batch_is_posted_again_until_there_is_a_status_and_then_as_the_status_
         // Interim responses (RFC 9110, section 15.2).
         (
             "100, then 200",
-            closing(&format!(
-                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n{RECEIPT}"
-            )),
+            closing(&("HTTP/1.1 100 Continue\r\n\r\n".to_owned() + &whole)),
             1,
             Delivered(true),
         ),
-        (
-            "many, then 200",
-            closing(&format!(
-                "{}HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n{RECEIPT}",
-                "HTTP/1.1 102 Processing\r\n\r\n".repeat(50)
-            )),
-            1,
-            Delivered(true),
-        ),
+        ("many, then 200", closing(&(interim + &whole)), 1, Delivered(true)),
         ("100, then the end", closing("HTTP/1.1 100 Continue\r\n\r\n"), 2, Delivered(true)),
         ("100, then nothing", stalling("HTTP/1.1 100 Continue\r\n\r\n"), 2, Delivered(true)),
         ("101", stalling("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n"), 1, Refused(101)),

@@ -142,7 +142,8 @@ pub struct Summary {
     pub delivered: u64,
     /// The sum of all receipts.
     pub receipts: Receipt,
-    /// Number of delivered events that no receipt accounts for, as with a receiver of another make.
+    /// Number of delivered events that no receipt accounts for, as with a receiver of another make, or
+    /// where the response was interrupted behind its status.
     pub without_receipt: u64,
     /// The batches that could not be delivered, in the order in which they were given up.
     pub failed: Vec<Failed>,
