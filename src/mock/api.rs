@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::log::{AuditLog, RETENTION, Replay, ReplayStatus, timestamp};
-use super::reply::{Fields, Reply};
+use super::reply::{Fields, Invalid, Reply};
 use super::{Authorization, Call, Destination, Mock};
 use crate::net::{Client, Endpoint};
 use crate::send::sample::uuid;
@@ -108,7 +108,9 @@ impl Mock {
             None => 0,
             Some(after) => {
                 let at = state.destinations.iter().position(|destination| destination.id == **after);
-                at.ok_or_else(|| refused("page[after]", "is not a cursor of this list"))? + 1
+                at.ok_or_else(|| {
+                    Reply::invalid(vec![Invalid::new("page[after]", "is not a cursor of this list")])
+                })? + 1
             }
         };
         let mut matching = state.destinations[begin..]
@@ -284,7 +286,7 @@ impl Asked {
         let authorization = fields.parsed("authorization", |value| {
             Authorization::from_str(value).map_err(|_| "cannot be the value of a header")
         });
-        let format = fields.parsed("log_format", |format| format.parse::<Format>());
+        let format = fields.parsed("log_format", str::parse::<Format>);
         if fields.boolean("skip_ssl_verification") == Some(true) {
             fields.refuse(
                 "skip_ssl_verification",
@@ -302,18 +304,6 @@ fn only_get(call: &Call<'_>, reply: impl FnOnce() -> Reply) -> Answered {
 
 fn not_found(what: &str) -> Reply {
     Reply::problem(404, &format!("there is no such {what}"))
-}
-
-fn refused(field: &str, reason: &str) -> Reply {
-    let mut fields = match Fields::parse(b"") {
-        Ok(fields) => fields,
-        Err(reply) => return reply,
-    };
-    fields.refuse(field, reason);
-    match fields.finish() {
-        Err(reply) => reply,
-        Ok(()) => Reply::nothing(),
-    }
 }
 
 /// Splits a query into decoded names and values.

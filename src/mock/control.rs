@@ -55,18 +55,19 @@ impl Mock {
     }
 
     fn rotate(&self, mut fields: Fields) -> Result<(), Reply> {
-        let step = fields.text("step");
+        let steps = fields.parsed("step", |step| match step {
+            "publish" => Ok((true, false)),
+            "use" => Ok((false, true)),
+            _ => Err("must be publish or use; without it, both are done"),
+        });
         fields.finish()?;
+        let (publishes, uses) = steps.unwrap_or((true, true));
         let keys = &mut self.state.lock().keys;
-        match step.as_deref() {
-            Some("publish") => keys.publish(),
-            Some("use") if keys.take_up() => {}
-            Some("use") => return Err(Reply::problem(409, "no key is published that is not used yet")),
-            Some(_) => return Err(Reply::invalid_body("step must be publish or use")),
-            None => {
-                keys.publish();
-                keys.take_up();
-            }
+        if publishes {
+            keys.publish();
+        }
+        if uses && !keys.take_up() {
+            return Err(Reply::problem(409, "no key is published that is not used yet"));
         }
         Ok(())
     }

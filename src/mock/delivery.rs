@@ -153,7 +153,7 @@ impl Mock {
         });
     }
 
-    /// Prints a line. Without a reader there is nobody to tell.
+    /// Hands over a line to print, which is lost when nothing prints any more.
     fn say(&self, line: String) {
         let _ = self.options.messages.send(line);
     }

@@ -192,7 +192,7 @@ impl Mock {
 
     fn answer(&self, call: &Call<'_>) -> Reply {
         let segments: Vec<&str> = call.path.split('/').skip(1).collect();
-        // Anybody may verify signatures.
+        // As in Kong's example, keys are fetched without a token.
         if segments != api::KEY_SET && call.token != Some(self.options.token.as_bytes()) {
             return Reply::problem(401, "Authorization must be Bearer and the token of this server");
         }

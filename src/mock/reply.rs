@@ -48,7 +48,7 @@ impl Reply {
     }
 
     pub(super) fn invalid_body(reason: &str) -> Self {
-        Self::invalid(vec![Invalid { field: "body".to_owned(), reason: reason.to_owned() }])
+        Self::invalid(vec![Invalid::new("body", reason)])
     }
 
     /// A 405.
@@ -75,8 +75,14 @@ impl Reply {
 /// A field of a request that cannot be used, and why.
 #[derive(Debug)]
 pub(super) struct Invalid {
-    pub(super) field: String,
-    pub(super) reason: String,
+    field: String,
+    reason: String,
+}
+
+impl Invalid {
+    pub(super) fn new(field: &str, reason: impl Display) -> Self {
+        Self { field: field.to_owned(), reason: reason.to_string() }
+    }
 }
 
 /// The members of a request's body, and what is wrong with them.
@@ -97,7 +103,7 @@ impl Fields {
     }
 
     pub(super) fn refuse(&mut self, field: &str, reason: impl Display) {
-        self.invalid.push(Invalid { field: field.to_owned(), reason: reason.to_string() });
+        self.invalid.push(Invalid::new(field, reason));
     }
 
     pub(super) fn text(&mut self, field: &str) -> Option<String> {

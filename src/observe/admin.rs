@@ -102,9 +102,12 @@ pub fn blocking(
 
 /// Serves the endpoint as [`serve_answers`] does.
 pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>) {
+    serve_answers(socket, answer_from(pages), shutdown).await;
+}
+
+fn answer_from(pages: Pages) -> Answer {
     // Reading the metrics opens files.
-    let answer = blocking(move |is_network, request| answer(request, &pages, is_network));
-    serve_answers(socket, answer, shutdown).await;
+    blocking(move |is_network, request| answer(request, &pages, is_network))
 }
 
 /// Serves small documents over plain HTTP until `shutdown` holds `true` or its sender is dropped,
