@@ -28,7 +28,7 @@
 //!
 //! The other modules: [`send`] is the producer's side, on the same [`wire`], and [`spool`] keeps its
 //! lines on disk until the receiver has them; [`verify`] checks
-//! saved lines again, offline; [`config`] reads the operator's file into the parts' options;
+//! saved lines again, offline; [`mock`] stands in for Konnect in tests and training; [`config`] reads the operator's file into the parts' options;
 //! [`net`] is the outgoing HTTPS client; [`observe`] has metrics, readiness and the log;
 //! [`database`] has the settings of SQLite; [`clock`] the machine's clocks; [`secret`] masks and
 //! zeroes tokens; [`escape`] keeps foreign text from controlling terminals; [`log_throttle`] keeps
@@ -39,7 +39,7 @@
 //!
 //! `cli` → `receive` → `ingest` → (`wire` | `trust` | `ledger`); `cli` → `deliver` → (`ledger` |
 //! `wire`); `cli` → `send` → (`wire` | `net`); `cli` → `spool` → (`ledger` | `deliver` | `send`);
-//! `cli` → `verify` → (`ingest` | `deliver` | `wire` |
+//! `cli` → `mock` → (`send` | `net`); `cli` → `verify` → (`ingest` | `deliver` | `wire` |
 //! `trust`), to judge and to read as they do. Nothing points up. `receive` and `deliver` meet only
 //! in the ledger; only `ingest` knows the order of the recipe.
 
@@ -77,6 +77,9 @@ pub mod log_throttle;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod memory_budget;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod mock;
 #[cfg(feature = "send")]
 pub mod net;
 #[cfg(feature = "daemon")]

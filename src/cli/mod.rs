@@ -10,6 +10,7 @@ pub mod forget_sink;
 pub mod init;
 pub mod keygen;
 pub mod man;
+pub mod mock_konnect;
 pub mod quarantine;
 pub mod send;
 pub mod serve;
@@ -46,6 +47,7 @@ enum Command {
     Keygen(keygen::Args),
     Quarantine(quarantine::Args),
     ForgetSink(forget_sink::Args),
+    MockKonnect(mock_konnect::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -72,6 +74,7 @@ pub fn run() -> Exit {
         Command::Keygen(args) => keygen::run(args, &mut out),
         Command::Quarantine(args) => quarantine::run(args, &mut out),
         Command::ForgetSink(args) => forget_sink::run(args, &mut out),
+        Command::MockKonnect(args) => mock_konnect::run(args, &mut out),
         Command::Completions(args) => completions::run(args, &mut out),
         Command::Man(args) => man::run(args, &mut out),
     };

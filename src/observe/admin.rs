@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinError;
 use tokio::time::{sleep, timeout};
 
 use super::health::{Health, Problem};
@@ -81,8 +82,23 @@ pub struct Pages {
     pub authorise: Authorise,
 }
 
-/// Response to a request, whose first argument says whether it came over the network.
-pub type Answer = Arc<dyn Fn(bool, &Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync>;
+/// Response to a request, whose first argument says whether it came over the network. An error closes
+/// the connection.
+pub type Answer = Arc<dyn Fn(bool, Request<Incoming>) -> Answering + Send + Sync>;
+
+/// A response that is being made.
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, JoinError>> + Send>>;
+
+/// Makes responses by a function that may block, as one that opens files.
+pub fn blocking(
+    answer: impl Fn(bool, &Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
+) -> Answer {
+    let answer = Arc::new(answer);
+    Arc::new(move |is_network, request| {
+        let answer = Arc::clone(&answer);
+        Box::pin(tokio::task::spawn_blocking(move || answer(is_network, &request)))
+    })
+}
 
 /// Serves the endpoint as [`serve_answers`] does.
 pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>) {
@@ -90,12 +106,13 @@ pub async fn serve(socket: Socket, pages: Pages, shutdown: watch::Receiver<bool>
 }
 
 fn answer_from(pages: Pages) -> Answer {
-    Arc::new(move |is_network, request| answer(request, &pages, is_network))
+    // Reading the metrics opens files.
+    blocking(move |is_network, request| answer(request, &pages, is_network))
 }
 
-/// Serves small documents over plain HTTP until `shutdown` holds `true` or its sender is dropped, then finishes the
-/// responses in progress (2 s at most) and returns. Errors of single connections and of accepting
-/// do not end it.
+/// Serves small documents over plain HTTP until `shutdown` holds `true` or its sender is dropped,
+/// then finishes the responses in progress (2 s at most) and returns. Errors of single connections
+/// and of accepting do not end it.
 ///
 /// It owns the socket, but not a Unix socket's file. To answer `/readyz` with 503 during the drain,
 /// shut it down last.
@@ -183,11 +200,7 @@ async fn serve_connection<S>(stream: S, answer: Answer, is_network: bool, mut sh
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let service = service_fn(|request| {
-        let answer = Arc::clone(&answer);
-        // Reading the metrics opens files.
-        tokio::task::spawn_blocking(move || answer(is_network, &request))
-    });
+    let service = service_fn(|request| answer(is_network, request));
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -297,7 +310,7 @@ fn accepted(headers: &HeaderMap) -> TextFormat {
 
 /// Returns the bearer token of a request with one `Authorization`, whose scheme may be in any case
 /// (RFC 9110, section 11.1).
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut presented = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (presented.next(), presented.next()) else { return None };
     let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;

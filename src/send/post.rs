@@ -136,7 +136,7 @@ impl Poster {
 
     /// Delivers the batch of that number. Also returns the number of posts, and the lines as they
     /// were before compression.
-    pub(super) async fn deliver(
+    pub(crate) async fn deliver(
         &self,
         number: u64,
         batch: Batch,

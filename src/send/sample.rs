@@ -225,7 +225,7 @@ fn pick<T: Copy>(rng: &mut impl Rng, from: &[T]) -> T {
 }
 
 /// Returns a random UUID (RFC 9562, version 4).
-fn uuid(rng: &mut impl Rng) -> String {
+pub(crate) fn uuid(rng: &mut impl Rng) -> String {
     let mut bytes: [u8; 16] = rng.random();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;

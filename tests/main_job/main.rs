@@ -27,6 +27,7 @@ mod injection;
 mod keys;
 mod lag;
 mod misconfigured;
+mod mock;
 mod operate;
 mod order;
 mod produce;

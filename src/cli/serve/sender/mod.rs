@@ -435,7 +435,7 @@ async fn serve_key_set(
     let socket = tokio::net::TcpListener::bind(address).await.map_err(unusable)?;
     let address = socket.local_addr().map_err(unusable)?;
     tracing::info!(code = "jwks-listening", "the key set is at http://{address}/jwks.json");
-    let answer: admin::Answer = Arc::new(move |_, request| {
+    let answer = admin::blocking(move |_, request| {
         let is_there = request.uri().path() == "/jwks.json";
         let body = if is_there { key_set.read().clone() } else { String::new() };
         let mut response = Response::new(Full::new(Bytes::from(body)));
