@@ -182,6 +182,7 @@ mod tests {
     use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 
     use super::*;
+    use crate::wire::event::Value;
 
     fn key() -> SigningKey {
         SigningKey::from_seed(&[7; 32])
