@@ -35,6 +35,7 @@ mod proxies;
 mod quarantine;
 mod reload;
 mod restart;
+mod send_errors;
 mod service;
 mod sinks;
 mod spool;

@@ -323,7 +323,10 @@ fn a_spool_from_the_command_line_ends_when_everything_has_arrived() {
         output
     };
     let output = run("120 events taken; 120 delivered in 1 batch: accepted 120", 1);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("1 line cannot be sent, see "), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("rejects.jsonl has 1 line that cannot be sent"),
+        "{output:?}"
+    );
     let rejects = objects(&site.read("spool/rejects.jsonl"));
     assert!(rejects[0]["detail"].as_str().unwrap().contains("app.log, line 121: "), "{rejects:?}");
     append(&site.path("app.log"), &event(120));

@@ -42,12 +42,12 @@ pub(super) fn run(
     if waiting > 0 && mode == Mode::UntilEnd {
         let why = deliveries.last_error.map(|error| format!(": {}", escape(&error))).unwrap_or_default();
         let waiting = count(waiting, "event");
-        problems.push(format!("{waiting} wait in {} for the next run{why}", display(directory)));
+        problems.push(format!("{} keeps {waiting} for the next run{why}", display(directory)));
     }
     let aside = rejected + deliveries.refused;
     if aside > 0 {
         let lines = count(aside, "line");
-        problems.push(format!("{lines} cannot be sent, see {}/rejects.jsonl", display(directory)));
+        problems.push(format!("{}/rejects.jsonl has {lines} that cannot be sent", display(directory)));
     }
     if deliveries.receipts.quarantined > 0 && args.delivery.strict {
         problems.push(format!("{} quarantined", count(deliveries.receipts.quarantined, "line")));
