@@ -441,7 +441,7 @@ mod tests {
         }));
         let sender = builder.build().unwrap();
         for event in &events {
-            let _ = sender.enqueue(event).await.unwrap();
+            drop(sender.enqueue(event).await.unwrap());
         }
         let summary = sender.close().await.unwrap();
         let arrived: Vec<String> = receiver.requests().iter().flat_map(receiver::Request::lines).collect();
@@ -463,7 +463,7 @@ mod tests {
         builder = builder.batch(BatchLimits { bytes: 10, ..LIMITS });
         let sender = builder.build().unwrap();
         for line in ["aaaa", "bbbb", "cccccc", "dd", "eeeeeeeee", "f"] {
-            let _ = sender.enqueue_line(line.into()).await.unwrap();
+            drop(sender.enqueue_line(line.into()).await.unwrap());
         }
         let error = sender.enqueue_line(b"gggggggggg".to_vec()).await.unwrap_err();
         assert!(matches!(error, SendError::Line(LineError::TooLong { bytes: 11, limit: 10 })), "{error}");
@@ -480,7 +480,7 @@ mod tests {
         builder = builder.observer(Box::new(move |report| settled.send(report.events).unwrap()));
         let sender = builder.build().unwrap();
         for _ in 0..2 {
-            let _ = sender.enqueue_line(b"x".to_vec()).await.unwrap();
+            drop(sender.enqueue_line(b"x".to_vec()).await.unwrap());
             assert_eq!(reports.recv().await, Some(1));
         }
         assert_eq!(sender.close().await.unwrap().batches, 2);
@@ -493,7 +493,7 @@ mod tests {
         builder = builder.batch(BatchLimits { events: 2, ..LIMITS });
         let sender = builder.build().unwrap();
         for line in ["a", "b", "c"] {
-            let _ = sender.enqueue_line(line.into()).await.unwrap();
+            drop(sender.enqueue_line(line.into()).await.unwrap());
         }
         let summary = sender.close().await.unwrap();
         assert_eq!((summary.batches, summary.events, summary.delivered), (2, 3, 1));
@@ -511,7 +511,7 @@ mod tests {
             builder.batch(BatchLimits { events: 1, ..LIMITS }).connections(NonZeroUsize::new(4).unwrap());
         let sender = builder.build().unwrap();
         for number in 0..20 {
-            let _ = sender.enqueue_line(number.to_string().into()).await.unwrap();
+            drop(sender.enqueue_line(number.to_string().into()).await.unwrap());
         }
         let summary = sender.close().await.unwrap();
         assert_eq!((summary.delivered, summary.receipts.accepted), (20, 20));
@@ -524,7 +524,7 @@ mod tests {
         let mut builder = builder(&receiver);
         builder = builder.observer(Box::new(|_| panic!("observer")));
         let sender = builder.build().unwrap();
-        let _ = sender.enqueue_line(b"x".to_vec()).await.unwrap();
+        drop(sender.enqueue_line(b"x".to_vec()).await.unwrap());
         assert!(matches!(sender.close().await, Err(SendError::Stopped)));
     }
 

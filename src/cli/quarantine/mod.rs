@@ -34,7 +34,7 @@ pub struct Args {
 enum Command {
     List(list::Args),
     Show(show::Args),
-    Resend(resend::Args),
+    Resend(Box<resend::Args>),
     Prune(prune::Args),
 }
 
