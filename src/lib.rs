@@ -30,7 +30,7 @@
 //! lines on disk until the receiver has them; [`verify`] checks
 //! saved lines again, offline; [`mock`] stands in for Konnect in tests and training; [`config`] reads the operator's file into the parts' options;
 //! [`net`] is the outgoing HTTPS client; [`observe`] has metrics, readiness and the log;
-//! [`database`] has the settings of SQLite; [`clock`] the machine's clocks; [`secret`] masks and
+//! [`database`] has the settings of SQLite; [`compression`] reads compressed files; [`clock`] the machine's clocks; [`secret`] masks and
 //! zeroes tokens; [`escape`] keeps foreign text from controlling terminals; [`log_throttle`] keeps
 //! peers and failing sinks from flooding the log. [`cli`] is the command line, and `cli/serve` the
 //! only place where the parts are put together.
@@ -54,6 +54,9 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod clock;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod compression;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod config;

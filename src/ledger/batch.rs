@@ -4,22 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::identity::Identity;
 use super::lines::{Counts, Lines};
 use crate::wire::batch::Packing;
+use crate::wire::event::Reason;
 use crate::wire::event::class::EventClass;
-use crate::wire::event::{Reason, Verdict};
-
-/// One line and its verdict.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Class by which an accepted line is counted; none for a rejected one.
-    pub class: Option<EventClass>,
-    /// Identity by which the line is recognised when it comes again.
-    pub identity: Identity,
-}
 
 /// One judged body, ready to be committed.
 #[derive(Debug)]

@@ -4,12 +4,22 @@
 
 use std::collections::BTreeMap;
 
-use super::batch::Entry;
-use super::identity::Kind;
+use super::identity::{Identity, Kind};
 use super::leaf::Key;
 use super::verdicts::Verdicts;
 use crate::wire::event::class::{EventClass, EventKind, EventSeverity};
-use crate::wire::event::{Reason, Stream};
+use crate::wire::event::{Reason, Stream, Verdict};
+
+/// One line and its verdict.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Class by which an accepted line is counted; none for a rejected one.
+    pub class: Option<EventClass>,
+    /// Identity by which the line is recognised when it comes again.
+    pub identity: Identity,
+}
 
 /// The lines of a batch, sorted for the dedup index, counted and packed.
 #[derive(Debug, Default)]

@@ -30,12 +30,12 @@ mod subscription;
 mod verdicts;
 mod writer;
 
-pub use batch::{Batch, Checkpoint, CommitReceipt, Committed, Entry};
+pub use batch::{Batch, Checkpoint, CommitReceipt, Committed};
 pub use delivery::Backlog;
 pub use error::{CommitError, Failed, OpenError};
 pub use handle::{Ledger, LedgerOptions, Running};
 pub use identity::{Identifier, Identity};
-pub use lines::Lines;
+pub use lines::{Entry, Lines};
 pub use outbox::{Body, Next, Outbox, StoredBatch};
 pub use seen::Window;
 pub use subscription::{Forgetting, Pending, Position, Resume, Skipped, Streams, Subscription};

@@ -378,7 +378,7 @@ impl Dispatch {
         }
         let Report { number, events, attempts, result, .. } = report;
         for waiter in waiters {
-            // Whoever dropped the delivery does not want to know.
+            // A delivery that was dropped is not waited for.
             let _ = waiter.send(result.clone());
         }
         let summary = &mut self.summary;

@@ -8,13 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::judge::{BATCH_SIZE, Block, Finding, Verdict};
+use crate::compression::{Compression, unpacked};
 use crate::deliver::sqlite::stored::{Database, MAGIC, OpenError, is_damage};
-use crate::wire::batch;
-
-/// The first bytes of a gzip member (RFC 1952, section 2.3.1).
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-/// The first bytes of a zstd frame (RFC 8878, section 3.1.1).
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Maximum length of a line, in bytes. A longer one is not an event, and is not kept; the daemon's
 /// own limit is far smaller.
@@ -67,6 +62,16 @@ impl Kind {
     }
 }
 
+impl From<Compression> for Kind {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::Plain,
+            Compression::Gzip => Self::Gzip,
+            Compression::Zstd => Self::Zstd,
+        }
+    }
+}
+
 /// A file that is being read.
 pub struct Blocks {
     kind: Kind,
@@ -110,7 +115,7 @@ impl Blocks {
             drop(packed);
             return Self::database(path);
         }
-        if packing(start) == Kind::Plain
+        if Compression::of(start) == Compression::None
             && let Some(kind) = compressed_by_name(path)
             && (start.is_empty() || start.iter().take(16).any(|byte| *byte == 0 || *byte >= 0x80))
         {
@@ -121,7 +126,8 @@ impl Blocks {
                 reason: reason.into(),
             }));
         }
-        let (kind, inflated) = unpacked(packed).map_err(failed)?;
+        let (compression, inflated) = unpacked(packed).map_err(failed)?;
+        let kind = compression.into();
         Ok(Self { kind, source: Source::Lines(Lines::new(inflated, broken)), quarantined: 0 })
     }
 
@@ -197,33 +203,6 @@ fn rows(database: &mut Database) -> rusqlite::Result<Option<Block>> {
     }
     let refused = database.next_refused(BATCH_SIZE, BLOCK_BYTES)?;
     Ok((!refused.is_empty()).then_some(Block::Refused(refused)))
-}
-
-/// Returns how a file is compressed, by its first bytes.
-fn packing(start: &[u8]) -> Kind {
-    // Some programs write this before or between frames (RFC 8878, section 3.1.2).
-    let is_skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
-    if start.starts_with(&GZIP_MAGIC) {
-        Kind::Gzip
-    } else if start.starts_with(&ZSTD_MAGIC) || is_skippable {
-        Kind::Zstd
-    } else {
-        Kind::Plain
-    }
-}
-
-/// Inflates the operator's own file as a stream where its first bytes say that it is compressed. A
-/// window of up to 128 MiB is kept, which is the default of `zstd -d`.
-///
-/// # Errors
-/// When the first bytes cannot be read.
-pub fn unpacked(mut packed: impl BufRead + Send + 'static) -> io::Result<(Kind, Box<dyn Read + Send>)> {
-    let kind = packing(packed.fill_buf()?);
-    Ok(match kind {
-        Kind::Gzip => (kind, Box::new(batch::inflate(packed))),
-        Kind::Zstd => (kind, Box::new(zstd::Decoder::with_buffer(packed)?)),
-        Kind::Plain | Kind::Sqlite => (kind, Box::new(packed)),
-    })
 }
 
 /// Returns whether a zstd file needs a larger window than is kept: the decoder reports that only in
@@ -452,7 +431,8 @@ mod tests {
     /// that power of bytes.
     fn frame(window: u8, text: &[u8]) -> Vec<u8> {
         let block = u32::try_from(text.len()).unwrap() << 3 | 1;
-        [&ZSTD_MAGIC, &[0, (window - 10) << 3][..], &block.to_le_bytes()[..3], text].concat()
+        [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0, (window - 10) << 3][..], &block.to_le_bytes()[..3], text]
+            .concat()
     }
 
     fn read(bytes: &[u8]) -> (Kind, Vec<Vec<u8>>, Option<Fault>) {

@@ -73,7 +73,7 @@ fn every_error_is_one_sentence_with_what_to_do() {
         }
     });
     let unused = ReservedPort::new();
-    let nobody = format!("https://localhost:{}/x", unused.number());
+    let refusing = format!("https://localhost:{}/x", unused.number());
     let case = Case { site: &site, url };
     let good = "--ca DIR/ca.pem --key KEY DIR/in.log";
     let one = |url: &str, rest: &str| format!("--to {url} {rest}");
@@ -132,7 +132,7 @@ fn every_error_is_one_sentence_with_what_to_do() {
     );
     case.fails(
         "receiver is down",
-        &one(&nobody, &format!("--retries 0 {good}")),
+        &one(&refusing, &format!("--retries 0 {good}")),
         1,
         &["cannot connect to localhost", "refused"],
     );
@@ -174,7 +174,7 @@ fn every_error_is_one_sentence_with_what_to_do() {
     );
     case.fails("spool is no directory", &one("URL", &format!("--spool DIR/in.log {good}")), 78, &["in.log"]);
     let config = format!(
-        "data_dir = \"held\"\n[receiver]\nurl = \"{nobody}\"\n[signing]\nkeys = [{{ file = \"keys/signing-key.pem\" }}]\n[admin]\naddress = \
+        "data_dir = \"held\"\n[receiver]\nurl = \"{refusing}\"\n[signing]\nkeys = [{{ file = \"keys/signing-key.pem\" }}]\n[admin]\naddress = \
          \"127.0.0.1:0\"\n[inputs.app]\ntype = \"file\"\npath = \"in.log\"\n"
     );
     case.site.write("send.toml", &config);

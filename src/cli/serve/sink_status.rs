@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::reload;
+use crate::clock::Clock;
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::Watcher;
 use crate::log_throttle::log_throttled;
@@ -155,7 +155,7 @@ impl Watcher for Arc<SinkStatus> {
         let mut sinks = self.sinks.lock();
         let Some(state) = sinks.get_mut(sink) else { return };
         state.last_error = Some(ErrorReport {
-            time: reload::now(),
+            time: (Clock::system().wall)() / 1000,
             error: error.to_string(),
             advice: advice(error.cause.kind()).to_owned(),
         });

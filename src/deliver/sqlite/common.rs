@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, params_from_iter};
 
-use super::row::FIELDS;
+use super::fields::FIELDS;
 
 /// Time for which a common row is used, in milliseconds.
 const USE: i64 = 86_400_000;

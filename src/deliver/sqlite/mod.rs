@@ -9,6 +9,7 @@
 //! the log from being emptied. A second writer makes a flush wait, then fail and be retried.
 
 mod common;
+mod fields;
 mod retention;
 mod row;
 mod schema;

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
 use super::common::{Commons, GIVEN, Values};
-use super::row::FIELDS;
+use super::fields::FIELDS;
 
 /// Brings the tables from one version to the next.
 pub(super) type Step = fn(&Connection) -> rusqlite::Result<()>;

@@ -9,7 +9,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 
-use super::row::{self, FIELDS, columns};
+use super::fields::FIELDS;
+use super::row::{self, columns};
 use super::schema;
 use crate::wire::event::Reason;
 use crate::wire::line::Line;

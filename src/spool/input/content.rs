@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::verify::read::{Kind, unpacked};
+use crate::compression::{Compression, unpacked};
 
 /// Number of bytes of which a digest is made.
 const SAMPLE: u64 = 1024;
@@ -33,7 +33,7 @@ pub(super) struct Content {
     packed: Option<(Box<dyn BufRead + Send>, u64)>,
 }
 
-/// Reads a file from its beginning, whoever else reads it.
+/// Reads a file from its beginning, at a position of its own.
 struct FromStart {
     file: Arc<File>,
     offset: u64,
@@ -54,8 +54,8 @@ impl Content {
     /// When it cannot be read.
     pub(super) fn of(file: &Arc<File>) -> io::Result<Self> {
         let from_start = FromStart { file: Arc::clone(file), offset: 0 };
-        let (kind, stream) = unpacked(BufReader::new(from_start))?;
-        let is_packed = matches!(kind, Kind::Gzip | Kind::Zstd);
+        let (compression, stream) = unpacked(BufReader::new(from_start))?;
+        let is_packed = compression != Compression::None;
         let stream: Box<dyn BufRead + Send> = Box::new(BufReader::with_capacity(64 << 10, stream));
         Ok(Self { file: Arc::clone(file), packed: is_packed.then_some((stream, 0)) })
     }

@@ -2,7 +2,7 @@
 //!
 //! A file is known by its content: by digests of its first bytes and of the last ones that were
 //! read. So it is found again under whatever name, also as the copy that `copytruncate` makes, also
-//! compressed, and an inode that was given to another file misleads nobody. Every file that
+//! compressed, and an inode that was given to another file does not mislead. Every file that
 //! continues something known is read from there, and every new one from its beginning; one that was
 //! rotated before the newer ones.
 //!

@@ -117,7 +117,7 @@ fn a_renamed_file_is_read_to_its_end_before_the_new_one() {
 }
 
 #[test]
-fn several_rotations_while_nobody_reads_are_read_in_order() {
+fn several_rotations_without_a_reader_are_read_in_order() {
     for is_compressed in [false, true] {
         let mut it = Fixture::new("app.log");
         it.append("app.log", "head\na1\n");
@@ -178,7 +178,7 @@ fn a_truncated_file_begins_again() {
 }
 
 #[test]
-fn an_inode_of_another_file_misleads_nobody() {
+fn an_inode_of_another_file_does_not_mislead() {
     let mut it = Fixture::new("app.log");
     it.append("app.log", "a1\n");
     it.read();
@@ -302,7 +302,7 @@ fn a_file_that_cannot_be_read_does_not_hinder_the_others() {
     assert_eq!(chunk.lines.len(), 1);
 }
 
-/// A step of a writer, of whoever rotates, or of the reader.
+/// A step of the writer, of a rotation, or of the reader.
 #[derive(Clone, Debug)]
 enum Step {
     Append(u8),
