@@ -142,6 +142,10 @@ impl PostSink {
         result: Result<Delivered, Undelivered>,
         retry_after: Option<Duration>,
     ) -> Outcome {
+        let code = match &result {
+            Ok(delivered) => Some(delivered.status),
+            Err(error) => error.status(),
+        };
         let outcome = match result {
             Ok(delivered) => Outcome::Delivered(delivered),
             Err(error @ Undelivered::Refused { status: 400 | 413 | 422, .. }) => Outcome::Refused(error),
@@ -163,11 +167,12 @@ impl PostSink {
         let now = (self.options.clock.wall)();
         self.options.status.update(|state| {
             state.last_attempt_at = Some(now);
-            (state.last_response_code, state.last_error, state.is_paused) = match &outcome {
-                Outcome::Delivered(delivered) => (Some(delivered.status), None, false),
-                Outcome::Refused(error) => (error.status(), Some(error.to_string()), false),
+            state.last_response_code = code;
+            (state.last_error, state.is_paused) = match &outcome {
+                Outcome::Delivered(_) => (None, false),
+                Outcome::Refused(error) => (Some(error.to_string()), false),
                 Outcome::Failed(error) => {
-                    (None, Some(error.cause.to_string()), error.cause.kind() == ErrorKind::InvalidInput)
+                    (Some(error.cause.to_string()), error.cause.kind() == ErrorKind::InvalidInput)
                 }
             };
             if let Outcome::Delivered(delivered) = &outcome {

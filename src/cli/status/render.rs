@@ -5,7 +5,7 @@ use std::fmt::{Display, Write as _};
 use crate::escape::escape;
 use crate::observe::status::{
     CertificateReport, ConfigurationReport, ErrorReport, KeysReport, LedgerReport, QuarantineReport,
-    SinkReport, SourceReport, StatusReport,
+    SinkReport, SourceReport, StatusReport, WebhookReport,
 };
 use crate::wire::record::time_stamp;
 
@@ -29,10 +29,15 @@ pub(super) fn report(report: &StatusReport) -> String {
     page.sinks(&report.sinks);
     page.quarantine(&report.quarantine);
     page.text.push('\n');
-    page.certificate(report.certificate.as_ref());
+    match &report.webhook {
+        Some(webhook) => page.webhook(webhook),
+        None => page.certificate(report.certificate.as_ref()),
+    }
     page.ledger(&report.ledger);
     page.configuration(&report.configuration);
-    page.fact("listener", &report.listener);
+    if report.webhook.is_none() {
+        page.fact("listener", &report.listener);
+    }
     page.text
 }
 
@@ -193,6 +198,33 @@ impl Page {
             let last = line.last_at.map_or("-".to_owned(), |at| self.ago(at));
             self.row(&line.source, WIDTHS, [&line.reason, &count(line.total), &count(line.last_hour), &last]);
         }
+    }
+
+    /// Writes the deliveries of a sender.
+    fn webhook(&mut self, webhook: &WebhookReport) {
+        let WebhookReport {
+            webhook_status, last_attempt_at, accepted, duplicates, quarantined, refused, ..
+        } = webhook;
+        let mut state = webhook_status.clone();
+        if webhook.is_paused {
+            state.push_str(", PAUSED until the cause is fixed");
+        }
+        if let Some(at) = last_attempt_at {
+            state.push_str(&format!("; last post at {at}"));
+        }
+        if let Some(code) = webhook.last_response_code {
+            state.push_str(&format!(", status {code}"));
+        }
+        self.fact("webhook", &state);
+        if let Some(message) = &webhook.last_response_message {
+            self.fact("", message);
+        }
+        self.fact(
+            "receipts",
+            &format!(
+                "accepted {accepted}, duplicates {duplicates}, quarantined {quarantined}, set aside {refused}"
+            ),
+        );
     }
 
     fn certificate(&mut self, certificate: Option<&CertificateReport>) {

@@ -111,6 +111,7 @@ fn a_refusal_of_everything_pauses() {
         it.push(&["a"]);
         assert_eq!(it.flush().unwrap_err().retry_after, Some(PAUSE), "{status}");
         assert!(it.status.read().is_paused);
+        assert_eq!(it.status.read().last_response_code, Some(status));
         it.flush().unwrap().unwrap();
         assert!(!it.status.read().is_paused);
     }

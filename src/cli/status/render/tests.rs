@@ -214,6 +214,30 @@ fn long_words_are_broken_and_none_is_lost() {
 }
 
 #[test]
+fn a_sender_tells_of_its_deliveries() {
+    let webhook = WebhookReport {
+        webhook_status: "inactive".to_owned(),
+        is_paused: true,
+        last_attempt_at: Some("2027-01-15T08:00:00Z".to_owned()),
+        last_response_code: Some(404),
+        last_response_message: Some("audit.example.com answered 404: check the path of the URL".to_owned()),
+        accepted: 7,
+        ..WebhookReport::default()
+    };
+    let page = report(&StatusReport { webhook: Some(webhook), certificate: None, ..healthy() });
+    for words in [
+        "webhook        inactive, PAUSED until the cause is fixed; last post at",
+        "2027-01-15T08:00:00Z, status 404",
+        "audit.example.com answered 404: check the path of the URL",
+        "receipts       accepted 7, duplicates 0, quarantined 0, set aside 0",
+    ] {
+        assert!(page.contains(words), "{page}");
+    }
+    assert!(!page.contains("certificate") && !page.contains("listener"), "{page}");
+    assert!(page.lines().all(|line| line.chars().count() <= WIDTH), "{page}");
+}
+
+#[test]
 fn a_screen_is_overwritten_and_never_scrolled() {
     let text = "a\nb\nc\nd\n";
     assert_eq!(screen(text, 0, true), "\x1b[2J\x1b[H\x1b[Ka\n\x1b[Kb\n\x1b[Kc\n\x1b[Kd\n\x1b[J");
