@@ -90,6 +90,9 @@ pub struct Receiver {
     /// Maximum number of bytes in one batch, before compression. Default 1 MiB.
     #[serde(default = "batch_bytes", with = "size")]
     pub batch_bytes: usize,
+    /// Maximum time that an event waits for others to share its batch: 1 ms to 3650 d. Default 250 ms.
+    #[serde(default = "linger", with = "time")]
+    pub linger: Duration,
     /// Maximum number of batches in flight; with more than one their order is not kept. Default 1.
     #[serde(default = "one", with = "count")]
     pub connections: usize,
@@ -390,6 +393,10 @@ fn batch_events() -> usize {
 
 fn batch_bytes() -> usize {
     1 << 20
+}
+
+fn linger() -> Duration {
+    Duration::from_millis(250)
 }
 
 fn one() -> usize {
