@@ -124,6 +124,7 @@ fn config(
             proxy: delivery.proxy.clone(),
             batch_events: delivery.batch_events.get(),
             batch_bytes: delivery.batch_bytes.get(),
+            linger: delivery.linger,
             connections: delivery.connections.get(),
             rate,
             timeout: delivery.timeout,

@@ -55,9 +55,6 @@ pub(in crate::cli) const REJECTS_FILE: &str = "rejects.jsonl";
 /// Time between two looks at the state of the parts.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Maximum time that an event waits for others to share its batch.
-const LINGER: Duration = Duration::from_millis(250);
-
 /// Way to run a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Mode {
@@ -305,7 +302,11 @@ fn open(
         client: Client::with_options(&receiver.url, &receiver.client_options()).map_err(Failure::config)?,
         authorization: authorization.transpose()?,
         timeout: receiver.timeout,
-        limits: BatchLimits { events: receiver.batch_events, bytes: receiver.batch_bytes, linger: LINGER },
+        limits: BatchLimits {
+            events: receiver.batch_events,
+            bytes: receiver.batch_bytes,
+            linger: receiver.linger,
+        },
         connections: receiver.connections,
         rate,
         key,
