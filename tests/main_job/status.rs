@@ -70,7 +70,15 @@ fn the_report_has_the_values_of_the_metrics() {
             at("auditgate_sink_events_total{sink=\"quarantine\"}"),
             at("auditgate_sink_errors_total{sink=\"siem\"}") == "0",
         );
-        if state == ("2".to_owned(), "2".to_owned(), false) { Ok(()) } else { Err(format!("{state:?}")) }
+        // What was delivered is recorded a little later.
+        let is_recorded = ["verified", "quarantine"]
+            .iter()
+            .all(|sink| at(&format!("auditgate_sink_pending_events{{sink=\"{sink}\"}}")) == "0");
+        if is_recorded && state == ("2".to_owned(), "2".to_owned(), false) {
+            Ok(())
+        } else {
+            Err(format!("{state:?}"))
+        }
     });
     let (report, metrics) = (report_of(&daemon), daemon.metrics());
     let metric = |series: String| metrics[&series].parse::<f64>().unwrap();
