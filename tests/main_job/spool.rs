@@ -100,8 +100,9 @@ fn get(site: &Site, path: &str) -> String {
     answer
 }
 
+/// Number of kills of each side: 20, or what `AUDITGATE_TESTS_KILLS` says.
 fn kills() -> u32 {
-    std::env::var("AUDITGATE_TESTS_KILLS").map_or(50, |rounds| rounds.parse().unwrap())
+    std::env::var("AUDITGATE_TESTS_KILLS").map_or(20, |rounds| rounds.parse().unwrap())
 }
 
 #[test]
