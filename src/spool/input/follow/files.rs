@@ -23,6 +23,23 @@ pub(super) struct Found {
     pub(super) is_active: bool,
 }
 
+/// The files of an input.
+#[derive(Default)]
+pub(super) struct Files {
+    pub(super) found: Vec<Found>,
+    /// Files that are there and cannot be opened, and why.
+    pub(super) unreadable: Vec<(PathBuf, io::Error)>,
+}
+
+impl Files {
+    /// Returns an error that names a file that cannot be opened, if there is one.
+    pub(super) fn error(&self) -> io::Result<()> {
+        self.unreadable.first().map_or(Ok(()), |(path, error)| {
+            Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        })
+    }
+}
+
 impl Found {
     /// Opens a file; none when it is not a regular one.
     fn open(path: PathBuf, is_active: bool) -> io::Result<Option<Self>> {
@@ -44,12 +61,11 @@ impl Found {
 }
 
 /// Finds the regular files of a path, which is a file, a directory, or a pattern with `*` and `?`
-/// in its last part: rotated ones first, each group in the order of the last change. Also returns
-/// why one of them cannot be opened.
+/// in its last part: rotated ones first, each group in the order of the last change.
 ///
 /// # Errors
 /// When the directory cannot be read.
-pub(super) fn find(path: &Path) -> io::Result<(Vec<Found>, io::Result<()>)> {
+pub(super) fn find(path: &Path) -> io::Result<Files> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_pattern = name.contains(['*', '?']);
     let is_directory = !is_pattern && path.is_dir();
@@ -57,10 +73,10 @@ pub(super) fn find(path: &Path) -> io::Result<(Vec<Found>, io::Result<()>)> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         // As a file that does not exist yet.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Ok(()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Files::default()),
         Err(error) => return Err(error),
     };
-    let (mut found, mut failed) = (Vec::new(), Ok(()));
+    let Files { mut found, mut unreadable } = Files::default();
     for entry in entries {
         let entry = entry?;
         let Ok(entry_name) = entry.file_name().into_string() else { continue };
@@ -84,10 +100,7 @@ pub(super) fn find(path: &Path) -> io::Result<(Vec<Found>, io::Result<()>)> {
         match Found::open(entry.path(), is_active) {
             Ok(opened) => found.extend(opened),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                let what = format!("{}: {error}", entry.path().display());
-                failed = Err(io::Error::new(error.kind(), what));
-            }
+            Err(error) => unreadable.push((entry.path(), error)),
         }
     }
     found.sort_by(|one, other| {
@@ -95,7 +108,7 @@ pub(super) fn find(path: &Path) -> io::Result<(Vec<Found>, io::Result<()>)> {
         // `app.log.2` is older than `app.log.1`.
         rank(one).cmp(&rank(other)).then_with(|| other.path.cmp(&one.path))
     });
-    Ok((found, failed))
+    Ok(Files { found, unreadable })
 }
 
 fn is_compressed(name: &str) -> bool {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use self::files::{FileId, Found, find};
+use self::files::{FileId, Files, Found, find};
 use super::content::{Content, Place};
 use super::lines::{Position, split};
 use super::{Chunk, ChunkLimits, Input};
@@ -115,9 +115,9 @@ impl Follow {
     /// what is known is looked at again.
     fn look(&mut self) -> io::Result<io::Result<()>> {
         for attempt in 0.. {
-            let (files, failed) = find(&self.options.path)?;
+            let files = find(&self.options.path)?;
             if self.match_files(&files, attempt > 0)? {
-                return Ok(failed);
+                return Ok(files.error());
             }
             if attempt == MAX_LOOKS {
                 break;
@@ -128,11 +128,14 @@ impl Follow {
 
     /// Finds out which files are known, and begins with the others. Returns false when something
     /// changed meanwhile; a file that is not found is believed to be gone at the second look only.
-    fn match_files(&mut self, files: &[Found], is_second: bool) -> io::Result<bool> {
+    fn match_files(&mut self, files: &Files, is_second: bool) -> io::Result<bool> {
+        let Files { found: files, unreadable } = files;
         // Nothing is known of what was neither read nor opened, and its inode may be another file's.
         self.tracks.retain(|track| track.known.place.offset > 0 || track.content.is_some());
         let mut owners: Vec<Option<usize>> = vec![None; files.len()];
-        let mut claimed = vec![false; self.tracks.len()];
+        // What cannot be opened now is not gone.
+        let is_unreadable = |track: &Track| unreadable.iter().any(|(path, _)| *path == track.known.path);
+        let mut claimed: Vec<bool> = self.tracks.iter().map(is_unreadable).collect();
         // By the hint first, which is right nearly always.
         for (at, (file, owner)) in files.iter().zip(&mut owners).enumerate() {
             if files[..at].iter().any(|other| other.id == file.id) {

@@ -302,6 +302,27 @@ fn a_file_that_cannot_be_read_does_not_hinder_the_others() {
     assert_eq!(chunk.lines.len(), 1);
 }
 
+#[test]
+fn a_file_that_cannot_be_opened_for_a_time_is_not_read_again() {
+    for is_restarted in [false, true] {
+        let mut it = Fixture::new("app.log");
+        it.append("app.log", "a1\n");
+        it.read();
+        it.rename("app.log", "elsewhere");
+        // Not even root can open a link to itself.
+        std::os::unix::fs::symlink("app.log", it.path("app.log")).unwrap();
+        if is_restarted {
+            it.restart();
+        }
+        let error = it.follow.read(Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("app.log: "), "{error}");
+        fs::remove_file(it.path("app.log")).unwrap();
+        it.rename("elsewhere", "app.log");
+        it.append("app.log", "a2\n");
+        assert_eq!(it.read(), ["a2"]);
+    }
+}
+
 /// A step of the writer, of a rotation, or of the reader.
 #[derive(Clone, Debug)]
 enum Step {
