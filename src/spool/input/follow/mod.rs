@@ -6,7 +6,8 @@
 //! continues something known is read from there, and every new one from its beginning; one that was
 //! rotated before the newer ones.
 //!
-//! The checkpoint has a place for each file that is still there. What was appended to a file and
+//! The checkpoint has a place for each file that is still there, and for the last ones that are not.
+//! What was appended to a file and
 //! removed with it before it was read is lost, which is logged.
 
 mod files;
@@ -28,6 +29,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum number of times that the files are looked at again, since they change all the time.
 const MAX_LOOKS: u32 = 10;
+
+/// Maximum number of files that are no longer found and are kept in the checkpoint.
+const MAX_GONE: usize = 100;
 
 /// Settings of an input.
 #[derive(Clone, Debug)]
@@ -69,6 +73,10 @@ struct State {
     /// in nanoseconds since the Unix epoch.
     since: Option<i64>,
     files: Vec<Known>,
+    /// Files that are no longer found, the newest last: a disk that is mounted later brings them
+    /// back.
+    #[serde(default)]
+    gone: Vec<Known>,
 }
 
 /// A file in the checkpoint.
@@ -180,7 +188,9 @@ impl Follow {
         }
         self.drop_gone(&claimed);
         for file in new {
-            self.add(file)?;
+            if !self.recall(file)? {
+                self.add(file)?;
+            }
         }
         if self.state.since.is_none() {
             let rotated = files.iter().filter(|file| !file.is_active).map(|file| file.modified);
@@ -195,6 +205,7 @@ impl Follow {
     /// Drops the files that are no longer found, unless they are open and have more to read.
     fn drop_gone(&mut self, claimed: &[bool]) {
         let mut claimed = claimed.iter();
+        let gone = &mut self.state.gone;
         self.tracks.retain_mut(|track| {
             if claimed.next() == Some(&true) {
                 return true;
@@ -203,9 +214,25 @@ impl Follow {
             let has_rest = track.has_rest();
             if !has_rest {
                 track.report_loss();
+                gone.push(track.known.clone());
             }
             has_rest
         });
+        gone.drain(..gone.len().saturating_sub(MAX_GONE));
+    }
+
+    /// Goes on with a file that was gone, if that is it.
+    fn recall(&mut self, file: &Found) -> io::Result<bool> {
+        for (at, known) in self.state.gone.iter().enumerate().filter(|(_, known)| known.place.offset > 0) {
+            if let Some((content, recent)) = Content::continuing(&file.file, &known.place)? {
+                let mut track = Track::new(self.state.gone.remove(at));
+                (track.content, track.recent, track.known.id) = (Some(content), recent, file.id);
+                track.found(file);
+                self.tracks.push(track);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns whether a rotated file that is not known has lines that were never read.
@@ -400,8 +427,8 @@ impl Track {
                 code = "input-lost",
                 path,
                 offset,
-                "{path} is gone or was truncated, and no other file continues it: what stood behind byte {offset} and \
-                 was not read yet is lost"
+                "{path} is gone or was truncated, and no other file continues it: unless it comes back, \
+                 what stood behind byte {offset} and was not read yet is lost"
             );
         }
     }
