@@ -236,19 +236,25 @@ impl Origin {
                 let value = environment(name).ok_or_else(|| SecretError::Variable { name: name.clone() })?;
                 Secret::new(value.into_encoded_bytes())
             }
-            (None, None, Some(name), None) => {
-                if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
-                    return Err(SecretError::CredentialName { name: name.clone() });
-                }
-                let directory = environment(CREDENTIALS_DIRECTORY)
-                    .ok_or_else(|| SecretError::NoCredentials { name: name.clone() })?;
-                read_file(&Path::new(&directory).join(name))
-            }
+            (None, None, Some(name), None) => read_file(&credential_path(name, environment)?),
             (None, None, None, Some(value)) => Secret::new(value.as_bytes().to_vec()),
             (None, None, None, None) => Err(SecretError::NoOrigin),
             _ => Err(SecretError::Origins),
         }
     }
+}
+
+/// Returns the file of a systemd credential.
+///
+/// # Errors
+/// [`SecretError::CredentialName`] and [`SecretError::NoCredentials`].
+pub fn credential_path(name: &str, environment: Environment<'_>) -> Result<PathBuf, SecretError> {
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        return Err(SecretError::CredentialName { name: name.to_owned() });
+    }
+    let directory = environment(CREDENTIALS_DIRECTORY)
+        .ok_or_else(|| SecretError::NoCredentials { name: name.to_owned() })?;
+    Ok(Path::new(&directory).join(name))
 }
 
 fn read_file(path: &Path) -> Result<Secret, SecretError> {

@@ -50,7 +50,7 @@ pub struct Chunk {
 /// Limits of what is read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkLimits {
-    /// Maximum length of a line in bytes; of a longer one only so much is kept.
+    /// Maximum length of a line in bytes; of a longer one only its beginning is kept.
     pub line: usize,
     /// Maximum number of lines in a chunk.
     pub lines: usize,

@@ -8,12 +8,10 @@ use time::OffsetDateTime;
 
 use crate::cli::exit::Failure;
 use crate::config::sender::{Signing, SigningKeyOptions};
+use crate::secret::credential_path;
 use crate::send::SigningKey;
 use crate::spool::CurrentKey;
 use crate::trust::jwks;
-
-/// Variable with the directory of a unit's credentials: systemd.exec(5), `LoadCredential=`.
-const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
 /// The keys, in the order in which they begin to sign.
 pub(super) struct SigningKeys {
@@ -72,13 +70,7 @@ fn path(options: &SigningKeyOptions) -> Result<PathBuf, Failure> {
         (Some(file), _) => Ok(file.clone()),
         (None, credential) => {
             let name = credential.as_deref().unwrap_or_default();
-            let directory = std::env::var_os(CREDENTIALS_DIRECTORY).ok_or_else(|| {
-                Failure::config(format!(
-                    "the credential `{name}` was not passed, because $CREDENTIALS_DIRECTORY is not set; add \
-                     LoadCredential={name}:FILE to the systemd unit"
-                ))
-            })?;
-            Ok(Path::new(&directory).join(name))
+            credential_path(name, &|name| std::env::var_os(name)).map_err(Failure::config)
         }
     }
 }
