@@ -3,12 +3,13 @@
  *
  * FAULT_CALL   write, sync, rename, create, chmod, unlink, directory-sync-after-rename,
  *              directory-sync-after-create, connect or send
- * FAULT_PATH   a glob (fnmatch(3)) for the file: the old name of a rename; for the sync of a directory, the file
+ * FAULT_PATH   a glob (fnmatch(3), FNM_EXTMATCH) for the file: the old name of a rename; for the sync of a directory, the file
  *              whose name the same thread changed there just before. Not for sockets.
  * FAULT_AFTER  optional: a glob; the call counts only once a file of such a name was created while armed
  * FAULT_MODE   failed: nothing of it happened; persisted: all of it happened, and an error is reported; half: half
  *              of the bytes were written, and the next such call fails; hung: only for the sync of a file, which
- *              waits until FAULT_ARM is created a second time and then happens
+ *              waits until FAULT_ARM is created a second time and then happens; power-loss: only for the write and the
+ *              sync of a file: all files that fit FAULT_PATH are as a power loss leaves them, and the process is killed
  * FAULT_ERRNO  the error by its name, see `errors`
  * FAULT_ARM    a file. Nothing is done before it exists. The thread that removes it takes the fault, so there is one for
  *              each time that the file is created. For sockets it holds the port, of either end.
@@ -17,6 +18,9 @@
  * that drops the pages which it could not write. A sync of a directory that failed leaves FAULT_ARM with `.names`
  * appended: which name a power loss would take back, in three lines: `create` or `rename`, the old name, the new one
  * of a rename. A later sync of the directory removes that file.
+ *
+ * A power loss takes back everything that was written since the last sync, and every file whose directory was not
+ * synced since it was created: nothing that was promised may depend on either.
  */
 
 #define _GNU_SOURCE
@@ -28,6 +32,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -91,7 +96,7 @@ static int is_call(const char *name) { return strcmp(call, name) == 0; }
 
 static int is_mode(const char *name) { return strcmp(mode, name) == 0; }
 
-static int fits(const char *path) { return fnmatch(path_glob, path, 0) == 0; }
+static int fits(const char *path) { return fnmatch(path_glob, path, FNM_EXTMATCH) == 0; }
 
 static int is_armed(void) { return syscall(SYS_access, arm, F_OK) == 0; }
 
@@ -135,7 +140,8 @@ static struct undo *undo;
 /* Keeps what is about to be overwritten or cut off. */
 static void remember(int fd, off_t at, size_t length) {
     struct stat status;
-    if (!is_call("sync") || !is_mode("failed") || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+    int is_taken_back = is_mode("power-loss") || (is_call("sync") && is_mode("failed"));
+    if (!is_taken_back || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
         return;
     }
     size_t there = at < status.st_size ? (size_t)(status.st_size - at) : 0;
@@ -169,6 +175,55 @@ static void settle(int fd, int take_back) {
     }
 }
 
+/* --- Power losses --- */
+
+/* A file whose directory was not synced since it was created. */
+struct created {
+    struct created *older;
+    char path[];
+};
+
+static struct created *created;
+
+static void remember_name(const char *path) {
+    size_t size = strlen(path) + 1;
+    struct created *name = malloc(sizeof *name + size);
+    if (name == NULL) {
+        abort();
+    }
+    name->older = created;
+    memcpy(name->path, path, size);
+    created = name;
+}
+
+/* Forgets the names of a directory that was synced. */
+static void settle_names(const char *directory) {
+    size_t length = strlen(directory);
+    for (struct created **next = &created; *next != NULL;) {
+        struct created *name = *next;
+        if (strncmp(name->path, directory, length) == 0 && strchr(name->path + length + 1, '/') == NULL) {
+            *next = name->older;
+            free(name);
+        } else {
+            next = &name->older;
+        }
+    }
+}
+
+static void lose_power(void) {
+    const int descriptors = 1024;
+    for (int fd = 0; fd < descriptors; fd++) {
+        int flags = fcntl(fd, F_GETFL);
+        if (flags >= 0 && (flags & O_ACCMODE) != O_RDONLY) {
+            settle(fd, 1);
+        }
+    }
+    for (struct created *name = created; name != NULL; name = name->older) {
+        syscall(SYS_unlink, name->path);
+    }
+    kill(getpid(), SIGKILL);
+}
+
 /* --- Files --- */
 
 /* How many of `length` bytes are really written; what is to be returned if it is not that. */
@@ -184,6 +239,9 @@ static size_t share(int fits_call, size_t length, int *outcome) {
     }
     if (!strike()) {
         return length;
+    }
+    if (is_mode("power-loss")) {
+        lose_power();
     }
     if (is_mode("half") && length > 1) {
         owed = 1;
@@ -258,6 +316,9 @@ static int sync_directory(int fd, int (*next)(int), const char *directory) {
     }
     int result = next(fd);
     if (result == 0) {
+        pthread_mutex_lock(&lock);
+        settle_names(directory);
+        pthread_mutex_unlock(&lock);
         last_change[0] = '\0';
         if (strcmp(unsynced, directory) == 0) {
             unsynced[0] = '\0';
@@ -274,11 +335,14 @@ static int sync_file(int fd, int (*next)(int)) {
     if (path[0] != '\0' && fstat(fd, &status) == 0 && S_ISDIR(status.st_mode)) {
         return sync_directory(fd, next, path);
     }
-    if (path[0] == '\0' || !fits(path) || !is_call("sync")) {
+    if (path[0] == '\0' || !fits(path)) {
         return next(fd);
     }
     pthread_mutex_lock(&lock);
-    int struck = strike();
+    int struck = is_call("sync") && strike();
+    if (struck && is_mode("power-loss")) {
+        lose_power();
+    }
     if (struck && is_mode("hung")) {
         do {
             /* Only this thread hangs. */
@@ -349,6 +413,11 @@ static int open_file(int (*next)(const char *, int, ...), const char *path, int 
     int fd = next(path, flags, bits);
     if (fd >= 0) {
         change("create", path, "");
+        if (is_mode("power-loss") && fits(path)) {
+            pthread_mutex_lock(&lock);
+            remember_name(path);
+            pthread_mutex_unlock(&lock);
+        }
         if (after_glob != NULL && fnmatch(after_glob, path, 0) == 0 && is_armed()) {
             primed = 1;
         }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +14,8 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use crate::harness::daemon::{Daemon, serve};
-use crate::harness::machine::ReservedPort;
+use crate::harness::fault::{CC, Fault};
+use crate::harness::machine::{ReservedPort, are_there};
 use crate::harness::programs::{self, auditgate};
 use crate::harness::records::objects;
 use crate::harness::site::{PATH, Site, TOKEN, raw_and_json_sinks};
@@ -51,8 +53,16 @@ fn site(port: &ReservedPort, more: &str) -> Site {
 }
 
 fn service(site: &Site) -> Killed {
+    start(site, service_command(site))
+}
+
+fn service_command(site: &Site) -> Command {
     let mut command = auditgate();
     command.arg("send").arg("--config").arg(site.path("send.toml"));
+    command
+}
+
+fn start(site: &Site, mut command: Command) -> Killed {
     let log = fs::File::options().append(true).create(true).open(site.path("send.log")).unwrap();
     Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
 }
@@ -157,6 +167,82 @@ fn kills_of_both_sides_and_rotations_lose_nothing_and_repeat_nothing() {
     assert!(!site.path("spool/rejects.jsonl").exists() || site.read("spool/rejects.jsonl").is_empty());
     eprintln!("{written} events through {} kills of each side", kills());
     assert!(written > u64::from(kills()) * 10, "too few events between the kills");
+}
+
+#[test]
+fn power_losses_of_the_sender_lose_nothing_that_the_spool_has_acknowledged() {
+    if !are_there(&[CC]) {
+        return;
+    }
+    let port = ReservedPort::new();
+    let site = site(&port, "");
+    // The input holds the events from `acknowledged` on: the producer has removed those that the
+    // spool says it has, so that they are nowhere else. The spool may have more, which it sees again
+    // and knows: they are complete.
+    let event = |number| {
+        format!("{{\"name\":\"Ingress\",\"rt\":1684454619000,\"trace_id\":\"t{number}\",\"n\":{number}}}\n")
+    };
+    let (mut acknowledged, mut written) = (0, 0);
+    let mut away = None;
+    for round in 0..kills() {
+        let new = rand::rng().random_range(1..400);
+        site.write("app.log", (acknowledged..written + new).map(event).collect::<String>());
+        written += new;
+        // What waits while the receiver is away goes through several losses.
+        let receiver = (round % 4 != 3).then(|| Daemon::spawn(&site, serve(&site)));
+        away = away.or(receiver.is_none().then_some(round));
+        let mut sender = start_to_lose_power(&site);
+        std::thread::sleep(Duration::from_micros(rand::rng().random_range(0..150_000)));
+        let taken = taken(&site);
+        site.write("arm", "");
+        wait_until("the power is lost", || {
+            append(&site.path("app.log"), &event(written));
+            written += 1;
+            let status = sender.0.try_wait().unwrap();
+            status.filter(|status| status.signal() == Some(9)).map(drop).ok_or(format!("{status:?}"))
+        });
+        acknowledged += taken;
+    }
+    assert!(acknowledged > u64::from(kills()), "too few events were acknowledged: {acknowledged}");
+    assert!(away.is_some(), "the receiver was never away");
+    site.write("app.log", (acknowledged..written).map(event).collect::<String>());
+    let _receiver = Daemon::start(&site);
+    let _sender = service(&site);
+    wait_until("everything has arrived", || {
+        let count = arrived(&site).len() as u64;
+        if count >= written {
+            Ok(())
+        } else {
+            Err(format!("{count} of {written}; {}", missing(&site, written)))
+        }
+    });
+    let mut numbers = arrived(&site);
+    numbers.sort_unstable();
+    assert!(numbers == (0..written).collect::<Vec<_>>(), "{} of {written} events", numbers.len());
+    eprintln!("{written} events through {} power losses, {acknowledged} of them only in the spool", kills());
+}
+
+/// Starts the service. Once the file `arm` exists, a write or a sync of its spool is interrupted by
+/// a power loss.
+fn start_to_lose_power(site: &Site) -> Killed {
+    let _ = fs::remove_file(site.path("send.log"));
+    let mut command = service_command(site);
+    let call = if rand::rng().random() { "write" } else { "sync" };
+    // Memory that SQLite shares between connections is in a file, and is not meant to survive.
+    let fault = Fault { call, path: "*/spool/!(*-shm)", mode: "power-loss", error: "EIO" };
+    fault.inject(&mut command, &site.path("arm"));
+    start(site, command)
+}
+
+/// Returns how many lines of its input a sender has committed, those that it knew included.
+fn taken(site: &Site) -> u64 {
+    let metrics = get(site, "/metrics");
+    let counted = |outcome| {
+        let series = format!("auditgate_events_total{{outcome=\"{outcome}\",source=\"app\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        value.unwrap_or_else(|| panic!("{series}: {metrics}")).parse::<u64>().unwrap()
+    };
+    counted("accepted") + counted("duplicate")
 }
 
 /// Says which events are missing, and where they were written.
