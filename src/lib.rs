@@ -3,7 +3,8 @@
 //!
 //! [`send::Sender`] takes events ([`wire::event::Event`]) or ready lines and posts them to an
 //! endpoint ([`net::Endpoint`]); [`send`] has an example. It runs inside a tokio runtime. With
-//! `default-features = false` and `features = ["send"]` nothing else of this crate is built.
+//! `default-features = false` and `features = ["send"]` nothing else of this crate is built; with the
+//! feature `spool`, [`spool::Sender`] keeps events on disk until the receiver has them.
 //!
 //! The rest of the crate is the command `auditgate`, which is not a stable interface: the daemon
 //! stands between such a producer and a SIEM. It receives batches of signed events, verifies every
@@ -51,19 +52,19 @@
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod cli;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 #[doc(hidden)]
 pub mod clock;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 #[doc(hidden)]
 pub mod compression;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod config;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 #[doc(hidden)]
 pub mod database;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 #[doc(hidden)]
 pub mod deliver;
 #[doc(hidden)]
@@ -71,10 +72,10 @@ pub mod escape;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod ingest;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 #[doc(hidden)]
 pub mod ledger;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 #[doc(hidden)]
 pub mod log_throttle;
 #[cfg(feature = "daemon")]
@@ -88,7 +89,7 @@ pub mod net;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod observe;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 mod quantity;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
@@ -98,8 +99,7 @@ pub mod receive;
 pub mod secret;
 #[cfg(feature = "send")]
 pub mod send;
-#[cfg(feature = "daemon")]
-#[doc(hidden)]
+#[cfg(feature = "spool")]
 pub mod spool;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]

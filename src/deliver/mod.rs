@@ -7,7 +7,9 @@
 pub mod file;
 mod rendered;
 pub mod sink;
+#[cfg(feature = "daemon")]
 pub mod sqlite;
+#[cfg(feature = "daemon")]
 pub mod syslog;
 pub mod worker;
 pub mod workers;

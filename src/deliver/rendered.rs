@@ -95,6 +95,7 @@ impl Rendered {
     }
 
     /// Returns the lines.
+    #[cfg(feature = "daemon")]
     pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])

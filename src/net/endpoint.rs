@@ -126,7 +126,7 @@ impl std::str::FromStr for Endpoint {
     }
 }
 
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 crate::quantity::by_text!(Endpoint, Endpoint::parse);
 
 impl fmt::Display for Endpoint {

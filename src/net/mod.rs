@@ -14,7 +14,7 @@ mod proxy;
 #[cfg(feature = "daemon")]
 mod syslog;
 pub(crate) mod tls;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 #[doc(hidden)]
 pub mod unix_socket;
 

@@ -1,10 +1,8 @@
 //! A sender for programs without a runtime.
 
-use std::thread::JoinHandle;
-
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
+use super::own_runtime::OwnRuntime;
 use super::{Builder, Delivered, SendError, Summary};
 use crate::wire::event::Event;
 
@@ -30,9 +28,7 @@ use crate::wire::event::Event;
 /// Its methods must not be called on a thread of another runtime, which they would block.
 pub struct Sender {
     inner: super::Sender,
-    runtime: Handle,
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    runtime: OwnRuntime,
 }
 
 /// An event that was queued.
@@ -49,22 +45,12 @@ impl Sender {
     /// # Errors
     /// As [`Builder::build`]; [`SendError::Thread`] when the system gives no thread.
     pub fn start(builder: Builder) -> Result<Self, SendError> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SendError::Thread)?;
-        let handle = runtime.handle().clone();
+        let runtime = OwnRuntime::start().map_err(SendError::Thread)?;
         let inner = {
-            let _inside = handle.enter();
+            let _inside = runtime.handle().enter();
             builder.build()?
         };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new()
-            .name("auditgate-sender".to_owned())
-            .spawn(move || {
-                // Its tasks run while it waits.
-                let _ = runtime.block_on(stopped);
-            })
-            .map_err(SendError::Thread)?;
-        Ok(Self { inner, runtime: handle, stop, thread })
+        Ok(Self { inner, runtime })
     }
 
     /// Sends an event, and returns when the receiver has it: see [`super::Sender::send`].
@@ -72,7 +58,7 @@ impl Sender {
     /// # Errors
     /// As there.
     pub fn send(&self, event: &Event) -> Result<Delivered, SendError> {
-        self.runtime.block_on(self.inner.send(event))
+        self.runtime.handle().block_on(self.inner.send(event))
     }
 
     /// Queues an event: see [`super::Sender::enqueue`].
@@ -80,8 +66,8 @@ impl Sender {
     /// # Errors
     /// As there.
     pub fn enqueue(&self, event: &Event) -> Result<Delivery<'_>, SendError> {
-        let inner = self.runtime.block_on(self.inner.enqueue(event))?;
-        Ok(Delivery { inner, runtime: &self.runtime })
+        let inner = self.runtime.handle().block_on(self.inner.enqueue(event))?;
+        Ok(Delivery { inner, runtime: self.runtime.handle() })
     }
 
     /// Sends what is left, and returns when every batch is delivered or given up.
@@ -89,11 +75,7 @@ impl Sender {
     /// # Errors
     /// [`SendError::Stopped`].
     pub fn close(self) -> Result<Summary, SendError> {
-        let Self { inner, runtime, stop, thread } = self;
-        let summary = runtime.block_on(inner.close());
-        let _ = stop.send(());
-        let _ = thread.join();
-        summary
+        self.runtime.handle().block_on(self.inner.close())
     }
 }
 

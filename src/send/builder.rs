@@ -19,14 +19,14 @@ use crate::wire::event::Format;
 #[must_use = "nothing is sent before it is built"]
 pub struct Builder {
     endpoint: Endpoint,
-    authorization: Option<String>,
+    authorization: Option<Result<HeaderValue, SendError>>,
     connection: ClientOptions,
-    format: Format,
-    batch: BatchLimits,
+    pub(crate) format: Format,
+    pub(crate) batch: BatchLimits,
     retry: Retry,
-    connections: NonZeroUsize,
+    pub(crate) connections: NonZeroUsize,
     timeout: Duration,
-    signing_key: Option<SigningKey>,
+    pub(crate) signing_key: Option<SigningKey>,
     observer: Option<Observer>,
     retry_observer: Option<RetryObserver>,
 }
@@ -51,7 +51,8 @@ impl Builder {
     /// Sets the value of the `Authorization` header (RFC 9110, section 11.6.2), scheme included.
     /// None by default.
     pub fn authorization(mut self, value: impl Into<String>) -> Self {
-        self.authorization = Some(value.into());
+        let value = HeaderValue::try_from(value.into()).map_err(|_| SendError::Authorization);
+        self.authorization = Some(value);
         self
     }
 
@@ -142,23 +143,28 @@ impl Builder {
     ///
     /// # Errors
     /// [`SendError::Tls`], [`SendError::Authorization`] and [`SendError::NoRuntime`].
-    pub fn build(self) -> Result<Sender, SendError> {
+    pub fn build(mut self) -> Result<Sender, SendError> {
         let runtime = Handle::try_current().map_err(|_| SendError::NoRuntime)?;
-        let client = Client::with_options(&self.endpoint, &self.connection)?;
-        let authorization = self.authorization.map(HeaderValue::try_from).transpose();
-        let authorization = authorization.map_err(|_| SendError::Authorization)?;
-        let Self { endpoint, timeout, retry, retry_observer, .. } = self;
-        let poster = Poster::new(client, endpoint, authorization, timeout, retry, retry_observer);
+        let (format, limits, connections) = (self.format, self.batch, self.connections.get());
+        let (signing_key, observer) = (self.signing_key.take(), self.observer.take());
         let (lines, queue) = mpsc::channel(QUEUED_LINES);
         let dispatch = Dispatch {
-            poster,
-            connections: self.connections.get(),
+            poster: self.into_poster()?,
+            connections,
             under_way: JoinSet::new(),
             waiters: Vec::new(),
-            observer: self.observer,
+            observer,
             summary: Summary::default(),
         };
-        let task = runtime.spawn(run(queue, self.batch, dispatch));
-        Ok(Sender { lines, task, format: self.format, signing_key: self.signing_key, limits: self.batch })
+        let task = runtime.spawn(run(queue, limits, dispatch));
+        Ok(Sender { lines, task, format, signing_key, limits })
+    }
+
+    /// Returns what posts to the receiver.
+    pub(crate) fn into_poster(self) -> Result<Poster, SendError> {
+        let client = Client::with_options(&self.endpoint, &self.connection)?;
+        let authorization = self.authorization.transpose()?;
+        let Self { endpoint, timeout, retry, retry_observer, .. } = self;
+        Ok(Poster::new(client, endpoint, authorization, timeout, retry, retry_observer))
     }
 }

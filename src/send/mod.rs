@@ -49,8 +49,9 @@ mod complete;
 mod exchanges;
 #[cfg(feature = "layer")]
 pub mod layer;
+mod own_runtime;
 mod post;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 mod rate;
 #[cfg(test)]
 pub(crate) mod receiver;
@@ -83,10 +84,12 @@ pub use crate::wire::cef::WriteError;
 use crate::net::{Endpoint, TlsError};
 use crate::wire::event::{Event, Format};
 pub(crate) use batch::{Batch, Collector};
+#[cfg(feature = "spool")]
+pub(crate) use own_runtime::OwnRuntime;
 pub(crate) use post::Poster;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 pub(crate) use rate::RateLimiter;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "spool")]
 pub(crate) use retry::LONGEST_RETRY_AFTER;
 
 /// Number of lines that are queued between [`Sender::send`] and the batch. Enough to keep the batch

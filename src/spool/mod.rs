@@ -6,9 +6,11 @@
 //! forgotten only after the receiver's 200. Lines that cannot be sent are the quarantine: a file
 //! sink takes them.
 
+#[doc(hidden)]
 pub mod input;
 mod post;
 mod prepare;
+mod sender;
 mod status;
 
 use std::collections::BTreeMap;
@@ -22,11 +24,16 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use self::input::{Chunk, Input};
+#[doc(hidden)]
 pub use self::post::CurrentKey;
 use self::post::{PostOptions, PostSink};
+#[doc(hidden)]
 pub use self::prepare::Treatment;
 use self::prepare::{batch, rejected};
-pub use self::status::{Deliveries, SpoolStatus};
+pub use self::sender::Sender;
+pub use self::status::Deliveries;
+#[doc(hidden)]
+pub use self::status::SpoolStatus;
 use crate::clock::Clock;
 use crate::deliver::file::{FileOptions, FileSink};
 use crate::deliver::worker::Watcher;
@@ -36,13 +43,14 @@ use crate::ledger::{
     Subscription, Window,
 };
 use crate::log_throttle::log_throttled;
-use crate::net::{Client, Endpoint, HeaderValue};
-use crate::send::{BatchLimits, Poster, RateLimiter, Retry};
+use crate::send::{Builder, RateLimiter, SendError};
 use crate::wire::event::Stream;
 
 /// Name of the sink that posts.
+#[doc(hidden)]
 pub const RECEIVER: &str = "receiver";
 /// Name of the sink of the lines that cannot be sent.
+#[doc(hidden)]
 pub const REJECTS: &str = "rejects";
 
 /// Time for which a line is remembered. An input that shows a line again, such as a file that was
@@ -57,6 +65,7 @@ const READ_TIMEOUT: Duration = Duration::from_millis(500);
 const HELD_PAUSE: Duration = Duration::from_millis(200);
 
 /// Settings of a spool.
+#[doc(hidden)]
 pub struct SpoolOptions {
     /// Directory of the ledger.
     pub data_dir: PathBuf,
@@ -66,18 +75,9 @@ pub struct SpoolOptions {
     pub inputs: Vec<String>,
     /// File of the lines that cannot be sent.
     pub rejects: FileOptions,
-    /// Where lines are posted.
-    pub endpoint: Endpoint,
-    /// Makes the connections.
-    pub client: Client,
-    /// Value of the `Authorization` header.
-    pub authorization: Option<HeaderValue>,
-    /// Timeout of one post.
-    pub timeout: Duration,
-    /// Limits of a batch.
-    pub limits: BatchLimits,
-    /// Number of batches in flight; their order is kept with 1 only.
-    pub connections: usize,
+    /// Destination of the lines, and how they are posted: for as long as it takes, whatever its
+    /// number of attempts is, and signed by `key`.
+    pub receiver: Builder,
     /// Maximum number of events a second.
     pub rate: Option<f64>,
     /// The key that signs.
@@ -87,6 +87,7 @@ pub struct SpoolOptions {
 }
 
 /// An open spool.
+#[doc(hidden)]
 pub struct Spool {
     ledger: Ledger,
     running: Running,
@@ -95,6 +96,41 @@ pub struct Spool {
     stop: Arc<AtomicBool>,
     status: Arc<SpoolStatus>,
     intake: Intake,
+}
+
+/// Reason why a spool cannot be opened or does not take an event.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpoolError {
+    /// Its directory cannot be used.
+    #[error(transparent)]
+    Open(Box<dyn std::error::Error + Send + Sync>),
+    /// The settings of the sender cannot be used, or the event cannot be written as a line.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The disk took nothing, as when it is full. The event is not in the spool; a later attempt may
+    /// succeed.
+    #[error("the event is not in the spool: {0}")]
+    Storage(String),
+    /// The spool was closed, or what is on the disk can no longer be trusted: open it again. It is
+    /// not known whether the event is in it.
+    #[error("the spool is closed; open it again")]
+    Closed,
+}
+
+impl From<OpenError> for SpoolError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(Box::new(error))
+    }
+}
+
+impl From<CommitError> for SpoolError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Storage(cause) => Self::Storage(cause),
+            CommitError::Closed => Self::Closed,
+        }
+    }
 }
 
 /// What the thread of an input needs.
@@ -110,18 +146,21 @@ struct Intake {
 }
 
 /// Is told of what was committed of an input.
+#[doc(hidden)]
 pub type Taken = Arc<dyn Fn(&str, &CommitReceipt) + Send + Sync>;
 
 impl Spool {
     /// Opens the spool and begins to post what is in it.
     ///
     /// # Errors
-    /// See [`OpenError`].
+    /// [`SpoolError::Open`], and [`SpoolError::Send`] for the settings of the receiver.
     pub fn open(
         options: SpoolOptions,
         watcher: &dyn Fn() -> Box<dyn Watcher>,
         taken: Taken,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, SpoolError> {
+        let (limits, connections) = (options.receiver.batch, options.receiver.connections.get());
+        let poster = options.receiver.into_poster()?;
         let runtime = Handle::current();
         let subscription = |sink: &str, kind, stream| Subscription {
             sink: sink.to_owned(),
@@ -155,16 +194,9 @@ impl Spool {
         let aside = intake.clone();
         let input = options.inputs.first().cloned().unwrap_or_default();
         let sink = PostSink::new(PostOptions {
-            poster: Poster::new(
-                options.client,
-                options.endpoint,
-                options.authorization,
-                options.timeout,
-                Retry::default(),
-                None,
-            ),
-            limits: options.limits,
-            connections: options.connections,
+            poster,
+            limits,
+            connections,
             rate: options.rate.map(RateLimiter::new),
             key: options.key,
             status: Arc::clone(&status),
@@ -281,6 +313,13 @@ impl Intake {
         }
         self.status.update(|state| state.held_inputs -= 1);
         !is_full()
+    }
+
+    /// Resolves when the spool is not full.
+    async fn room(&self) {
+        while self.ledger.backlog().bytes >= self.size {
+            tokio::time::sleep(HELD_PAUSE).await;
+        }
     }
 
     /// Commits a chunk, however often that must be tried.

@@ -41,10 +41,8 @@ pub(super) fn batch(
             continue;
         }
         let Prepared { bytes, verdict } = prepared(input, treatment, now);
-        let parsed = Line::parse(&bytes).ok();
-        let identifier = ledger.identifier();
-        let identity = match &verdict {
-            Verdict::Rejected { detail, .. } => {
+        let entry = match verdict {
+            Verdict::Rejected { ref detail, .. } => {
                 log_throttled!(
                     warn,
                     name,
@@ -54,17 +52,31 @@ pub(super) fn batch(
                     problem = escape(detail)
                 );
                 // With its place: two bad lines that look the same are both kept.
-                identifier.reject(name, &[detail.as_bytes(), b"\n", &bytes].concat())
+                let placed = [detail.as_bytes(), b"\n", &bytes].concat();
+                Entry { class: None, identity: ledger.identifier().reject(name, &placed), verdict }
             }
-            _ => identifier.event(name, false, (&bytes, b""), parsed.as_ref().and_then(Line::time)),
+            _ => accepted(ledger, name, &bytes),
         };
-        let class = matches!(verdict, Verdict::Unverified).then(|| parsed.map(|line| line.class())).flatten();
-        entries.push(Some(Entry { verdict, class, identity }));
+        entries.push(Some(entry));
         body.push(&bytes);
     }
     let checkpoint = chunk.checkpoint.clone();
     let checkpoint = checkpoint.map(|state| Checkpoint { input: Arc::clone(name), state });
     of_lines(name, now, body, entries, checkpoint)
+}
+
+/// Makes the batch of an event that is a line already.
+pub(super) fn event(ledger: &Ledger, name: &Arc<str>, now: i64, line: &[u8]) -> Batch {
+    let mut body = Collector::default();
+    body.push(line);
+    of_lines(name, now, body, vec![Some(accepted(ledger, name, line))], None)
+}
+
+fn accepted(ledger: &Ledger, name: &str, line: &[u8]) -> Entry {
+    let parsed = Line::parse(line).ok();
+    let time = parsed.as_ref().and_then(Line::time);
+    let identity = ledger.identifier().event(name, false, (line, b""), time);
+    Entry { verdict: Verdict::Unverified, class: parsed.map(|line| line.class()), identity }
 }
 
 /// Makes the batch of a line that the receiver will not take.

@@ -12,6 +12,7 @@ pub struct SpoolStatus {
 
 /// The deliveries so far. Times are in milliseconds since the Unix epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Deliveries {
     /// Number of batches that the receiver has taken.
     pub batches: u64,
@@ -30,6 +31,7 @@ pub struct Deliveries {
     /// No repetition will change the error: an operator has to act.
     pub is_paused: bool,
     /// Inputs that wait for room in the spool.
+    #[doc(hidden)]
     pub held_inputs: u64,
 }
 

@@ -5,11 +5,11 @@ use std::time::Instant;
 use tokio::runtime::Runtime;
 
 use super::input::{InputLine, Origin};
+use super::sender::Unwatched;
 use super::*;
 use crate::deliver::file::Rendering;
-use crate::deliver::sink::SinkError;
-use crate::send::SigningKey;
 use crate::send::receiver::{Answer, Receiver};
+use crate::send::{BatchLimits, SigningKey};
 use crate::wire::line::Line;
 
 /// An input of numbered lines, some of them bad. Its checkpoint is the number of the next line.
@@ -43,17 +43,6 @@ impl Input for Numbered {
     }
 }
 
-/// Ignores what a worker reports.
-struct Silent;
-
-impl Watcher for Silent {
-    fn working(&self, _sink: &str, _is_working: bool) {}
-    fn delivered(&self, _sink: &str, _events: u64) {}
-    fn truncated(&self, _sink: &str, _lines: u64) {}
-    fn failed(&self, _sink: &str, _error: &SinkError) {}
-    fn recovered(&self, _sink: &str) {}
-}
-
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
@@ -63,22 +52,18 @@ fn open(runtime: &Runtime, dir: &Path, receiver: &Receiver, size: u64) -> Spool 
     rejects.fill_in(true);
     let _inside = runtime.enter();
     let key = SigningKey::from_seed(&[7; 32]);
+    let limits = BatchLimits { events: 7, bytes: 1 << 20, linger: Duration::ZERO };
     let options = SpoolOptions {
         data_dir: dir.join("spool"),
         size,
         inputs: vec!["app".to_owned()],
         rejects,
-        endpoint: receiver.endpoint(),
-        client: Client::for_endpoint(&receiver.endpoint(), None).unwrap(),
-        authorization: None,
-        timeout: Duration::from_secs(20),
-        limits: BatchLimits { events: 7, bytes: 1 << 20, linger: Duration::ZERO },
-        connections: 1,
+        receiver: crate::send::Sender::builder(receiver.endpoint()).batch(limits),
         rate: None,
         key: Arc::new(Some(Arc::new(key)).into()),
         clock: Clock::system(),
     };
-    Spool::open(options, &|| Box::new(Silent), Arc::new(|_, _| {})).unwrap()
+    Spool::open(options, &|| Box::new(Unwatched), Arc::new(|_, _| {})).unwrap()
 }
 
 fn line(number: u64) -> String {

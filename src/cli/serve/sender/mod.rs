@@ -8,6 +8,7 @@
 mod keys;
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,12 +37,11 @@ use crate::config::sender::{FileInput, InputKind, SenderConfig, Signatures, Sock
 use crate::deliver::file::{FileOptions, Rendering};
 use crate::ingest::{DedupKey, Limits, Policy, Source};
 use crate::ledger::CommitReceipt;
-use crate::net::{Client, HeaderValue};
 use crate::observe::health::Health;
 use crate::observe::metrics::{LineOutcome, Metrics};
 use crate::observe::status::{SinkReport, StatusReport, WebhookReport};
 use crate::observe::{admin, logging, systemd};
-use crate::send::BatchLimits;
+use crate::send::{BatchLimits, Sender};
 use crate::spool::input::follow::{Follow, FollowOptions};
 use crate::spool::input::socket::{DatagramSocket, StreamSocket};
 use crate::spool::input::stream::Stream;
@@ -286,28 +286,27 @@ fn open(
     metrics: &Arc<Metrics>,
 ) -> Result<Spool, Failure> {
     let receiver = &config.receiver;
-    let authorization = receiver.authorization.as_ref().map(|secret| {
-        HeaderValue::from_bytes(secret.expose()).map_err(|error| Failure::config(error.to_string()))
-    });
     let mut rejects = FileOptions::new(config.data_dir.join(REJECTS_FILE), Rendering::Json);
     rejects.fill_in(true);
     #[expect(clippy::cast_precision_loss, reason = "a rate is below 2^32")]
     let rate = receiver.rate.map(|rate| rate as f64);
+    let limits =
+        BatchLimits { events: receiver.batch_events, bytes: receiver.batch_bytes, linger: receiver.linger };
+    let mut destination = Sender::builder(receiver.url.clone())
+        .connection(receiver.client_options())
+        .timeout(receiver.timeout)
+        .batch(limits)
+        .connections(NonZeroUsize::new(receiver.connections).unwrap_or(NonZeroUsize::MIN));
+    if let Some(secret) = &receiver.authorization {
+        let not_text = |_| Failure::config("receiver.authorization is not UTF-8");
+        destination = destination.authorization(str::from_utf8(secret.expose()).map_err(not_text)?);
+    }
     let options = SpoolOptions {
         data_dir: config.data_dir.clone(),
         size: config.spool_size,
         inputs: config.inputs.keys().cloned().collect(),
         rejects,
-        endpoint: receiver.url.clone(),
-        client: Client::with_options(&receiver.url, &receiver.client_options()).map_err(Failure::config)?,
-        authorization: authorization.transpose()?,
-        timeout: receiver.timeout,
-        limits: BatchLimits {
-            events: receiver.batch_events,
-            bytes: receiver.batch_bytes,
-            linger: receiver.linger,
-        },
-        connections: receiver.connections,
+        receiver: destination,
         rate,
         key,
         clock: Clock::system(),
