@@ -5,11 +5,13 @@
 //! `cargo bench --bench main_job [-- ROUNDS [CONNECTIONS [BATCHES]]]`, by default 3, 4 and 160.
 //! Prints server CPU an event, and how many times bare verification that is, for each way in which
 //! the daemon is run; then the latency of a lone batch, and of batches at half the peak load.
-//! Figures are CPU time (`/proc/PID/stat`, all threads), not wall time, apart from latencies.
+//! Figures are CPU time (`/proc/PID/stat`, all threads), not wall time, apart from latencies. Where
+//! `fluent-bit` is in `PATH`, it is measured in the same run.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench stops at the first surprise")]
 
 mod bare;
+mod fluent_bit;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -29,9 +31,10 @@ const EVENTS_A_BATCH: usize = 500;
 const LONE_EVENTS: usize = 100;
 const LONE_BATCHES: usize = 60;
 
-/// A way to run the daemon.
+/// A way to run the daemon, or a peer.
 struct Way {
     name: &'static str,
+    is_fluent_bit: bool,
     signatures: &'static str,
     format: &'static str,
     /// Number of cores that it may use; every core for none.
@@ -44,6 +47,7 @@ struct Way {
 
 const PLAIN: Way = Way {
     name: "raw file",
+    is_fluent_bit: false,
     signatures: "require",
     format: "raw",
     cores: None,
@@ -51,7 +55,7 @@ const PLAIN: Way = Way {
     is_replay: false,
 };
 
-const WAYS: [Way; 9] = [
+const WAYS: [Way; 11] = [
     PLAIN,
     Way { name: "raw file, on one core", cores: Some(1), ..PLAIN },
     Way { name: "raw file, on 8 cores", cores: Some(8), ..PLAIN },
@@ -67,6 +71,8 @@ const WAYS: [Way; 9] = [
         cores: Some(8),
         ..PLAIN
     },
+    Way { name: "Fluent Bit, JSON file", is_fluent_bit: true, ..PLAIN },
+    Way { name: "Fluent Bit, JSON file, on one core", is_fluent_bit: true, cores: Some(1), ..PLAIN },
 ];
 
 /// A signed line, as the producer writes it.
@@ -85,8 +91,10 @@ fn main() {
         "{EVENTS_A_BATCH} events a batch, {connections} connections, {batches} batches, {rounds} rounds; medians"
     );
     let all_cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let ways: Vec<Way> =
-        WAYS.into_iter().filter(|way| way.cores.is_none_or(|cores| cores < all_cores)).collect();
+    let is_there = fluent_bit::is_installed();
+    let can_run =
+        |way: &Way| way.cores.is_none_or(|cores| cores < all_cores) && (is_there || !way.is_fluent_bit);
+    let ways: Vec<Way> = WAYS.into_iter().filter(can_run).collect();
     let mut wholes: Vec<_> = ways.iter().map(|_| Vec::new()).collect();
     let (mut bares, mut lone, mut half) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
@@ -94,7 +102,10 @@ fn main() {
         let bare = bare(&key, &lines);
         for (way, wholes) in ways.iter().zip(&mut wholes) {
             let daemon = Daemon::start(&key, way);
-            let bodies = bodies(&lines, EVENTS_A_BATCH, way.has_bad_lines);
+            let bodies = match way.is_fluent_bit {
+                true => lines.chunks(EVENTS_A_BATCH).map(fluent_bit::body).collect(),
+                false => bodies(&lines, EVENTS_A_BATCH, way.has_bad_lines),
+            };
             let new = EVENTS_A_BATCH - usize::from(way.has_bad_lines);
             let mut whole = daemon.whole_path(&bodies, connections, [new, 0, EVENTS_A_BATCH - new]);
             if way.is_replay {
@@ -253,6 +264,25 @@ struct Daemon {
     dir: tempfile::TempDir,
     port: u16,
     tls: Arc<ClientConfig>,
+    is_fluent_bit: bool,
+}
+
+/// Starts the daemon with the configuration of a directory, and returns its port.
+fn start(mut command: Command, dir: &Path) -> (Child, u16) {
+    let unit = include_str!("../systemd/auditgate.service");
+    let environment = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
+    command.envs(environment).args(["serve", "--config"]).arg(dir.join("config.toml"));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let port = log
+        .find_map(|line| {
+            let line = line.unwrap();
+            let (_, rest) = line.split_once("listening on https://127.0.0.1:")?;
+            Some(rest.split_whitespace().next()?.parse().unwrap())
+        })
+        .expect("the daemon did not start");
+    std::thread::spawn(move || log.for_each(drop));
+    (child, port)
 }
 
 impl Daemon {
@@ -268,29 +298,15 @@ impl Daemon {
         let stream = if way.signatures == "off" { "unverified" } else { "verified" };
         let config = config.replace("STREAM", stream);
         std::fs::write(path.join("config.toml"), config).unwrap();
-        let unit = include_str!("../systemd/auditgate.service");
-        let environment = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
-        let program = env!("CARGO_BIN_EXE_auditgate");
+        let program = if way.is_fluent_bit { fluent_bit::PROGRAM } else { env!("CARGO_BIN_EXE_auditgate") };
         let mut command = Command::new(if way.cores.is_some() { "taskset" } else { program });
         if let Some(cores) = way.cores {
             command.args(["--cpu-list", &format!("0-{}", cores - 1), program]);
         }
-        let mut child = command
-            .envs(environment)
-            .args(["serve", "--config"])
-            .arg(path.join("config.toml"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let port = log
-            .find_map(|line| {
-                let line = line.unwrap();
-                let (_, rest) = line.split_once("listening on https://127.0.0.1:")?;
-                Some(rest.split_whitespace().next()?.parse().unwrap())
-            })
-            .expect("the daemon did not start");
-        std::thread::spawn(move || log.for_each(drop));
+        let (child, port) = match way.is_fluent_bit {
+            true => fluent_bit::start(command, path),
+            false => start(command, path),
+        };
         let mut roots = RootCertStore::empty();
         roots.add(made.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -299,7 +315,7 @@ impl Daemon {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self { child, dir, port, tls: Arc::new(tls) }
+        Self { child, dir, port, tls: Arc::new(tls), is_fluent_bit: way.is_fluent_bit }
     }
 
     /// Posts the bodies, and waits until the last line is in the file.
@@ -311,6 +327,7 @@ impl Daemon {
             for part in bodies.chunks(bodies.len().div_ceil(connections)) {
                 scope.spawn(move || {
                     let mut connection = self.connect();
+                    let post = if self.is_fluent_bit { fluent_bit::post } else { post };
                     part.iter().for_each(|body| post(&mut connection, body, receipt));
                 });
             }
@@ -361,11 +378,16 @@ fn post(connection: &mut Connection, body: &[u8], [accepted, duplicates, quarant
          Content-Encoding: application/gzip\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
+    let wanted =
+        format!("{{\"accepted\":{accepted},\"duplicates\":{duplicates},\"quarantined\":{quarantined}}}");
+    exchange(connection, &head, body, &wanted);
+}
+
+/// Posts a body, and reads until the answer ends with these words.
+fn exchange(connection: &mut Connection, head: &str, body: &[u8], wanted: &str) {
     connection.write_all(head.as_bytes()).unwrap();
     connection.write_all(body).unwrap();
     connection.flush().unwrap();
-    let wanted =
-        format!("{{\"accepted\":{accepted},\"duplicates\":{duplicates},\"quarantined\":{quarantined}}}");
     let mut answer = Vec::new();
     while !answer.ends_with(wanted.as_bytes()) {
         let mut piece = [0; 1024];

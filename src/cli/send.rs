@@ -11,6 +11,7 @@ mod spool;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,11 @@ pub struct Args {
     /// Lines are signed already, and sent untouched; needs --spool
     #[arg(long, requires = "spool", conflicts_with_all = ["key", "unsigned", "format"])]
     pub relay: bool,
+
+    /// Serve the key set with the public half of the key at http://ADDRESS/jwks.json, for the
+    /// receiver; needs --spool
+    #[arg(long, value_name = "ADDRESS", requires_all = ["spool", "key"])]
+    pub serve_jwks: Option<SocketAddr>,
 
     /// What the files hold
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = InputFormat::Events)]

@@ -25,8 +25,8 @@ use tokio::runtime::Handle;
 
 use self::input::{Chunk, Input};
 #[doc(hidden)]
-pub use self::post::CurrentKey;
-use self::post::{PostOptions, PostSink};
+pub use self::post::{CurrentKey, Target};
+use self::post::{NextTarget, PostOptions, PostSink};
 #[doc(hidden)]
 pub use self::prepare::Treatment;
 use self::prepare::{batch, rejected};
@@ -43,7 +43,7 @@ use crate::ledger::{
     Subscription, Window,
 };
 use crate::log_throttle::log_throttled;
-use crate::send::{Builder, RateLimiter, SendError};
+use crate::send::SendError;
 use crate::wire::event::Stream;
 
 /// Name of the sink that posts.
@@ -75,11 +75,8 @@ pub struct SpoolOptions {
     pub inputs: Vec<String>,
     /// File of the lines that cannot be sent.
     pub rejects: FileOptions,
-    /// Destination of the lines, and how they are posted: for as long as it takes, whatever its
-    /// number of attempts is, and signed by `key`.
-    pub receiver: Builder,
-    /// Maximum number of events a second.
-    pub rate: Option<f64>,
+    /// Where lines are posted.
+    pub target: Target,
     /// The key that signs.
     pub key: CurrentKey,
     /// The clocks.
@@ -96,6 +93,7 @@ pub struct Spool {
     stop: Arc<AtomicBool>,
     status: Arc<SpoolStatus>,
     intake: Intake,
+    next_target: NextTarget,
 }
 
 /// Reason why a spool cannot be opened or does not take an event.
@@ -153,14 +151,12 @@ impl Spool {
     /// Opens the spool and begins to post what is in it.
     ///
     /// # Errors
-    /// [`SpoolError::Open`], and [`SpoolError::Send`] for the settings of the receiver.
+    /// See [`OpenError`].
     pub fn open(
         options: SpoolOptions,
         watcher: &dyn Fn() -> Box<dyn Watcher>,
         taken: Taken,
-    ) -> Result<Self, SpoolError> {
-        let (limits, connections) = (options.receiver.batch, options.receiver.connections.get());
-        let poster = options.receiver.into_poster()?;
+    ) -> Result<Self, OpenError> {
         let runtime = Handle::current();
         let subscription = |sink: &str, kind, stream| Subscription {
             sink: sink.to_owned(),
@@ -191,13 +187,12 @@ impl Spool {
             status: Arc::clone(&status),
             taken,
         };
+        let next_target = NextTarget::default();
         let aside = intake.clone();
         let input = options.inputs.first().cloned().unwrap_or_default();
         let sink = PostSink::new(PostOptions {
-            poster,
-            limits,
-            connections,
-            rate: options.rate.map(RateLimiter::new),
+            target: options.target,
+            next: Arc::clone(&next_target),
             key: options.key,
             status: Arc::clone(&status),
             set_aside: Box::new(move |line, reason, detail| {
@@ -213,7 +208,7 @@ impl Spool {
         workers.start(receiver, Box::new(sink), &ledger, watcher()).map_err(no_thread)?;
         let file = FileSink::new(options.rejects, (None, None), options.clock.wall);
         workers.start(rejects, Box::new(file), &ledger, watcher()).map_err(no_thread)?;
-        Ok(Self { ledger, running, workers, inputs: Vec::new(), stop, status, intake })
+        Ok(Self { ledger, running, workers, inputs: Vec::new(), stop, status, intake, next_target })
     }
 
     /// Continues an input where the spool has it, and reads it on a thread of its own.
@@ -229,6 +224,11 @@ impl Spool {
             .spawn(move || intake.run(&name, &mut *input, treatment))?;
         self.inputs.push(thread);
         Ok(())
+    }
+
+    /// Changes where lines are posted, from the next post on.
+    pub fn retarget(&self, target: Target) {
+        *self.next_target.lock() = Some(target);
     }
 
     /// Returns what is known about the deliveries.

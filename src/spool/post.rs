@@ -10,7 +10,7 @@ use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 
 use super::status::SpoolStatus;
@@ -19,8 +19,8 @@ use crate::deliver::sink::{Item, Sink, SinkError};
 use crate::ledger::{Position, Resume};
 use crate::net::{Bytes, ClientError};
 use crate::send::{
-    Batch, BatchLimits, Collector, Delivered, LONGEST_RETRY_AFTER, Poster, RateLimiter, SigningKey,
-    Undelivered, sign_line,
+    Batch, BatchLimits, Builder, Collector, Delivered, LONGEST_RETRY_AFTER, Poster, RateLimiter, SendError,
+    SigningKey, Undelivered, sign_line,
 };
 use crate::wire::batch::{encode, lines};
 use crate::wire::event::Reason;
@@ -38,13 +38,35 @@ const TYPICAL_EVENT: usize = 512;
 /// Keeps lines aside that the receiver will never take.
 pub(super) type SetAside = Box<dyn Fn(&[u8], Reason, String) -> Result<(), String> + Send>;
 
+/// Where batches are posted, and how: until they are delivered, whatever the builder's number of
+/// attempts is, and signed by the spool's key.
+pub struct Target {
+    poster: Poster,
+    limits: BatchLimits,
+    /// Number of batches in flight; their order is kept with 1 only.
+    connections: usize,
+    rate: Option<RateLimiter>,
+}
+
+impl Target {
+    /// Takes the settings of a sender, and the maximum number of events a second.
+    ///
+    /// # Errors
+    /// [`SendError::Tls`] and [`SendError::Authorization`].
+    pub fn new(receiver: Builder, rate: Option<f64>) -> Result<Self, SendError> {
+        let (limits, connections) = (receiver.batch, receiver.connections.get());
+        let rate = rate.map(RateLimiter::new);
+        Ok(Self { poster: receiver.into_poster()?, limits, connections, rate })
+    }
+}
+
+/// The target of the next post, where it is another one.
+pub(super) type NextTarget = Arc<Mutex<Option<Target>>>;
+
 /// Settings of the deliveries.
 pub(super) struct PostOptions {
-    pub(super) poster: Poster,
-    pub(super) limits: BatchLimits,
-    /// Number of batches in flight; their order is kept with 1 only.
-    pub(super) connections: usize,
-    pub(super) rate: Option<RateLimiter>,
+    pub(super) target: Target,
+    pub(super) next: NextTarget,
     pub(super) key: CurrentKey,
     pub(super) status: Arc<SpoolStatus>,
     pub(super) set_aside: SetAside,
@@ -87,9 +109,12 @@ impl PostSink {
 
     /// Posts as many batches at once as there are connections, and keeps those that were not taken.
     fn post_some(&mut self) -> Result<(), SinkError> {
-        let count = self.options.connections.min(self.batches.len());
+        if let Some(next) = self.options.next.lock().take() {
+            self.options.target = next;
+        }
+        let count = self.options.target.connections.min(self.batches.len());
         let batches: Vec<Batch> = self.batches.drain(..count).collect();
-        if let Some(rate) = &mut self.options.rate {
+        if let Some(rate) = &mut self.options.target.rate {
             let events = batches.iter().map(|batch| batch.events).sum();
             std::thread::sleep(rate.wait(events, Instant::now()));
         }
@@ -98,7 +123,7 @@ impl PostSink {
             .iter()
             .map(|batch| {
                 let (poster, key, body) =
-                    (self.options.poster.clone(), key.clone(), Bytes::from(batch.body.clone()));
+                    (self.options.target.poster.clone(), key.clone(), Bytes::from(batch.body.clone()));
                 self.options.runtime.spawn(async move {
                     let encoded = tokio::task::spawn_blocking(move || encode(&signed(&body, key.as_deref())))
                         .await
@@ -233,13 +258,13 @@ impl Sink for PostSink {
     }
 
     fn push(&mut self, item: &Item<'_>) {
-        if !self.open.fits(item.raw, &self.options.limits) {
+        if !self.open.fits(item.raw, &self.options.target.limits) {
             self.close_batch();
         }
         self.opened_at.get_or_insert_with(Instant::now);
         self.open.push(item.raw);
         self.collected += item.raw.len();
-        if self.open.is_full(&self.options.limits) {
+        if self.open.is_full(&self.options.target.limits) {
             self.close_batch();
         }
     }
@@ -249,12 +274,13 @@ impl Sink for PostSink {
     }
 
     fn chunk(&self) -> usize {
-        let BatchLimits { events, bytes, .. } = self.options.limits;
-        bytes.min(events.saturating_mul(TYPICAL_EVENT)).saturating_mul(self.options.connections)
+        let BatchLimits { events, bytes, .. } = self.options.target.limits;
+        bytes.min(events.saturating_mul(TYPICAL_EVENT)).saturating_mul(self.options.target.connections)
     }
 
     fn flush(&mut self, behind: Position, at_once: bool) -> Result<Option<Resume>, SinkError> {
-        let lingers = self.opened_at.is_some_and(|opened| opened.elapsed() < self.options.limits.linger);
+        let lingers =
+            self.opened_at.is_some_and(|opened| opened.elapsed() < self.options.target.limits.linger);
         if !at_once && lingers && self.batches.is_empty() {
             return Ok(None);
         }

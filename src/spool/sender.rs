@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::{Deliveries, Intake, RECEIVER, Spool, SpoolError, SpoolOptions, prepare};
+use super::{Deliveries, Intake, RECEIVER, Spool, SpoolError, SpoolOptions, Target, prepare};
 use crate::clock::Clock;
 use crate::deliver::file::{FileOptions, Rendering};
 use crate::deliver::sink::SinkError;
@@ -96,8 +96,7 @@ impl Sender {
             inputs: vec![PROGRAM.to_owned()],
             rejects,
             key: Arc::new(RwLock::new(receiver.signing_key.take().map(Arc::new))),
-            receiver,
-            rate: None,
+            target: Target::new(receiver, None)?,
             clock: Clock::system(),
         };
         let spool = {

@@ -58,8 +58,7 @@ fn open(runtime: &Runtime, dir: &Path, receiver: &Receiver, size: u64) -> Spool 
         size,
         inputs: vec!["app".to_owned()],
         rejects,
-        receiver: crate::send::Sender::builder(receiver.endpoint()).batch(limits),
-        rate: None,
+        target: Target::new(crate::send::Sender::builder(receiver.endpoint()).batch(limits), None).unwrap(),
         key: Arc::new(Some(Arc::new(key)).into()),
         clock: Clock::system(),
     };

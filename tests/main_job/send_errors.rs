@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::harness::daemon::Daemon;
 use crate::harness::machine::ReservedPort;
 use crate::harness::programs::{self, auditgate};
-use crate::harness::site::{PATH, Site, TOKEN, raw_and_json_sinks};
+use crate::harness::site::{PATH, Site, TOKEN, expire_certificate, raw_and_json_sinks};
 
 /// Text of docs/send-errors.md, which has each sentence.
 const PAGE: &str = include_str!("../../docs/send-errors.md");
@@ -60,6 +60,10 @@ fn every_error_is_one_sentence_with_what_to_do() {
     site.write("in.log", EVENT);
     site.write("bad.log", format!("not an event\n{EVENT}"));
     site.write("nokey.pem", "-----BEGIN PUBLIC KEY-----\n");
+    site.write("encrypted.pem", "-----BEGIN ENCRYPTED PRIVATE KEY-----\n");
+    let expired = Site::new();
+    expire_certificate(&expired.path(""));
+    let expired_daemon = Daemon::start(&expired);
     let other = Site::new();
     fs::copy(other.path("ca.pem"), site.path("other-ca.pem")).unwrap();
     let daemon = Daemon::start(&site);
@@ -96,6 +100,12 @@ fn every_error_is_one_sentence_with_what_to_do() {
         78,
         &["nokey.pem holds a public key", "as `auditgate keygen` writes it"],
     );
+    case.fails(
+        "encrypted key",
+        "--to URL --ca DIR/ca.pem --key DIR/encrypted.pem DIR/in.log",
+        78,
+        &["encrypted.pem holds an encrypted key", "as `auditgate keygen` writes it"],
+    );
     case.fails("not a URL", &one("audit.example.com", good), 2, &["--to: ", "https://"]);
     case.fails("plain http to another host", &one("http://192.0.2.1/x", good), 2, &["use https"]);
     case.fails(
@@ -122,6 +132,15 @@ fn every_error_is_one_sentence_with_what_to_do() {
         &one(&case.url.replace("localhost", "[::ffff:127.0.0.1]"), good),
         1,
         &["is not trusted: it is not valid for "],
+    );
+    case.fails(
+        "expired certificate",
+        &one(
+            &format!("https://localhost:{}{PATH}", expired_daemon.address.port()),
+            &good.replace("DIR/ca.pem", &expired.path("ca.pem").display().to_string()),
+        ),
+        1,
+        &["is not trusted: it has expired"],
     );
     case.fails("wrong path", &one("URL/elsewhere", good), 1, &["answered 404", "check the path of the URL"]);
     case.fails(

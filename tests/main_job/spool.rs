@@ -397,6 +397,38 @@ fn a_new_key_is_published_at_once_and_signs_from_its_time_on() {
 }
 
 #[test]
+fn a_reload_takes_up_a_new_token_and_refuses_what_cannot_change() {
+    let port = ReservedPort::new();
+    let site = site(&port, "");
+    let receiver = Daemon::start(&site);
+    let sender = service(&site);
+    append(&site.path("app.log"), &event(0));
+    wait_until("the first event has arrived", || {
+        if arrived(&site) == [0] { Ok(()) } else { Err(String::new()) }
+    });
+    let reload = |process: u32| programs::run(Command::new("kill").arg("-HUP").arg(process.to_string()));
+    let log = || String::from_utf8_lossy(&site.read("send.log")).into_owned();
+    let logged = |words: &str| {
+        wait_until(words, || if log().contains(words) { Ok(()) } else { Err(log()) });
+    };
+    let config = String::from_utf8(site.read("send.toml")).unwrap();
+    site.write("send.toml", config.replace("path = \"app.log\"", "path = \"other.log\""));
+    reload(sender.0.id());
+    logged("[inputs] cannot change while the sender runs; restart it");
+
+    let former = String::from_utf8(site.read("config.toml")).unwrap();
+    site.write("config.toml", former.replace(TOKEN, "Bearer new"));
+    reload(receiver.process());
+    receiver.wait_for_log("code=\"config-reloaded\"");
+    site.write("send.toml", config.replace(TOKEN, "Bearer new"));
+    reload(sender.0.id());
+    logged("code=\"sender-reloaded\"");
+    append(&site.path("app.log"), &event(1));
+    wait_until("the second event has arrived", || if arrived(&site) == [0, 1] { Ok(()) } else { Err(log()) });
+    assert!(!log().contains("401"), "{}", log());
+}
+
+#[test]
 fn a_spool_from_the_command_line_ends_when_everything_has_arrived() {
     let port = ReservedPort::new();
     let site = site(&port, "");
@@ -421,6 +453,30 @@ fn a_spool_from_the_command_line_ends_when_everything_has_arrived() {
     assert_eq!(arrived(&site), (0..121).collect::<Vec<_>>());
     let without = auditgate().args(["send", "--to", "https://localhost/x", "--follow"]).output().unwrap();
     assert_eq!(without.status.code(), Some(2), "{without:?}");
+}
+
+#[test]
+fn the_command_line_serves_its_key_set() {
+    let port = ReservedPort::new();
+    let site = site(&port, "");
+    append(&site.path("app.log"), &event(0));
+    let address = format!("127.0.0.1:{}", ReservedPort::new().number());
+    let mut command = send(&site, port.number());
+    let _sender = start(&site, {
+        command.args(["--follow", "--serve-jwks", &address]).arg(site.path("app.log"));
+        command
+    });
+    let key_set = wait_until("the key set is served", || {
+        let mut stream = TcpStream::connect(&address).map_err(|error| error.to_string())?;
+        write!(stream, "GET /jwks.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
+        Ok(answer)
+    });
+    let (_, key_set) = key_set.split_once("\r\n\r\n").unwrap();
+    let of_keygen = String::from_utf8(site.read("keys/jwks.json")).unwrap();
+    let keys = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap()["keys"][0]["x"].clone();
+    assert_eq!(keys(key_set), keys(&of_keygen));
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn config(
         _ if is_relay => (Signatures::Relay, None),
         Some(key) => {
             let keys = vec![SigningKeyOptions { file: Some(key.clone()), ..SigningKeyOptions::default() }];
-            (Signatures::Sign, Some(Signing { keys, jwks: None, serve_jwks: None }))
+            (Signatures::Sign, Some(Signing { keys, jwks: None, serve_jwks: args.serve_jwks }))
         }
         None if args.unsigned => (Signatures::Off, None),
         None => {

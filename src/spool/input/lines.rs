@@ -4,21 +4,14 @@ use std::sync::Arc;
 
 use super::{Chunk, ChunkLimits, InputLine, Origin};
 
-/// Position of a block.
-pub(super) struct Position {
-    pub(super) file: Arc<str>,
-    /// Number of lines before it.
-    pub(super) line: u64,
-}
-
-/// Adds the lines of a block to a chunk, within its room. The last one must have its terminator,
+/// Adds the lines of a block behind `before` to a chunk, within its room. The last one must have its terminator,
 /// unless nothing will follow (`is_over`) or it is too long; `is_skipping` says, before and after,
 /// that the block is within a line that was too long. Returns the numbers of bytes and of lines that
 /// were used.
 pub(super) fn split(
     block: &[u8],
     is_over: bool,
-    position: &Position,
+    before: &Origin,
     is_skipping: &mut bool,
     chunk: &mut Chunk,
     room: &mut ChunkLimits,
@@ -44,9 +37,9 @@ pub(super) fn split(
         let bytes = line[..line.len().min(longest)].to_vec();
         room.lines -= 1;
         room.bytes = room.bytes.saturating_sub(bytes.len() + 1);
-        let number = position.line + lines + u64::from(*is_skipping);
+        let number = before.line + lines + u64::from(*is_skipping);
         chunk.lines.push(InputLine {
-            origin: Origin { file: Arc::clone(&position.file), line: number },
+            origin: Origin { file: Arc::clone(&before.file), line: number },
             bytes,
             is_truncated: line.len() > longest,
         });

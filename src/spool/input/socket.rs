@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketType;
 
-use super::lines::{Position, split};
-use super::{Chunk, ChunkLimits, Input};
+use super::lines::split;
+use super::{Chunk, ChunkLimits, Input, Origin};
 use crate::net::unix_socket::{self, SocketFile};
 
 /// Maximum number of connections at the same time; further ones wait.
@@ -26,7 +26,8 @@ const STEP: usize = 64 << 10;
 pub struct DatagramSocket {
     socket: UnixDatagram,
     limits: ChunkLimits,
-    position: Position,
+    /// The last line that was read.
+    last: Origin,
     buffer: Vec<u8>,
     /// Length of a message in the buffer of which lines are left, and how far it was used.
     message: (usize, usize),
@@ -38,7 +39,8 @@ pub struct StreamSocket {
     listener: UnixListener,
     connections: Vec<Connection>,
     limits: ChunkLimits,
-    position: Position,
+    /// The last line that was read.
+    last: Origin,
     _file: SocketFile,
 }
 
@@ -58,8 +60,8 @@ impl DatagramSocket {
         let (socket, file) = unix_socket::bind(path, SocketType::DGRAM, mode)?;
         // One byte more shows that a message was longer.
         let buffer = vec![0; limits.line + 2];
-        let position = position(path);
-        Ok(Self { socket: socket.into(), limits, position, buffer, message: (0, 0), _file: file })
+        let last = nothing_read(path);
+        Ok(Self { socket: socket.into(), limits, last, buffer, message: (0, 0), _file: file })
     }
 }
 
@@ -84,9 +86,9 @@ impl Input for DatagramSocket {
             let (length, used) = self.message;
             let (block, mut is_skipping) = (&self.buffer[used..length], false);
             let (used_now, lines) =
-                split(block, true, &self.position, &mut is_skipping, &mut chunk, &mut room, self.limits.line);
+                split(block, true, &self.last, &mut is_skipping, &mut chunk, &mut room, self.limits.line);
             self.message.1 += used_now;
-            self.position.line += lines;
+            self.last.line += lines;
         }
         Ok(chunk)
     }
@@ -99,8 +101,8 @@ impl StreamSocket {
     /// See [`unix_socket::bind`].
     pub fn bind(path: &Path, mode: u32, limits: ChunkLimits) -> io::Result<Self> {
         let (socket, file) = unix_socket::bind(path, SocketType::STREAM, mode)?;
-        let (listener, position) = (socket.into(), position(path));
-        Ok(Self { listener, connections: Vec::new(), limits, position, _file: file })
+        let (listener, last) = (socket.into(), nothing_read(path));
+        Ok(Self { listener, connections: Vec::new(), limits, last, _file: file })
     }
 
     /// Accepts connections, while there is room for them.
@@ -141,9 +143,9 @@ impl Input for StreamSocket {
             connection.receive(self.limits.line);
             let Connection { rest, is_skipping, has_ended, .. } = connection;
             let (used, lines) =
-                split(rest, *has_ended, &self.position, is_skipping, &mut chunk, &mut room, self.limits.line);
+                split(rest, *has_ended, &self.last, is_skipping, &mut chunk, &mut room, self.limits.line);
             rest.drain(..used);
-            self.position.line += lines;
+            self.last.line += lines;
         }
         self.connections.retain(|connection| !connection.has_ended || !connection.rest.is_empty());
         // The first connection must not always be the first to find room.
@@ -172,8 +174,8 @@ impl Connection {
     }
 }
 
-fn position(path: &Path) -> Position {
-    Position { file: Arc::from(path.display().to_string()), line: 0 }
+fn nothing_read(path: &Path) -> Origin {
+    Origin { file: Arc::from(path.display().to_string()), line: 0 }
 }
 
 fn wait(sockets: &mut [PollFd<'_>], timeout: Duration) -> io::Result<()> {

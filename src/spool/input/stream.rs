@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::lines::{Position, split};
-use super::{Chunk, ChunkLimits, Input};
+use super::lines::split;
+use super::{Chunk, ChunkLimits, Input, Origin};
 
 /// Number of bytes that are read at a time.
 const STEP: usize = 64 << 10;
@@ -16,7 +16,8 @@ const STEP: usize = 64 << 10;
 pub struct Stream<R> {
     reader: R,
     limits: ChunkLimits,
-    position: Position,
+    /// The last line that was read.
+    last: Origin,
     is_skipping: bool,
     /// Bytes of lines that were not handed over.
     rest: Vec<u8>,
@@ -26,8 +27,8 @@ pub struct Stream<R> {
 impl<R> Stream<R> {
     /// Creates the input of a stream with a name for people. Its reader must not buffer.
     pub fn new(reader: R, name: &str, limits: ChunkLimits) -> Self {
-        let position = Position { file: name.into(), line: 0 };
-        Self { reader, limits, position, is_skipping: false, rest: Vec::new(), has_ended: false }
+        let last = Origin { file: name.into(), line: 0 };
+        Self { reader, limits, last, is_skipping: false, rest: Vec::new(), has_ended: false }
     }
 }
 
@@ -52,14 +53,14 @@ impl<R: Read + AsFd + Send> Input for Stream<R> {
         let (used, lines) = split(
             &self.rest,
             self.has_ended,
-            &self.position,
+            &self.last,
             &mut self.is_skipping,
             &mut chunk,
             &mut room,
             self.limits.line,
         );
         self.rest.drain(..used);
-        self.position.line += lines;
+        self.last.line += lines;
         Ok(chunk)
     }
 

@@ -1,10 +1,9 @@
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::net::Client;
-use crate::send::Retry;
 use crate::send::receiver::{Answer, Receiver};
 use crate::wire::event::Verdict;
 use crate::wire::line::Line;
@@ -24,8 +23,6 @@ struct Fixture {
 fn fixture(script: &[Answer], events: usize, connections: usize) -> Fixture {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let receiver = Receiver::start(script);
-    let client = Client::for_endpoint(&receiver.endpoint(), None).unwrap();
-    let timeout = Duration::from_secs(20);
     let aside = Arc::<Mutex<Vec<String>>>::default();
     let set_aside = {
         let aside = Arc::clone(&aside);
@@ -36,11 +33,12 @@ fn fixture(script: &[Answer], events: usize, connections: usize) -> Fixture {
     };
     let key = CurrentKey::default();
     let status = Arc::<SpoolStatus>::default();
+    let builder = crate::send::Sender::builder(receiver.endpoint())
+        .batch(BatchLimits { events, bytes: 1 << 20, linger: Duration::ZERO })
+        .connections(NonZeroUsize::new(connections).unwrap());
     let sink = PostSink::new(PostOptions {
-        poster: Poster::new(client, receiver.endpoint(), None, timeout, Retry::default(), None),
-        limits: BatchLimits { events, bytes: 1 << 20, linger: Duration::ZERO },
-        connections,
-        rate: None,
+        target: Target::new(builder, None).unwrap(),
+        next: NextTarget::default(),
         key: Arc::clone(&key),
         status: Arc::clone(&status),
         set_aside,
@@ -175,7 +173,7 @@ fn several_connections_post_at_once_and_keep_what_failed() {
 #[test]
 fn a_batch_lingers_until_it_is_full_or_the_spool_ends() {
     let mut it = fixture(&[Answer::receipt(2, 0, 0)], 2, 1);
-    it.sink.options.limits.linger = Duration::from_secs(3600);
+    it.sink.options.target.limits.linger = Duration::from_secs(3600);
     it.push(&["a"]);
     assert_eq!(it.flush().unwrap(), None);
     it.push(&["b"]);
@@ -184,4 +182,22 @@ fn a_batch_lingers_until_it_is_full_or_the_spool_ends() {
     assert_eq!(it.flush().unwrap(), None);
     assert!(it.sink.flush(BEHIND, true).unwrap().is_some());
     assert_eq!(it.posted(), [vec!["a", "b"], vec!["c"]]);
+}
+
+#[test]
+fn what_failed_is_posted_to_the_new_target_with_its_limits() {
+    let mut it = fixture(&[Answer::new(401, "", "no")], 2, 1);
+    it.push(&["a", "b", "c"]);
+    it.flush().unwrap_err();
+    let other = Receiver::start([Answer::receipt(2, 0, 0)]);
+    let limits = BatchLimits { events: 1, bytes: 1 << 20, linger: Duration::ZERO };
+    let builder = crate::send::Sender::builder(other.endpoint()).batch(limits).authorization("Bearer new");
+    *it.sink.options.next.lock() = Some(Target::new(builder, None).unwrap());
+    assert!(it.flush().unwrap().is_some());
+    it.push(&["d", "e"]);
+    assert!(it.flush().unwrap().is_some());
+    let posted: Vec<_> = other.requests().iter().map(crate::send::receiver::Request::lines).collect();
+    assert_eq!(posted, [vec!["a", "b"], vec!["c"], vec!["d"], vec!["e"]]);
+    assert_eq!(it.posted().len(), 1, "nothing more to the former");
+    assert!(!it.status.read().is_paused);
 }

@@ -230,17 +230,32 @@ pub(crate) fn certificates(directory: &Path) -> Arc<ClientConfig> {
     Arc::new(trust(directory).with_no_client_auth())
 }
 
+/// Replaces the daemon's certificate by one from the same CA that has expired.
+pub(crate) fn expire_certificate(directory: &Path) {
+    let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    parameters.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let (certificate, key) = certify(directory, &parameters);
+    std::fs::write(directory.join("cert.pem"), certificate.pem()).unwrap();
+    std::fs::write(directory.join("key.pem"), key.serialize_pem()).unwrap();
+}
+
+/// Issues a certificate by the CA of a directory, for a new key.
+fn certify(directory: &Path, parameters: &rcgen::CertificateParams) -> (rcgen::Certificate, rcgen::KeyPair) {
+    let ca_key = std::fs::read_to_string(directory.join("ca-key.pem")).unwrap();
+    let ca_key = rcgen::KeyPair::from_pem(&ca_key).unwrap();
+    let mut ca = rcgen::CertificateParams::default();
+    ca.distinguished_name.push(rcgen::DnType::CommonName, "Test CA");
+    let issuer = rcgen::Issuer::from_params(&ca, &ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    (parameters.signed_by(&key, &issuer).unwrap(), key)
+}
+
 /// Returns the TLS configuration of a client with a certificate for that name, issued by the CA of
 /// a directory.
 pub(crate) fn client_with_certificate(site: &Site, certified_in: &Path, name: &str) -> Arc<ClientConfig> {
-    let ca_key = std::fs::read_to_string(certified_in.join("ca-key.pem")).unwrap();
-    let ca_key = rcgen::KeyPair::from_pem(&ca_key).unwrap();
-    let mut parameters = rcgen::CertificateParams::default();
-    parameters.distinguished_name.push(rcgen::DnType::CommonName, "Test CA");
-    let issuer = rcgen::Issuer::from_params(&parameters, &ca_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let parameters = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+    let (certificate, key) = certify(certified_in, &parameters);
     let private = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
     let chain = vec![certificate.der().clone()];
     Arc::new(trust(&site.path("")).with_client_auth_cert(chain, private).unwrap())

@@ -6,6 +6,7 @@
 //! it for the next start.
 
 mod keys;
+mod reload;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -24,6 +25,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
 use self::keys::{SigningKeys, publish};
+use self::reload::Changeable;
 use super::sink_status::SinkStatus;
 use super::sockets::{Admin, Inherited};
 use super::status::{DaemonStatus, Parts};
@@ -33,7 +35,7 @@ use super::{
 use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::Secrets;
-use crate::config::sender::{FileInput, InputKind, SenderConfig, Signatures, SocketInput, Start};
+use crate::config::sender::{FileInput, InputKind, Receiver, SenderConfig, Signatures, SocketInput, Start};
 use crate::deliver::file::{FileOptions, Rendering};
 use crate::ingest::{DedupKey, Limits, Policy, Source};
 use crate::ledger::CommitReceipt;
@@ -41,12 +43,15 @@ use crate::observe::health::Health;
 use crate::observe::metrics::{LineOutcome, Metrics};
 use crate::observe::status::{SinkReport, StatusReport, WebhookReport};
 use crate::observe::{admin, logging, systemd};
+use crate::secret::Secret;
 use crate::send::{BatchLimits, Sender};
 use crate::spool::input::follow::{Follow, FollowOptions};
 use crate::spool::input::socket::{DatagramSocket, StreamSocket};
 use crate::spool::input::stream::Stream;
 use crate::spool::input::{ChunkLimits, Input};
-use crate::spool::{CurrentKey, Deliveries, RECEIVER, REJECTS, Spool, SpoolOptions, SpoolStatus, Treatment};
+use crate::spool::{
+    CurrentKey, Deliveries, RECEIVER, REJECTS, Spool, SpoolOptions, SpoolStatus, Target, Treatment,
+};
 use crate::wire::batch::Caps;
 
 /// File of the lines that cannot be sent, in `data_dir`.
@@ -100,12 +105,12 @@ pub(in crate::cli) fn run_as(
     inherited: Inherited,
     mode: Mode,
 ) -> Result<Finished, Failure> {
-    let _log = logging::start(&config.log.level, config.log.format).map_err(Failure::config)?;
+    let log = logging::start(&config.log.level, config.log.format).map_err(Failure::config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(serve(config, inherited, mode));
+    let result = runtime.block_on(serve(config, inherited, mode, &log));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -114,7 +119,12 @@ fn load(file: &Path) -> Result<SenderConfig, Failure> {
     SenderConfig::load(file, &|name| std::env::var_os(name), Secrets::Require).map_err(Failure::config)
 }
 
-async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Result<Finished, Failure> {
+async fn serve(
+    config: SenderConfig,
+    mut inherited: Inherited,
+    mode: Mode,
+    log: &logging::Handle,
+) -> Result<Finished, Failure> {
     let inputs: Vec<String> = config.inputs.keys().cloned().collect();
     let sinks = [RECEIVER.to_owned(), REJECTS.to_owned()];
     let metrics = Arc::new(Metrics::new(&inputs, &sinks).map_err(Failure::bug)?);
@@ -125,7 +135,8 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     tracing::info!(code = "sender-starting", "auditgate {version} sends to {url}");
     let key = CurrentKey::default();
     let key_set = Arc::new(RwLock::new(String::new()));
-    let mut keys = take_up_keys(&config, &key, &key_set)?;
+    let keys = take_up_keys(&config, &key, &key_set)?;
+    let admin_token = Arc::new(RwLock::new(config.admin.token.clone()));
     let sink_status = Arc::new(SinkStatus::new(Arc::clone(&metrics), Arc::clone(&health)));
     let mut spool = open(&config, key.clone(), &sink_status, &metrics)?;
     scrape(&metrics, &spool);
@@ -142,7 +153,7 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     if mode == Mode::Service {
         let Admin { socket, file } = inherited.admin(&config.admin.address).await?;
         announce::admin(&socket, &config.admin.address);
-        let pages = pages(&config, &metrics, &health, &status, spool.status());
+        let pages = pages(&admin_token, &metrics, &health, &status, spool.status());
         admin = Some((tokio::spawn(admin::serve(socket, pages, ends.clone())), file));
     }
     if let Some(address) = config.signing.as_ref().and_then(|signing| signing.serve_jwks) {
@@ -162,6 +173,8 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
     tracing::info!(code = "sender-started", inputs = inputs.len(), "the inputs are read");
 
     let (ledger, state) = (spool.ledger(), spool.status());
+    let data_dir = config.data_dir.clone();
+    let mut changeable = Changeable { config, keys, key, key_set, admin_token, log };
     let mut ticks = tokio::time::interval(TICK);
     let mut ended = None;
     while ended.is_none() {
@@ -170,26 +183,15 @@ async fn serve(config: SenderConfig, mut inherited: Inherited, mode: Mode) -> Re
             _ = interrupt.recv() => ended = Some(SINK_DRAIN_TIMEOUT),
             failed = spool.failed() => {
                 health.draining();
-                return Err(ledger_failed(&failed, &config.data_dir));
+                return Err(ledger_failed(&failed, &data_dir));
             }
             _ = hang_up.recv(), if mode == Mode::Service => {
                 systemd::reloading();
-                match load(&config.file).and_then(|new| take_up_keys(&new, &key, &key_set)) {
-                    Ok(new) => {
-                        keys = new;
-                        tracing::info!(code = "sender-reloaded", "the signing keys were read again");
-                    }
-                    Err(error) => tracing::error!(
-                        code = "sender-reload-failed",
-                        "not reloaded, the former signing keys stay in force: {error}"
-                    ),
-                }
+                changeable.reload(&spool);
                 systemd::ready(&health.summary());
             }
             _ = ticks.tick() => {
-                if let Some(keys) = &keys {
-                    keys.take_up(&key, OffsetDateTime::now_utc());
-                }
+                changeable.begin_due_key();
                 sink_status.check();
                 status.tick();
                 watch_spool(&health, &state, ledger.is_unwritable());
@@ -240,7 +242,7 @@ fn in_force(config: &SenderConfig) -> InForce {
 }
 
 fn pages(
-    config: &SenderConfig,
+    admin_token: &Arc<RwLock<Option<Secret>>>,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
     status: &Arc<DaemonStatus>,
@@ -258,7 +260,7 @@ fn pages(
             webhook: Some(webhook(deliveries.read())),
             ..status.report()
         }),
-        authorise: admin_authorisation(Arc::new(RwLock::new(config.admin.token.clone()))),
+        authorise: admin_authorisation(Arc::clone(admin_token)),
     }
 }
 
@@ -279,35 +281,38 @@ fn take_up_keys(
     Ok(Some(keys))
 }
 
-fn open(
-    config: &SenderConfig,
-    key: CurrentKey,
-    sink_status: &Arc<SinkStatus>,
-    metrics: &Arc<Metrics>,
-) -> Result<Spool, Failure> {
-    let receiver = &config.receiver;
-    let mut rejects = FileOptions::new(config.data_dir.join(REJECTS_FILE), Rendering::Json);
-    rejects.fill_in(true);
+/// Returns where lines are posted.
+fn target(receiver: &Receiver) -> Result<Target, Failure> {
     #[expect(clippy::cast_precision_loss, reason = "a rate is below 2^32")]
     let rate = receiver.rate.map(|rate| rate as f64);
     let limits =
         BatchLimits { events: receiver.batch_events, bytes: receiver.batch_bytes, linger: receiver.linger };
-    let mut destination = Sender::builder(receiver.url.clone())
+    let mut sender = Sender::builder(receiver.url.clone())
         .connection(receiver.client_options())
         .timeout(receiver.timeout)
         .batch(limits)
         .connections(NonZeroUsize::new(receiver.connections).unwrap_or(NonZeroUsize::MIN));
     if let Some(secret) = &receiver.authorization {
         let not_text = |_| Failure::config("receiver.authorization is not UTF-8");
-        destination = destination.authorization(str::from_utf8(secret.expose()).map_err(not_text)?);
+        sender = sender.authorization(str::from_utf8(secret.expose()).map_err(not_text)?);
     }
+    Target::new(sender, rate).map_err(Failure::config)
+}
+
+fn open(
+    config: &SenderConfig,
+    key: CurrentKey,
+    sink_status: &Arc<SinkStatus>,
+    metrics: &Arc<Metrics>,
+) -> Result<Spool, Failure> {
+    let mut rejects = FileOptions::new(config.data_dir.join(REJECTS_FILE), Rendering::Json);
+    rejects.fill_in(true);
     let options = SpoolOptions {
         data_dir: config.data_dir.clone(),
         size: config.spool_size,
         inputs: config.inputs.keys().cloned().collect(),
         rejects,
-        receiver: destination,
-        rate,
+        target: target(&config.receiver)?,
         key,
         clock: Clock::system(),
     };

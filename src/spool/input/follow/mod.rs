@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use self::files::{FileId, Files, Found, find};
 use super::content::{Content, Place};
-use super::lines::{Position, split};
-use super::{Chunk, ChunkLimits, Input};
+use super::lines::split;
+use super::{Chunk, ChunkLimits, Input, Origin};
 use crate::escape::escape;
 
 /// Time between two looks at the files.
@@ -471,9 +471,9 @@ impl Track {
         block.truncate(read);
         let is_over = is_end && self.is_over(options);
         let file = self.known.path.display().to_string();
-        let position = Position { file: file.into(), line: self.known.place.line };
+        let last = Origin { file: file.into(), line: self.known.place.line };
         let (used, lines) =
-            split(&block, is_over, &position, &mut self.known.is_skipping, chunk, room, options.limits.line);
+            split(&block, is_over, &last, &mut self.known.is_skipping, chunk, room, options.limits.line);
         if used == 0 {
             self.is_read = is_end;
             return Ok(false);
