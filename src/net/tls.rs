@@ -325,6 +325,10 @@ fn describe_certificate(error: &CertificateError) -> String {
             let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
             return format!("it is not valid for {}, but for {names}", expected.to_str());
         }
+        // What `openssl req -x509` makes, unless it is told otherwise.
+        CertificateError::Other(cause) if cause.to_string().contains("CaUsedAsEndEntity") => {
+            "it is that of an authority (CA:TRUE), and a server needs one that an authority has issued to it"
+        }
         CertificateError::Other(cause) => return words(&cause.to_string()),
         other => return words(&other.to_string()),
     };
@@ -378,14 +382,18 @@ mod tests {
 
     #[test]
     fn no_description_of_an_error_has_names_of_rust_in_it() {
-        let other = rustls::OtherError(Arc::new(io::Error::other("CaUsedAsEndEntity")));
+        let other = |name: &str| rustls::OtherError(Arc::new(io::Error::other(name.to_owned())));
         let for_name = CertificateError::NotValidForNameContext {
             expected: "a.test".try_into().unwrap(),
             presented: vec!["DnsName(\"b.test\")".to_owned(), "IpAddress(127.0.0.1)".to_owned()],
         };
         for (error, text) in [
             (CertificateError::UnknownIssuer, "no trusted authority issued it"),
-            (CertificateError::Other(other), "ca used as end entity"),
+            (
+                CertificateError::Other(other("CaUsedAsEndEntity")),
+                "it is that of an authority (CA:TRUE), and a server needs one that an authority has issued to it",
+            ),
+            (CertificateError::Other(other("UnsupportedNameType")), "unsupported name type"),
             (CertificateError::UnhandledCriticalExtension, "unhandled critical extension"),
             (for_name, "it is not valid for a.test, but for b.test, 127.0.0.1"),
         ] {

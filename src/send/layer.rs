@@ -66,11 +66,12 @@ pub struct AuditHandle<D: Destination = Sender> {
 pub trait Destination: Send + Sync + 'static {
     /// What is known at the end.
     type Summary: Send + 'static;
-    /// Reason why it does not take an event, or cannot be closed.
+    /// Reason why it cannot be closed.
     type Error: From<SendError> + Send + 'static;
 
-    /// Takes an event; waits while it cannot take one.
-    fn enqueue(&self, event: &Event) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Takes events in their order; waits while it has no room. Returns the number of those that it
+    /// cannot take.
+    fn take(&self, events: &[Event]) -> impl Future<Output = u64> + Send;
 
     /// Ends it gracefully.
     fn close(self) -> impl Future<Output = Result<Self::Summary, Self::Error>> + Send;
@@ -80,8 +81,12 @@ impl Destination for Sender {
     type Summary = Summary;
     type Error = SendError;
 
-    async fn enqueue(&self, event: &Event) -> Result<(), SendError> {
-        Self::enqueue(self, event).await.map(drop)
+    async fn take(&self, events: &[Event]) -> u64 {
+        let mut dropped = 0;
+        for event in events {
+            dropped += u64::from(self.enqueue(event).await.is_err());
+        }
+        dropped
     }
 
     async fn close(self) -> Result<Summary, SendError> {
@@ -99,17 +104,19 @@ pub fn audit<D: Destination>(sender: D) -> (AuditLayer, AuditHandle<D>) {
     let dropped = Arc::<AtomicU64>::default();
     let unsendable = Arc::clone(&dropped);
     let task = tokio::spawn(async move {
+        let mut events = Vec::new();
         loop {
-            let event = tokio::select! {
+            events.clear();
+            let count = tokio::select! {
                 biased;
-                event = queued.recv() => event,
+                count = queued.recv_many(&mut events, QUEUED_EVENTS) => count,
                 // The layer stays in the subscriber, so that its queue does not end.
-                _ = stopped.recv() => None,
+                _ = stopped.recv() => 0,
             };
-            let Some(event) = event else { break };
-            if sender.enqueue(&event).await.is_err() {
-                unsendable.fetch_add(1, Ordering::Relaxed);
+            if count == 0 {
+                break;
             }
+            unsendable.fetch_add(sender.take(&events).await, Ordering::Relaxed);
         }
         sender.close().await
     });

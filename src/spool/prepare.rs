@@ -65,11 +65,12 @@ pub(super) fn batch(
     of_lines(name, now, body, entries, checkpoint)
 }
 
-/// Makes the batch of an event that is a line already.
-pub(super) fn event(ledger: &Ledger, name: &Arc<str>, now: i64, line: &[u8]) -> Batch {
+/// Makes the batch of events that are lines already.
+pub(super) fn events(ledger: &Ledger, name: &Arc<str>, now: i64, lines: &[Vec<u8>]) -> Batch {
     let mut body = Collector::default();
-    body.push(line);
-    of_lines(name, now, body, vec![Some(accepted(ledger, name, line))], None)
+    lines.iter().for_each(|line| body.push(line));
+    let entries = lines.iter().map(|line| Some(accepted(ledger, name, line))).collect();
+    of_lines(name, now, body, entries, None)
 }
 
 fn accepted(ledger: &Ledger, name: &str, line: &[u8]) -> Entry {

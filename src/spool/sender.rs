@@ -115,12 +115,21 @@ impl Sender {
     /// [`SpoolError::Send`] for an event that has no form in the sender's format,
     /// [`SpoolError::Storage`] and [`SpoolError::Closed`].
     pub async fn enqueue(&self, event: &Event) -> Result<(), SpoolError> {
-        let line = line(self.format, event, None).map_err(SendError::from)?;
-        self.limits.admit(&line).map_err(SendError::from)?;
+        self.commit(vec![self.line(event)?]).await
+    }
+
+    fn line(&self, event: &Event) -> Result<Vec<u8>, SendError> {
+        let line = line(self.format, event, None)?;
+        self.limits.admit(&line)?;
+        Ok(line)
+    }
+
+    /// Takes lines in one transaction.
+    async fn commit(&self, lines: Vec<Vec<u8>>) -> Result<(), SpoolError> {
         let intake = self.intake.clone();
         let commit = self.runtime.handle().spawn(async move {
             intake.room().await;
-            let batch = prepare::event(&intake.ledger, &PROGRAM.into(), (intake.clock.wall)(), &line);
+            let batch = prepare::events(&intake.ledger, &PROGRAM.into(), (intake.clock.wall)(), &lines);
             intake.ledger.commit(batch).await
         });
         commit.await.map_err(|_| SpoolError::Closed)??;
@@ -195,8 +204,12 @@ impl crate::send::layer::Destination for Sender {
     type Summary = u64;
     type Error = SpoolError;
 
-    async fn enqueue(&self, event: &Event) -> Result<(), SpoolError> {
-        Self::enqueue(self, event).await
+    /// In one transaction: a service that logs much is not held by the disk at each event.
+    async fn take(&self, events: &[Event]) -> u64 {
+        let lines: Vec<_> = events.iter().filter_map(|event| self.line(event).ok()).collect();
+        let taken = lines.len();
+        let is_committed = taken == 0 || self.commit(lines).await.is_ok();
+        (events.len() - if is_committed { taken } else { 0 }) as u64
     }
 
     /// Gives the posts five seconds.

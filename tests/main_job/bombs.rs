@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rand::Rng as _;
 
 use crate::harness::client::request;
 use crate::harness::daemon::{Daemon, Receipt};
@@ -350,15 +351,9 @@ fn bodies_that_cannot_be_decoded_are_held_once() {
     let before = daemon.memory("VmHWM:");
     // As large as allowed, and damaged at the very end.
     let bodies: Vec<Vec<u8>> = (0..BODIES)
-        .map(|number| {
-            let mut state = number as u64 + 1;
-            let mut random = || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state
-            };
-            let bytes: Vec<u8> = (0..(1 << 20) - 2048).flat_map(|_| random().to_le_bytes()).collect();
+        .map(|_| {
+            let mut bytes = vec![0; (8 << 20) - 16_384];
+            rand::rng().fill_bytes(&mut bytes);
             let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
             encoder.write_all(&bytes).unwrap();
             let mut body = encoder.finish().unwrap();

@@ -2,7 +2,7 @@
 //! the receiver's file once.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt as _;
@@ -103,11 +103,13 @@ fn get(site: &Site, path: &str) -> String {
         let found = log.rsplit_once("admin endpoint on http://").map(|(_, rest)| rest.to_owned());
         found.and_then(|rest| Some(rest.split_whitespace().next()?.to_owned())).ok_or(log)
     });
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    try_get(&address, path).unwrap()
+}
+
+fn try_get(address: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    io::read_to_string(stream)
 }
 
 /// Number of kills of each side: 20, or what `AUDITGATE_TESTS_KILLS` says.
@@ -467,11 +469,7 @@ fn the_command_line_serves_its_key_set() {
         command
     });
     let key_set = wait_until("the key set is served", || {
-        let mut stream = TcpStream::connect(&address).map_err(|error| error.to_string())?;
-        write!(stream, "GET /jwks.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
-        Ok(answer)
+        try_get(&address, "/jwks.json").map_err(|error| error.to_string())
     });
     let (_, key_set) = key_set.split_once("\r\n\r\n").unwrap();
     let of_keygen = String::from_utf8(site.read("keys/jwks.json")).unwrap();

@@ -47,8 +47,8 @@ impl Changeable<'_> {
         }
         // Everything that can fail comes first.
         let target = target(&new.receiver)?;
-        self.log.set_level(&new.log.level).map_err(Failure::config)?;
         self.keys = take_up_keys(&new, &self.key, &self.key_set)?;
+        self.log.set_level(&new.log.level).map_err(Failure::config)?;
         spool.retarget(target);
         *self.admin_token.write() = new.admin.token.clone();
         self.config = new;
