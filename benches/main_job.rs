@@ -11,6 +11,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench stops at the first surprise")]
 
 mod bare;
+mod common;
 mod fluent_bit;
 
 use std::fs::File;
@@ -26,6 +27,8 @@ use auditgate::wire::batch;
 use ed25519_dalek::{Signer as _, SigningKey};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::common::{cpu, event, median};
 
 const EVENTS_A_BATCH: usize = 500;
 const LONE_EVENTS: usize = 100;
@@ -150,11 +153,6 @@ fn lines(key: &SigningKey, round: usize, count: usize) -> Vec<Line> {
     (0..count).map(|number| line(key, (round * 10_000_000 + number) as u64)).collect()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// CPU microseconds an event for batch verification and nothing else, on as many threads as there
 /// are cores.
 fn bare(key: &SigningKey, lines: &[Line]) -> f64 {
@@ -248,15 +246,7 @@ fn bodies(lines: &[Line], together: usize, has_bad_lines: bool) -> Vec<Vec<u8>> 
 }
 
 fn line(key: &SigningKey, number: u64) -> Line {
-    let message = format!(
-        "2025-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|KongGateway|Ingress|1|rt={} src=127.0.0.6 \
-         request=/konnect-api/api/control_planes/1c026712-c17d-4e30-ac27-53a6cdc56b9c/services act=POST \
-         status=200 org_id=b065b594-6afc-4658-9101-5d9cf3f36b7b principal_id=87655c36-8d63-48fe-9a1e-{number:012x} \
-         user_agent=Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 trace_id={} query={{}}",
-        1_747_613_019_000 + number,
-        1_146_381_705_542_353_508 + number / 3,
-    )
-    .into_bytes();
+    let message = event(number).into_bytes();
     let signature = key.sign(&message).to_bytes();
     let mut bytes = message.clone();
     auditgate::wire::signature::insert(auditgate::wire::event::Format::Cef, &mut bytes, &signature);
@@ -407,15 +397,6 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// User and system time of a process with all its threads (proc_pid_stat(5), fields 14 and 15).
-fn cpu(process: &str) -> Duration {
-    let stat = std::fs::read_to_string(Path::new("/proc").join(process).join("stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-    // A tick is 10 ms on every Linux that Rust's standard library runs on.
-    Duration::from_millis(ticks * 10)
 }
 
 const CONFIG: &str = r#"

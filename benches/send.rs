@@ -7,15 +7,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a bench stops at the first surprise")]
 
+mod common;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use auditgate::wire::batch;
 use ed25519_dalek::pkcs8::EncodePrivateKey as _;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::{Signer as _, SigningKey};
+
+use crate::common::{cpu, event, median, ticks};
 
 const EVENTS: usize = 50_000;
 const EVENTS_A_BATCH: usize = 500;
@@ -27,7 +30,7 @@ fn main() {
     let dir = tempfile::tempdir().unwrap();
     let (key_file, input) = (dir.path().join("key.pem"), dir.path().join("events.log"));
     std::fs::write(&key_file, key.to_pkcs8_pem(LineEnding::LF).unwrap().as_bytes()).unwrap();
-    let lines: Vec<String> = (0..EVENTS).map(line).collect();
+    let lines: Vec<String> = (0..EVENTS as u64).map(event).collect();
     std::fs::write(&input, lines.join("\n") + "\n").unwrap();
     let (mut bares, mut once, mut spooled) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
@@ -55,25 +58,9 @@ fn main() {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn line(number: usize) -> String {
-    format!(
-        "2025-05-19T00:03:39Z konghq.com CEF:0|KongInc|Konnect|1.0|KongGateway|Ingress|1|rt={} src=127.0.0.6 \
-         request=/konnect-api/api/control_planes/1c026712-c17d-4e30-ac27-53a6cdc56b9c/services act=POST \
-         status=200 org_id=b065b594-6afc-4658-9101-5d9cf3f36b7b principal_id=87655c36-8d63-48fe-9a1e-{number:012x} \
-         user_agent=Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 trace_id={} query={{}}",
-        1_747_613_019_000 + number,
-        1_146_381_705_542_353_508 + number / 3,
-    )
-}
-
 /// CPU microseconds an event for signing and compressing, and nothing else.
 fn bare(key: &SigningKey, lines: &[String]) -> f64 {
-    let before = cpu(11);
+    let before = cpu("self");
     for batch in lines.chunks(EVENTS_A_BATCH) {
         let mut body = Vec::new();
         for line in batch {
@@ -87,24 +74,15 @@ fn bare(key: &SigningKey, lines: &[String]) -> f64 {
         }
         assert!(!batch::encode(&body).unwrap().is_empty());
     }
-    (cpu(11) - before).as_secs_f64() * 1e6 / lines.len() as f64
+    (cpu("self") - before).as_secs_f64() * 1e6 / lines.len() as f64
 }
 
 /// CPU microseconds an event of a command.
 fn children(command: &mut Command) -> f64 {
-    let before = cpu(13);
+    // Fields 16 and 17: children that have ended.
+    let before = ticks("self", 13);
     assert!(command.status().unwrap().success());
-    (cpu(13) - before).as_secs_f64() * 1e6 / EVENTS as f64
-}
-
-/// User and system time of this process (proc_pid_stat(5), from field 14 on) or of its children that
-/// have ended (from field 16 on).
-fn cpu(first: usize) -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[first..first + 2].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-    // A tick is 10 ms on every Linux that Rust's standard library runs on.
-    Duration::from_millis(ticks * 10)
+    (ticks("self", 13) - before).as_secs_f64() * 1e6 / EVENTS as f64
 }
 
 /// Starts a receiver that takes every batch, and returns its URL.
