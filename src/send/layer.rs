@@ -107,13 +107,13 @@ pub fn audit<D: Destination>(sender: D) -> (AuditLayer, AuditHandle<D>) {
         let mut events = Vec::new();
         loop {
             events.clear();
-            let count = tokio::select! {
+            tokio::select! {
                 biased;
-                count = queued.recv_many(&mut events, QUEUED_EVENTS) => count,
+                _ = queued.recv_many(&mut events, QUEUED_EVENTS) => {}
                 // The layer stays in the subscriber, so that its queue does not end.
-                _ = stopped.recv() => 0,
-            };
-            if count == 0 {
+                _ = stopped.recv() => {}
+            }
+            if events.is_empty() {
                 break;
             }
             unsendable.fetch_add(sender.take(&events).await, Ordering::Relaxed);

@@ -35,7 +35,7 @@ pub use self::status::Deliveries;
 #[doc(hidden)]
 pub use self::status::SpoolStatus;
 use crate::clock::Clock;
-use crate::deliver::file::{FileOptions, FileSink};
+use crate::deliver::file::{FileOptions, FileSink, Rendering};
 use crate::deliver::worker::Watcher;
 use crate::deliver::workers::Workers;
 use crate::ledger::{
@@ -52,6 +52,9 @@ pub const RECEIVER: &str = "receiver";
 /// Name of the sink of the lines that cannot be sent.
 #[doc(hidden)]
 pub const REJECTS: &str = "rejects";
+/// File of these lines, in the spool's directory.
+#[doc(hidden)]
+pub const REJECTS_FILE: &str = "rejects.jsonl";
 
 /// Time for which a line is remembered. An input that shows a line again, such as a file that was
 /// copied, or a producer that writes again after its own crash, sends it once; a receiver would
@@ -67,14 +70,12 @@ const HELD_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of a spool.
 #[doc(hidden)]
 pub struct SpoolOptions {
-    /// Directory of the ledger.
+    /// Directory of the ledger and of the lines that cannot be sent.
     pub data_dir: PathBuf,
     /// Bytes that may wait; at that, no input is read.
     pub size: u64,
     /// Names of the inputs.
     pub inputs: Vec<String>,
-    /// File of the lines that cannot be sent.
-    pub rejects: FileOptions,
     /// Where lines are posted.
     pub target: Target,
     /// The key that signs.
@@ -106,9 +107,9 @@ pub enum SpoolError {
     /// The settings of the sender cannot be used, or the event cannot be written as a line.
     #[error(transparent)]
     Send(#[from] SendError),
-    /// The disk took nothing, as when it is full. The event is not in the spool; a later attempt may
-    /// succeed.
-    #[error("the event is not in the spool: {0}")]
+    /// The disk cannot be written, as when it is full, or read. An event that was to be taken is not
+    /// in the spool; a later attempt may succeed.
+    #[error("the disk of the spool failed: {0}")]
     Storage(String),
     /// The spool was closed, or what is on the disk can no longer be trusted: open it again. It is
     /// not known whether the event is in it.
@@ -206,7 +207,9 @@ impl Spool {
         let mut workers = Workers::default();
         let no_thread = |cause| OpenError::Io { path: options.data_dir.clone(), cause };
         workers.start(receiver, Box::new(sink), &ledger, watcher()).map_err(no_thread)?;
-        let file = FileSink::new(options.rejects, (None, None), options.clock.wall);
+        let mut file = FileOptions::new(options.data_dir.join(REJECTS_FILE), Rendering::Json);
+        file.fill_in(true);
+        let file = FileSink::new(file, (None, None), options.clock.wall);
         workers.start(rejects, Box::new(file), &ledger, watcher()).map_err(no_thread)?;
         Ok(Self { ledger, running, workers, inputs: Vec::new(), stop, status, intake, next_target })
     }
@@ -298,8 +301,7 @@ impl Intake {
 
     /// Waits while the spool is full. Returns false when it ends meanwhile.
     fn wait_for_room(&self, name: &str) -> bool {
-        let is_full = || self.ledger.backlog().bytes >= self.size;
-        if !is_full() {
+        if !self.is_full() {
             return true;
         }
         tracing::warn!(
@@ -308,16 +310,20 @@ impl Intake {
             "the spool is full; input \"{name}\" is not read until the receiver has taken some of it"
         );
         self.status.update(|state| state.held_inputs += 1);
-        while is_full() && !self.stop.load(Ordering::Relaxed) {
+        while self.is_full() && !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(HELD_PAUSE);
         }
         self.status.update(|state| state.held_inputs -= 1);
-        !is_full()
+        !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.ledger.backlog().bytes >= self.size
     }
 
     /// Resolves when the spool is not full.
     async fn room(&self) {
-        while self.ledger.backlog().bytes >= self.size {
+        while self.is_full() {
             tokio::time::sleep(HELD_PAUSE).await;
         }
     }

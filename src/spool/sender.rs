@@ -8,17 +8,14 @@ use parking_lot::RwLock;
 
 use super::{Deliveries, Intake, RECEIVER, Spool, SpoolError, SpoolOptions, Target, prepare};
 use crate::clock::Clock;
-use crate::deliver::file::{FileOptions, Rendering};
 use crate::deliver::sink::SinkError;
 use crate::deliver::worker::Watcher;
+use crate::ledger::Pending;
 use crate::send::{BatchLimits, Builder, OwnRuntime, SendError, line};
 use crate::wire::event::{Event, Format};
 
 /// Name of the only input.
 const PROGRAM: &str = "program";
-
-/// File of the events that the receiver refused, in the spool's directory.
-const REJECTS_FILE: &str = "rejects.jsonl";
 
 /// A sender with a spool: an event that it has taken survives the end of the program, a crash and a
 /// power loss, and weeks without a receiver. Many tasks and threads can share it by reference.
@@ -88,13 +85,10 @@ impl Sender {
     pub fn open(directory: &Path, size: u64, mut receiver: Builder) -> Result<Self, SpoolError> {
         let runtime = OwnRuntime::start().map_err(SendError::Thread)?;
         let (format, limits) = (receiver.format, receiver.batch);
-        let mut rejects = FileOptions::new(directory.join(REJECTS_FILE), Rendering::Json);
-        rejects.fill_in(true);
         let options = SpoolOptions {
             data_dir: directory.to_owned(),
             size,
             inputs: vec![PROGRAM.to_owned()],
-            rejects,
             key: Arc::new(RwLock::new(receiver.signing_key.take().map(Arc::new))),
             target: Target::new(receiver, None)?,
             clock: Clock::system(),
@@ -157,8 +151,7 @@ impl Sender {
     /// # Errors
     /// [`SpoolError::Storage`].
     pub fn waiting(&self) -> Result<u64, SpoolError> {
-        let pending = self.intake.ledger.pending(RECEIVER);
-        pending.map(|pending| pending.events).map_err(|error| SpoolError::Storage(error.to_string()))
+        number(self.intake.ledger.pending(RECEIVER))
     }
 
     /// Gives the posts of what waits that time, and closes the spool. Returns the number of events
@@ -169,8 +162,7 @@ impl Sender {
     pub async fn close(mut self, time: Duration) -> Result<u64, SpoolError> {
         let spool = self.spool.take().ok_or(SpoolError::Closed)?;
         let closed = self.runtime.handle().spawn_blocking(move || spool.close(Some(time)));
-        let pending = closed.await.map_err(|_| SpoolError::Closed)?;
-        pending.map(|pending| pending.events).map_err(|error| SpoolError::Storage(error.to_string()))
+        number(closed.await.map_err(|_| SpoolError::Closed)?)
     }
 
     /// Closes the spool as [`close`](Self::close) does, in a program without a runtime.
@@ -184,6 +176,10 @@ impl Sender {
         let runtime = self.runtime.handle().clone();
         runtime.block_on(self.close(time))
     }
+}
+
+fn number(pending: Result<Pending, rusqlite::Error>) -> Result<u64, SpoolError> {
+    pending.map(|pending| pending.events).map_err(|error| SpoolError::Storage(error.to_string()))
 }
 
 impl Drop for Sender {

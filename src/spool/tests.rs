@@ -7,7 +7,6 @@ use tokio::runtime::Runtime;
 use super::input::{InputLine, Origin};
 use super::sender::Unwatched;
 use super::*;
-use crate::deliver::file::Rendering;
 use crate::send::receiver::{Answer, Receiver};
 use crate::send::{BatchLimits, SigningKey};
 use crate::wire::line::Line;
@@ -48,8 +47,6 @@ fn runtime() -> Runtime {
 }
 
 fn open(runtime: &Runtime, dir: &Path, receiver: &Receiver, size: u64) -> Spool {
-    let mut rejects = FileOptions::new(dir.join("rejects.jsonl"), Rendering::Json);
-    rejects.fill_in(true);
     let _inside = runtime.enter();
     let key = SigningKey::from_seed(&[7; 32]);
     let limits = BatchLimits { events: 7, bytes: 1 << 20, linger: Duration::ZERO };
@@ -57,7 +54,6 @@ fn open(runtime: &Runtime, dir: &Path, receiver: &Receiver, size: u64) -> Spool 
         data_dir: dir.join("spool"),
         size,
         inputs: vec!["app".to_owned()],
-        rejects,
         target: Target::new(crate::send::Sender::builder(receiver.endpoint()).batch(limits), None).unwrap(),
         key: Arc::new(Some(Arc::new(key)).into()),
         clock: Clock::system(),
@@ -150,7 +146,7 @@ fn lines_that_cannot_be_sent_are_set_aside_with_file_and_line() {
     assert_eq!(spool.close(None).unwrap(), Pending::default());
     let good: Vec<u64> = (1..21).filter(|number| number % 10 != 3).collect();
     assert_eq!(posted(&receiver), good);
-    let rejects = std::fs::read_to_string(dir.path().join("rejects.jsonl")).unwrap();
+    let rejects = std::fs::read_to_string(dir.path().join("spool/rejects.jsonl")).unwrap();
     let rejects: Vec<&str> = rejects.lines().collect();
     assert_eq!(rejects.len(), 2, "{rejects:?}");
     assert!(
@@ -174,6 +170,6 @@ fn relayed_lines_stay_as_they_are_and_must_be_signed() {
     spool.close(None).unwrap();
     let sent: Vec<_> = receiver.requests().iter().flat_map(crate::send::receiver::Request::lines).collect();
     assert_eq!(sent, [r#"{"a": 1,"sig":"abc"}"#]);
-    let rejects = std::fs::read_to_string(dir.path().join("rejects.jsonl")).unwrap();
+    let rejects = std::fs::read_to_string(dir.path().join("spool/rejects.jsonl")).unwrap();
     assert!(rejects.contains(r#""reason":"unsigned""#), "{rejects}");
 }

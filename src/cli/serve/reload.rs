@@ -53,21 +53,16 @@ impl Reload {
     /// Reads the configuration and every file that it names again. Looks for new keys in any case.
     pub(super) async fn all(&mut self) {
         let result = self.take_up().await;
-        let refused = |error: &String| format!("not reloaded, the former one stays in force: {error}");
-        self.health.warn("configuration", result.as_ref().map(drop).map_err(refused));
-        self.status.reloaded(result.as_ref().copied());
+        record(&result, &self.health, &self.status, &self.metrics);
         match result {
             Ok(()) => {
                 let file = self.config.file.display();
                 tracing::info!(code = "config-reloaded", %file, "configuration reloaded from {file}");
             }
-            Err(error) => {
-                self.metrics.config_reload_error();
-                tracing::error!(
-                    code = "config-reload-failed",
-                    "configuration not reloaded, the former one stays in force: {error}"
-                );
-            }
+            Err(error) => tracing::error!(
+                code = "config-reload-failed",
+                "configuration not reloaded, the former one stays in force: {error}"
+            ),
         }
         self.sources.refresh_keys();
     }
@@ -78,10 +73,7 @@ impl Reload {
         // On a thread of its own: a file may be on a disk that does not answer.
         let loaded = tokio::task::spawn_blocking(load).await.map_err(|error| error.to_string())?;
         let new = loaded.map_err(|error| error.to_string())?;
-        let fixed = fixed(&self.config, &new);
-        if !fixed.is_empty() {
-            return Err(format!("{} cannot change while the daemon runs; restart it", fixed.join(", ")));
-        }
+        check_fixed(&self.config, &new)?;
         // Everything that can fail comes first.
         let sources = self.sources.reload(&new, &self.metrics).await?;
         if let (Some(certificates), Tls::Files(files)) = (&self.certificates, &new.listen.tls) {
@@ -153,20 +145,39 @@ impl Reload {
     }
 }
 
-/// Returns the settings that differ and cannot change while the daemon runs.
-fn fixed(before: &Config, new: &Config) -> Vec<&'static str> {
+/// Refuses what cannot change while the daemon runs.
+fn check_fixed(before: &Config, new: &Config) -> Result<(), String> {
     let is_off = |config: &Config| config.listen.tls == Tls::Off;
-    [
-        ("data_dir", before.data_dir != new.data_dir),
-        ("listen.address", before.listen.address != new.listen.address),
-        ("listen.tls from or to \"off\"", is_off(before) != is_off(new)),
-        ("admin.address", before.admin.address != new.admin.address),
-        ("log.format", before.log.format != new.log.format),
-        ("[sinks]", before.sinks != new.sinks),
-    ]
-    .into_iter()
-    .filter_map(|(name, differs)| differs.then_some(name))
-    .collect()
+    unchanged(
+        "daemon",
+        &[
+            ("data_dir", before.data_dir != new.data_dir),
+            ("listen.address", before.listen.address != new.listen.address),
+            ("listen.tls from or to \"off\"", is_off(before) != is_off(new)),
+            ("admin.address", before.admin.address != new.admin.address),
+            ("log.format", before.log.format != new.log.format),
+            ("[sinks]", before.sinks != new.sinks),
+        ],
+    )
+}
+
+/// Refuses options of which one differs, with the names of those that do.
+pub(super) fn unchanged(process: &str, options: &[(&str, bool)]) -> Result<(), String> {
+    let names: Vec<&str> = options.iter().filter_map(|(name, differs)| differs.then_some(*name)).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{} cannot change while the {process} runs; restart it", names.join(", ")))
+}
+
+/// Shows the result of a reload in the warnings, the status report and the metrics.
+pub(super) fn record(result: &Result<(), String>, health: &Health, status: &DaemonStatus, metrics: &Metrics) {
+    let refused = |error: &String| format!("not reloaded, the former one stays in force: {error}");
+    health.warn("configuration", result.as_ref().map(drop).map_err(refused));
+    status.reloaded(result.as_ref().copied());
+    if result.is_err() {
+        metrics.config_reload_error();
+    }
 }
 
 /// Returns the time in seconds since the Unix epoch.

@@ -36,7 +36,6 @@ use crate::cli::exit::Failure;
 use crate::clock::Clock;
 use crate::config::Secrets;
 use crate::config::sender::{FileInput, InputKind, Receiver, SenderConfig, Signatures, SocketInput, Start};
-use crate::deliver::file::{FileOptions, Rendering};
 use crate::ingest::{DedupKey, Limits, Policy, Source};
 use crate::ledger::CommitReceipt;
 use crate::observe::health::Health;
@@ -50,12 +49,10 @@ use crate::spool::input::socket::{DatagramSocket, StreamSocket};
 use crate::spool::input::stream::Stream;
 use crate::spool::input::{ChunkLimits, Input};
 use crate::spool::{
-    CurrentKey, Deliveries, RECEIVER, REJECTS, Spool, SpoolOptions, SpoolStatus, Target, Treatment,
+    CurrentKey, Deliveries, RECEIVER, REJECTS, REJECTS_FILE, Spool, SpoolOptions, SpoolStatus, Target,
+    Treatment,
 };
 use crate::wire::batch::Caps;
-
-/// File of the lines that cannot be sent, in `data_dir`.
-pub(in crate::cli) const REJECTS_FILE: &str = "rejects.jsonl";
 
 /// Time between two looks at the state of the parts.
 const TICK: Duration = Duration::from_millis(500);
@@ -174,7 +171,17 @@ async fn serve(
 
     let (ledger, state) = (spool.ledger(), spool.status());
     let data_dir = config.data_dir.clone();
-    let mut changeable = Changeable { config, keys, key, key_set, admin_token, log };
+    let mut changeable = Changeable {
+        config,
+        keys,
+        key,
+        key_set,
+        admin_token,
+        log,
+        health: Arc::clone(&health),
+        status: Arc::clone(&status),
+        metrics: Arc::clone(&metrics),
+    };
     let mut ticks = tokio::time::interval(TICK);
     let mut ended = None;
     while ended.is_none() {
@@ -305,13 +312,10 @@ fn open(
     sink_status: &Arc<SinkStatus>,
     metrics: &Arc<Metrics>,
 ) -> Result<Spool, Failure> {
-    let mut rejects = FileOptions::new(config.data_dir.join(REJECTS_FILE), Rendering::Json);
-    rejects.fill_in(true);
     let options = SpoolOptions {
         data_dir: config.data_dir.clone(),
         size: config.spool_size,
         inputs: config.inputs.keys().cloned().collect(),
-        rejects,
         target: target(&config.receiver)?,
         key,
         clock: Clock::system(),
