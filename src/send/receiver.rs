@@ -21,7 +21,7 @@ pub(crate) enum Answer {
     Closing(Vec<u8>),
     /// These bytes, then nothing until the peer closes the connection.
     Stalling(Vec<u8>),
-    /// These bytes before the request's body is read, then the rest of the request is ignored.
+    /// These bytes before the request's body is read and ignored; the next request may follow.
     Early(Vec<u8>),
 }
 
@@ -163,7 +163,9 @@ fn converse(stream: TcpStream, state: &State) -> std::io::Result<()> {
                 stream.get_mut().write_all(&bytes)?;
                 return stream.read_to_end(&mut Vec::new()).map(drop);
             }
-            Some(Answer::HangUp | Answer::HangUpIn(_) | Answer::Early(_)) | None => return Ok(()),
+            // A close that was not announced could fail the next request.
+            Some(Answer::Early(_)) => {}
+            Some(Answer::HangUp | Answer::HangUpIn(_)) | None => return Ok(()),
         }
     }
 }
