@@ -6,6 +6,11 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+/// Size of the log that causes a [`checkpoint`], in pages: 16 MiB, so that not every other commit
+/// causes one.
+pub const CHECKPOINT_PAGES: i64 = 4096;
 
 /// Sets up a connection that writes, before its first table is created. Returns the journal mode of
 /// the database; anything but `wal` means that SQLite could not switch to it.
@@ -28,8 +33,8 @@ pub fn prepare(connection: &Connection, busy: Duration) -> rusqlite::Result<Stri
     connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
     // Every commit is synced before it counts: it survives power loss.
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // 16 MiB of log before a checkpoint, so that checkpoints do not land in every other commit.
-    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
+    // SQLite would not report the errors of its own checkpoints; see `checkpoint`.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
     // In KiB. Pages that are used together are stored together, and the system has a cache of its
     // own.
@@ -74,11 +79,28 @@ pub fn shrink(connection: &Connection, pages: i64) -> rusqlite::Result<usize> {
     Ok(freed)
 }
 
-/// Copies the log into the file as far as no reader needs it, without waiting for one. Only then
-/// does the file become smaller by what [`shrink`] freed.
+/// Copies the log into the file when it has `pages` pages or more, as far as no reader needs it,
+/// without waiting for one. Only then does the file become smaller by what [`shrink`] freed.
 ///
 /// # Errors
-/// When the database cannot be written or synced.
-pub fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+/// When the database cannot be written or synced. The log still has it all, but after a failed sync
+/// the connection must be closed: see [`must_recover`].
+pub fn checkpoint(connection: &Connection, pages: i64) -> rusqlite::Result<()> {
+    if connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get::<_, i64>(1))? < pages {
+        return Ok(());
+    }
+    let result = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, result.is_err())?;
+    result
+}
+
+/// Returns whether the last [`checkpoint`] failed. SQLite counts on what it copied up to a reader
+/// without syncing it, and a failed sync makes the system drop it: the file is wrong until SQLite
+/// starts again from the log, which it does when no connection is open any more. Closing this one
+/// leaves the log as it is.
+///
+/// # Errors
+/// When SQLite cannot tell.
+pub fn must_recover(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
 }

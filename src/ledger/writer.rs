@@ -137,7 +137,7 @@ impl Writer {
             };
             let waiting = self.gather(first, &mut closing);
             let commits = self.queue.group();
-            let mut result = self.transact(commits, waiting);
+            let mut result = self.transact(commits, waiting).and_then(|()| self.checkpoint());
             if closing && self.queue.is_empty() && result.is_ok() {
                 self.parts.feed.close();
                 return;
@@ -347,23 +347,33 @@ impl Writer {
             self.last_housekeeping = Instant::now();
         }
         let result = match cleaned {
-            Err(error) if is_lost(&error) => return Err(Failed::Untrusted(describe(&error))),
-            // The file itself becomes smaller when its log is copied into it. A sync of it that
-            // fails loses nothing: the log still has it all, and the next checkpoint copies it
-            // again.
-            Ok(false) if was_busy => database::checkpoint(&self.parts.connection),
+            // The file itself becomes smaller when its log is copied into it.
+            Ok(false) if was_busy => database::checkpoint(&self.parts.connection, 0),
             result => result.map(drop),
         };
-        if let Err(error) = result {
-            tracing::warn!(
-                code = "ledger-cleanup-failed",
-                "cannot delete expired fingerprints or free pages of the ledger: {cause}; retrying in {seconds} s",
-                cause = describe(&error),
-                seconds = HOUSEKEEPING_INTERVAL.as_secs()
-            );
-            self.seen.forget_cached();
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
+            Err(error) => {
+                tracing::warn!(
+                    code = "ledger-cleanup-failed",
+                    "cannot delete expired fingerprints or free pages of the ledger: {cause}; retrying in {seconds} s",
+                    cause = describe(&error),
+                    seconds = HOUSEKEEPING_INTERVAL.as_secs()
+                );
+                self.seen.forget_cached();
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    /// Copies a long log into the file, after the answers, which do not depend on it. What could
+    /// not be written is tried again later; the log still has it all.
+    fn checkpoint(&self) -> Result<(), Failed> {
+        match database::checkpoint(&self.parts.connection, database::CHECKPOINT_PAGES) {
+            Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
+            _ => Ok(()),
+        }
     }
 
     /// Runs one step; returns true when there is more to do.

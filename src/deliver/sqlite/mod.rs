@@ -101,9 +101,11 @@ impl SqliteSink {
 
     /// Opens the database again, which syncs its log, and reads its position.
     ///
-    /// The old connection is closed only afterwards. While one is open, SQLite does not recover the
-    /// log, in which a transaction whose sync failed may look committed.
+    /// The old connection is closed only afterwards, unless it must be recovered. While one is open,
+    /// SQLite does not recover the log, in which a transaction whose sync failed may look committed.
     fn reopen(&mut self) -> Result<(), SinkError> {
+        let must_recover = |open: &mut Open| database::must_recover(&open.connection).unwrap_or(true);
+        self.open.take_if(must_recover);
         let mut fresh = schema::open(&self.path)?;
         self.reached = self.catch_up(&mut fresh.connection).map_err(failed("read", &self.path))?;
         self.open = Some(fresh);
@@ -168,7 +170,8 @@ impl SqliteSink {
         };
         let missing = self.collected.iter().filter(|row| row.behind > self.reached);
         match insert(&mut open.connection, &mut self.commons, &self.ledger, missing, behind) {
-            Ok(true) => Ok(()),
+            Ok(true) => database::checkpoint(&open.connection, database::CHECKPOINT_PAGES)
+                .map_err(failed("copy the log into", &self.path)),
             Ok(false) => {
                 let why = "another auditgate took it over (give each its own), or a trigger of another program keeps \
                            its table `delivered` as it is";
@@ -200,6 +203,7 @@ impl SqliteSink {
                 if deleted + database::shrink(connection, SHRINK_PAGES)? == 0 {
                     break;
                 }
+                database::checkpoint(connection, database::CHECKPOINT_PAGES)?;
             }
             Ok(())
         };
@@ -321,13 +325,14 @@ pub fn prune_quarantine(path: &Path, cutoff: i64) -> Result<u64, SinkError> {
     let mut deleted = 0;
     let mut work = || -> rusqlite::Result<()> {
         loop {
-            match delete_some_quarantined(&connection, cutoff)? {
-                0 => break,
-                some => deleted += some as u64,
+            let some = delete_some_quarantined(&connection, cutoff)?;
+            deleted += some as u64;
+            if some + database::shrink(&connection, SHRINK_PAGES)? == 0 {
+                break;
             }
+            database::checkpoint(&connection, database::CHECKPOINT_PAGES)?;
         }
-        while database::shrink(&connection, SHRINK_PAGES)? > 0 {}
-        database::checkpoint(&connection)
+        database::checkpoint(&connection, 0)
     };
     work().map_err(failed("delete quarantined lines from", path))?;
     Ok(deleted)

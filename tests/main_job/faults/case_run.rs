@@ -191,6 +191,25 @@ impl CaseRun<'_> {
                 self.arm_fault(port);
                 other.execute_batch("ROLLBACK").unwrap();
             }
+            Trigger::AfterAReader => {
+                // Fewer megabytes than cause a checkpoint, and more than do.
+                const BEFORE: usize = 3;
+                const AFTER: usize = 18;
+                for _ in 0..BEFORE {
+                    self.post_megabyte();
+                }
+                self.settle();
+                let name = if step.path == "*/ledger.db" { "data/ledger.db" } else { "events.db" };
+                let reader = Connection::open(self.site.path(name)).unwrap();
+                reader.execute_batch("BEGIN; SELECT * FROM sqlite_schema").unwrap();
+                for _ in 0..AFTER {
+                    self.post_megabyte();
+                }
+                self.settle();
+                drop(reader);
+                self.arm_fault(port);
+                self.post(BATCH);
+            }
             Trigger::Shrinking => {
                 // More than the ledger frees without a checkpoint of its own, while one sink is
                 // held back.

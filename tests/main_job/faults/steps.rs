@@ -2,8 +2,8 @@
 
 use Process::{Ends, GoesOn};
 use Trigger::{
-    AfterThe200, Delivering, LastSink, Posting, PostingMegabytes, Reconnecting, Shrinking, Starting,
-    StartingAfterKill, Terminating,
+    AfterAReader, AfterThe200, Delivering, LastSink, Posting, PostingMegabytes, Reconnecting, Shrinking,
+    Starting, StartingAfterKill, Terminating,
 };
 
 /// A step that can fail.
@@ -30,6 +30,9 @@ pub(super) enum Trigger {
     Posting,
     /// Batches of a megabyte: 16 MiB of log cause a checkpoint.
     PostingMegabytes,
+    /// The first whole checkpoint after a reader of the database allowed only a part of one, which
+    /// SQLite does not sync.
+    AfterAReader,
     /// The checkpoint that frees the space of a delivered backlog.
     Shrinking,
     /// Batches, each delivered before the next one is posted.
@@ -56,6 +59,7 @@ pub(super) enum Process {
     Ends,
 }
 const WRITE: &[Fault] = &[("failed", "EIO"), ("failed", "ENOSPC"), ("half", "ENOSPC"), ("persisted", "EIO")];
+const FAILED: &[Fault] = &[("failed", "EIO")];
 const TWICE: &[Fault] = &[("failed", "EIO"), ("persisted", "EIO")];
 const CONNECT: &[Fault] = &[("failed", "ECONNREFUSED"), ("persisted", "ETIMEDOUT")];
 const SEND: &[Fault] = &[("failed", "ECONNRESET"), ("half", "EPIPE"), ("persisted", "ECONNRESET")];
@@ -64,8 +68,9 @@ pub(super) const LEDGER: &[Step] = &[
     step("write a batch to the log", "write", "*/ledger.db-wal", WRITE, Posting, GoesOn),
     step("sync the log", "sync", "*/ledger.db-wal", TWICE, Posting, Ends),
     step("write a checkpoint", "write", "*/ledger.db", TWICE, PostingMegabytes, GoesOn),
-    step("sync a checkpoint", "sync", "*/ledger.db", TWICE, PostingMegabytes, GoesOn),
-    step("sync the checkpoint after a backlog", "sync", "*/ledger.db", TWICE, Shrinking, GoesOn),
+    step("sync a checkpoint", "sync", "*/ledger.db", TWICE, PostingMegabytes, Ends),
+    step("sync a checkpoint after a part of one", "sync", "*/ledger.db", FAILED, AfterAReader, Ends),
+    step("sync the checkpoint after a backlog", "sync", "*/ledger.db", TWICE, Shrinking, Ends),
     step("write a sink's position", "write", "*/ledger.db-wal", WRITE, AfterThe200, GoesOn),
     step("sync a sink's position", "sync", "*/ledger.db-wal", TWICE, AfterThe200, Ends),
     step("write a deletion", "write", "*/ledger.db-wal", WRITE, LastSink, GoesOn),
@@ -119,6 +124,7 @@ pub(super) const SQLITE: &[Step] = &[
     step("sync the log", "sync", "*/events.db-wal", TWICE, Delivering, GoesOn),
     step("write a checkpoint", "write", "*/events.db", TWICE, PostingMegabytes, GoesOn),
     step("sync a checkpoint", "sync", "*/events.db", TWICE, PostingMegabytes, GoesOn),
+    step("sync a checkpoint after a part of one", "sync", "*/events.db", FAILED, AfterAReader, GoesOn),
     step("write the last checkpoint", "write", "*/events.db", WRITE, Terminating, GoesOn),
     step("sync the existing log", "sync", "*/events.db-wal", TWICE, StartingAfterKill, GoesOn),
     step("sync the last checkpoint", "sync", "*/events.db", TWICE, Terminating, GoesOn),
