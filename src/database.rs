@@ -84,23 +84,42 @@ pub fn shrink(connection: &Connection, pages: i64) -> rusqlite::Result<usize> {
 ///
 /// # Errors
 /// When the database cannot be written or synced. The log still has it all, but after a failed sync
-/// the connection must be closed: see [`must_recover`].
+/// the connection must be closed, and the next one must have recovered: see [`has_recovered`].
 pub fn checkpoint(connection: &Connection, pages: i64) -> rusqlite::Result<()> {
     if connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get::<_, i64>(1))? < pages {
         return Ok(());
     }
     let result = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, result.is_err())?;
+    if result.as_ref().is_err_and(is_failed_sync) {
+        leave_log(connection, true)?;
+    }
     result
 }
 
-/// Returns whether the last [`checkpoint`] failed. SQLite counts on what it copied up to a reader
-/// without syncing it, and a failed sync makes the system drop it: the file is wrong until SQLite
-/// starts again from the log, which it does when no connection is open any more. Closing this one
-/// leaves the log as it is.
+/// Returns whether this is the error of a sync: the system may have dropped what it could not write,
+/// and will not report it again.
+pub fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    const SYNC: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
+    const DIRECTORY_SYNC: i32 = rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC;
+    error.sqlite_error().is_some_and(|cause| matches!(cause.extended_code, SYNC | DIRECTORY_SYNC))
+}
+
+/// Returns whether SQLite starts from the whole log, and counts on nothing that is in the file
+/// already. It counts on what it copied up to a reader, without having synced it, and a sync that
+/// fails later makes the system drop that. It forgets this when no connection, of any process, is
+/// open any more; until then closing this one leaves the log as it is.
 ///
 /// # Errors
-/// When SQLite cannot tell.
-pub fn must_recover(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+/// When the connection cannot be set up.
+pub fn has_recovered(connection: &Connection) -> rusqlite::Result<bool> {
+    let copied = connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get::<_, i64>(2));
+    // What was dropped may be what SQLite reads first.
+    let has_recovered = copied.is_ok_and(|copied| copied <= 0);
+    leave_log(connection, !has_recovered)?;
+    Ok(has_recovered)
+}
+
+/// Sets whether the last connection leaves the log as it is when it is closed.
+fn leave_log(connection: &Connection, leaves: bool) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leaves).map(drop)
 }

@@ -401,15 +401,8 @@ type WrittenBatch = (Counts, Verdicts, Option<Appended>);
 
 /// Returns whether nothing is known about what is on the disk after this error.
 fn is_lost(error: &rusqlite::Error) -> bool {
-    const FSYNC: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
-    const DIR_FSYNC: i32 = rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC;
-    match error.sqlite_error() {
-        Some(cause) => {
-            matches!(cause.extended_code, FSYNC | DIR_FSYNC)
-                || matches!(cause.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
-        }
-        None => false,
-    }
+    let is_damaged = |code| matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase);
+    database::is_failed_sync(error) || error.sqlite_error_code().is_some_and(is_damaged)
 }
 
 fn describe(error: &rusqlite::Error) -> String {

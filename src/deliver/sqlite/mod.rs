@@ -29,7 +29,7 @@ use self::row::Row;
 use self::schema::{Open, failed};
 use super::sink::{Item, Sink, SinkError};
 use crate::clock::Clock;
-use crate::database;
+use crate::database::{self, CHECKPOINT_PAGES};
 use crate::ledger::{Position, Resume};
 use crate::log_throttle::log_throttled;
 use crate::quantity::time;
@@ -54,6 +54,8 @@ pub struct SqliteSink {
     commons: Commons,
     /// A write failed: the state of the connection can no longer be trusted.
     distrusted: bool,
+    /// The sync of a checkpoint failed: the database must be recovered from its log.
+    must_recover: bool,
     /// Everything before it is in the database, as far as we know.
     reached: Position,
     collected: Vec<Row>,
@@ -93,6 +95,7 @@ impl SqliteSink {
             open: None,
             commons: Commons::default(),
             distrusted: false,
+            must_recover: false,
             reached: Position::default(),
             collected: Vec::new(),
             collected_bytes: 0,
@@ -101,11 +104,13 @@ impl SqliteSink {
 
     /// Opens the database again, which syncs its log, and reads its position.
     ///
-    /// The old connection is closed only afterwards, unless it must be recovered. While one is open,
-    /// SQLite does not recover the log, in which a transaction whose sync failed may look committed.
+    /// The old connection is closed only afterwards, unless the database must be recovered. While one
+    /// is open, SQLite does not recover the log, in which a transaction whose sync failed may look
+    /// committed.
     fn reopen(&mut self) -> Result<(), SinkError> {
-        let must_recover = |open: &mut Open| database::must_recover(&open.connection).unwrap_or(true);
-        self.open.take_if(must_recover);
+        if self.must_recover {
+            self.recover()?;
+        }
         let mut fresh = schema::open(&self.path)?;
         self.reached = self.catch_up(&mut fresh.connection).map_err(failed("read", &self.path))?;
         self.open = Some(fresh);
@@ -113,6 +118,20 @@ impl SqliteSink {
         self.commons.forget();
         self.distrusted = false;
         Ok(())
+    }
+
+    /// Makes SQLite start from the whole log, which has everything.
+    fn recover(&mut self) -> Result<(), SinkError> {
+        self.open = None;
+        let fresh = schema::connect(&self.path)?;
+        if database::has_recovered(&fresh.connection).map_err(failed("read", &self.path))? {
+            self.must_recover = false;
+            return Ok(());
+        }
+        // Stays open, so that no other connection is the last one, which would write to the file.
+        self.open = Some(fresh);
+        let why = "after a failed sync it must be recovered from its log; close it in every other process";
+        Err(self.error("recover", why))
     }
 
     fn catch_up(&self, connection: &mut Connection) -> rusqlite::Result<Position> {
@@ -170,8 +189,10 @@ impl SqliteSink {
         };
         let missing = self.collected.iter().filter(|row| row.behind > self.reached);
         match insert(&mut open.connection, &mut self.commons, &self.ledger, missing, behind) {
-            Ok(true) => database::checkpoint(&open.connection, database::CHECKPOINT_PAGES)
-                .map_err(failed("copy the log into", &self.path)),
+            Ok(true) => database::checkpoint(&open.connection, CHECKPOINT_PAGES).map_err(|error| {
+                self.must_recover = database::is_failed_sync(&error);
+                failed("copy the log into", &self.path)(error)
+            }),
             Ok(false) => {
                 let why = "another auditgate took it over (give each its own), or a trigger of another program keeps \
                            its table `delivered` as it is";
@@ -203,7 +224,8 @@ impl SqliteSink {
                 if deleted + database::shrink(connection, SHRINK_PAGES)? == 0 {
                     break;
                 }
-                database::checkpoint(connection, database::CHECKPOINT_PAGES)?;
+                database::checkpoint(connection, CHECKPOINT_PAGES)
+                    .inspect_err(|error| self.must_recover = database::is_failed_sync(error))?;
             }
             Ok(())
         };
@@ -330,7 +352,7 @@ pub fn prune_quarantine(path: &Path, cutoff: i64) -> Result<u64, SinkError> {
             if some + database::shrink(&connection, SHRINK_PAGES)? == 0 {
                 break;
             }
-            database::checkpoint(&connection, database::CHECKPOINT_PAGES)?;
+            database::checkpoint(&connection, CHECKPOINT_PAGES)?;
         }
         database::checkpoint(&connection, 0)
     };

@@ -40,17 +40,23 @@ impl Open {
 /// When it cannot be used. A file that is not a database of ours is left as it is.
 pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
     make_file(path).map_err(|cause| SinkError::new(what("make", path), cause))?;
-    must_be_file(path)?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
-    let version = examine(&connection, path)?;
-    let mode = database::prepare(&connection, BUSY_TIMEOUT).map_err(failed("open", path))?;
+    let mut open = connect(path)?;
+    let version = examine(&open.connection, path)?;
+    let mode = database::prepare(&open.connection, BUSY_TIMEOUT).map_err(failed("open", path))?;
     if mode != "wal" {
         // SQLite needs memory that processes share, which a network file system does not provide.
         let why = format!("its journal mode stays `{mode}` instead of `wal`; put it on a local disk");
         return Err(SinkError::new(what("use", path), io::Error::other(why)));
     }
-    migrate_file(&mut connection, version, path).map_err(failed("make tables in", path))?;
+    migrate_file(&mut open.connection, version, path).map_err(failed("make tables in", path))?;
+    Ok(open)
+}
+
+/// Opens an existing file, and reads nothing of it.
+pub(super) fn connect(path: &Path) -> Result<Open, SinkError> {
+    must_be_file(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
     let metadata = path.metadata().map_err(|cause| SinkError::new(what("inspect", path), cause))?;
     Ok(Open { connection, device: metadata.dev(), inode: metadata.ino() })
 }
@@ -61,9 +67,7 @@ pub(super) fn open(path: &Path) -> Result<Open, SinkError> {
 /// # Errors
 /// When it cannot be used.
 pub(super) fn open_existing(path: &Path) -> Result<Connection, SinkError> {
-    must_be_file(path)?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed("open", path))?;
+    let Open { connection, .. } = connect(path)?;
     if examine(&connection, path)? == 0 {
         return Err(refused(path, "it has no tables yet".to_owned()));
     }

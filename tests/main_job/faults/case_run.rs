@@ -206,9 +206,17 @@ impl CaseRun<'_> {
                     self.post_megabyte();
                 }
                 self.settle();
-                drop(reader);
+                reader.execute_batch("COMMIT").unwrap();
                 self.arm_fault(port);
                 self.post(BATCH);
+                if step.process == Process::GoesOn && !self.case.is_killed {
+                    // What SQLite counts on outlasts the sink's connection while another is open.
+                    wait_until("the sink waits for the reader to close the database", || {
+                        let report = self.ask("/readyz").map_err(|error| error.to_string())?;
+                        let report = String::from_utf8(report.body).unwrap();
+                        if report.contains("close it in every other process") { Ok(()) } else { Err(report) }
+                    });
+                }
             }
             Trigger::Shrinking => {
                 // More than the ledger frees without a checkpoint of its own, while one sink is
