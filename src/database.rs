@@ -110,16 +110,17 @@ pub fn is_failed_sync(error: &rusqlite::Error) -> bool {
 /// open any more; until then closing this one leaves the log as it is.
 ///
 /// # Errors
-/// When the connection cannot be set up.
+/// When SQLite cannot read the log. Then, too, closing leaves the log as it is.
 pub fn has_recovered(connection: &Connection) -> rusqlite::Result<bool> {
-    let copied = connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get::<_, i64>(2));
-    // What was dropped may be what SQLite reads first.
-    let has_recovered = copied.is_ok_and(|copied| copied <= 0);
+    leave_log(connection, true)?;
+    let state = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(2)?));
+    let (busy, copied) = connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], state)?;
+    let has_recovered = busy == 0 && copied <= 0;
     leave_log(connection, !has_recovered)?;
     Ok(has_recovered)
 }
 
-/// Sets whether the last connection leaves the log as it is when it is closed.
+/// Sets whether this connection, if it is closed last, leaves the log as it is.
 fn leave_log(connection: &Connection, leaves: bool) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leaves).map(drop)
 }

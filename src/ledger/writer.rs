@@ -29,6 +29,7 @@ use super::subscription::{Position, Skipped, Subscription};
 use super::verdicts::Verdicts;
 use crate::clock::Clock;
 use crate::database;
+use crate::log_throttle::log_throttled;
 
 pub(super) enum Message {
     /// Commits a batch.
@@ -137,7 +138,8 @@ impl Writer {
             };
             let waiting = self.gather(first, &mut closing);
             let commits = self.queue.group();
-            let mut result = self.transact(commits, waiting).and_then(|()| self.checkpoint());
+            let mut result =
+                self.transact(commits, waiting).and_then(|()| self.checkpoint(database::CHECKPOINT_PAGES));
             if closing && self.queue.is_empty() && result.is_ok() {
                 self.parts.feed.close();
                 return;
@@ -346,13 +348,10 @@ impl Writer {
         if !self.more_housekeeping {
             self.last_housekeeping = Instant::now();
         }
-        let result = match cleaned {
+        match cleaned {
             // The file itself becomes smaller when its log is copied into it.
-            Ok(false) if was_busy => database::checkpoint(&self.parts.connection, 0),
-            result => result.map(drop),
-        };
-        match result {
-            Ok(()) => Ok(()),
+            Ok(false) if was_busy => self.checkpoint(0),
+            Ok(_) => Ok(()),
             Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
             Err(error) => {
                 tracing::warn!(
@@ -367,13 +366,22 @@ impl Writer {
         }
     }
 
-    /// Copies a long log into the file, after the answers, which do not depend on it. What could
-    /// not be written is tried again later; the log still has it all.
-    fn checkpoint(&self) -> Result<(), Failed> {
-        match database::checkpoint(&self.parts.connection, database::CHECKPOINT_PAGES) {
-            Err(error) if is_lost(&error) => Err(Failed::Untrusted(describe(&error))),
-            _ => Ok(()),
+    /// Copies the log into the file when it has `pages` pages or more. The answers, which do not
+    /// depend on it, are out. What could not be written is tried again later; the log still has it
+    /// all.
+    fn checkpoint(&self, pages: i64) -> Result<(), Failed> {
+        let Err(error) = database::checkpoint(&self.parts.connection, pages) else { return Ok(()) };
+        if is_lost(&error) {
+            return Err(Failed::Untrusted(describe(&error)));
         }
+        log_throttled!(
+            warn,
+            "ledger",
+            code = "ledger-checkpoint-failed",
+            "cannot copy the log of the ledger into its file: {cause}; retrying",
+            cause = describe(&error)
+        );
+        Ok(())
     }
 
     /// Runs one step; returns true when there is more to do.

@@ -29,7 +29,7 @@ use self::row::Row;
 use self::schema::{Open, failed};
 use super::sink::{Item, Sink, SinkError};
 use crate::clock::Clock;
-use crate::database::{self, CHECKPOINT_PAGES};
+use crate::database;
 use crate::ledger::{Position, Resume};
 use crate::log_throttle::log_throttled;
 use crate::quantity::time;
@@ -102,13 +102,41 @@ impl SqliteSink {
         }
     }
 
+    /// Makes the database ready for a transaction: it is open, and was opened again after a failure;
+    /// a long log was copied into it.
+    fn get_ready(&mut self) -> Result<(), SinkError> {
+        if let Some(open) = &self.open
+            && !open.is_at(&self.path)
+        {
+            let path = self.path.display();
+            log_throttled!(
+                warn,
+                &path.to_string(),
+                code = "database-moved",
+                %path,
+                "{path} was renamed or removed by another process; writing continues in a new database"
+            );
+            self.open = None;
+            self.must_recover = false;
+        }
+        if self.distrusted || self.open.is_none() {
+            self.reopen()?;
+        }
+        let Some(open) = &self.open else { return Ok(()) };
+        database::checkpoint(&open.connection, database::CHECKPOINT_PAGES).map_err(|error| {
+            self.distrusted = true;
+            self.must_recover = database::is_failed_sync(&error);
+            failed("copy the log into", &self.path)(error)
+        })
+    }
+
     /// Opens the database again, which syncs its log, and reads its position.
     ///
     /// The old connection is closed only afterwards, unless the database must be recovered. While one
     /// is open, SQLite does not recover the log, in which a transaction whose sync failed may look
     /// committed.
     fn reopen(&mut self) -> Result<(), SinkError> {
-        if self.must_recover {
+        if self.must_recover && self.path.exists() {
             self.recover()?;
         }
         let mut fresh = schema::open(&self.path)?;
@@ -124,14 +152,18 @@ impl SqliteSink {
     fn recover(&mut self) -> Result<(), SinkError> {
         self.open = None;
         let fresh = schema::connect(&self.path)?;
-        if database::has_recovered(&fresh.connection).map_err(failed("read", &self.path))? {
-            self.must_recover = false;
-            return Ok(());
-        }
+        let cause = match database::has_recovered(&fresh.connection) {
+            Ok(true) => {
+                self.must_recover = false;
+                return Ok(());
+            }
+            Ok(false) => "it is still open".to_owned(),
+            // What was lost may be what SQLite reads first.
+            Err(error) => error.to_string(),
+        };
         // Stays open, so that no other connection is the last one, which would write to the file.
         self.open = Some(fresh);
-        let why = "after a failed sync it must be recovered from its log; close it in every other process";
-        Err(self.error("recover", why))
+        Err(self.error("recover", format!("{cause}; close it in every other process")))
     }
 
     fn catch_up(&self, connection: &mut Connection) -> rusqlite::Result<Position> {
@@ -168,31 +200,13 @@ impl SqliteSink {
 
     /// Writes what was collected and the position to the database, all or nothing.
     fn write(&mut self, behind: Position) -> Result<(), SinkError> {
-        if let Some(open) = &self.open
-            && !open.is_at(&self.path)
-        {
-            let path = self.path.display();
-            log_throttled!(
-                warn,
-                &path.to_string(),
-                code = "database-moved",
-                %path,
-                "{path} was renamed or removed by another process; writing continues in a new database"
-            );
-            self.open = None;
-        }
-        if self.distrusted || self.open.is_none() {
-            self.reopen()?;
-        }
+        self.get_ready()?;
         let Some(open) = &mut self.open else {
             return Err(self.error("write to", "it is not open"));
         };
         let missing = self.collected.iter().filter(|row| row.behind > self.reached);
         match insert(&mut open.connection, &mut self.commons, &self.ledger, missing, behind) {
-            Ok(true) => database::checkpoint(&open.connection, CHECKPOINT_PAGES).map_err(|error| {
-                self.must_recover = database::is_failed_sync(&error);
-                failed("copy the log into", &self.path)(error)
-            }),
+            Ok(true) => Ok(()),
             Ok(false) => {
                 let why = "another auditgate took it over (give each its own), or a trigger of another program keeps \
                            its table `delivered` as it is";
@@ -208,41 +222,42 @@ impl SqliteSink {
 
     /// Deletes expired rows and shrinks the file, a little at a time. A failure is retried later.
     fn run_housekeeping(&mut self, steps: usize) {
-        let Some(open) = &self.open else { return };
-        let connection = &open.connection;
-        let mut work = || -> rusqlite::Result<()> {
-            let cutoff = match &mut self.retention {
-                Some(retention) => Some(retention.cutoff(connection, &self.path)?),
-                None => None,
-            };
-            for _ in 0..steps {
-                let deleted = match cutoff {
-                    Some(cutoff) => delete_some(connection, &mut self.commons, cutoff)?,
-                    None => 0,
-                };
-                // There is free space without `retain` too, after a migration.
-                if deleted + database::shrink(connection, SHRINK_PAGES)? == 0 {
-                    break;
-                }
-                database::checkpoint(connection, CHECKPOINT_PAGES)
-                    .inspect_err(|error| self.must_recover = database::is_failed_sync(error))?;
-            }
-            Ok(())
-        };
-        if let Err(error) = work() {
+        if let Err(error) = self.clean_up(steps) {
             let path = self.path.display();
             log_throttled!(
                 warn,
                 &path.to_string(),
                 code = "database-expiry-failed",
                 %path,
-                "cannot delete expired events from {path}: {error}; retrying"
+                "expired events stay in {path}: {error}; retrying"
             );
             self.distrusted = true;
         }
     }
 
-    fn error(&self, verb: &str, why: &'static str) -> SinkError {
+    fn clean_up(&mut self, steps: usize) -> Result<(), SinkError> {
+        let mut cutoff = None;
+        for _ in 0..steps {
+            self.get_ready()?;
+            let Self { path, retention, open: Some(Open { connection, .. }), commons, .. } = self else {
+                break;
+            };
+            let delete_some = || -> rusqlite::Result<usize> {
+                if let (Some(retention), None) = (retention, cutoff) {
+                    cutoff = Some(retention.cutoff(connection, path)?);
+                }
+                let deleted = cutoff.map_or(Ok(0), |cutoff| delete_some(connection, commons, cutoff))?;
+                // There is free space without `retain` too, after a migration.
+                Ok(deleted + database::shrink(connection, SHRINK_PAGES)?)
+            };
+            if delete_some().map_err(failed("delete expired events from", path))? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, verb: &str, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SinkError {
         let what = format!("cannot {verb} the database {}", self.path.display());
         SinkError::new(what, io::Error::other(why))
     }
@@ -352,7 +367,7 @@ pub fn prune_quarantine(path: &Path, cutoff: i64) -> Result<u64, SinkError> {
             if some + database::shrink(&connection, SHRINK_PAGES)? == 0 {
                 break;
             }
-            database::checkpoint(&connection, CHECKPOINT_PAGES)?;
+            database::checkpoint(&connection, database::CHECKPOINT_PAGES)?;
         }
         database::checkpoint(&connection, 0)
     };
