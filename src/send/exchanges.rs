@@ -44,7 +44,9 @@ async fn deliver(
 fn long_line() -> Vec<u8> {
     use rand::{RngExt as _, SeedableRng as _};
     let mut rng = rand::rngs::StdRng::seed_from_u64(1);
-    let mut line: Vec<u8> = (0..16 << 20).map(|_| rng.random_range(32..=255)).collect();
+    // Repeated, but not within the 32 KiB that gzip looks back.
+    let block: Vec<u8> = (0..64 << 10).map(|_| rng.random_range(32..=255)).collect();
+    let mut line = block.repeat(256);
     line.push(b'\n');
     line
 }
