@@ -206,8 +206,9 @@ impl CaseRun<'_> {
                     self.post_megabyte();
                 }
                 self.settle();
-                reader.execute_batch("COMMIT").unwrap();
+                // A part of a checkpoint syncs nothing.
                 self.arm_fault(port);
+                reader.execute_batch("COMMIT").unwrap();
                 self.post(BATCH);
                 if step.process == Process::GoesOn && !self.case.is_killed {
                     // What SQLite counts on outlasts the sink's connection while another is open.
