@@ -124,7 +124,6 @@ impl SqliteSink {
         }
         let Some(open) = &self.open else { return Ok(()) };
         database::checkpoint(&open.connection, database::CHECKPOINT_PAGES).map_err(|error| {
-            self.distrusted = true;
             self.must_recover = database::is_failed_sync(&error);
             failed("copy the log into", &self.path)(error)
         })
