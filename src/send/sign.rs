@@ -53,15 +53,19 @@ pub fn line(format: Format, event: &Event, key: Option<&SigningKey>) -> Result<V
         Format::Json => json::write(&event),
         Format::Cps => json::write_wrapped(&event),
     };
+    // Values are the caller's: a number that is not a JSON number would break the line. CEF has been
+    // read back already.
+    let is_readable = format == Format::Cef
+        || !line.contains(&b'\n')
+            && Line::parse(&line).is_ok_and(|read| read.format() == format && read.is_of(&event));
+    if !is_readable {
+        return Err(SignError::Unrepresentable(format));
+    }
     if let Some(key) = key {
         let signature = key.0.sign(&line).to_bytes();
         signature::insert(format, &mut line, &signature);
     }
-    // Values are the caller's: a number that is not a JSON number would break the line.
-    let is_readable = Line::parse(&line).is_ok_and(|read| {
-        read.format() == format && read.signed().is_some() == key.is_some() && read.is_of(&event)
-    });
-    if is_readable && !line.contains(&b'\n') { Ok(line) } else { Err(SignError::Unrepresentable(format)) }
+    Ok(line)
 }
 
 /// Writes an input line (CEF, JSON, CPS or a JSON object of fields) as the line to send, up to its

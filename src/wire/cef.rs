@@ -131,7 +131,7 @@ pub fn write(event: &Event) -> Result<Vec<u8>, WriteError> {
         return Err(WriteError::Unrepresentable("`event_ts` begins like JSON".to_owned()));
     }
     match parse(&out) {
-        Ok(line) if line.event() == *event => Ok(out.into_bytes()),
+        Ok(line) if line.is_of(event) => Ok(out.into_bytes()),
         Ok(line) => Err(WriteError::Unrepresentable(difference(event, &line.event()))),
         Err(Malformed(detail)) => Err(WriteError::Unrepresentable(detail.into_owned())),
     }
@@ -251,24 +251,33 @@ fn unescaped_bar(text: &str) -> Option<usize> {
 }
 
 fn escape_header(out: &mut String, text: &str) {
-    for character in text.chars() {
-        if matches!(character, '|' | '\\') {
-            out.push('\\');
-        }
-        out.push(character);
-    }
+    escape(out, text, |byte| match byte {
+        b'|' => Some("\\|"),
+        b'\\' => Some("\\\\"),
+        _ => None,
+    });
 }
 
 fn escape_extension(out: &mut String, text: &str) {
-    for character in text.chars() {
-        match character {
-            '=' => out.push_str("\\="),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            _ => out.push(character),
-        }
+    escape(out, text, |byte| match byte {
+        b'=' => Some("\\="),
+        b'\\' => Some("\\\\"),
+        b'\n' => Some("\\n"),
+        b'\r' => Some("\\r"),
+        _ => None,
+    });
+}
+
+/// Appends a text in which some ASCII characters have another spelling.
+fn escape(out: &mut String, mut text: &str, spelling: impl Fn(u8) -> Option<&'static str>) {
+    while let Some((at, spelled)) =
+        text.bytes().enumerate().find_map(|(at, byte)| Some((at, spelling(byte)?)))
+    {
+        out.push_str(&text[..at]);
+        out.push_str(spelled);
+        text = &text[at + 1..];
     }
+    out.push_str(text);
 }
 
 /// Returns the first field that would be parsed back differently.

@@ -81,19 +81,16 @@ impl<'a> Line<'a> {
 
     /// Returns the event, in the one schema of every format.
     pub fn event(&self) -> Event {
-        let fields =
-            self.fields.iter().map(|field| (schema::interned(&field.key), field.read().into_owned()));
-        let ambiguous = self.ambiguous.iter().map(|key| key.clone().into_owned());
-        Event::from_parts(fields.collect(), ambiguous.collect())
+        let fields = self.fields().map(|field| (schema::interned(&field.key), field.value().into_owned()));
+        let ambiguous = self.ambiguous().into_iter().map(str::to_owned);
+        Event::from_sorted(fields.collect(), ambiguous.collect())
     }
 
-    /// Returns whether an event has the same fields, apart from `sig`; never when a key of the line
-    /// is ambiguous.
+    /// Returns whether an event is exactly this line's; never when a key is ambiguous.
     pub(crate) fn is_of(&self, event: &Event) -> bool {
-        let own = self.fields().filter(|field| field.key != "sig").map(|field| (&*field.key, field.value()));
-        let others = event.fields().filter(|(name, _)| *name != "sig");
-        let others = others.map(|(name, value)| (name, value.as_ref()));
-        self.ambiguous.is_empty() && own.eq(others)
+        let own = self.fields().map(|field| (&*field.key, field.value()));
+        let others = event.fields().map(|(name, value)| (name, value.as_ref()));
+        self.ambiguous.is_empty() && event.ambiguous().is_empty() && own.eq(others)
     }
 
     /// Returns the fields in the order of [`Event::fields`].

@@ -550,12 +550,18 @@ proptest! {
     }
 
     #[test]
-    fn a_signed_line_of_any_event_verifies(event in any_event()) {
-        if let Ok(line) = write(&event) {
-            signed(Format::Cef, line);
+    fn a_signed_line_of_any_event_verifies_and_is_read_as_it_was(event in any_event()) {
+        for (format, line) in [
+            (Format::Cef, write(&event).ok()),
+            (Format::Json, Some(super::super::json::write(&event))),
+            (Format::Cps, Some(super::super::json::write_wrapped(&event))),
+        ] {
+            let Some(line) = line else { continue };
+            let signed = signed(format, line.clone());
+            let mut read = Line::parse(&signed).unwrap().event();
+            prop_assert!(read.remove("sig").is_some());
+            prop_assert_eq!(read, Line::parse(&line).unwrap().event());
         }
-        signed(Format::Json, super::super::json::write(&event));
-        signed(Format::Cps, super::super::json::write_wrapped(&event));
     }
 
     #[test]
