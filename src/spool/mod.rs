@@ -304,7 +304,9 @@ impl Intake {
         if !self.is_full() {
             return true;
         }
-        tracing::warn!(
+        log_throttled!(
+            warn,
+            name,
             code = "spool-full",
             input = name,
             "the spool is full; input \"{name}\" is not read until the receiver has taken some of it"

@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
@@ -303,6 +303,7 @@ fn an_outage_fills_the_spool_holds_the_input_and_loses_nothing() {
     assert!(waiting < count / 2, "the input is not held: {waiting} events wait");
     assert!(status["ledger"]["backlog_bytes"].as_u64().unwrap() < 1 << 20, "{status}");
 
+    let began = Instant::now();
     let _receiver = Daemon::start(&site);
     wait_until("everything has arrived", || {
         let arrived = arrived(&site).len() as u64;
@@ -310,6 +311,10 @@ fn an_outage_fills_the_spool_holds_the_input_and_loses_nothing() {
     });
     assert!(arrived(&site) == (0..count).collect::<Vec<_>>(), "in their order");
     assert!(peak_memory(sender.0.id()) < 100 << 10, "{} KiB", peak_memory(sender.0.id()));
+    // The spool is full again after each batch, which is worth a message every 10 s.
+    let log = String::from_utf8(site.read("send.log")).unwrap();
+    let messages = log.matches("the spool is full").count() as u64;
+    assert!((1..=2 + began.elapsed().as_secs() / 10).contains(&messages), "{log}");
     wait_until("the sender is ready", || {
         let answer = get(&site, "/readyz");
         if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
