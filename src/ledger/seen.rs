@@ -66,10 +66,10 @@ struct Partition {
 
 /// Maximum number of rejected lines of a source in each group of hashes. A line takes about 22 bytes
 /// of the database.
-const REJECTS: usize = 32;
+pub(super) const REJECTS: usize = 32;
 
 /// Number of bits of a rejected line's place within its group: there are 8,192 groups.
-const GROUP_BITS: u32 = leaf::PLACE_BITS - 13;
+pub(super) const GROUP_BITS: u32 = leaf::PLACE_BITS - 13;
 
 /// Maximum number of leaves of a partition that are deleted in one step: 1 MiB.
 const STEP: usize = 256;
