@@ -326,8 +326,10 @@ struct ReadBody {
 /// Reads a body within its limit, acquiring memory for what has arrived.
 async fn read(mut body: Incoming, rules: &Rules) -> Result<Result<ReadBody, Refusal>, Aborted> {
     let (limit, body_deadline) = (rules.body_limit, rules.body_deadline);
-    let mut memory = rules.memory.permit(body.size_hint().exact());
-    let mut bytes = Vec::new();
+    let declared = body.size_hint().exact();
+    let mut memory = rules.memory.permit(declared);
+    // A large body begins where it stays: grown from small blocks, it would leave gaps among them.
+    let mut bytes = Vec::with_capacity(declared.map_or(0, |bytes| bytes.min(1 << 20) as usize));
     let start = Instant::now();
     let mut begun = start;
     loop {

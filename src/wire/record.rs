@@ -10,8 +10,10 @@ mod text;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io::Write as _;
 
 use base64::Engine as _;
+use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -95,7 +97,10 @@ fn begin(out: &mut Vec<u8>, received_at: i64, source: &str) {
 fn end_with_raw(out: &mut Vec<u8>, raw: &[u8], text: Option<&str>) {
     match text {
         Some(text) => member_text(out, ",\"raw\":", text),
-        None => member_text(out, ",\"raw_base64\":", &STANDARD.encode(raw)),
+        None => {
+            // Piece by piece: a body that cannot be decoded is a line, too.
+            let _ = write!(out, ",\"raw_base64\":\"{}\"", Base64Display::new(raw, &STANDARD));
+        }
     }
     out.extend_from_slice(b"}\n");
 }

@@ -373,6 +373,26 @@ fn bodies_that_cannot_be_decoded_are_held_once() {
 }
 
 #[test]
+fn bodies_that_arrive_side_by_side_take_little_more_than_their_size() {
+    const BODIES: usize = 64;
+    const PIECES: usize = 32;
+    let piece = [b'x'; 64 << 10];
+    let site = Site::new();
+    let daemon = Daemon::start(&site);
+    let before = daemon.memory("VmHWM:");
+    let mut clients: Vec<_> = (0..BODIES).map(|_| daemon.connect()).collect();
+    clients.iter_mut().for_each(|client| client.begin_post(PIECES * piece.len() + 1));
+    for _ in 0..PIECES {
+        clients.iter_mut().for_each(|client| client.send(&piece));
+    }
+    let arrived = BODIES * PIECES * piece.len();
+    daemon.wait_for_count("auditgate_in_flight_bytes", arrived as u64);
+    let grown = daemon.memory("VmHWM:") - before;
+    eprintln!("{} KiB arrived, memory grew by {grown} KiB", arrived >> 10);
+    assert!(grown < (arrived as u64 >> 10) + (16 << 10), "memory grew by {grown} KiB");
+}
+
+#[test]
 fn a_batch_of_maximum_size_fits_into_the_minimum_budget() {
     // Seven eighths of it: 8 KiB, 64 KiB, 1000 lines of 256 bytes, and 128 KiB.
     let limits = |in_flight: &str| {
