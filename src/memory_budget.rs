@@ -2,8 +2,8 @@
 //!
 //! A batch acquires memory as its bytes arrive and as they inflate, never what a peer claims, and
 //! releases everything when it is done. A request that finds no memory waits briefly, then is
-//! refused: of requests that wait for each other's memory, the one that began to wait first is
-//! refused first, and the next gets what it held.
+//! refused. Of requests that wait for each other's memory, the one that has waited longest is
+//! refused first, and the others get what it held.
 //!
 //! A batch that takes more than a [`SMALL`]th of the budget, or whose body may, needs a permit of a
 //! second semaphore, which leaves some memory to small batches: large ones cannot keep them out,
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// The whole budget. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub struct MemoryPermit {
     bytes: usize,
     /// The body may be large.
     may_be_large: bool,
+    /// Time for which it has waited.
+    waited: Duration,
     all: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,
 }
@@ -70,8 +72,8 @@ pub fn needed(body: usize, decoded: usize, lines: usize) -> usize {
 }
 
 impl MemoryBudget {
-    /// Creates the budget for a `limits.in_flight` in bytes. A batch that finds no memory waits for
-    /// each step at most `wait`.
+    /// Creates the budget for a `limits.in_flight` in bytes. A batch waits for memory for at most
+    /// `wait` altogether.
     pub fn new(in_flight: usize, wait: Duration) -> Self {
         let capacity = (in_flight - in_flight / 16, largest(in_flight));
         let semaphore = |bytes| Arc::new(Semaphore::new(kib(bytes).min(Semaphore::MAX_PERMITS)));
@@ -84,7 +86,14 @@ impl MemoryBudget {
     /// While it waits for memory of large batches it holds none of the small ones'.
     pub fn permit(&self, body: Option<u64>) -> MemoryPermit {
         let may_be_large = body.is_none_or(|bytes| bytes > self.shared.small as u64);
-        MemoryPermit { budget: self.clone(), bytes: 0, may_be_large, all: None, large: None }
+        MemoryPermit {
+            budget: self.clone(),
+            bytes: 0,
+            may_be_large,
+            waited: Duration::ZERO,
+            all: None,
+            large: None,
+        }
     }
 
     /// Returns the number of acquired bytes.
@@ -102,11 +111,13 @@ impl MemoryPermit {
         }
         let (all, large) = self.missing(bytes);
         let budget = Arc::clone(&self.budget.shared);
-        let acquired = timeout(budget.wait, async {
+        let asked = Instant::now();
+        let acquired = timeout(budget.wait.saturating_sub(self.waited), async {
             merge(&mut self.large, Arc::clone(&budget.large).acquire_many_owned(large).await.ok());
             merge(&mut self.all, Arc::clone(&budget.all).acquire_many_owned(all).await.ok());
         });
         let is_acquired = acquired.await.is_ok();
+        self.waited += asked.elapsed();
         if is_acquired {
             self.bytes += bytes;
         }
@@ -125,6 +136,11 @@ impl MemoryPermit {
         merge(&mut self.large, Some(large));
         self.bytes += bytes;
         true
+    }
+
+    /// Returns for how long the batch has waited for memory.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Returns whether the batch would no longer be small with that many more bytes.
@@ -184,7 +200,7 @@ mod tests {
         assert!(first.grow(1).await && first.grow(PART - 1).await && first.grow(9 * PART).await);
         assert_eq!(budget.used(), 10 * PART);
         let mut second = budget.permit(Some(0));
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         assert!(second.grow(4 * PART).await && !second.grow(1024).await);
         assert_eq!(begun.elapsed(), SECOND);
         assert!(second.could_grow(10 * PART) && !second.could_grow(10 * PART + 1));
@@ -234,6 +250,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn of_many_requests_that_do_not_fit_together_some_are_granted() {
         let budget = budget();
+        let begun = Instant::now();
         let granted = Arc::new(AtomicUsize::new(0));
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..64 {
@@ -252,6 +269,7 @@ mod tests {
         }
         while tasks.join_next().await.is_some() {}
         assert!(granted.load(Ordering::Relaxed) > 0);
+        assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
         assert_eq!(budget.used(), 0);
     }
 }

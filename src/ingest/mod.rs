@@ -85,8 +85,6 @@ pub struct Delivery {
     pub declared_coding: Option<String>,
     /// The bytes.
     pub body: Vec<u8>,
-    /// Time for which it has waited for memory so far.
-    pub queued: Duration,
     /// Memory of the bytes; inflating them and judging the lines take more.
     pub memory: MemoryPermit,
 }
@@ -221,7 +219,7 @@ impl Ingest {
         let source = Arc::clone(&delivery.source);
         let keys = source.keys_in_force()?;
         let by = keys.clone();
-        let mut queued = delivery.queued;
+        let mut queued = delivery.memory.waited();
         let mut judged = self
             .work(delivery.body.len(), move |work| work.decode_and_judge(delivery, by.as_deref()))
             .await??;
@@ -360,7 +358,7 @@ impl Work {
         delivery: Delivery,
         keys: Option<&KeySet>,
     ) -> Result<JudgedBody, Rejection> {
-        let Delivery { source, received_at, declared_coding, body, mut memory, queued: _ } = delivery;
+        let Delivery { source, received_at, declared_coding, body, mut memory } = delivery;
         let coding = Coding::of(declared_coding.as_deref(), &body).map_err(|_| Rejection::UnknownCoding)?;
         let (mut refused, caps) = (None, self.limits.caps);
         let (inflating, mut alone) = (Arc::clone(&self.inflating), None);

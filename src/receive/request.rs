@@ -262,7 +262,7 @@ impl Service {
     ) -> Result<Result<CommitReceipt, Refusal>, Aborted> {
         let declared_coding = coding(request.headers());
         let read = read(request.into_body(), rules).await;
-        let ReadBody { body, memory, elapsed, queued } = match read.inspect_err(|aborted| {
+        let ReadBody { body, memory, elapsed } = match read.inspect_err(|aborted| {
             let source: &str = &route.source.name;
             log_throttled!(
                 info,
@@ -282,7 +282,6 @@ impl Service {
             received_at: (self.now)(),
             declared_coding,
             body,
-            queued,
             memory,
         };
         Ok(self.ingest(&rules.ingest, delivery).await)
@@ -319,8 +318,6 @@ struct ReadBody {
     memory: MemoryPermit,
     /// Time that it took to arrive.
     elapsed: Duration,
-    /// Time for which it waited for memory.
-    queued: Duration,
 }
 
 /// Reads a body within its limit, acquiring memory for what has arrived.
@@ -331,15 +328,15 @@ async fn read(mut body: Incoming, rules: &Rules) -> Result<Result<ReadBody, Refu
     // A large body begins where it stays: grown from small blocks, it would leave gaps among them.
     let mut bytes = Vec::with_capacity(declared.map_or(0, |bytes| bytes.min(1 << 20) as usize));
     let start = Instant::now();
-    let mut begun = start;
     loop {
+        // Time spent waiting for memory does not count against the sender.
+        let begun = start + memory.waited();
         let deadline = body_deadline.deadline(begun, bytes.len());
         let Ok(frame) = timeout_at(deadline.into(), body.frame()).await else {
             return Err(Aborted::TooSlow);
         };
         let Some(frame) = frame else {
-            let (elapsed, queued) = (begun.elapsed(), begun - start);
-            return Ok(Ok(ReadBody { body: bytes, memory, elapsed, queued }));
+            return Ok(Ok(ReadBody { body: bytes, memory, elapsed: begun.elapsed() }));
         };
         let Ok(frame) = frame.map_err(|_| Aborted::CutOff)?.into_data() else {
             continue;
@@ -347,12 +344,9 @@ async fn read(mut body: Incoming, rules: &Rules) -> Result<Result<ReadBody, Refu
         if bytes.len() + frame.len() > limit {
             return Ok(Err(Refusal::BodyTooLarge(limit)));
         }
-        let asked = Instant::now();
         if !memory.grow(frame.len()).await {
             return Ok(Err(Refusal::Rejected(Rejection::NoMemory)));
         }
-        // Time spent waiting for memory does not count against the sender.
-        begun += asked.elapsed();
         bytes.extend_from_slice(&frame);
     }
 }
