@@ -190,8 +190,7 @@ impl Ledger {
     }
 
     /// Records that everything before `position` is safe in a sink, soon: with the next commit, or
-    /// within a tenth of a second. A batch that every sink has is forgotten in the same
-    /// transaction.
+    /// after 20 ms. A batch that every sink has is forgotten in the same transaction.
     pub fn advance(&self, sink: &str, position: Position, mark: Vec<u8>) {
         // A closed ledger means that the process ends, and at the next start the sink will find out
         // by itself what it has.

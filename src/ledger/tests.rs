@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::handle::PROGRESS;
+use super::writer::ADVANCE_DELAY;
 use super::*;
 use crate::clock::tests::Times;
 use crate::wire::batch::{Coding, Packing};
@@ -390,6 +391,27 @@ fn batches_wait_for_their_sink_in_order_and_are_deleted_after_delivery() {
     // Positions continue although the table is empty.
     fixture.commit_line("3", Some(NOON));
     assert_eq!(take(&mut fixture.outbox(), 0), Some(4));
+}
+
+#[test]
+fn progress_of_a_sink_is_recorded_with_the_next_batch() {
+    let mut fixture = Fixture::new();
+    let at = |batch, line| Position { batch, line };
+    let recorded = |fixture: &Fixture| fixture.ledger().resume("all").unwrap().unwrap().position;
+    let advance = |fixture: &Fixture, position| fixture.ledger().advance("all", position, Vec::new());
+    fixture.commit_line("1", Some(NOON));
+    let began = Instant::now();
+    advance(&fixture, at(1, 1));
+    while recorded(&fixture) != at(1, 1) {
+        std::thread::yield_now();
+    }
+    assert!(began.elapsed() >= ADVANCE_DELAY, "in a transaction of its own, at once");
+    advance(&fixture, at(2, 0));
+    fixture.commit_line("2", Some(NOON));
+    assert_eq!(recorded(&fixture), at(2, 0));
+    advance(&fixture, at(2, 1));
+    fixture.reopen();
+    assert_eq!(recorded(&fixture), at(2, 1), "at the end");
 }
 
 #[test]

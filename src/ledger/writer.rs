@@ -68,6 +68,8 @@ pub(super) struct Writer {
     queue: Queue,
     /// Positions to record: the newest of each sink.
     advances: BTreeMap<String, (Position, Vec<u8>)>,
+    /// Time at which they are recorded, if no batch comes before.
+    advances_due: Option<Instant>,
     last_housekeeping: Instant,
     /// There is something to do: one step of housekeeping was not enough, or many bytes have been
     /// deleted.
@@ -76,8 +78,10 @@ pub(super) struct Writer {
     freed_bytes: u64,
 }
 
-/// Maximum delay before positions are recorded without a commit.
-const ADVANCE_DELAY: Duration = Duration::from_millis(100);
+/// Maximum delay before positions are recorded without a commit: a sync each, which the next batch
+/// would have to wait for. Longer than a sync, so that busy senders bring the commit; short enough
+/// for a sink that may have little in hand and waits for this.
+pub(super) const ADVANCE_DELAY: Duration = Duration::from_millis(20);
 
 /// Time between two searches for expired fingerprints and free pages.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
@@ -110,6 +114,7 @@ impl Writer {
             eviction,
             queue: Queue::default(),
             advances: BTreeMap::new(),
+            advances_due: None,
             last_housekeeping: Instant::now(),
             more_housekeeping: false,
             freed_bytes: 0,
@@ -124,10 +129,12 @@ impl Writer {
             let unwritable = self.parts.gauges.unwritable.load(Ordering::Relaxed);
             let timeout = if closing || !self.queue.is_empty() {
                 Duration::ZERO
-            } else if !unwritable && self.more_housekeeping {
+            } else if unwritable {
+                DISK_CHECK_INTERVAL
+            } else if self.more_housekeeping || self.must_evict() {
                 HOUSEKEEPING_PAUSE
-            } else if !self.advances.is_empty() || self.must_evict() {
-                ADVANCE_DELAY
+            } else if let Some(due) = self.advances_due {
+                due.saturating_duration_since(Instant::now())
             } else {
                 DISK_CHECK_INTERVAL
             };
@@ -166,6 +173,9 @@ impl Writer {
                 Message::Commit(commit) => self.queue.push(*commit),
                 Message::Advance { sink, position, mark, reply } => {
                     self.advances.insert(sink, (position, mark));
+                    let delay = if reply.is_some() { Duration::ZERO } else { ADVANCE_DELAY };
+                    let due = Instant::now() + delay;
+                    self.advances_due = Some(self.advances_due.map_or(due, |earlier| earlier.min(due)));
                     waiting.extend(reply);
                 }
                 Message::Ping(reply) => {
@@ -175,7 +185,10 @@ impl Writer {
                     self.seen.adjust(windows);
                     self.eviction = Eviction::new(limit, self.parts.in_hand_bytes, &self.parts.subscriptions);
                 }
-                Message::Close => *closing = true,
+                Message::Close => {
+                    *closing = true;
+                    self.advances_due = self.advances_due.map(|_| Instant::now());
+                }
             }
             next = self.parts.inbox.try_recv().ok();
         }
@@ -186,11 +199,11 @@ impl Writer {
     /// when the ledger's files are no longer where the next start will look for them.
     fn transact(&mut self, mut commits: Vec<Commit>, waiting: Vec<Answer<()>>) -> Result<(), Failed> {
         let probing = self.parts.gauges.unwritable.load(Ordering::Relaxed);
-        let is_idle = commits.is_empty() && self.advances.is_empty();
+        let began = Instant::now();
+        let is_idle = commits.is_empty() && self.advances_due.is_none_or(|due| due > began);
         if is_idle && !probing && !self.must_evict() {
             return self.is_in_place();
         }
-        let began = Instant::now();
         let written = self.write(&mut commits);
         self.is_in_place()?;
         match written {
@@ -320,6 +333,7 @@ impl Writer {
         }
         feed.remove(&written.deleted.batches);
         let advances = std::mem::take(&mut self.advances);
+        self.advances_due = None;
         feed.record(advances.into_iter().map(|(sink, (position, _))| (sink, position)));
         gauges.set_backlog(written.backlog);
         gauges.add_skipped(written.lost);
