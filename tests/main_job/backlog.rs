@@ -90,6 +90,11 @@ fn with_hold_a_dead_sink_refuses_batches_until_it_recovers() {
     });
     taken.extend(refused);
     daemon.wait_until_ready();
+    // The backlog goes out in about 60 pieces with a second between them: two waits, not one.
+    wait_until("half of it is delivered", || {
+        let pending = daemon.sink_metric("pending_events", "siem");
+        if pending <= taken.len() as u64 / 2 { Ok(()) } else { Err(pending.to_string()) }
+    });
     daemon.settle();
     assert_eq!(daemon.sink_metric("skipped_events_total", "siem"), 0);
     daemon.terminate();
